@@ -1,0 +1,1 @@
+//! The artifact: QDQ ONNX plus a JSON manifest.

@@ -1,0 +1,103 @@
+//! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
+
+pub mod session;
+
+use crate::engine::graph::Dim;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::tensor::{DType, TensorView};
+
+/// How a session runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Instruction set of the kernels.
+    pub isa: Isa,
+    /// Most threads that one run uses; they come from the rayon pool that `run` is called in.
+    pub threads: usize,
+    /// Whether the optimizing passes run. The answers are the same without them.
+    pub passes: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { isa: Isa::best(), threads: 1, passes: true }
+    }
+}
+
+/// An input or output of a model.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// Name in the model.
+    pub name: String,
+    /// What one element is.
+    pub dtype: DType,
+    /// Declared shape.
+    pub dims: Vec<Dim>,
+}
+
+/// Sees values while a graph runs: calibration and evaluation hang on here.
+pub trait Tap {
+    /// Whether `observe` should be called for this value. Asked once per value and plan.
+    fn wants(&self, value: &str) -> bool;
+    /// One value of one run, in the shape the model gives it (`[N, C, H, W]` even where the memory order
+    /// was another). Called in execution order.
+    fn observe(&mut self, value: &str, tensor: TensorView<'_>);
+}
+
+/// Why a model cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An input that the model has was not given.
+    #[error("input `{name}` is missing; the model needs {expected:?}")]
+    MissingInput {
+        /// The input.
+        name: String,
+        /// All inputs of the model.
+        expected: Vec<String>,
+    },
+    /// A given input that the model does not have.
+    #[error("the model has no input `{name}`; it needs {expected:?}")]
+    UnknownInput {
+        /// What was given.
+        name: String,
+        /// All inputs of the model.
+        expected: Vec<String>,
+    },
+    /// An input of another type than the model declares.
+    #[error("input `{name}` is {got}, the model needs {want}")]
+    InputType {
+        /// The input.
+        name: String,
+        /// What was given.
+        got: DType,
+        /// What the model declares.
+        want: DType,
+    },
+    /// An input of a shape that the model does not take.
+    #[error("input `{name}` has shape {got:?}, the model needs [{want}]")]
+    InputShape {
+        /// The input.
+        name: String,
+        /// What was given.
+        got: Vec<usize>,
+        /// What the model declares.
+        want: String,
+    },
+    /// A node whose operands do not fit it.
+    #[error("node `{node}` ({op}): {reason}")]
+    Node {
+        /// Name of the node.
+        node: String,
+        /// Its operator.
+        op: &'static str,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The values of a run would take more memory than allowed.
+    #[error("a run with these shapes needs {need_bytes} bytes, more than the limit of {limit_bytes}")]
+    TooLarge {
+        /// What it would take.
+        need_bytes: u64,
+        /// What is allowed.
+        limit_bytes: u64,
+    },
+}

@@ -1,0 +1,347 @@
+//! The operators. Attributes hold what ONNX opset 18 holds; what newer opsets made an input is an input.
+
+use crate::engine::tensor::Tensor;
+
+/// How a window moves over the spatial axes of a convolution or a pooling; one entry a spatial axis.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Sliding {
+    /// Window size; empty on a convolution means: as the weights have it.
+    pub kernel: Vec<usize>,
+    /// Step between windows.
+    pub strides: Vec<usize>,
+    /// Distance between taps.
+    pub dilations: Vec<usize>,
+    /// Begin pads, then end pads: `2 × axes`. Ignored unless `auto_pad` is `Explicit`.
+    pub pads: Vec<usize>,
+    /// Where the pads come from.
+    pub auto_pad: AutoPad,
+    /// Whether a last partial window counts (pooling).
+    pub ceil_mode: bool,
+    /// `[N, H, W, C]` in memory instead of `[N, C, H, W]`; set by the layout pass only.
+    pub channels_last: bool,
+}
+
+/// Where pads come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AutoPad {
+    /// From `pads`.
+    #[default]
+    Explicit,
+    /// `out = ceil(in / stride)`, odd pad at the end.
+    SameUpper,
+    /// `out = ceil(in / stride)`, odd pad at the start.
+    SameLower,
+}
+
+/// One operand, one result, element by element.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the variants are the ONNX names")]
+pub enum Unary {
+    Relu,
+    LeakyRelu { alpha: f32 },
+    Elu { alpha: f32 },
+    Sigmoid,
+    HardSigmoid { alpha: f32, beta: f32 },
+    HardSwish,
+    Tanh,
+    Erf,
+    Gelu { tanh: bool },
+    Softplus,
+    Exp,
+    Log,
+    Sqrt,
+    Reciprocal,
+    Neg,
+    Abs,
+    Sign,
+    Floor,
+    Ceil,
+    Round,
+    Sin,
+    Cos,
+    Not,
+}
+
+/// Two operands that broadcast, one result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the ONNX names")]
+pub enum Binary {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Pow,
+    Min,
+    Max,
+    Mod { float: bool },
+    Equal,
+    Less,
+    LessOrEqual,
+    Greater,
+    GreaterOrEqual,
+    And,
+    Or,
+    Xor,
+}
+
+/// How a reduction folds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the ONNX names")]
+pub enum Reduce {
+    Sum,
+    Mean,
+    Max,
+    Min,
+    Prod,
+    SumSquare,
+    L1,
+    L2,
+    LogSum,
+    LogSumExp,
+}
+
+/// What a node does. The comment names the operands.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// `x, weight [, bias]`.
+    Conv { sliding: Sliding, groups: usize },
+    /// `a, b [, c]`: `alpha · a' · b' + beta · c`.
+    Gemm { alpha: f32, beta: f32, trans_a: bool, trans_b: bool },
+    /// `a, b`.
+    MatMul,
+    /// `x, scale, bias, mean, variance`.
+    BatchNorm { epsilon: f32 },
+    /// `x, scale [, bias]`, over the axes from `axis` on.
+    LayerNorm { axis: i64, epsilon: f32 },
+    /// `x`.
+    MaxPool { sliding: Sliding },
+    /// `x`.
+    AveragePool { sliding: Sliding, count_include_pad: bool },
+    /// `x`: the mean over all spatial axes.
+    GlobalAveragePool { channels_last: bool },
+    /// `x`: the maximum over all spatial axes.
+    GlobalMaxPool { channels_last: bool },
+    /// `x`.
+    Unary(Unary),
+    /// `x [, min] [, max]`.
+    Clip,
+    /// `a, b`.
+    Binary(Binary),
+    /// `x [, axes]`. Without axes: all, or none where `noop_with_empty_axes`.
+    Reduce { kind: Reduce, keep_dims: bool, noop_with_empty_axes: bool },
+    /// `x`. `coerce_2d` is the form before opset 13: all axes from `axis` on are one.
+    Softmax { axis: i64, log: bool, coerce_2d: bool },
+    /// `x`.
+    Transpose { perm: Vec<usize> },
+    /// `x, shape`.
+    Reshape { allow_zero: bool },
+    /// `x`: to two dimensions, split before `axis`.
+    Flatten { axis: i64 },
+    /// `x [, axes]`.
+    Squeeze,
+    /// `x, axes`.
+    Unsqueeze,
+    /// `x…`.
+    Concat { axis: i64 },
+    /// `x [, split]`.
+    Split { axis: i64, outputs: usize },
+    /// `x, starts, ends [, axes] [, steps]`.
+    Slice,
+    /// `x, indices`.
+    Gather { axis: i64 },
+    /// `x`: its shape, from `start` to `end`.
+    Shape { start: i64, end: Option<i64> },
+    /// `shape`: filled with the one value of the tensor.
+    ConstantOfShape { value: Tensor },
+    /// `start, limit, delta`.
+    Range,
+    /// `x, shape`.
+    Expand,
+    /// `x, repeats`.
+    Tile,
+    /// `condition, a, b`.
+    Where,
+    /// `x, pads [, value] [, axes]`.
+    Pad { mode: PadMode },
+    /// `x`.
+    Cast { to: crate::engine::tensor::DType },
+    /// `x`.
+    Identity,
+    /// `x, scale [, zero_point]`.
+    QuantizeLinear { axis: i64 },
+    /// `q, scale [, zero_point]`.
+    DequantizeLinear { axis: i64 },
+
+    // Below: what the executor lowers to. Integer operands carry their parameters on the value
+    // (`Value::qparams`); an output without parameters is real (f32). `lo`/`hi` clamp the output codes.
+    /// `x: u8, weight: i8 [, bias: i32]`. Weight `[O, I/g, kH, kW]` with one scale, or one for each output channel.
+    QConv { sliding: Sliding, groups: usize },
+    /// `x: u8 [.., K], weight: i8 [K, N] (or [N, K] where `trans_b`) [, bias: i32]`.
+    QMatMul { trans_b: bool },
+    /// `a: u8, b: u8`, broadcasting.
+    QBinary(Binary),
+    /// `x: u8`: `table[x]`.
+    QTable { table: Box<[u8; 256]> },
+    /// `x: u8`.
+    QAveragePool { sliding: Sliding, count_include_pad: bool },
+    /// `x: u8`.
+    QGlobalAveragePool { channels_last: bool },
+    /// `x: u8…`, each with its own parameters.
+    QConcat { axis: i64 },
+}
+
+/// What stands in a pad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the variants are the ONNX names")]
+pub enum PadMode {
+    Constant,
+    Reflect,
+    Edge,
+    Wrap,
+}
+
+impl Op {
+    /// The ONNX name of the operator, or ours for an integer one.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Conv { .. } => "Conv",
+            Op::Gemm { .. } => "Gemm",
+            Op::MatMul => "MatMul",
+            Op::BatchNorm { .. } => "BatchNormalization",
+            Op::LayerNorm { .. } => "LayerNormalization",
+            Op::MaxPool { .. } => "MaxPool",
+            Op::AveragePool { .. } => "AveragePool",
+            Op::GlobalAveragePool { .. } => "GlobalAveragePool",
+            Op::GlobalMaxPool { .. } => "GlobalMaxPool",
+            Op::Unary(unary) => unary.name(),
+            Op::Clip => "Clip",
+            Op::Binary(binary) => binary.name(),
+            Op::Reduce { kind, .. } => kind.name(),
+            Op::Softmax { log: false, .. } => "Softmax",
+            Op::Softmax { log: true, .. } => "LogSoftmax",
+            Op::Transpose { .. } => "Transpose",
+            Op::Reshape { .. } => "Reshape",
+            Op::Flatten { .. } => "Flatten",
+            Op::Squeeze => "Squeeze",
+            Op::Unsqueeze => "Unsqueeze",
+            Op::Concat { .. } => "Concat",
+            Op::Split { .. } => "Split",
+            Op::Slice => "Slice",
+            Op::Gather { .. } => "Gather",
+            Op::Shape { .. } => "Shape",
+            Op::ConstantOfShape { .. } => "ConstantOfShape",
+            Op::Range => "Range",
+            Op::Expand => "Expand",
+            Op::Tile => "Tile",
+            Op::Where => "Where",
+            Op::Pad { .. } => "Pad",
+            Op::Cast { .. } => "Cast",
+            Op::Identity => "Identity",
+            Op::QuantizeLinear { .. } => "QuantizeLinear",
+            Op::DequantizeLinear { .. } => "DequantizeLinear",
+            Op::QConv { .. } => "QConv",
+            Op::QMatMul { .. } => "QMatMul",
+            Op::QBinary(Binary::Add) => "QAdd",
+            Op::QBinary(_) => "QMul",
+            Op::QTable { .. } => "QTable",
+            Op::QAveragePool { .. } => "QAveragePool",
+            Op::QGlobalAveragePool { .. } => "QGlobalAveragePool",
+            Op::QConcat { .. } => "QConcat",
+        }
+    }
+
+    /// Whether the operator computes on codes.
+    pub fn is_integer(&self) -> bool {
+        matches!(
+            self,
+            Op::QConv { .. }
+                | Op::QMatMul { .. }
+                | Op::QBinary(_)
+                | Op::QTable { .. }
+                | Op::QAveragePool { .. }
+                | Op::QGlobalAveragePool { .. }
+                | Op::QConcat { .. }
+        )
+    }
+}
+
+impl Unary {
+    /// The ONNX name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Unary::Relu => "Relu",
+            Unary::LeakyRelu { .. } => "LeakyRelu",
+            Unary::Elu { .. } => "Elu",
+            Unary::Sigmoid => "Sigmoid",
+            Unary::HardSigmoid { .. } => "HardSigmoid",
+            Unary::HardSwish => "HardSwish",
+            Unary::Tanh => "Tanh",
+            Unary::Erf => "Erf",
+            Unary::Gelu { .. } => "Gelu",
+            Unary::Softplus => "Softplus",
+            Unary::Exp => "Exp",
+            Unary::Log => "Log",
+            Unary::Sqrt => "Sqrt",
+            Unary::Reciprocal => "Reciprocal",
+            Unary::Neg => "Neg",
+            Unary::Abs => "Abs",
+            Unary::Sign => "Sign",
+            Unary::Floor => "Floor",
+            Unary::Ceil => "Ceil",
+            Unary::Round => "Round",
+            Unary::Sin => "Sin",
+            Unary::Cos => "Cos",
+            Unary::Not => "Not",
+        }
+    }
+}
+
+impl Binary {
+    /// The ONNX name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Binary::Add => "Add",
+            Binary::Sub => "Sub",
+            Binary::Mul => "Mul",
+            Binary::Div => "Div",
+            Binary::Pow => "Pow",
+            Binary::Min => "Min",
+            Binary::Max => "Max",
+            Binary::Mod { .. } => "Mod",
+            Binary::Equal => "Equal",
+            Binary::Less => "Less",
+            Binary::LessOrEqual => "LessOrEqual",
+            Binary::Greater => "Greater",
+            Binary::GreaterOrEqual => "GreaterOrEqual",
+            Binary::And => "And",
+            Binary::Or => "Or",
+            Binary::Xor => "Xor",
+        }
+    }
+
+    /// Whether the result is a truth value whatever the operands are.
+    pub fn is_comparison(self) -> bool {
+        matches!(
+            self,
+            Binary::Equal | Binary::Less | Binary::LessOrEqual | Binary::Greater | Binary::GreaterOrEqual
+        )
+    }
+}
+
+impl Reduce {
+    /// The ONNX name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reduce::Sum => "ReduceSum",
+            Reduce::Mean => "ReduceMean",
+            Reduce::Max => "ReduceMax",
+            Reduce::Min => "ReduceMin",
+            Reduce::Prod => "ReduceProd",
+            Reduce::SumSquare => "ReduceSumSquare",
+            Reduce::L1 => "ReduceL1",
+            Reduce::L2 => "ReduceL2",
+            Reduce::LogSum => "ReduceLogSum",
+            Reduce::LogSumExp => "ReduceLogSumExp",
+        }
+    }
+}

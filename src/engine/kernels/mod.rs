@@ -1,0 +1,3 @@
+//! Numeric inner loops on plain slices. Knows nothing of graphs or models.
+
+pub mod isa;

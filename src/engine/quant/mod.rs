@@ -1,0 +1,1 @@
+//! The quantizer's vocabulary: recipe and report.

@@ -1,0 +1,1 @@
+//! Calibration and evaluation data: a streamed view of an `.npz`.

@@ -1,0 +1,360 @@
+//! Tensors: a data type, a shape and 64-byte aligned bytes. Knows nothing of models.
+
+pub mod dataset;
+pub mod npy;
+pub mod qparams;
+
+use std::fmt;
+
+use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
+
+/// What one element is. Names follow ONNX `TensorProto.DataType`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the variants are the ONNX names")]
+pub enum DType {
+    F32,
+    F64,
+    F16,
+    BF16,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 | DType::I64 | DType::U64 => 8,
+            DType::F32 | DType::I32 | DType::U32 => 4,
+            DType::F16 | DType::BF16 | DType::I16 | DType::U16 => 2,
+            DType::I8 | DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    /// The name in lower case, as numpy spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "float32",
+            DType::F64 => "float64",
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            DType::I64 => "int64",
+            DType::I32 => "int32",
+            DType::I16 => "int16",
+            DType::I8 => "int8",
+            DType::U64 => "uint64",
+            DType::U32 => "uint32",
+            DType::U16 => "uint16",
+            DType::U8 => "uint8",
+            DType::Bool => "bool",
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A Rust type that can be an element. `bool` tensors are bytes 0 and 1 and are read as `u8`.
+pub trait Element: bytemuck::Pod + Send + Sync + fmt::Debug + PartialEq {
+    /// The data type that this type stores.
+    const DTYPE: DType;
+}
+
+macro_rules! elements {
+    ($($rust:ty => $dtype:ident),*) => { $(impl Element for $rust { const DTYPE: DType = DType::$dtype; })* };
+}
+elements!(f32 => F32, f64 => F64, half::f16 => F16, half::bf16 => BF16, i64 => I64, i32 => I32, i16 => I16,
+          i8 => I8, u64 => U64, u32 => U32, u16 => U16, u8 => U8);
+
+/// Whether bytes of `dtype` may be read as `T`.
+fn readable_as<T: Element>(dtype: DType) -> bool {
+    dtype == T::DTYPE || (dtype == DType::Bool && T::DTYPE == DType::U8)
+}
+
+/// One cache line; the unit of a buffer, so that every buffer starts on a 64-byte boundary.
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Owned bytes whose address is a multiple of 64.
+#[derive(Clone)]
+pub struct Buffer {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` zero bytes.
+    pub fn zeroed(len: usize) -> Buffer {
+        Buffer { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+    }
+
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+
+    /// The bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+/// An owned tensor, row-major.
+#[derive(Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    buffer: Buffer,
+}
+
+/// A borrowed tensor, row-major; its bytes are aligned for its data type.
+#[derive(Clone, Copy)]
+pub struct TensorView<'a> {
+    /// What one element is.
+    pub dtype: DType,
+    /// Length of each dimension.
+    pub shape: &'a [usize],
+    /// `elements × dtype.size()` bytes, row-major, native (little) endian.
+    pub bytes: &'a [u8],
+}
+
+/// A borrowed tensor that is being written.
+pub struct TensorViewMut<'a> {
+    /// What one element is.
+    pub dtype: DType,
+    /// Length of each dimension.
+    pub shape: &'a [usize],
+    /// `elements × dtype.size()` bytes, row-major, native (little) endian.
+    pub bytes: &'a mut [u8],
+}
+
+/// Number of elements of a shape, or `None` where the product overflows.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+}
+
+impl Tensor {
+    /// Zeros of a shape.
+    ///
+    /// # Panics
+    /// If the number of bytes overflows `usize`: callers check shapes that strangers chose.
+    pub fn zeros(dtype: DType, shape: &[usize]) -> Tensor {
+        let count = element_count(shape).expect("callers bound the shape");
+        let bytes = count.checked_mul(dtype.size()).expect("callers bound the shape");
+        Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::zeroed(bytes) }
+    }
+
+    /// A tensor that holds a copy of `values`, `[shape]` row-major.
+    ///
+    /// # Panics
+    /// If the number of values is not the product of the shape.
+    pub fn from_slice<T: Element>(shape: &[usize], values: &[T]) -> Tensor {
+        assert_eq!(element_count(shape), Some(values.len()), "values do not fill {shape:?}");
+        let mut tensor = Tensor::zeros(T::DTYPE, shape);
+        tensor.buffer.bytes_mut().copy_from_slice(bytemuck::cast_slice(values));
+        tensor
+    }
+
+    /// A tensor of `dtype` that holds a copy of `bytes`, or `None` where their number does not fit.
+    pub fn from_bytes(dtype: DType, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
+        let count = element_count(shape)?;
+        if count.checked_mul(dtype.size())? != bytes.len() {
+            return None;
+        }
+        let mut tensor = Tensor::zeros(dtype, shape);
+        tensor.buffer.bytes_mut().copy_from_slice(bytes);
+        Some(tensor)
+    }
+
+    /// A tensor without dimensions that holds one value.
+    pub fn scalar<T: Element>(value: T) -> Tensor {
+        Tensor::from_slice(&[], &[value])
+    }
+
+    /// What one element is.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Length of each dimension.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The same elements under another shape, or `None` where the counts differ.
+    pub fn reshaped(mut self, shape: &[usize]) -> Option<Tensor> {
+        (element_count(shape)? == self.len()).then(|| {
+            self.shape = shape.to_vec();
+            self
+        })
+    }
+
+    /// The same bytes as another data type of the same size (`bool` from `u8`).
+    pub fn retyped(mut self, dtype: DType) -> Tensor {
+        assert_eq!(self.dtype.size(), dtype.size());
+        self.dtype = dtype;
+        self
+    }
+
+    /// A view of the whole tensor.
+    pub fn view(&self) -> TensorView<'_> {
+        TensorView { dtype: self.dtype, shape: &self.shape, bytes: self.buffer.bytes() }
+    }
+
+    /// A view of the whole tensor, to be written.
+    pub fn view_mut(&mut self) -> TensorViewMut<'_> {
+        TensorViewMut { dtype: self.dtype, shape: &self.shape, bytes: self.buffer.bytes_mut() }
+    }
+
+    /// The elements. Panics where `T` is not the data type.
+    pub fn slice<T: Element>(&self) -> &[T] {
+        self.view().slice()
+    }
+
+    /// The elements, to be written. Panics where `T` is not the data type.
+    pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
+        assert!(readable_as::<T>(self.dtype), "a {} tensor is not {}", self.dtype, T::DTYPE);
+        bytemuck::cast_slice_mut(self.buffer.bytes_mut())
+    }
+
+    /// The elements as numbers, whatever the data type.
+    pub fn to_f64(&self) -> Vec<f64> {
+        self.view().to_f64()
+    }
+
+    /// The elements as integers; fractions are cut.
+    pub fn to_i64(&self) -> Vec<i64> {
+        match self.dtype {
+            DType::I64 => self.slice::<i64>().to_vec(),
+            _ => self.to_f64().into_iter().map(|x| x as i64).collect(),
+        }
+    }
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Tensor) -> bool {
+        self.dtype == other.dtype && self.shape == other.shape && self.buffer.bytes() == other.buffer.bytes()
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{:?}", self.dtype, self.shape)?;
+        if self.len() <= 16 {
+            write!(f, " {:?}", self.to_f64())?;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// The elements. Panics where `T` is not the data type.
+    pub fn slice<T: Element>(&self) -> &'a [T] {
+        assert!(readable_as::<T>(self.dtype), "a {} tensor is not {}", self.dtype, T::DTYPE);
+        bytemuck::cast_slice(self.bytes)
+    }
+
+    /// The elements as an n-dimensional array. Panics where `T` is not the data type.
+    pub fn array<T: Element>(&self) -> ArrayViewD<'a, T> {
+        ArrayViewD::from_shape(IxDyn(self.shape), self.slice()).expect("a view is as long as its shape says")
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// An owned copy.
+    pub fn to_tensor(&self) -> Tensor {
+        Tensor::from_bytes(self.dtype, self.shape, self.bytes).expect("a view is as long as its shape says")
+    }
+
+    /// The elements as numbers, whatever the data type.
+    pub fn to_f64(&self) -> Vec<f64> {
+        fn all<T: Element>(view: &TensorView<'_>, f: impl Fn(T) -> f64) -> Vec<f64> {
+            view.slice::<T>().iter().map(|&x| f(x)).collect()
+        }
+        match self.dtype {
+            DType::F32 => all(self, |x: f32| x.into()),
+            DType::F64 => all(self, |x: f64| x),
+            DType::F16 => all(self, |x: half::f16| x.to_f64()),
+            DType::BF16 => all(self, |x: half::bf16| x.to_f64()),
+            DType::I64 => all(self, |x: i64| x as f64),
+            DType::I32 => all(self, |x: i32| x.into()),
+            DType::I16 => all(self, |x: i16| x.into()),
+            DType::I8 => all(self, |x: i8| x.into()),
+            DType::U64 => all(self, |x: u64| x as f64),
+            DType::U32 => all(self, |x: u32| x.into()),
+            DType::U16 => all(self, |x: u16| x.into()),
+            DType::U8 | DType::Bool => all(self, |x: u8| x.into()),
+        }
+    }
+}
+
+impl TensorViewMut<'_> {
+    /// The elements, to be written. Panics where `T` is not the data type.
+    pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
+        assert!(readable_as::<T>(self.dtype), "a {} tensor is not {}", self.dtype, T::DTYPE);
+        bytemuck::cast_slice_mut(self.bytes)
+    }
+
+    /// The elements as an n-dimensional array, to be written.
+    pub fn array_mut<T: Element>(&mut self) -> ArrayViewMutD<'_, T> {
+        let shape = IxDyn(self.shape);
+        ArrayViewMutD::from_shape(shape, self.slice_mut()).expect("a view is as long as its shape says")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_starts_on_a_cache_line() {
+        for len in [0, 1, 63, 64, 65, 1000] {
+            let buffer = Buffer::zeroed(len);
+            assert_eq!(buffer.bytes().len(), len);
+            assert_eq!(buffer.bytes().as_ptr() as usize % 64, 0);
+        }
+    }
+
+    #[test]
+    fn a_product_that_overflows_is_none() {
+        assert_eq!(element_count(&[1 << 32, 1 << 32]), None);
+        assert_eq!(element_count(&[]), Some(1));
+        assert_eq!(element_count(&[3, 0, 5]), Some(0));
+    }
+
+    #[test]
+    fn bytes_that_do_not_fill_the_shape_are_refused() {
+        assert!(Tensor::from_bytes(DType::F32, &[2], &[0; 8]).is_some());
+        assert!(Tensor::from_bytes(DType::F32, &[2], &[0; 7]).is_none());
+        assert!(Tensor::from_bytes(DType::F32, &[usize::MAX, 2], &[0; 8]).is_none());
+    }
+}
