@@ -7,6 +7,7 @@ pub mod import;
 pub mod op;
 mod operators;
 pub mod passes;
+pub mod shapes;
 pub mod tensors;
 
 use std::collections::HashMap;
