@@ -8,6 +8,7 @@ use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
 use super::tiles::{F32, FloatEpilogue, Place};
+use super::walk::walk;
 use super::{Window, clamp_f32};
 use std::ops::Range;
 
@@ -184,8 +185,9 @@ impl Product<'_> {
     /// The share of one thread: `out` starts at its first row and column.
     fn part(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
         let (first_row, first_column) = (rows.start, columns.start);
-        F32.walk(
+        walk(
             self.isa,
+            F32,
             self.patches,
             self.depth,
             self.columns,

@@ -7,6 +7,7 @@ use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
 use super::tiles::{INT8_PAIRS, Place, Shape};
+use super::walk::walk;
 use super::{IntOutput, Window};
 use std::ops::Range;
 
@@ -112,8 +113,9 @@ impl PackedInt8 {
         let at = |row: usize| (row - first_row) * out_stride + out_offset;
         let run = columns.len();
         let out = std::cell::RefCell::new(out);
-        shape.walk(
+        walk(
             self.isa,
+            shape,
             patches,
             depth,
             all,

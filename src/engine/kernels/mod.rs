@@ -22,6 +22,7 @@ mod patches;
 #[cfg(test)]
 mod testing;
 mod tiles;
+mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
