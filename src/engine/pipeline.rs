@@ -24,6 +24,8 @@ use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::npy;
 use crate::engine::tensor::qparams::QuantParams;
 
+/// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
+const ROUNDING: f64 = 1e-9;
 /// Samples over which the noise of each layer is measured.
 const LAYER_SAMPLES: usize = 64;
 /// Pairs of runs that are timed, at most.
@@ -440,7 +442,7 @@ fn gate_failure(recipe: &Recipe, e: &Evaluation) -> Option<String> {
     let mut reasons = Vec::new();
     let drop = e.float.value - e.int8.value;
     if let Some(max_drop) = recipe.gate.max_drop
-        && drop > max_drop
+        && drop > max_drop + ROUNDING
     {
         reasons.push(format!(
             "{} fell by {drop:.4} (from {:.4} to {:.4} on {} samples), more than max_drop {max_drop}",
@@ -448,7 +450,7 @@ fn gate_failure(recipe: &Recipe, e: &Evaluation) -> Option<String> {
         ));
     }
     if let Some(least) = recipe.gate.min_agreement
-        && e.agreement.value < least
+        && e.agreement.value < least - ROUNDING
     {
         reasons.push(format!(
             "float and INT8 agree on {:.4} of {} samples, less than min_agreement {least}",
