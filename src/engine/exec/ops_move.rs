@@ -1,7 +1,7 @@
 //! Operators that move elements without looking at them: transpose, slice, join, gather, pad and their like.
 
 use crate::engine::graph::op::PadMode;
-use crate::engine::graph::shapes::{Fact, axis_index, pad_amounts, permutation, slice_ranges};
+use crate::engine::graph::shapes::{Fact, axis_index, permutation, slice_ranges};
 use crate::engine::tensor::DType;
 
 use super::step::Kernel;
@@ -157,13 +157,8 @@ pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, 
     }))
 }
 
-/// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go.
-pub(super) fn pad(mode: PadMode, inputs: &[Option<&Fact>]) -> Result<Kernel, String> {
-    let x = inputs[0].ok_or("input 0 is missing")?;
-    pad_by(mode, x, &pad_amounts(x.shape.len(), inputs)?, inputs.get(2).copied().flatten().is_some())
-}
-
-/// As [`pad`], with the amounts given; `has_value` says that operand 2 is the value.
+/// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go;
+/// `has_value` says that operand 2 is the value.
 pub(super) fn pad_by(mode: PadMode, x: &Fact, amounts: &[(i64, i64)], has_value: bool) -> Result<Kernel, String> {
     let maps: Vec<Vec<Option<usize>>> = x
         .shape
