@@ -88,7 +88,11 @@ pub(super) fn rule(op: &Op) -> Rule {
 /// The order that operand `position` is wanted in when the operator runs in `layout`.
 pub(super) fn of_operand(op: &Op, position: usize, layout: Layout, rank: usize) -> Layout {
     let images = matches!(rule(op), Rule::FollowAll) || position == 0;
-    if layout == Layout::ChannelsLast && images && rank >= 3 { Layout::ChannelsLast } else { Layout::RowMajor }
+    if layout == Layout::ChannelsLast && images && rank >= 3 {
+        Layout::ChannelsLast
+    } else {
+        Layout::RowMajor
+    }
 }
 
 /// Whether both orders of a shape are the same bytes.

@@ -34,7 +34,8 @@ impl Lowered {
 pub(super) fn lower(graph: Graph) -> Lowered {
     let producers = graph.producers();
     let consumers = graph.consumers();
-    let mut pass = Lowering { graph, producers, consumers, absorbed: HashSet::new(), real_names: HashMap::new() };
+    let mut pass =
+        Lowering { graph, producers, consumers, absorbed: HashSet::new(), real_names: HashMap::new() };
     pass.annotate();
     for index in 0..pass.graph.nodes.len() {
         if let Some(node) = pass.integer_form(index) {
@@ -47,22 +48,8 @@ pub(super) fn lower(graph: Graph) -> Lowered {
         index += 1;
         !absorbed.contains(&(index - 1))
     });
-    drop_unused(&mut graph);
+    graph.remove_unused_nodes();
     Lowered { graph, real_names }
-}
-
-/// Removes nodes whose results nobody reads.
-fn drop_unused(graph: &mut Graph) {
-    let mut needed: HashSet<ValueId> = graph.outputs.iter().copied().collect();
-    let mut keep = vec![false; graph.nodes.len()];
-    for (index, node) in graph.nodes.iter().enumerate().rev() {
-        if node.outputs.iter().any(|o| needed.contains(o)) {
-            keep[index] = true;
-            needed.extend(node.inputs.iter().flatten());
-        }
-    }
-    let mut keep = keep.into_iter();
-    graph.nodes.retain(|_| keep.next().unwrap_or(false));
 }
 
 struct Lowering {
@@ -179,7 +166,8 @@ impl Lowering {
                     None => Some(None),
                     Some(id) => {
                         let tensor = self.graph.constant(id)?;
-                        (tensor.dtype() == DType::F32 && tensor.len() == 1).then(|| Some(tensor.slice::<f32>()[0]))
+                        (tensor.dtype() == DType::F32 && tensor.len() == 1)
+                            .then(|| Some(tensor.slice::<f32>()[0]))
                     }
                 };
                 Some((bound(1)?, bound(2)?))
@@ -219,7 +207,9 @@ impl Lowering {
                 let op = Op::QAveragePool { sliding: sliding.clone(), count_include_pad: *count_include_pad };
                 self.average(&node, op)
             }
-            Op::GlobalAveragePool { .. } => self.average(&node, Op::QGlobalAveragePool { channels_last: false }),
+            Op::GlobalAveragePool { .. } => {
+                self.average(&node, Op::QGlobalAveragePool { channels_last: false })
+            }
             Op::Concat { axis } => self.on_codes(&node).or_else(|| self.concat(&node, *axis)),
             Op::MaxPool { .. }
             | Op::GlobalMaxPool { .. }
@@ -349,7 +339,8 @@ impl Lowering {
     }
 
     fn concat(&mut self, node: &Node, axis: i64) -> Option<Node> {
-        let inputs: Option<Vec<_>> = node.inputs.iter().map(|&id| Some(Some(self.activation(id)?.id))).collect();
+        let inputs: Option<Vec<_>> =
+            node.inputs.iter().map(|&id| Some(Some(self.activation(id)?.id))).collect();
         let target = self.plain_target(node.outputs[0])?;
         let inputs = inputs?;
         let output = self.take(target);

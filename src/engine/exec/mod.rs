@@ -2,6 +2,7 @@
 
 mod compile;
 mod float_math;
+pub mod fold;
 mod layout;
 mod lower;
 mod memory;

@@ -29,12 +29,7 @@ struct Epilogue {
 }
 
 impl Epilogue {
-    fn new(
-        graph: &Graph,
-        node: &Node,
-        column_sums: &[i32],
-        clamp: Clamp,
-    ) -> Result<Epilogue, String> {
+    fn new(graph: &Graph, node: &Node, column_sums: &[i32], clamp: Clamp) -> Result<Epilogue, String> {
         let params = |index: usize| {
             let id = node.input(index).ok_or_else(|| format!("input {index} is missing"))?;
             graph.value(id).qparams.as_ref().ok_or_else(|| format!("input {index} has no scale"))
@@ -57,7 +52,13 @@ impl Epilogue {
     }
 
     /// Runs `f` on the part of the channels that starts at `from` and has `count`.
-    fn apply(&self, from: usize, count: usize, out: &mut TensorViewMut<'_>, f: impl FnOnce(IntOutput<'_, '_>)) {
+    fn apply(
+        &self,
+        from: usize,
+        count: usize,
+        out: &mut TensorViewMut<'_>,
+        f: impl FnOnce(IntOutput<'_, '_>),
+    ) {
         let (bias, factor) = (&self.bias[from..from + count], &self.factor[from..from + count]);
         match self.zero_point {
             Some(zero_point) => {
@@ -218,7 +219,13 @@ pub(super) fn table(context: Context, table: &[u8; 256]) -> Kernel {
 }
 
 /// QAveragePool and QGlobalAveragePool of channels-last codes.
-pub(super) fn average_pool(context: Context, node: &Node, graph: &Graph, op: &Op, x: &Fact) -> Result<Kernel, String> {
+pub(super) fn average_pool(
+    context: Context,
+    node: &Node,
+    graph: &Graph,
+    op: &Op,
+    x: &Fact,
+) -> Result<Kernel, String> {
     let ((x_scale, x_zero_point), (y_scale, y_zero_point)) =
         (operand_params(graph, node, 0)?, params(graph, node.outputs[0])?);
     let scales = PoolScales { x_scale, x_zero_point, y_scale, y_zero_point };
@@ -241,7 +248,13 @@ pub(super) fn average_pool(context: Context, node: &Node, graph: &Graph, op: &Op
 }
 
 /// QConcat on `axis`: each operand is brought to the parameters of the result by a table.
-pub(super) fn concat(node: &Node, graph: &Graph, axis: usize, inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, String> {
+pub(super) fn concat(
+    node: &Node,
+    graph: &Graph,
+    axis: usize,
+    inputs: &[Option<&Fact>],
+    out: &[usize],
+) -> Result<Kernel, String> {
     let (sy, zy) = params(graph, node.outputs[0])?;
     let y = QuantParams::per_tensor(sy, zy.into(), DType::U8);
     let mut tables = Vec::new();
@@ -272,7 +285,12 @@ pub(super) fn concat(node: &Node, graph: &Graph, axis: usize, inputs: &[Option<&
 }
 
 /// QuantizeLinear: per tensor to `u8` by the kernel, else by the definition.
-pub(super) fn quantize(context: Context, axis: i64, inputs: &[Option<&Fact>], to: DType) -> Result<Kernel, String> {
+pub(super) fn quantize(
+    context: Context,
+    axis: i64,
+    inputs: &[Option<&Fact>],
+    to: DType,
+) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
     if x.dtype != DType::F32 {
         return Err(format!("QuantizeLinear of {} is not supported", x.dtype));
@@ -293,7 +311,9 @@ pub(super) fn quantize(context: Context, axis: i64, inputs: &[Option<&Fact>], to
         match out.dtype {
             DType::U8 => out.slice_mut::<u8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u8),
             DType::I8 => out.slice_mut::<i8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i8),
-            DType::U16 => out.slice_mut::<u16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u16),
+            DType::U16 => {
+                out.slice_mut::<u16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u16)
+            }
             _ => out.slice_mut::<i16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i16),
         }
         Ok(())
@@ -335,7 +355,12 @@ pub(super) fn dequantize(context: Context, axis: i64, inputs: &[Option<&Fact>]) 
 }
 
 /// Scale and zero point of a Q or DQ node, which must be constants.
-fn constant_params(axis: i64, inputs: &[Option<&Fact>], rank: usize, codes: DType) -> Result<QuantParams, String> {
+fn constant_params(
+    axis: i64,
+    inputs: &[Option<&Fact>],
+    rank: usize,
+    codes: DType,
+) -> Result<QuantParams, String> {
     let constant = |index: usize| inputs.get(index).copied().flatten().map(|f| f.constant.as_deref());
     let scale = constant(1).flatten().ok_or("a scale that is computed is not supported")?;
     let zero_point = match constant(2) {
@@ -365,7 +390,9 @@ pub(super) fn linear_params(
     }
     let zero_points: Vec<i32> = match zero_point {
         None => vec![0; scales.len()],
-        Some(z) if z.dtype() != codes => return Err(format!("the zero point is {}, the codes {codes}", z.dtype())),
+        Some(z) if z.dtype() != codes => {
+            return Err(format!("the zero point is {}, the codes {codes}", z.dtype()));
+        }
         Some(z) => z.to_i64().into_iter().map(|z| z as i32).collect(),
     };
     if zero_points.len() != scales.len() {

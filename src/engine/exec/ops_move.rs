@@ -134,7 +134,9 @@ pub(super) fn gather(axis: i64, x: &Fact, indices: &Fact) -> Result<Kernel, Stri
 
 /// Where: a choice element by element.
 pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, String> {
-    let [Some(condition), Some(a), Some(b)] = inputs else { return Err("three inputs are needed".to_owned()) };
+    let [Some(condition), Some(a), Some(b)] = inputs else {
+        return Err("three inputs are needed".to_owned());
+    };
     if condition.dtype != DType::Bool {
         return Err(format!("the condition is {}, bool is needed", condition.dtype));
     }
@@ -159,7 +161,12 @@ pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, 
 
 /// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go;
 /// `has_value` says that operand 2 is the value.
-pub(super) fn pad_by(mode: PadMode, x: &Fact, amounts: &[(i64, i64)], has_value: bool) -> Result<Kernel, String> {
+pub(super) fn pad_by(
+    mode: PadMode,
+    x: &Fact,
+    amounts: &[(i64, i64)],
+    has_value: bool,
+) -> Result<Kernel, String> {
     let maps: Vec<Vec<Option<usize>>> = x
         .shape
         .iter()
@@ -177,9 +184,10 @@ pub(super) fn pad_by(mode: PadMode, x: &Fact, amounts: &[(i64, i64)], has_value:
         };
         let mut index = vec![0usize; maps.len()];
         for at in out.bytes.chunks_exact_mut(size) {
-            let offset = index.iter().zip(&maps).zip(&strides).try_fold(0usize, |sum, ((&i, map), &stride)| {
-                map[i].map(|from| sum + from * stride as usize)
-            });
+            let offset =
+                index.iter().zip(&maps).zip(&strides).try_fold(0usize, |sum, ((&i, map), &stride)| {
+                    map[i].map(|from| sum + from * stride as usize)
+                });
             match offset {
                 Some(o) => at.copy_from_slice(&from[o * size..(o + 1) * size]),
                 None => at.copy_from_slice(&value[..size]),
@@ -242,7 +250,8 @@ mod tests {
 
     #[test]
     fn pads_come_from_where_numpy_takes_them() {
-        let check = |mode, want: &[Option<usize>]| assert_eq!(axis_map(mode, 3, 2, 4).unwrap(), want, "{mode:?}");
+        let check =
+            |mode, want: &[Option<usize>]| assert_eq!(axis_map(mode, 3, 2, 4).unwrap(), want, "{mode:?}");
         let s = |i: [usize; 9]| i.map(Some);
         check(PadMode::Reflect, &s([2, 1, 0, 1, 2, 1, 0, 1, 2]));
         check(PadMode::Edge, &s([0, 0, 0, 1, 2, 2, 2, 2, 2]));

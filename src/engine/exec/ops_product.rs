@@ -77,7 +77,8 @@ pub(super) fn conv(
 ) -> Result<Kernel, String> {
     let (sliding, groups) = op;
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("weights that are computed are not supported")?;
+    let weight =
+        inputs[1].and_then(|w| w.constant.clone()).ok_or("weights that are computed are not supported")?;
     only_f32(x)?;
     let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
     let (channels, out_channels) = (weight.shape()[1] * groups, weight.shape()[0]);
@@ -93,7 +94,19 @@ pub(super) fn conv(
                 let (cin, cout) = (channels / groups.len(), out_channels / groups.len());
                 for (g, packed) in groups.iter().enumerate() {
                     let bias = bias.map(|b| &b[g * cout..(g + 1) * cout]);
-                    packed.conv(x, channels, g * cin, &window, bias, lo, hi, out, out_channels, g * cout, threads);
+                    packed.conv(
+                        x,
+                        channels,
+                        g * cin,
+                        &window,
+                        bias,
+                        lo,
+                        hi,
+                        out,
+                        out_channels,
+                        g * cout,
+                        threads,
+                    );
                 }
             }
             Packed::Int8(_) | Packed::DepthwiseInt8(_) => unreachable!("packed above"),

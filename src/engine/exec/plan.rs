@@ -161,7 +161,9 @@ fn constant_state(tensor: Arc<Tensor>) -> State {
 impl Builder<'_> {
     fn state(&self, id: ValueId) -> Result<&State, String> {
         let state = self.states[id.0 as usize].as_ref();
-        state.ok_or_else(|| format!("value `{}` is made by no node before it", self.source.graph.value(id).name))
+        state.ok_or_else(|| {
+            format!("value `{}` is made by no node before it", self.source.graph.value(id).name)
+        })
     }
 
     fn set(&mut self, id: ValueId, fact: Fact, row_major: Option<Form>, channels_last: Option<Form>) {
@@ -227,10 +229,13 @@ impl Builder<'_> {
             let kernel = layout::convert(self.source.context, layout, dtype, &logical);
             match &from.place {
                 Place::Constant(tensor) => {
-                    let folded = fold(&kernel, &[Some(constant_operand(tensor.clone(), &from.shape))], dtype, &shape)?;
+                    let folded =
+                        fold(&kernel, &[Some(constant_operand(tensor.clone(), &from.shape))], dtype, &shape)?;
                     Form { place: Place::Constant(Arc::new(folded)), shape }
                 }
-                _ => self.emit((node, layout.conversion(), 0), kernel, vec![Some((from, dtype))], dtype, shape),
+                _ => {
+                    self.emit((node, layout.conversion(), 0), kernel, vec![Some((from, dtype))], dtype, shape)
+                }
             }
         };
         let state = self.states[id.0 as usize].as_mut().expect("read above");
@@ -267,7 +272,12 @@ impl Builder<'_> {
     }
 
     /// Operators that only rename the shape: no step.
-    fn alias(&mut self, node: &Node, facts: &[Option<Fact>], results: &[(DType, Vec<usize>)]) -> Result<bool, String> {
+    fn alias(
+        &mut self,
+        node: &Node,
+        facts: &[Option<Fact>],
+        results: &[(DType, Vec<usize>)],
+    ) -> Result<bool, String> {
         let renames = match &node.op {
             Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze | Op::Identity => true,
             Op::Cast { to } => facts[0].as_ref().is_some_and(|x| x.dtype == *to),
@@ -323,14 +333,22 @@ impl Builder<'_> {
         }
     }
 
-    fn folded(&mut self, index: usize, node: &Node, facts: &[Option<Fact>], result: &(DType, Vec<usize>)) -> Result<(), String> {
+    fn folded(
+        &mut self,
+        index: usize,
+        node: &Node,
+        facts: &[Option<Fact>],
+        result: &(DType, Vec<usize>),
+    ) -> Result<(), String> {
         let rule = layout::rule(&node.op);
         let needs = if rule == Rule::ChannelsLast { Layout::ChannelsLast } else { Layout::RowMajor };
         let mut physical = facts.to_vec();
         if needs == Layout::ChannelsLast {
             let x = facts[0].as_ref().ok_or("input 0 is missing")?;
             let form = self.form(index, node.input(0).expect("it has a fact"), needs)?;
-            let Place::Constant(tensor) = form.place else { return Err("a constant lost its data".to_owned()) };
+            let Place::Constant(tensor) = form.place else {
+                return Err("a constant lost its data".to_owned());
+            };
             physical[0] = Some(Fact { dtype: x.dtype, shape: form.shape, constant: Some(tensor) });
         }
         let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
@@ -395,7 +413,8 @@ impl Builder<'_> {
                 continue;
             };
             let own = layout::of_operand(&node.op, position, layout, fact.shape.len());
-            let form = if wide { self.widened(index, *id, fact, shape.len())? } else { self.form(index, *id, own)? };
+            let form =
+                if wide { self.widened(index, *id, fact, shape.len())? } else { self.form(index, *id, own)? };
             operands.push(Some((form, fact.dtype)));
         }
         let physical: Vec<Option<Fact>> = operands
@@ -442,8 +461,9 @@ impl Builder<'_> {
     /// The memory order in which an operator runs here.
     fn choose(&self, node: &Node, facts: &[Option<Fact>], rank: usize) -> Layout {
         let last_only = |id: &Option<ValueId>| {
-            id.and_then(|id| self.states[id.0 as usize].as_ref())
-                .is_some_and(|s| s.row_major.is_none() && s.channels_last.is_some() && s.fact.shape.len() == rank)
+            id.and_then(|id| self.states[id.0 as usize].as_ref()).is_some_and(|s| {
+                s.row_major.is_none() && s.channels_last.is_some() && s.fact.shape.len() == rank
+            })
         };
         match layout::rule(&node.op) {
             Rule::ChannelsLast => Layout::ChannelsLast,
@@ -477,7 +497,8 @@ impl Builder<'_> {
         let kernel = layout::convert(self.source.context, Layout::ChannelsLast, fact.dtype, &logical);
         match &from.place {
             Place::Constant(tensor) => {
-                let tensor = fold(&kernel, &[Some(constant_operand(tensor.clone(), &logical))], fact.dtype, &shape)?;
+                let tensor =
+                    fold(&kernel, &[Some(constant_operand(tensor.clone(), &logical))], fact.dtype, &shape)?;
                 Ok(Form { place: Place::Constant(Arc::new(tensor)), shape })
             }
             place => {
@@ -507,7 +528,8 @@ impl Builder<'_> {
                     None => Some(open),
                     Some(id) => {
                         let constant = self.states[id.0 as usize].as_ref()?.fact.constant.clone()?;
-                        (constant.dtype() == DType::F32 && constant.len() == 1).then(|| constant.slice::<f32>()[0])
+                        (constant.dtype() == DType::F32 && constant.len() == 1)
+                            .then(|| constant.slice::<f32>()[0])
                     }
                 };
                 let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
@@ -572,7 +594,12 @@ fn constant_operand(tensor: Arc<Tensor>, shape: &[usize]) -> Operand {
 }
 
 /// Runs a kernel on constants.
-fn fold(kernel: &Kernel, operands: &[Option<Operand>], dtype: DType, shape: &[usize]) -> Result<Tensor, String> {
+fn fold(
+    kernel: &Kernel,
+    operands: &[Option<Operand>],
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor, String> {
     let mut tensor = Tensor::zeros(dtype, shape);
     let view: TensorViewMut<'_> = tensor.view_mut();
     kernel(&Operands::constants(operands), view, &mut Scratch::default())?;
@@ -591,4 +618,3 @@ fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
     };
     elements as u64 * depth as u64
 }
-

@@ -60,7 +60,8 @@ impl Session {
         };
         let inputs: Vec<Port> = graph.inputs.iter().map(port).collect();
         let outputs: Vec<Port> = graph.outputs.iter().map(port).collect();
-        let Lowered { graph, real_names } = if options.passes { lower(graph) } else { Lowered::unchanged(graph) };
+        let Lowered { graph, real_names } =
+            if options.passes { lower(graph) } else { Lowered::unchanged(graph) };
         let weights = Weights::default();
         let session =
             Session { graph, real_names, options, inputs, outputs, weights, plans: Mutex::new(Vec::new()) };
@@ -183,7 +184,8 @@ impl Session {
     /// The caller's tensors in the order of the graph's inputs, checked.
     fn arrange<'t>(&self, inputs: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>, Error> {
         let names = || self.inputs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
-        if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|p| p.name == *name)) {
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|p| p.name == *name))
+        {
             return Err(Error::UnknownInput { name: (*name).to_owned(), expected: names() });
         }
         let mut symbols: HashMap<&str, usize> = HashMap::new();
@@ -292,7 +294,8 @@ impl Session {
             let source = Source::Constant(Arc::new(view.to_tensor()));
             let operand = Operand { source, dtype: view.dtype, shape: view.shape.to_vec() };
             let mut tensor = Tensor::zeros(view.dtype, &sight.shape);
-            let done = kernel(&Operands::constants(&[Some(operand)]), tensor.view_mut(), &mut Scratch::default());
+            let done =
+                kernel(&Operands::constants(&[Some(operand)]), tensor.view_mut(), &mut Scratch::default());
             done.expect("a change of order cannot fail");
             moved = tensor;
             moved.view()
