@@ -5,7 +5,10 @@
 /// reach 17 instead of 25 products a cycle, Zen 3).
 pub(super) const INT8_PAIRS: Shape = Shape { rows: 6, columns: 16, group: 2 };
 
-/// Float products, of the same size for the same reason.
+/// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
+pub(super) const INT8_QUADS: Shape = Shape { rows: 12, columns: 32, group: 4 };
+
+/// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape = Shape { rows: 6, columns: 16, group: 1 };
 
 /// Columns and rows of a register tile, and what a panel of packed weights looks like.
