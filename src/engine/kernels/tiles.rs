@@ -1,5 +1,7 @@
 //! What the tiles of the dense products look like, how weights are packed for them, and where they go. Knows no
-//! arithmetic.
+//! arithmetic but the end of a float product.
+
+use super::clamp_f32;
 
 /// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
 /// reach 17 instead of 25 products a cycle, Zen 3).
@@ -95,4 +97,12 @@ pub(super) struct FloatEpilogue<'a> {
     pub(super) lo: f32,
     /// Largest value.
     pub(super) hi: f32,
+}
+
+impl FloatEpilogue<'_> {
+    /// What becomes of the sum of channel `n`.
+    #[inline(always)]
+    pub(super) fn finish(&self, sum: f32, n: usize) -> f32 {
+        clamp_f32(self.bias.map_or(sum, |bias| sum + bias[n]), self.lo, self.hi)
+    }
 }

@@ -13,7 +13,12 @@ use std::arch::x86_64::*;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512Vnni {
     avx2: Avx2,
+    vbmi: Option<Vbmi>,
 }
+
+/// Proof of AVX-512 VBMI, permutations of bytes, which came one generation after VNNI on Intel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Vbmi(());
 
 impl Avx512Vnni {
     /// The token, if the processor has what it stands for.
@@ -22,12 +27,18 @@ impl Avx512Vnni {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        Avx2::detect().filter(|_| wide).map(|avx2| Avx512Vnni { avx2 })
+        let vbmi = (wide && is_x86_feature_detected!("avx512vbmi")).then_some(Vbmi(()));
+        Avx2::detect().filter(|_| wide).map(|avx2| Avx512Vnni { avx2, vbmi })
     }
 
     /// The proof of the smaller instruction set.
     pub(super) fn avx2(self) -> Avx2 {
         self.avx2
+    }
+
+    /// The proof of byte permutations, if the processor has them.
+    pub(super) fn vbmi(self) -> Option<Vbmi> {
+        self.vbmi
     }
 
     /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and
@@ -62,6 +73,38 @@ impl Avx512Vnni {
             };
         }
         call!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+}
+
+impl Vbmi {
+    /// `x[i] = table[x[i]]`.
+    pub(super) fn apply_table(self, x: &mut [u8], table: &[u8; 256]) {
+        // SAFETY: `self` proves the features.
+        unsafe { apply_table(x, table) }
+    }
+}
+
+/// Two permutations look up the low seven bits in either half of the table; the top bit chooses.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn apply_table(x: &mut [u8], table: &[u8; 256]) {
+    // SAFETY: the four quarters of the table.
+    let [a, b, c, d] =
+        [0, 64, 128, 192].map(|at| unsafe { _mm512_loadu_si512(table.as_ptr().add(at).cast()) });
+    for chunk in x.chunks_mut(64) {
+        let mask = u64::MAX >> (64 - chunk.len());
+        // SAFETY: the mask admits the bytes of the chunk only.
+        let codes = unsafe { _mm512_maskz_loadu_epi8(mask, chunk.as_ptr().cast()) };
+        let low = _mm512_permutex2var_epi8(a, codes, b);
+        let high = _mm512_permutex2var_epi8(c, codes, d);
+        let values = _mm512_mask_blend_epi8(_mm512_movepi8_mask(codes), low, high);
+        let to: *mut i8 = chunk.as_mut_ptr().cast();
+        // SAFETY: a whole chunk is 64 bytes; of a shorter one the mask admits its bytes only.
+        unsafe {
+            match mask {
+                u64::MAX => _mm512_storeu_si512(to.cast(), values),
+                _ => _mm512_mask_storeu_epi8(to, mask, values),
+            }
+        }
     }
 }
 
