@@ -97,6 +97,10 @@ impl<'a, T: Copy> Patches<'a, T> {
 /// Fills the first `len` elements and gives the rest.
 #[inline(always)]
 fn fill<S, D: Copy + From<S>>(to: &mut [D], pad: S, len: usize) -> &mut [D] {
+    // Nearly always nothing, and a call to `memset` costs as much as a short run.
+    if len == 0 {
+        return to;
+    }
     let (to, rest) = to.split_at_mut(len);
     to.fill(D::from(pad));
     rest
