@@ -670,7 +670,7 @@ mod tests {
         for (gate, float, int8, agree, want) in [
             (json!({}), 900, 100, 0, None),
             (json!({"max_drop": 0.01}), 900, 890, 0, None),
-            (json!({"max_drop": 0.01}), 900, 889, 0, Some("from 0.9000 to 0.8890 on 1000 samples, more than max_drop 0.01")),
+            (json!({"max_drop": 0.01}), 900, 889, 0, Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01")),
             (json!({"min_agreement": 0.98}), 900, 900, 979, Some("agree on 0.9790")),
         ] {
             let recipe = Recipe::parse(&json!({"gate": gate})).unwrap();
