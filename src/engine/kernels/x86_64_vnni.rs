@@ -122,7 +122,12 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     out: &mut IntOutput,
     place: Place,
 ) {
-    let mut acc = [[_mm512_setzero_si512(); V]; R];
+    let bias = match out {
+        IntOutput::U8(_, requant) => requant.bias,
+        IntOutput::F32(_, dequant) => dequant.bias,
+    };
+    // Sums wrap at 32 bits, so they may begin at the bias.
+    let mut acc = [lanes::<i32, V>(bias, place); R];
     let (a, b) = (a.as_ptr(), panel.as_ptr());
     for k in (0..depth).step_by(4) {
         // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
@@ -139,52 +144,88 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
             }
         }
     }
-    let columns = u32::try_from(place.columns).expect("at most 32 columns");
-    let channels = place.channel..place.channel + place.columns;
-    let (bias, factor) = match out {
-        IntOutput::U8(_, requant) => (&requant.bias[channels.clone()], &requant.multiplier[channels]),
-        IntOutput::F32(_, dequant) => (&dequant.bias[channels.clone()], &dequant.scale[channels]),
-    };
-    for v in 0..V {
-        // Lanes past the last column are neither read nor written.
-        let mask = mask(columns.saturating_sub(v as u32 * 16));
-        // SAFETY: the mask admits as many lanes as the slices have elements from `v * 16` on.
-        let (bias, factor) = unsafe {
-            let bias = _mm512_maskz_loadu_epi32(mask, bias.as_ptr().wrapping_add(v * 16));
-            (bias, _mm512_maskz_loadu_ps(mask, factor.as_ptr().wrapping_add(v * 16)))
-        };
-        let value = |acc| _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_add_epi32(acc, bias)), factor);
-        match out {
-            IntOutput::U8(out, requant) => {
-                let (lo, hi) = requant.bounds();
-                let (lo, hi) = (_mm512_set1_ps(lo), _mm512_set1_ps(hi));
-                let zero_point = _mm512_set1_epi32(i32::from(requant.zero_point));
-                for r in 0..R {
-                    // `maxps` gives its second operand where the first is not a number.
-                    let clamped = _mm512_min_ps(_mm512_max_ps(value(acc[r][v]), lo), hi);
-                    let codes = _mm512_add_epi32(_mm512_cvtps_epi32(clamped), zero_point);
-                    let to = out.as_mut_ptr().wrapping_add(place.at + r * place.stride + v * 16);
-                    // SAFETY: the caller promises the tile; the mask admits its columns only.
+    // SAFETY: the caller promises the tile.
+    unsafe { store(acc, out, place) }
+}
+
+/// The epilogue of a tile whose accumulators began at the bias.
+///
+/// # Safety
+/// `out` holds `R` rows at `place`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
+unsafe fn store<const R: usize, const V: usize>(acc: [[__m512i; V]; R], out: &mut IntOutput, place: Place) {
+    match out {
+        IntOutput::U8(out, requant) => {
+            let factor = lanes::<f32, V>(requant.multiplier, place);
+            let hi = _mm512_set1_ps(requant.bounds().1);
+            let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
+            let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
+            // Products too low for `i32` and what is not a number (`minps` gives its second operand then) become its
+            // least value, which the packs bring to `lo`; products too high would too, so they are cut before.
+            let rounded = |acc, v: usize| {
+                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_castsi512_ps(factor[v]));
+                _mm512_cvtps_epi32(_mm512_min_ps(hi, product))
+            };
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            // Two rows fill a register of bytes; an odd last row is its own partner.
+            for r in (0..R).step_by(2) {
+                let partner = (r + 1).min(R - 1);
+                let mut q = [_mm512_setzero_si512(); 4];
+                for v in 0..V {
+                    q[v] = rounded(acc[r][v], v);
+                    q[2 + v] = rounded(acc[partner][v], v);
+                }
+                let first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
+                let second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
+                let codes = _mm512_packus_epi16(first, second);
+                let codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo_code), hi_code);
+                let codes = _mm512_permutexvar_epi32(order, codes);
+                let rows = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
+                for (r, codes) in (r..=partner).zip(rows) {
+                    // SAFETY: the caller promises row `r` of the tile; the mask admits its columns only.
                     unsafe {
-                        match mask {
-                            u16::MAX => _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(codes)),
-                            _ => _mm_mask_storeu_epi8(to.cast(), mask, _mm512_cvtepi32_epi8(codes)),
+                        let to = out.as_mut_ptr().add(place.at + r * place.stride);
+                        match place.columns {
+                            32 => _mm256_storeu_si256(to.cast(), codes),
+                            16 => _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(codes)),
+                            columns => _mm256_mask_storeu_epi8(to.cast(), u32::MAX >> (32 - columns), codes),
                         }
                     }
                 }
             }
-            IntOutput::F32(out, _) => {
+        }
+        IntOutput::F32(out, dequant) => {
+            let factor = lanes::<f32, V>(dequant.scale, place);
+            for v in 0..V {
+                let mask = mask(place.columns.saturating_sub(v * 16));
                 for r in 0..R {
                     let to = out.as_mut_ptr().wrapping_add(place.at + r * place.stride + v * 16);
+                    let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_castsi512_ps(factor[v]));
                     // SAFETY: the caller promises the tile; the mask admits its columns only.
-                    unsafe { _mm512_mask_storeu_ps(to, mask, value(acc[r][v])) }
+                    unsafe { _mm512_mask_storeu_ps(to, mask, y) }
                 }
             }
         }
     }
 }
 
+/// The 32-bit values of the tile's channels; zeros past the last column.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m512i; V] {
+    const { assert!(size_of::<T>() == 4) };
+    let values = &values[place.channel..][..place.columns];
+    let mut lanes = [_mm512_setzero_si512(); V];
+    for v in 0..V {
+        let mask = mask(values.len().saturating_sub(v * 16));
+        // SAFETY: the mask admits as many lanes as there are values from `v * 16` on.
+        lanes[v] = unsafe { _mm512_maskz_loadu_epi32(mask, values.as_ptr().wrapping_add(v * 16).cast()) };
+    }
+    lanes
+}
+
 /// The first `lanes` of 16.
-fn mask(lanes: u32) -> __mmask16 {
+fn mask(lanes: usize) -> __mmask16 {
     if lanes >= 16 { u16::MAX } else { (1 << lanes) - 1 }
 }
