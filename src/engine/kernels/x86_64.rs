@@ -515,16 +515,41 @@ unsafe fn depthwise_row<const P: usize>(
     out: &mut IntOutput,
     place: Place,
 ) {
-    let zero = _mm256_setzero_si256();
     let pairs = if P == 0 { taps.len() / 2 } else { P };
-    let sums = |i: usize, start: [__m256i; 4]| {
-        let mut acc = start;
-        for p in 0..pairs {
-            // SAFETY: `p` is a pair of taps and `i` an output; the caller promises their elements and weights.
+    let weight = weights.as_ptr();
+    finish_depthwise(
+        count,
+        out,
+        place,
+        // SAFETY: the caller promises the elements of every tap of the outputs asked for, and the weights.
+        |i, start| unsafe { pair_sums(x.as_ptr().add(i * step), step, taps, pairs, weight, start) },
+        // SAFETY: likewise.
+        |i, start| unsafe { pair_sums(x.as_ptr().add(i * step), step, taps, pairs, weight, start) },
+    )
+}
+
+/// Sums of `R` neighbouring outputs over pairs of taps, so that a weight is loaded once for them.
+///
+/// # Safety
+/// Every tap has 32 elements from each of `R` places `step` apart from `x` on, and `weight` leads to `[pairs, 4, 8, 2]`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn pair_sums<const R: usize>(
+    x: *const u8,
+    step: usize,
+    taps: &[usize],
+    pairs: usize,
+    weight: *const i16,
+    start: [__m256i; 4],
+) -> [[__m256i; 4]; R] {
+    let zero = _mm256_setzero_si256();
+    let mut acc = [start; R];
+    for p in 0..pairs {
+        for r in 0..R {
+            // SAFETY: `p` is a pair of taps; the caller promises their elements and weights.
             unsafe {
-                let from = x.as_ptr().add(i * step);
-                let a = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p)).cast());
-                let b = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p + 1)).cast());
+                let a = _mm256_loadu_si256(x.add(r * step + *taps.get_unchecked(2 * p)).cast());
+                let b = _mm256_loadu_si256(x.add(r * step + *taps.get_unchecked(2 * p + 1)).cast());
                 let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
                 let words = [
                     _mm256_unpacklo_epi8(low, zero),
@@ -532,37 +557,56 @@ unsafe fn depthwise_row<const P: usize>(
                     _mm256_unpacklo_epi8(high, zero),
                     _mm256_unpackhi_epi8(high, zero),
                 ];
-                let w = weights.as_ptr().add(p * 64);
                 for v in 0..4 {
-                    let product = _mm256_madd_epi16(words[v], _mm256_loadu_si256(w.add(v * 16).cast()));
-                    acc[v] = _mm256_add_epi32(acc[v], product);
+                    let w = _mm256_loadu_si256(weight.add(p * 64 + v * 16).cast());
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(words[v], w));
                 }
             }
         }
-        acc
-    };
+    }
+    acc
+}
+
+/// Turns sums of a depthwise row into its `count` outputs. `two` and `one` give the sums of outputs `i..`, in the order
+/// of [`interleaved`], begun at the values they get.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn finish_depthwise(
+    count: usize,
+    out: &mut IntOutput,
+    place: Place,
+    two: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 2],
+    one: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 1],
+) {
     // A whole block takes the short way; a narrow one goes through memory, in plain code.
-    match out {
-        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => {
-            let epilogue = Codes::new(requant);
-            let start = interleaved(lanes::<i32, 4>(requant.bias, place));
-            let factor = interleaved(lanes::<f32, 4>(requant.multiplier, place));
-            for i in 0..count {
-                let acc = sums(i, start);
-                let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
-                // SAFETY: the caller promises row `i`, here of 32 elements.
-                unsafe {
-                    let to = out.as_mut_ptr().add(place.at + i * place.stride);
-                    _mm256_storeu_si256(to.cast(), epilogue.bytes(q));
-                }
-            }
-        }
+    let (out, requant) = match out {
+        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => (out, requant),
         _ => {
             for i in 0..count {
-                let row = natural_order(sums(i, [zero; 4]));
+                let [acc] = one(i, [_mm256_setzero_si256(); 4]);
+                let row = natural_order(acc);
                 out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
             }
+            return;
         }
+    };
+    let epilogue = Codes::new(requant);
+    let start = interleaved(lanes::<i32, 4>(requant.bias, place));
+    let factor = interleaved(lanes::<f32, 4>(requant.multiplier, place));
+    let mut put = |i: usize, acc: [__m256i; 4]| {
+        let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
+        let to = &mut out[place.at + i * place.stride..][..DEPTHWISE_CHANNELS];
+        // SAFETY: the slice is 32 elements long.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), epilogue.bytes(q)) }
+    };
+    for i in (0..count / 2 * 2).step_by(2) {
+        let [first, second] = two(i, start);
+        put(i, first);
+        put(i + 1, second);
+    }
+    if !count.is_multiple_of(2) {
+        let [last] = one(count - 1, start);
+        put(count - 1, last);
     }
 }
 

@@ -1,11 +1,11 @@
-//! AVX-512 with byte dot products: the register tile of the integer product. Knows packed slices only; packing and
+//! AVX-512 with byte dot products: the register tile of the integer product, the depthwise row, tables. Knows packed slices only; packing and
 //! walking are the callers'.
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::x86_64::Avx2;
+use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, finish_depthwise};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
@@ -41,6 +41,36 @@ impl Avx512Vnni {
         self.vbmi
     }
 
+    /// One output row of a depthwise convolution in a block of up to 32 channels, like [`Avx2::depthwise_row`], but with
+    /// quads of taps: `taps` is a multiple of four long, the last of `tap_count` taps repeated, and `weights` is
+    /// `[taps.len() / 4, 4, 8, 4]`.
+    #[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+    pub(super) fn depthwise_row(
+        self,
+        x: &[u8],
+        taps: &[usize],
+        tap_count: usize,
+        step: usize,
+        count: usize,
+        weights: &[i8],
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        let last = taps.iter().max().expect("a kernel has a tap") + (count - 1) * step;
+        assert!(x.len() >= last + DEPTHWISE_CHANNELS && taps.len() == tap_count.next_multiple_of(4));
+        assert!(weights.len() == taps.len() * DEPTHWISE_CHANNELS && place.columns <= DEPTHWISE_CHANNELS);
+        place.assert_within(count, out.len());
+        // SAFETY: `self` proves the features, and the lengths were just checked.
+        unsafe {
+            match tap_count {
+                9 => depthwise_row::<2, true>(x, taps, step, count, weights, out, place),
+                25 => depthwise_row::<6, true>(x, taps, step, count, weights, out, place),
+                t if t % 4 == 1 => depthwise_row::<0, true>(x, taps, step, count, weights, out, place),
+                _ => depthwise_row::<0, false>(x, taps, step, count, weights, out, place),
+            }
+        }
+    }
+
     /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and
     /// `depth` (a multiple of 4) elements, to `out` through its epilogue (without the table).
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
@@ -74,6 +104,87 @@ impl Avx512Vnni {
         }
         call!(1 2 3 4 5 6 7 8 9 10 11 12)
     }
+}
+
+/// See [`Avx512Vnni::depthwise_row`]. `Q` whole quads of taps, or more than are known at compile time if 0; `SINGLE` if
+/// the last quad is one tap and zeros, as in every square kernel of odd size.
+///
+/// # Safety
+/// Every tap of every output has 32 elements of `x`, `weights` is `[taps.len() / 4, 4, 8, 4]`, and `out` holds `count`
+/// rows at `place`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+unsafe fn depthwise_row<const Q: usize, const SINGLE: bool>(
+    x: &[u8],
+    taps: &[usize],
+    step: usize,
+    count: usize,
+    weights: &[i8],
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let quads = if Q == 0 { taps.len() / 4 - usize::from(SINGLE) } else { Q };
+    let weight = weights.as_ptr();
+    finish_depthwise(
+        count,
+        out,
+        place,
+        // SAFETY: the caller promises the elements of every tap of the outputs asked for, and the weights.
+        |i, start| unsafe {
+            quad_sums::<2, SINGLE>(x.as_ptr().add(i * step), step, taps, quads, weight, start)
+        },
+        // SAFETY: likewise.
+        |i, start| unsafe {
+            quad_sums::<1, SINGLE>(x.as_ptr().add(i * step), step, taps, quads, weight, start)
+        },
+    )
+}
+
+/// Sums of `R` neighbouring outputs over quads of taps. Bytes of four taps are interleaved within 128-bit lanes, which
+/// leaves channels in the order of the pairs of AVX2.
+///
+/// # Safety
+/// Every tap has 32 elements from each of `R` places `step` apart from `x` on, and `weight` leads to `[quads, 4, 8, 4]`,
+/// one quad more if `SINGLE`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn quad_sums<const R: usize, const SINGLE: bool>(
+    x: *const u8,
+    step: usize,
+    taps: &[usize],
+    quads: usize,
+    weight: *const i8,
+    start: [__m256i; 4],
+) -> [[__m256i; 4]; R] {
+    let mut acc = [start; R];
+    for q in 0..quads + usize::from(SINGLE) {
+        for r in 0..R {
+            // SAFETY: `q` is a quad of taps; the caller promises their elements and weights.
+            unsafe {
+                let load =
+                    |t: usize| _mm256_loadu_si256(x.add(r * step + *taps.get_unchecked(4 * q + t)).cast());
+                let interleave = |a, b| (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+                let (a, b, c, d) = if SINGLE && q == quads {
+                    let (a, b) = interleave(load(0), _mm256_setzero_si256());
+                    (a, b, _mm256_setzero_si256(), _mm256_setzero_si256())
+                } else {
+                    let ((a, b), (c, d)) = (interleave(load(0), load(1)), interleave(load(2), load(3)));
+                    (a, b, c, d)
+                };
+                let bytes = [
+                    _mm256_unpacklo_epi16(a, c),
+                    _mm256_unpackhi_epi16(a, c),
+                    _mm256_unpacklo_epi16(b, d),
+                    _mm256_unpackhi_epi16(b, d),
+                ];
+                for v in 0..4 {
+                    let w = _mm256_loadu_si256(weight.add(q * 128 + v * 32).cast());
+                    acc[r][v] = _mm256_dpbusd_epi32(acc[r][v], bytes[v], w);
+                }
+            }
+        }
+    }
+    acc
 }
 
 impl Vbmi {
