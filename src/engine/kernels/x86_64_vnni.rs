@@ -106,14 +106,13 @@ impl Avx512Vnni {
     }
 }
 
-/// See [`Avx512Vnni::depthwise_row`]. `Q` whole quads of taps, or more than are known at compile time if 0; `SINGLE` if
+/// See [`Avx512Vnni::depthwise_row`]. `Q` whole quads of taps, or 0 if that is known at run time only; `SINGLE` if
 /// the last quad is one tap and zeros, as in every square kernel of odd size.
 ///
 /// # Safety
 /// Every tap of every output has 32 elements of `x`, `weights` is `[taps.len() / 4, 4, 8, 4]`, and `out` holds `count`
 /// rows at `place`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-#[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
 unsafe fn depthwise_row<const Q: usize, const SINGLE: bool>(
     x: &[u8],
     taps: &[usize],
