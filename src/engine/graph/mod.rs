@@ -1,10 +1,14 @@
 //! The graph: values, nodes and operators with ids. One form of each operator, that of ONNX opset 18
 //! (the importer lifts older ones), plus the integer operators that the executor lowers to.
 
+mod attributes;
 pub mod export;
 pub mod import;
 pub mod op;
+mod operators;
 pub mod passes;
+pub mod shapes;
+pub mod tensors;
 
 use std::collections::HashMap;
 use std::fmt;

@@ -3,6 +3,7 @@
 use crate::engine::tensor::Tensor;
 
 /// How a window moves over the spatial axes of a convolution or a pooling; one entry a spatial axis.
+/// An empty list means the default for every axis: strides and dilations 1, pads 0.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Sliding {
     /// Window size; empty on a convolution means: as the weights have it.
@@ -102,6 +103,7 @@ pub enum Reduce {
 
 /// What a node does. The comment names the operands.
 #[derive(Clone, Debug)]
+#[allow(missing_docs, reason = "the fields are ONNX's attributes")]
 pub enum Op {
     /// `x, weight [, bias]`.
     Conv { sliding: Sliding, groups: usize },
