@@ -280,8 +280,10 @@ fn drawing(document: &str) -> BTreeMap<String, BTreeSet<String>> {
                 }
             }
         } else {
-            let id = line.split(['[', '(']).next().unwrap_or(line).trim();
-            let path = folder.map_or(id.to_owned(), |f| format!("{f}::{id}"));
+            // `id[label]`: mermaid keeps words such as `graph` for itself, so where there is a label it is the name.
+            let (id, label) =
+                line.split_once('[').map_or((line, line), |(id, l)| (id, l.trim_end_matches(']')));
+            let path = folder.map_or(label.to_owned(), |f| format!("{f}::{label}"));
             assert!(
                 full.insert(id, path.clone()).is_none(),
                 "{DOCUMENT}: the node `{id}` stands there twice"
