@@ -113,6 +113,7 @@ def check_dashboard_and_alerts_ask_for_what_there_is(server):
 def check_promtool_accepts_the_rules():
     promtool("check", "rules", DOCKER / "alerts.yml")
     promtool("check", "config", "--syntax-only", DOCKER / "prometheus.yml")
+    promtool("test", "rules", DOCKER / "alerts_test.yml")
 
 
 def check_dashboard_is_one_grafana_takes():
