@@ -61,6 +61,7 @@ def one_model(server, model):
     # The file: whole, standard, small, and the same when the job is done again.
     artifact = server.download(job)
     assert len(artifact) == result["artifact"]["bytes"], result
+    assert hashlib.sha256(artifact).hexdigest() == result["artifact"]["sha256"], result
     float_bytes = support.model_path(model).stat().st_size
     assert abs(result["size_ratio"] - len(artifact) / float_bytes) < 1e-4, result
     limit = support.SIZE_RATIO_MAX[model]
