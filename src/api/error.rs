@@ -29,6 +29,8 @@ pub(crate) enum Code {
     InUse,
     /// The job has ended otherwise.
     AlreadyFinished,
+    /// The job has not ended.
+    NotFinished,
     /// The endpoint is not as `If-Match` or `If-None-Match` expects.
     RevisionMismatch,
     /// The body is longer than allowed.
@@ -61,7 +63,8 @@ pub(crate) enum Code {
 
 impl Code {
     /// Every code.
-    pub(crate) const ALL: [Code; 23] = [
+    #[cfg(test)]
+    pub(crate) const ALL: [Code; 24] = [
         Code::BadRequest,
         Code::MalformedJson,
         Code::BadInput,
@@ -71,6 +74,7 @@ impl Code {
         Code::MethodNotAllowed,
         Code::InUse,
         Code::AlreadyFinished,
+        Code::NotFinished,
         Code::RevisionMismatch,
         Code::TooLarge,
         Code::UnsupportedMedia,
@@ -103,6 +107,7 @@ impl Code {
             }
             Code::InUse => (StatusCode::CONFLICT, "in_use", "Something else needs it"),
             Code::AlreadyFinished => (StatusCode::CONFLICT, "already_finished", "The job has ended"),
+            Code::NotFinished => (StatusCode::CONFLICT, "not_finished", "The job has not ended"),
             Code::RevisionMismatch => {
                 (StatusCode::PRECONDITION_FAILED, "revision_mismatch", "It was changed in the meantime")
             }
@@ -235,6 +240,7 @@ impl From<store::Error> for Problem {
             store::Error::RevisionMismatch { .. } => Problem::new(Code::RevisionMismatch, detail),
             store::Error::BadEndpoint { .. } => Problem::bad_request(detail),
             store::Error::AlreadyFinished { .. } => Problem::new(Code::AlreadyFinished, detail),
+            store::Error::NotFinished { .. } => Problem::new(Code::NotFinished, detail),
             store::Error::KeyReused { .. } => Problem::new(Code::KeyReused, detail),
             store::Error::QueueFull { .. } => Problem::new(Code::QueueFull, detail).retry_after(10),
             // Only a worker holds leases: a handler that meets this is wrong.

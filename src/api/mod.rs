@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use crate::service::infer::registry::Registry;
 use crate::service::jobs::queue::Queue;
 use crate::service::metrics::Metrics;
@@ -30,8 +32,10 @@ pub struct Context {
     pub clock: Clock,
     /// What a stranger may send.
     pub limits: Limits,
-    /// Whether to say so.
+    /// Whether the server takes requests.
     pub readiness: Readiness,
+    /// Becomes `true` when the server stops: streams end then.
+    pub stopping: watch::Receiver<bool>,
 }
 
 /// What a stranger may send.

@@ -289,9 +289,13 @@ fn preferred_wait(headers: &HeaderMap) -> Option<Duration> {
 
 async fn wait_for_end(shared: &Shared, id: JobId, wait: Duration) -> Result<Arc<Job>, Problem> {
     let mut watched = shared.queue.watch(id).await?;
-    let ended = watched.wait_for(|job| job.state.is_final());
-    // Either way the last state is the answer.
-    let _ = tokio::time::timeout(wait, ended).await;
+    let mut stopping = shared.stopping.clone();
+    // Whatever comes first, the last state is the answer.
+    tokio::select! {
+        _ = watched.wait_for(|job| job.state.is_final()) => {}
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+        () = tokio::time::sleep(wait) => {}
+    }
     let job = Arc::clone(&watched.borrow());
     Ok(job)
 }
@@ -388,6 +392,20 @@ pub(crate) async fn cancel(
     Ok((StatusCode::ACCEPTED, one(&job)).into_response())
 }
 
+/// Deletes the record of a job that has ended. Its artifact stays.
+#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path)),
+    responses((status = 204, description = "Deleted"),
+        (status = 404, description = "No such job", body = ProblemBody),
+        (status = 409, description = "It has not ended: cancel it first", body = ProblemBody)))]
+pub(crate) async fn delete(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let id: JobId = id.parse()?;
+    shared.catalog.delete_job(id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Tells the progress of a job as server-sent events.
 ///
 /// Each event is the whole job: `event: progress` while its state stays, `event: state` when it changes. The
@@ -405,7 +423,8 @@ pub(crate) async fn events(
     let id: JobId = id.parse()?;
     let jobs = shared.queue.watch(id).await?;
     let seen = header_text(&headers, "last-event-id").and_then(|t| t.parse::<u64>().ok());
-    let follower = Follower { jobs, seen, told: None, first: true, ended: false };
+    let stopping = shared.stopping.clone();
+    let follower = Follower { jobs, stopping, seen, told: None, first: true, ended: false };
     let events = stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|event| (Ok::<_, Infallible>(event), follower))
     });
@@ -420,6 +439,8 @@ pub(crate) async fn events(
 /// Turns the states of a job into events.
 struct Follower {
     jobs: watch::Receiver<Arc<Job>>,
+    // A stopping server ends its streams: the client comes back with Last-Event-ID.
+    stopping: watch::Receiver<bool>,
     // What the client has seen before it came back.
     seen: Option<u64>,
     told: Option<JobState>,
@@ -434,8 +455,11 @@ impl Follower {
                 return None;
             }
             let first = std::mem::take(&mut self.first);
-            if !first && self.jobs.changed().await.is_err() && self.told.is_some_and(JobState::is_final) {
-                return None;
+            if !first {
+                tokio::select! {
+                    changed = self.jobs.changed() => changed.ok()?,
+                    _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+                }
             }
             let job = Arc::clone(&self.jobs.borrow_and_update());
             self.ended = job.state.is_final();

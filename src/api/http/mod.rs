@@ -31,9 +31,8 @@ use crate::service::store::{Page, Slice};
 /// The handles that every handler shares.
 pub(crate) type Shared = Arc<Context>;
 
-/// The id of a request: that of `X-Request-Id`, or a new one.
-#[derive(Clone, Debug)]
-pub(crate) struct RequestId(pub(crate) String);
+/// The OpenAPI document, as checked in; a test keeps it equal to what the code generates.
+pub const OPENAPI: &str = include_str!("../../../openapi.yaml");
 
 /// A refusal of `/v1`, as RFC 9457 has it.
 #[derive(Serialize, ToSchema)]

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
 
 use crate::api::error::{Code, Problem};
-use crate::api::http::{ErrorBody, ProblemBody, RequestId, Shared};
+use crate::api::http::{ErrorBody, ProblemBody, Shared};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -29,12 +29,11 @@ impl InFlight {
 /// Gives a request its id, counts and times it, and writes the body of its refusal.
 pub(crate) async fn observe(
     State((shared, in_flight)): State<(Shared, std::sync::Arc<InFlight>)>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let start = Instant::now();
     let id = request_id(&request);
-    request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
