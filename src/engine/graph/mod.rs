@@ -1,12 +1,16 @@
 //! The graph: values, nodes and operators with ids. One form of each operator, that of ONNX opset 18
 //! (the importer lifts older ones), plus the integer operators that the executor lowers to.
 
+mod attributes;
 pub mod export;
 pub mod import;
 pub mod op;
+mod operators;
 pub mod passes;
+pub mod shapes;
+pub mod tensors;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -153,6 +157,20 @@ impl Graph {
                 *id = new;
             }
         }
+    }
+
+    /// Takes out the nodes whose results nobody reads.
+    pub fn remove_unused_nodes(&mut self) {
+        let mut needed: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        let mut keep = vec![false; self.nodes.len()];
+        for (index, node) in self.nodes.iter().enumerate().rev() {
+            if node.outputs.iter().any(|o| needed.contains(o)) {
+                keep[index] = true;
+                needed.extend(node.inputs.iter().flatten());
+            }
+        }
+        let mut keep = keep.into_iter();
+        self.nodes.retain(|_| keep.next().unwrap_or(false));
     }
 
     /// A name that no value has: `base`, or `base_1`, `base_2`, ….

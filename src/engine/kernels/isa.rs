@@ -1,25 +1,99 @@
-//! Which instruction set the kernels use. Stands in until the kernels land.
+//! The instruction sets that the kernels are written for, and which of them this processor has. Knows no kernel.
 
-/// An instruction set.
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::Avx2;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64_vnni::Avx512Vnni;
+
+/// An instruction set that this processor has: the vector ones carry a proof that only detection makes.
+///
+/// All give the same bits; they differ in speed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// Plain Rust.
+    /// Plain Rust, compiled for the target's baseline.
     Scalar,
+    /// AVX2 and FMA (Haswell, Zen and later).
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    /// AVX-512 with byte dot products (Cascade Lake, Zen 4 and later).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512Vnni),
 }
 
 impl Isa {
-    /// The fastest one of this machine.
+    /// The fastest instruction set of this processor.
     pub fn best() -> Isa {
-        Isa::Scalar
+        *Isa::available().last().expect("the scalar one is always there")
     }
 
-    /// By name: `scalar`, `avx2`, …; `None` where the machine lacks it.
+    /// The instruction sets of this processor, the slowest first.
+    pub fn available() -> Vec<Isa> {
+        #[cfg(target_arch = "x86_64")]
+        let vector = [Avx2::detect().map(Isa::Avx2), Avx512Vnni::detect().map(Isa::Avx512Vnni)];
+        #[cfg(not(target_arch = "x86_64"))]
+        let vector = [];
+        std::iter::once(Isa::Scalar).chain(vector.into_iter().flatten()).collect()
+    }
+
+    /// The instruction set called `scalar`, `avx2` or `avx512vnni`; none if the name is unknown or the
+    /// processor lacks it.
     pub fn named(name: &str) -> Option<Isa> {
-        (name == "scalar").then_some(Isa::Scalar)
+        Isa::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// The name.
+    /// What [`Isa::named`] takes.
     pub fn name(self) -> &'static str {
-        "scalar"
+        match self {
+            Isa::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => "avx512vnni",
+        }
+    }
+
+    /// The proof of AVX2, which every wider instruction set includes.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn avx2(self) -> Option<Avx2> {
+        match self {
+            Isa::Scalar => None,
+            Isa::Avx2(avx2) => Some(avx2),
+            Isa::Avx512Vnni(vnni) => Some(vnni.avx2()),
+        }
+    }
+
+    /// Runs `f`, a loop over plain slices, compiled for this instruction set.
+    #[inline(always)]
+    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = self.avx2() {
+            return avx2.vectorize(f);
+        }
+        f()
+    }
+
+    /// Integer or float products that one core does in a nanosecond, roughly: what a split of work is judged by.
+    pub(super) fn products_per_ns(self) -> usize {
+        match self {
+            Isa::Scalar => 4,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => 48,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => 96,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_what_is_available() {
+        for isa in Isa::available() {
+            assert_eq!(Isa::named(isa.name()), Some(isa));
+        }
+        assert_eq!(Isa::named("mmx"), None);
+        assert_eq!(Isa::available()[0], Isa::Scalar);
     }
 }

@@ -1,3 +1,291 @@
-//! Numeric inner loops on plain slices. Knows nothing of graphs or models.
+//! Numeric inner loops on plain slices, and the words they share. Knows nothing of graphs, tensors or models.
+//!
+//! Activations are `u8` codes with one zero point a tensor, channels last (NHWC); weights are `i8` codes with
+//! zero point 0 and one scale an output channel, and every code from -128 to 127 is exact. Every instruction
+//! set gives the same bits, for integers and for floats, whatever the tile, the batch or the number of threads.
 
+pub mod depthwise;
+pub mod depthwise_f32;
+pub mod eltwise;
+pub mod gemm_f32;
+pub mod gemm_int8;
 pub mod isa;
+pub mod layout;
+pub mod pool;
+pub mod reference;
+pub mod requant;
+
+mod halo;
+mod lines;
+mod parallel;
+mod patches;
+#[cfg(test)]
+mod testing;
+mod tiles;
+mod walk;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_vnni;
+
+/// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
+///
+/// Tap `(ky, kx)` of output `(oy, ox)` reads input row `oy * stride_h + ky * dilation_h - pad_top` and column
+/// `ox * stride_w + kx * dilation_w - pad_left`, or padding where that lies outside. Padding at the bottom and
+/// at the right follows from the output size.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Images.
+    pub batch: usize,
+    /// Rows of the input.
+    pub in_h: usize,
+    /// Columns of the input.
+    pub in_w: usize,
+    /// Rows of the output.
+    pub out_h: usize,
+    /// Columns of the output.
+    pub out_w: usize,
+    /// Rows of the kernel.
+    pub kernel_h: usize,
+    /// Columns of the kernel.
+    pub kernel_w: usize,
+    /// Input rows between two output rows.
+    pub stride_h: usize,
+    /// Input columns between two output columns.
+    pub stride_w: usize,
+    /// Input rows between two kernel rows.
+    pub dilation_h: usize,
+    /// Input columns between two kernel columns.
+    pub dilation_w: usize,
+    /// Padding rows above the input.
+    pub pad_top: usize,
+    /// Padding columns left of the input.
+    pub pad_left: usize,
+}
+
+impl Window {
+    /// The window of a plain product: `rows` pixels, each read by itself.
+    pub fn of_rows(rows: usize) -> Window {
+        Window {
+            batch: 1,
+            in_h: 1,
+            in_w: rows,
+            out_h: 1,
+            out_w: rows,
+            kernel_h: 1,
+            kernel_w: 1,
+            stride_h: 1,
+            stride_w: 1,
+            dilation_h: 1,
+            dilation_w: 1,
+            pad_top: 0,
+            pad_left: 0,
+        }
+    }
+
+    /// Pixels of the output in all images: the rows of the product that the convolution is.
+    pub fn rows(&self) -> usize {
+        self.batch * self.out_h * self.out_w
+    }
+
+    /// Pixels of the input in all images.
+    pub fn pixels(&self) -> usize {
+        self.batch * self.in_h * self.in_w
+    }
+
+    /// Positions of the kernel.
+    pub fn taps(&self) -> usize {
+        self.kernel_h * self.kernel_w
+    }
+
+    /// Whether output pixel `i` reads input pixel `i` and nothing else, so that no row must be gathered.
+    pub(crate) fn is_pointwise(&self) -> bool {
+        self.taps() == 1
+            && (self.in_h, self.in_w) == (self.out_h, self.out_w)
+            && (self.stride_h, self.stride_w, self.pad_top, self.pad_left) == (1, 1, 0, 0)
+    }
+}
+
+/// How `i32` accumulators of output channel `n` become `u8` codes:
+///
+/// ```text
+/// q = clamp(round_half_even((acc + bias[n]) as f32 * multiplier[n]) + zero_point, lo, hi)
+/// y = table[q] if there is a table, else q
+/// ```
+///
+/// `acc + bias` wraps at 32 bits. A product that is not a number gives `lo`.
+#[derive(Clone, Copy, Debug)]
+pub struct Requant<'a> {
+    /// `[channels]`, in units of the accumulator, with `-input_zero_point * column_sum` already in it.
+    pub bias: &'a [i32],
+    /// `[channels]`: `scale_input * scale_weight[n] / scale_output`.
+    pub multiplier: &'a [f32],
+    /// Zero point of the output.
+    pub zero_point: u8,
+    /// Smallest code (before the table).
+    pub lo: u8,
+    /// Largest code (before the table).
+    pub hi: u8,
+    /// A function of one code, applied last.
+    pub table: Option<&'a [u8; 256]>,
+}
+
+impl Requant<'_> {
+    /// The clamp as distances from the zero point. Clamping to whole numbers before rounding gives what
+    /// clamping after it gives, and keeps the conversion to `i32` in range.
+    pub(crate) fn bounds(&self) -> (f32, f32) {
+        let from_zero = |code: u8| f32::from(code) - f32::from(self.zero_point);
+        (from_zero(self.lo), from_zero(self.hi))
+    }
+
+    /// The code of accumulator `acc` in channel `n`, before the table.
+    #[inline(always)]
+    pub(crate) fn code(&self, acc: i32, n: usize) -> u8 {
+        let (lo, hi) = self.bounds();
+        let scaled = acc.wrapping_add(self.bias[n]) as f32 * self.multiplier[n];
+        (round_half_even_small(scaled.max(lo).min(hi)) + i32::from(self.zero_point)) as u8
+    }
+}
+
+/// How `i32` accumulators of output channel `n` become floats: `y = (acc + bias[n]) as f32 * scale[n]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Dequant<'a> {
+    /// `[channels]`, in units of the accumulator, with `-input_zero_point * column_sum` already in it.
+    pub bias: &'a [i32],
+    /// `[channels]`: `scale_input * scale_weight[n]`.
+    pub scale: &'a [f32],
+}
+
+impl Dequant<'_> {
+    /// The value of accumulator `acc` in channel `n`.
+    #[inline(always)]
+    pub(crate) fn value(&self, acc: i32, n: usize) -> f32 {
+        acc.wrapping_add(self.bias[n]) as f32 * self.scale[n]
+    }
+}
+
+/// Where the accumulators of an integer kernel go; they are never stored as `i32`.
+pub enum IntOutput<'a, 'b> {
+    /// Codes.
+    U8(&'a mut [u8], &'b Requant<'b>),
+    /// Floats.
+    F32(&'a mut [f32], &'b Dequant<'b>),
+}
+
+impl IntOutput<'_, '_> {
+    /// Elements of the buffer.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            IntOutput::U8(out, _) => out.len(),
+            IntOutput::F32(out, _) => out.len(),
+        }
+    }
+
+    /// Asserts one bias and one factor for each of `channels`.
+    pub(crate) fn assert_channels(&self, channels: usize) {
+        let (bias, factor) = match self {
+            IntOutput::U8(_, requant) => {
+                assert!(requant.lo <= requant.hi, "the clamp is empty");
+                (requant.bias.len(), requant.multiplier.len())
+            }
+            IntOutput::F32(_, dequant) => (dequant.bias.len(), dequant.scale.len()),
+        };
+        assert_eq!((bias, factor), (channels, channels), "one bias and one factor a channel");
+    }
+
+    /// Writes accumulators of channels `n..` to elements `at..`.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, at: usize, n: usize, acc: &[i32]) {
+        match self {
+            IntOutput::U8(out, requant) => {
+                for (i, (y, &acc)) in out[at..][..acc.len()].iter_mut().zip(acc).enumerate() {
+                    *y = requant.code(acc, n + i);
+                }
+            }
+            IntOutput::F32(out, dequant) => {
+                for (i, (y, &acc)) in out[at..][..acc.len()].iter_mut().zip(acc).enumerate() {
+                    *y = dequant.value(acc, n + i);
+                }
+            }
+        }
+    }
+}
+
+/// Quantization of the input and of the output of an average pooling: a window of `count` codes becomes
+///
+/// ```text
+/// saturate(round_half_even((sum - count * x_zero_point) as f32 * (x_scale / (count * y_scale))) + y_zero_point)
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolScales {
+    /// Scale of the input.
+    pub x_scale: f32,
+    /// Zero point of the input.
+    pub x_zero_point: u8,
+    /// Scale of the output.
+    pub y_scale: f32,
+    /// Zero point of the output.
+    pub y_zero_point: u8,
+}
+
+/// Rounds to the nearest whole number, ties to even. Right for magnitudes up to 2^22.
+///
+/// Adding 1.5 * 2^23 pushes the fraction out of the significand, so the addition itself rounds. Compilers turn
+/// this into two vector instructions; `f32::round_ties_even` is a library call without SSE4.1.
+#[inline(always)]
+pub(crate) fn round_half_even_small(x: f32) -> i32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
+}
+
+/// `v` raised to `lo` and cut to `hi`; not-a-number stays, and so does the sign of zero at an equal bound.
+#[inline(always)]
+pub(crate) fn clamp_f32(v: f32, lo: f32, hi: f32) -> f32 {
+    let v = if lo > v { lo } else { v };
+    if hi < v { hi } else { v }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_small_numbers_is_rounding_half_to_even() {
+        for i in -4096..4096 {
+            let x = i as f32 / 8.0;
+            assert_eq!(round_half_even_small(x), x.round_ties_even() as i32, "{x}");
+        }
+        for x in [4_194_304.0f32, -4_194_304.0, 4_194_303.5, 0.49999997, -0.0] {
+            assert_eq!(round_half_even_small(x), x.round_ties_even() as i32, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_code_saturates_at_its_bounds_whatever_the_product() {
+        let requant = |multiplier: &'static [f32]| Requant {
+            bias: &[1],
+            multiplier,
+            zero_point: 10,
+            lo: 3,
+            hi: 200,
+            table: None,
+        };
+        for (acc, multiplier, want) in [
+            (i32::MAX - 1, &[1e30f32][..], 200),
+            (i32::MIN, &[1e30], 3),
+            (0, &[f32::NAN], 3),
+            (-1, &[f32::INFINITY], 3),
+            (4, &[0.5], 12),
+            (6, &[0.5], 14),
+        ] {
+            assert_eq!(requant(Box::leak(multiplier.into())).code(acc, 0), want, "{acc} * {multiplier:?}");
+        }
+    }
+
+    #[test]
+    fn a_clamp_keeps_what_is_not_a_number() {
+        assert!(clamp_f32(f32::NAN, 0.0, 6.0).is_nan());
+        assert_eq!(clamp_f32(-1.0, 0.0, 6.0), 0.0);
+        assert_eq!(clamp_f32(7.0, 0.0, 6.0), 6.0);
+    }
+}

@@ -1,0 +1,485 @@
+//! Operators that compute element by element or fold axes, in float and in whole numbers.
+
+use crate::engine::graph::op::{Binary, Reduce, Unary};
+use crate::engine::graph::shapes::{Fact, axis_index};
+use crate::engine::tensor::{DType, Element, Tensor};
+
+use super::float_math as math;
+use super::step::Kernel;
+use super::strided::{Walk, copy, row_major};
+
+/// A kernel that maps every element of operand 0.
+fn map<T: Element, U: Element>(f: impl Fn(T) -> U + Send + Sync + 'static) -> Kernel {
+    Box::new(move |operands, mut out, _| {
+        let x = operands.need(0).slice::<T>();
+        out.slice_mut::<U>().iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+        Ok(())
+    })
+}
+
+/// A unary operator on one `f32`.
+pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
+    move |x| match op {
+        Unary::Relu => x.max(0.0),
+        Unary::LeakyRelu { alpha } => {
+            if x < 0.0 {
+                alpha * x
+            } else {
+                x
+            }
+        }
+        Unary::Elu { alpha } => {
+            if x < 0.0 {
+                alpha * (math::exp(x) - 1.0)
+            } else {
+                x
+            }
+        }
+        Unary::Sigmoid => math::sigmoid(x),
+        Unary::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
+        Unary::HardSwish => x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
+        Unary::Tanh => math::tanh(x),
+        Unary::Erf => math::erf(x),
+        Unary::Gelu { tanh: false } => 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)),
+        Unary::Gelu { tanh: true } => 0.5 * x * (1.0 + math::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x))),
+        Unary::Softplus => {
+            if x > 20.0 {
+                x
+            } else {
+                math::exp(x).ln_1p()
+            }
+        }
+        Unary::Exp => math::exp(x),
+        Unary::Log => x.ln(),
+        Unary::Sqrt => x.sqrt(),
+        Unary::Reciprocal => 1.0 / x,
+        Unary::Neg => -x,
+        Unary::Abs => x.abs(),
+        Unary::Sign => {
+            if x == 0.0 || x.is_nan() {
+                x
+            } else {
+                x.signum()
+            }
+        }
+        Unary::Floor => x.floor(),
+        Unary::Ceil => x.ceil(),
+        Unary::Round => x.round_ties_even(),
+        Unary::Sin => x.sin(),
+        Unary::Cos => x.cos(),
+        Unary::Not => f32::from(x == 0.0),
+    }
+}
+
+/// A unary operator. The hot ones get a loop of their own, so that it is vectorized.
+pub(super) fn unary(op: Unary, x: &Fact) -> Result<Kernel, String> {
+    Ok(match (op, x.dtype) {
+        (Unary::Relu, DType::F32) => map(|x: f32| x.max(0.0)),
+        (Unary::Erf, DType::F32) => map(math::erf),
+        (Unary::Sigmoid, DType::F32) => map(math::sigmoid),
+        (Unary::Tanh, DType::F32) => map(math::tanh),
+        (Unary::Exp, DType::F32) => map(math::exp),
+        (Unary::Sqrt, DType::F32) => map(f32::sqrt),
+        (Unary::Neg, DType::F32) => map(|x: f32| -x),
+        (Unary::HardSigmoid { alpha, beta }, DType::F32) => {
+            map(move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
+        }
+        (Unary::HardSwish, DType::F32) => map(|x: f32| x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0)),
+        (Unary::Not, DType::Bool) => map(|x: u8| 1 - x),
+        (Unary::Not, _) => return Err(format!("{} is not bool", x.dtype)),
+        (op, DType::F32) => map(unary_f32(op)),
+        (Unary::Relu, DType::F64) => map(|x: f64| x.max(0.0)),
+        (Unary::Neg, DType::F64) => map(|x: f64| -x),
+        (Unary::Abs, DType::F64) => map(f64::abs),
+        (Unary::Sqrt, DType::F64) => map(f64::sqrt),
+        (Unary::Exp, DType::F64) => map(f64::exp),
+        (Unary::Log, DType::F64) => map(f64::ln),
+        (Unary::Floor, DType::F64) => map(f64::floor),
+        (Unary::Ceil, DType::F64) => map(f64::ceil),
+        (Unary::Neg, DType::I64) => map(i64::wrapping_neg),
+        (Unary::Neg, DType::I32) => map(i32::wrapping_neg),
+        (Unary::Abs, DType::I64) => map(i64::wrapping_abs),
+        (Unary::Abs, DType::I32) => map(i32::wrapping_abs),
+        (Unary::Sign, DType::I64) => map(i64::signum),
+        (Unary::Relu, DType::I32) => map(|x: i32| x.max(0)),
+        (Unary::Relu, DType::I64) => map(|x: i64| x.max(0)),
+        _ => return Err(format!("{} of {} is not supported", op.name(), x.dtype)),
+    })
+}
+
+/// Runs `f` over the broadcast of operands 0 and 1.
+fn zip<T: Element, U: Element>(walk: Walk<2>, f: impl Fn(T, T) -> U + Send + Sync + 'static) -> Kernel {
+    Box::new(move |operands, mut out, _| {
+        let (a, b) = (operands.need(0).slice::<T>(), operands.need(1).slice::<T>());
+        let out = out.slice_mut::<U>();
+        walk.rows(|at, [a0, b0], n, [da, db]| {
+            let row = &mut out[at..at + n];
+            let (a0, b0) = (a0 as usize, b0 as usize);
+            match (da, db) {
+                (1, 1) => {
+                    let (a, b) = (&a[a0..a0 + n], &b[b0..b0 + n]);
+                    row.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b));
+                }
+                (1, 0) => {
+                    let b = b[b0];
+                    row.iter_mut().zip(&a[a0..a0 + n]).for_each(|(y, &a)| *y = f(a, b));
+                }
+                (0, 1) => {
+                    let a = a[a0];
+                    row.iter_mut().zip(&b[b0..b0 + n]).for_each(|(y, &b)| *y = f(a, b));
+                }
+                _ => {
+                    for (i, y) in row.iter_mut().enumerate() {
+                        *y = f(a[a0 + i * da as usize], b[b0 + i * db as usize]);
+                    }
+                }
+            }
+        });
+        Ok(())
+    })
+}
+
+/// A binary operator that broadcasts.
+pub(super) fn binary(op: Binary, a: &Fact, b: &Fact, out: &[usize]) -> Result<Kernel, String> {
+    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
+    macro_rules! comparison {
+        ($t:ty) => {
+            match op {
+                Binary::Equal => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a == b))),
+                Binary::Less => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a < b))),
+                Binary::LessOrEqual => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a <= b))),
+                Binary::Greater => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a > b))),
+                Binary::GreaterOrEqual => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a >= b))),
+                _ => None,
+            }
+        };
+    }
+    macro_rules! float {
+        ($t:ty) => {
+            comparison!($t).or_else(|| {
+                Some(match op {
+                    Binary::Add => zip(walk, |a: $t, b: $t| a + b),
+                    Binary::Sub => zip(walk, |a: $t, b: $t| a - b),
+                    Binary::Mul => zip(walk, |a: $t, b: $t| a * b),
+                    Binary::Div => zip(walk, |a: $t, b: $t| a / b),
+                    Binary::Pow => zip(walk, |a: $t, b: $t| if b == 2.0 { a * a } else { a.powf(b) }),
+                    Binary::Min => zip(walk, |a: $t, b: $t| if a.is_nan() || a < b { a } else { b }),
+                    Binary::Max => zip(walk, |a: $t, b: $t| if a.is_nan() || a > b { a } else { b }),
+                    Binary::Mod { .. } => zip(walk, |a: $t, b: $t| a % b),
+                    _ => return None,
+                })
+            })
+        };
+    }
+    macro_rules! whole {
+        ($t:ty) => {
+            comparison!($t).or_else(|| {
+                Some(match op {
+                    Binary::Add => zip(walk, <$t>::wrapping_add),
+                    Binary::Sub => zip(walk, <$t>::wrapping_sub),
+                    Binary::Mul => zip(walk, <$t>::wrapping_mul),
+                    // Division by zero is the data's fault and gives 0: ONNX leaves it open.
+                    Binary::Div => zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_div(b) }),
+                    Binary::Min => zip(walk, |a: $t, b: $t| a.min(b)),
+                    Binary::Max => zip(walk, |a: $t, b: $t| a.max(b)),
+                    Binary::Pow => zip(walk, |a: $t, b: $t| (a as f64).powf(b as f64) as $t),
+                    Binary::Mod { float: true } => {
+                        zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_rem(b) })
+                    }
+                    Binary::Mod { float: false } => zip(walk, |a: $t, b: $t| {
+                        if b == 0 {
+                            return 0;
+                        }
+                        // The sign of the divisor, as in Python.
+                        let r = a.wrapping_rem(b);
+                        if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
+                    }),
+                    _ => return None,
+                })
+            })
+        };
+    }
+    if op == Binary::Pow && b.dtype != a.dtype {
+        return pow_mixed(a, b, walk);
+    }
+    let kernel = match a.dtype {
+        DType::F32 => float!(f32),
+        DType::F64 => float!(f64),
+        DType::I64 => whole!(i64),
+        DType::I32 => whole!(i32),
+        DType::Bool | DType::U8 => comparison!(u8).or_else(|| {
+            Some(match op {
+                Binary::And => zip(walk, |a: u8, b: u8| a & b),
+                Binary::Or => zip(walk, |a: u8, b: u8| a | b),
+                Binary::Xor => zip(walk, |a: u8, b: u8| a ^ b),
+                _ => return None,
+            })
+        }),
+        _ => None,
+    };
+    kernel.ok_or_else(|| format!("{} of {} is not supported", op.name(), a.dtype))
+}
+
+/// Pow with a whole exponent that is known before the run: the exponent becomes a float.
+fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
+    let refuse = || format!("Pow of {} and {} is not supported", a.dtype, b.dtype);
+    let exponents: Vec<f32> =
+        b.constant.as_ref().ok_or_else(refuse)?.to_f64().iter().map(|&x| x as f32).collect();
+    if a.dtype != DType::F32 {
+        return Err(refuse());
+    }
+    Ok(Box::new(move |operands, mut out, _| {
+        let a = operands.need(0).slice::<f32>();
+        let out = out.slice_mut::<f32>();
+        walk.rows(|at, [a0, b0], n, [da, db]| {
+            for i in 0..n {
+                let (a, b) = (a[a0 as usize + i * da as usize], exponents[b0 as usize + i * db as usize]);
+                out[at + i] = if b == 2.0 { a * a } else { a.powf(b) };
+            }
+        });
+        Ok(())
+    }))
+}
+
+/// Clip; the bounds may be computed.
+pub(super) fn clip(x: &Fact) -> Result<Kernel, String> {
+    macro_rules! clip {
+        ($t:ty) => {
+            Box::new(|operands, mut out, _| {
+                let bound = |i: usize, open: $t| operands.get(i).map_or(open, |v| v.slice::<$t>()[0]);
+                let (lo, hi) = (bound(1, <$t>::MIN), bound(2, <$t>::MAX));
+                let x = operands.need(0).slice::<$t>();
+                // min after max: where the bounds cross, the upper one holds (ONNX).
+                out.slice_mut::<$t>()
+                    .iter_mut()
+                    .zip(x)
+                    .for_each(|(y, &x)| *y = (if x < lo { lo } else { x }).min(hi));
+                Ok(())
+            })
+        };
+    }
+    Ok(match x.dtype {
+        DType::F32 => clip!(f32),
+        DType::F64 => clip!(f64),
+        DType::I64 => clip!(i64),
+        DType::I32 => clip!(i32),
+        other => return Err(format!("Clip of {other} is not supported")),
+    })
+}
+
+/// A reduction over `axes`.
+pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, String> {
+    // The folded axes go last, so that each result is the fold of one row.
+    let own = row_major(&x.shape);
+    let kept = (0..x.shape.len()).filter(|i| !axes.contains(i));
+    let order: Vec<usize> = kept.chain(axes.iter().copied()).collect();
+    let shape: Vec<usize> = order.iter().map(|&i| x.shape[i]).collect();
+    let walk = Walk::new(&shape, [order.iter().map(|&i| own[i]).collect()]);
+    let row: usize = axes.iter().map(|&i| x.shape[i]).product();
+    let in_place = order.iter().copied().eq(0..x.shape.len());
+    match x.dtype {
+        DType::F32 => Ok(Box::new(move |operands, mut out, scratch| {
+            let x = operands.need(0).slice::<f32>();
+            let rows: &[f32] = if in_place {
+                x
+            } else {
+                scratch.floats.resize(x.len(), 0.0);
+                copy(&walk, 0, x, &mut scratch.floats);
+                &scratch.floats
+            };
+            let out = out.slice_mut::<f32>();
+            for (i, y) in out.iter_mut().enumerate() {
+                *y = fold_row(kind, &rows[i * row..(i + 1) * row], &mut scratch.more_floats);
+            }
+            Ok(())
+        })),
+        DType::I64 | DType::I32 | DType::F64 => Ok(Box::new(move |operands, mut out, _| {
+            let x = operands.need(0);
+            let values = Tensor::from_slice(x.shape, &x.to_f64());
+            let mut rows = vec![0.0f64; values.len()];
+            copy(&walk, 0, values.slice::<f64>(), &mut rows);
+            let folded = |i: usize| fold_row_f64(kind, &rows[i * row..(i + 1) * row]);
+            match out.dtype {
+                DType::I64 => {
+                    out.slice_mut::<i64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i64)
+                }
+                DType::I32 => {
+                    out.slice_mut::<i32>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i32)
+                }
+                _ => out.slice_mut::<f64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i)),
+            }
+            Ok(())
+        })),
+        other => Err(format!("{} of {other} is not supported", kind.name())),
+    }
+}
+
+fn fold_row(kind: Reduce, row: &[f32], room: &mut Vec<f32>) -> f32 {
+    let mut mapped = |f: fn(f32) -> f32| {
+        room.clear();
+        room.extend(row.iter().map(|&x| f(x)));
+        math::sum(room)
+    };
+    match kind {
+        Reduce::Sum => math::sum(row),
+        Reduce::Mean => math::sum(row) / row.len() as f32,
+        Reduce::Max => math::max(row),
+        Reduce::Min => math::min(row),
+        Reduce::Prod => math::product(row),
+        Reduce::SumSquare => mapped(|x| x * x),
+        Reduce::L1 => mapped(f32::abs),
+        Reduce::L2 => mapped(|x| x * x).sqrt(),
+        Reduce::LogSum => math::sum(row).ln(),
+        Reduce::LogSumExp => {
+            let top = math::max(row);
+            let top = if top.is_finite() { top } else { 0.0 };
+            room.clear();
+            room.extend(row.iter().map(|&x| math::exp(x - top)));
+            math::sum(room).ln() + top
+        }
+    }
+}
+
+fn fold_row_f64(kind: Reduce, row: &[f64]) -> f64 {
+    let sum = |f: fn(f64) -> f64| row.iter().map(|&x| f(x)).sum::<f64>();
+    match kind {
+        Reduce::Sum => sum(|x| x),
+        Reduce::Mean => sum(|x| x) / row.len() as f64,
+        Reduce::Max => row.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        Reduce::Min => row.iter().copied().fold(f64::INFINITY, f64::min),
+        Reduce::Prod => row.iter().product(),
+        Reduce::SumSquare => sum(|x| x * x),
+        Reduce::L1 => sum(f64::abs),
+        Reduce::L2 => sum(|x| x * x).sqrt(),
+        Reduce::LogSum => sum(|x| x).ln(),
+        Reduce::LogSumExp => sum(f64::exp).ln(),
+    }
+}
+
+/// Softmax along `axis`, or over all axes from `axis` on as one where `coerce_2d`.
+pub(super) fn softmax(axis: i64, log: bool, coerce_2d: bool, x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return Err(format!("Softmax of {} is not supported", x.dtype));
+    }
+    let axis = axis_index(axis, x.shape.len(), false)?;
+    let after: usize = x.shape[axis + 1..].iter().product();
+    let row = if coerce_2d { x.shape[axis] * after } else { x.shape[axis] };
+    let stride = if coerce_2d { 1 } else { after };
+    Ok(Box::new(move |operands, mut out, scratch| {
+        let x = operands.need(0).slice::<f32>();
+        let out = out.slice_mut::<f32>();
+        if row == 0 {
+            return Ok(());
+        }
+        if stride == 1 {
+            out.copy_from_slice(x);
+            out.chunks_exact_mut(row).for_each(|row| math::softmax(row, log));
+            return Ok(());
+        }
+        scratch.floats.resize(row, 0.0);
+        for block in 0..x.len() / (row * stride) {
+            for column in 0..stride {
+                let at = |i: usize| (block * row + i) * stride + column;
+                (0..row).for_each(|i| scratch.floats[i] = x[at(i)]);
+                math::softmax(&mut scratch.floats[..row], log);
+                (0..row).for_each(|i| out[at(i)] = scratch.floats[i]);
+            }
+        }
+        Ok(())
+    }))
+}
+
+/// LayerNormalization over the axes from `axis` on.
+pub(super) fn layer_norm(axis: i64, epsilon: f32, x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return Err(format!("LayerNormalization of {} is not supported", x.dtype));
+    }
+    let axis = axis_index(axis, x.shape.len(), false)?;
+    let row: usize = x.shape[axis..].iter().product();
+    Ok(Box::new(move |operands, mut out, _| {
+        let x = operands.need(0).slice::<f32>();
+        let scale = operands.need(1).slice::<f32>();
+        let bias = operands.get(2).map(|b| b.slice::<f32>());
+        let rows = out.slice_mut::<f32>().chunks_exact_mut(row.max(1));
+        rows.zip(x.chunks_exact(row.max(1))).for_each(|(y, x)| math::layer_norm(x, scale, bias, epsilon, y));
+        Ok(())
+    }))
+}
+
+/// BatchNormalization that could not be folded: `(x − mean) / sqrt(variance + epsilon) × scale + bias`.
+pub(super) fn batch_norm(epsilon: f32, x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return Err(format!("BatchNormalization of {} is not supported", x.dtype));
+    }
+    let channels = x.shape.get(1).copied().unwrap_or(1).max(1);
+    let inner: usize = x.shape.iter().skip(2).product();
+    Ok(Box::new(move |operands, mut out, _| {
+        let x = operands.need(0).slice::<f32>();
+        let [scale, bias, mean, variance] = [1, 2, 3, 4].map(|i| operands.need(i).slice::<f32>());
+        let planes = out.slice_mut::<f32>().chunks_exact_mut(inner.max(1)).zip(x.chunks_exact(inner.max(1)));
+        for (plane, (y, x)) in planes.enumerate() {
+            let c = plane % channels;
+            let factor = scale[c] / (variance[c] + epsilon).sqrt();
+            y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean[c]) * factor + bias[c]);
+        }
+        Ok(())
+    }))
+}
+
+/// Range.
+pub(super) fn range(start: &Fact) -> Result<Kernel, String> {
+    macro_rules! range {
+        ($t:ty) => {
+            Box::new(|operands, mut out, _| {
+                let (start, delta) = (operands.need(0).slice::<$t>()[0], operands.need(2).slice::<$t>()[0]);
+                out.slice_mut::<$t>().iter_mut().enumerate().for_each(|(i, y)| *y = start + i as $t * delta);
+                Ok(())
+            })
+        };
+    }
+    Ok(match start.dtype {
+        DType::I64 => range!(i64),
+        DType::I32 => range!(i32),
+        DType::F32 => range!(f32),
+        DType::F64 => range!(f64),
+        other => return Err(format!("Range of {other} is not supported")),
+    })
+}
+
+/// Cast.
+pub(super) fn cast(from: DType, to: DType) -> Result<Kernel, String> {
+    macro_rules! targets {
+        ($s:ty, $get:expr) => {{
+            let get: fn($s) -> _ = $get;
+            match to {
+                DType::F32 => map(move |x: $s| get(x) as f32),
+                DType::F64 => map(move |x: $s| get(x) as f64),
+                DType::F16 => map(move |x: $s| half::f16::from_f32(get(x) as f32)),
+                DType::BF16 => map(move |x: $s| half::bf16::from_f32(get(x) as f32)),
+                DType::I64 => map(move |x: $s| get(x) as i64),
+                DType::I32 => map(move |x: $s| get(x) as i32),
+                DType::I16 => map(move |x: $s| get(x) as i16),
+                DType::I8 => map(move |x: $s| get(x) as i8),
+                DType::U64 => map(move |x: $s| get(x) as u64),
+                DType::U32 => map(move |x: $s| get(x) as u32),
+                DType::U16 => map(move |x: $s| get(x) as u16),
+                DType::U8 => map(move |x: $s| get(x) as u8),
+                DType::Bool => map(move |x: $s| u8::from(get(x) as f64 != 0.0)),
+            }
+        }};
+    }
+    Ok(match from {
+        DType::F32 => targets!(f32, |x: f32| x),
+        DType::F64 => targets!(f64, |x: f64| x),
+        DType::F16 => targets!(half::f16, half::f16::to_f32),
+        DType::BF16 => targets!(half::bf16, half::bf16::to_f32),
+        DType::I64 => targets!(i64, |x: i64| x),
+        DType::I32 => targets!(i32, |x: i32| x),
+        DType::I16 => targets!(i16, |x: i16| x),
+        DType::I8 => targets!(i8, |x: i8| x),
+        DType::U64 => targets!(u64, |x: u64| x),
+        DType::U32 => targets!(u32, |x: u32| x),
+        DType::U16 => targets!(u16, |x: u16| x),
+        DType::U8 | DType::Bool => targets!(u8, |x: u8| x),
+    })
+}

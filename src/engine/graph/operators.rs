@@ -1,0 +1,367 @@
+//! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
+
+use crate::engine::onnx::NodeProto;
+use crate::engine::tensor::{DType, Tensor};
+
+use super::attributes::Attributes;
+use super::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
+use super::tensors::dtype_from_onnx;
+
+/// An operator in the form of opset 18.
+pub(super) struct Lifted {
+    /// What the node does.
+    pub(super) op: Op,
+    /// Operands that older opsets wrote as attributes: position and data.
+    pub(super) added: Vec<(usize, Tensor)>,
+}
+
+impl From<Op> for Lifted {
+    fn from(op: Op) -> Lifted {
+        Lifted { op, added: Vec::new() }
+    }
+}
+
+/// Operators with one operand and no attribute.
+const PLAIN_UNARY: &[(&str, Unary)] = &[
+    ("Relu", Unary::Relu),
+    ("Sigmoid", Unary::Sigmoid),
+    ("HardSwish", Unary::HardSwish),
+    ("Tanh", Unary::Tanh),
+    ("Erf", Unary::Erf),
+    ("Softplus", Unary::Softplus),
+    ("Exp", Unary::Exp),
+    ("Log", Unary::Log),
+    ("Sqrt", Unary::Sqrt),
+    ("Reciprocal", Unary::Reciprocal),
+    ("Neg", Unary::Neg),
+    ("Abs", Unary::Abs),
+    ("Sign", Unary::Sign),
+    ("Floor", Unary::Floor),
+    ("Ceil", Unary::Ceil),
+    ("Round", Unary::Round),
+    ("Sin", Unary::Sin),
+    ("Cos", Unary::Cos),
+    ("Not", Unary::Not),
+];
+
+/// Operators with two operands that broadcast.
+const BINARY: &[(&str, Binary)] = &[
+    ("Add", Binary::Add),
+    ("Sub", Binary::Sub),
+    ("Mul", Binary::Mul),
+    ("Div", Binary::Div),
+    ("Pow", Binary::Pow),
+    ("Min", Binary::Min),
+    ("Max", Binary::Max),
+    ("Sum", Binary::Add),
+    ("Equal", Binary::Equal),
+    ("Less", Binary::Less),
+    ("LessOrEqual", Binary::LessOrEqual),
+    ("Greater", Binary::Greater),
+    ("GreaterOrEqual", Binary::GreaterOrEqual),
+    ("And", Binary::And),
+    ("Or", Binary::Or),
+    ("Xor", Binary::Xor),
+];
+
+/// The reductions.
+const REDUCE: &[(&str, Reduce)] = &[
+    ("ReduceSum", Reduce::Sum),
+    ("ReduceMean", Reduce::Mean),
+    ("ReduceMax", Reduce::Max),
+    ("ReduceMin", Reduce::Min),
+    ("ReduceProd", Reduce::Prod),
+    ("ReduceSumSquare", Reduce::SumSquare),
+    ("ReduceL1", Reduce::L1),
+    ("ReduceL2", Reduce::L2),
+    ("ReduceLogSum", Reduce::LogSum),
+    ("ReduceLogSumExp", Reduce::LogSumExp),
+];
+
+fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
+    table.iter().find(|(n, _)| *n == name).map(|(_, t)| *t)
+}
+
+/// What a node does; `None` where the operator is not supported.
+///
+/// # Errors
+/// A sentence about the attribute that is wrong or not supported.
+pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, String> {
+    let a = Attributes(node);
+    let name = node.op_type.as_str();
+    if let Some(unary) = find(PLAIN_UNARY, name) {
+        return Ok(Some(Op::Unary(unary).into()));
+    }
+    if let Some(binary) = find(BINARY, name) {
+        if opset < 7 && a.int("broadcast")?.is_some() {
+            return Err("the form before opset 7 is not supported".to_owned());
+        }
+        return Ok(Some(Op::Binary(binary).into()));
+    }
+    if let Some(kind) = find(REDUCE, name) {
+        let op = Op::Reduce {
+            kind,
+            keep_dims: a.flag("keepdims", true)?,
+            noop_with_empty_axes: a.flag("noop_with_empty_axes", false)?,
+        };
+        return Ok(Some(Lifted { op, added: int_operand(1, a.ints("axes")?) }));
+    }
+    let op = match name {
+        "Conv" => Op::Conv { sliding: sliding(&a)?, groups: group(&a)? },
+        "Gemm" => Op::Gemm {
+            alpha: a.float_or("alpha", 1.0)?,
+            beta: a.float_or("beta", 1.0)?,
+            trans_a: a.flag("transA", false)?,
+            trans_b: a.flag("transB", false)?,
+        },
+        "MatMul" => Op::MatMul,
+        "BatchNormalization" => batch_norm(&a, node)?,
+        "LayerNormalization" => layer_norm(&a, node)?,
+        "MaxPool" => max_pool(&a, node)?,
+        "AveragePool" => {
+            Op::AveragePool { sliding: sliding(&a)?, count_include_pad: a.flag("count_include_pad", false)? }
+        }
+        "GlobalAveragePool" => Op::GlobalAveragePool { channels_last: false },
+        "GlobalMaxPool" => Op::GlobalMaxPool { channels_last: false },
+        "LeakyRelu" => Op::Unary(Unary::LeakyRelu { alpha: a.float_or("alpha", 0.01)? }),
+        "Elu" => Op::Unary(Unary::Elu { alpha: a.float_or("alpha", 1.0)? }),
+        "HardSigmoid" => {
+            Op::Unary(Unary::HardSigmoid { alpha: a.float_or("alpha", 0.2)?, beta: a.float_or("beta", 0.5)? })
+        }
+        "Gelu" => gelu(&a)?,
+        "Mod" => Op::Binary(Binary::Mod { float: a.flag("fmod", false)? }),
+        "Clip" => return clip(&a, opset).map(Some),
+        "Softmax" | "LogSoftmax" => Op::Softmax {
+            axis: a.int_or("axis", if opset < 13 { 1 } else { -1 })?,
+            log: name == "LogSoftmax",
+            coerce_2d: opset < 13,
+        },
+        "Transpose" => Op::Transpose { perm: a.sizes("perm")?.unwrap_or_default() },
+        "Reshape" => return reshape(&a).map(Some),
+        "Flatten" => Op::Flatten { axis: a.int_or("axis", 1)? },
+        "Squeeze" => return Ok(Some(Lifted { op: Op::Squeeze, added: int_operand(1, a.ints("axes")?) })),
+        "Unsqueeze" => return Ok(Some(Lifted { op: Op::Unsqueeze, added: int_operand(1, a.ints("axes")?) })),
+        "Concat" => Op::Concat { axis: a.int("axis")?.ok_or("attribute `axis` is missing")? },
+        "Split" => {
+            let op = Op::Split { axis: a.int_or("axis", 0)?, outputs: node.output.len() };
+            return Ok(Some(Lifted { op, added: int_operand(1, a.ints("split")?) }));
+        }
+        "Slice" => return slice(&a, opset).map(Some),
+        "Gather" => Op::Gather { axis: a.int_or("axis", 0)? },
+        "Shape" => Op::Shape { start: a.int_or("start", 0)?, end: a.int("end")? },
+        "ConstantOfShape" => Op::ConstantOfShape {
+            value: a.tensor("value")?.unwrap_or_else(|| Tensor::from_slice(&[1], &[0.0f32])),
+        },
+        "Range" => Op::Range,
+        "Expand" => Op::Expand,
+        "Tile" => Op::Tile,
+        "Where" => Op::Where,
+        "Pad" => return pad(&a, opset).map(Some),
+        "Cast" => Op::Cast { to: cast_target(&a)? },
+        "Identity" => Op::Identity,
+        // In inference Dropout does nothing; its mask is refused by the importer where it is read.
+        "Dropout" => Op::Identity,
+        "QuantizeLinear" => {
+            only_default(&a, "block_size", 0)?;
+            Op::QuantizeLinear { axis: a.int_or("axis", 1)? }
+        }
+        "DequantizeLinear" => {
+            only_default(&a, "block_size", 0)?;
+            Op::DequantizeLinear { axis: a.int_or("axis", 1)? }
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(op.into()))
+}
+
+fn int_operand(position: usize, ints: Option<Vec<i64>>) -> Vec<(usize, Tensor)> {
+    ints.map(|ints| (position, Tensor::from_slice(&[ints.len()], &ints))).into_iter().collect()
+}
+
+/// Refuses an attribute that is set to something we do not do.
+fn only_default(a: &Attributes<'_>, name: &str, default: i64) -> Result<(), String> {
+    match a.int_or(name, default)? {
+        value if value == default => Ok(()),
+        value => Err(format!("{name}={value} is not supported")),
+    }
+}
+
+fn group(a: &Attributes<'_>) -> Result<usize, String> {
+    let group = a.int_or("group", 1)?;
+    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
+}
+
+fn sliding(a: &Attributes<'_>) -> Result<Sliding, String> {
+    let positive = |name: &str| -> Result<Vec<usize>, String> {
+        let sizes = a.sizes(name)?.unwrap_or_default();
+        match sizes.contains(&0) {
+            true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
+            false => Ok(sizes),
+        }
+    };
+    let auto_pad = match a.text("auto_pad")?.as_deref() {
+        None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
+        Some("SAME_UPPER") => AutoPad::SameUpper,
+        Some("SAME_LOWER") => AutoPad::SameLower,
+        Some(other) => return Err(format!("auto_pad={other} is not supported")),
+    };
+    let valid = a.text("auto_pad")?.as_deref() == Some("VALID");
+    Ok(Sliding {
+        kernel: positive("kernel_shape")?,
+        strides: positive("strides")?,
+        dilations: positive("dilations")?,
+        pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
+        auto_pad,
+        ceil_mode: a.flag("ceil_mode", false)?,
+        channels_last: false,
+    })
+}
+
+fn max_pool(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
+    if node.output.get(1).is_some_and(|o| !o.is_empty()) {
+        return Err("the second output (indices) is not supported".to_owned());
+    }
+    only_default(a, "storage_order", 0)?;
+    Ok(Op::MaxPool { sliding: sliding(a)? })
+}
+
+fn batch_norm(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
+    only_default(a, "training_mode", 0)?;
+    if node.output.iter().skip(1).any(|o| !o.is_empty()) {
+        return Err("the outputs of training are not supported".to_owned());
+    }
+    Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
+}
+
+fn layer_norm(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
+    if node.output.iter().skip(1).any(|o| !o.is_empty()) {
+        return Err("the outputs Mean and InvStdDev are not supported".to_owned());
+    }
+    Ok(Op::LayerNorm { axis: a.int_or("axis", -1)?, epsilon: a.float_or("epsilon", 1e-5)? })
+}
+
+fn gelu(a: &Attributes<'_>) -> Result<Op, String> {
+    match a.text("approximate")?.as_deref() {
+        None | Some("none") => Ok(Op::Unary(Unary::Gelu { tanh: false })),
+        Some("tanh") => Ok(Op::Unary(Unary::Gelu { tanh: true })),
+        Some(other) => Err(format!("approximate={other} is not supported")),
+    }
+}
+
+fn clip(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
+    let mut added = Vec::new();
+    if opset < 11 {
+        added.push((1, Tensor::scalar(a.float_or("min", f32::MIN)?)));
+        added.push((2, Tensor::scalar(a.float_or("max", f32::MAX)?)));
+    }
+    Ok(Lifted { op: Op::Clip, added })
+}
+
+fn reshape(a: &Attributes<'_>) -> Result<Lifted, String> {
+    let op = Op::Reshape { allow_zero: a.flag("allowzero", false)? };
+    Ok(Lifted { op, added: int_operand(1, a.ints("shape")?) })
+}
+
+fn slice(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
+    let mut added = Vec::new();
+    if opset < 10 {
+        let list = |name: &str| -> Result<Vec<i64>, String> {
+            a.ints(name)?.ok_or_else(|| format!("attribute `{name}` is missing"))
+        };
+        added.extend(int_operand(1, Some(list("starts")?)));
+        added.extend(int_operand(2, Some(list("ends")?)));
+        added.extend(int_operand(3, a.ints("axes")?));
+    }
+    Ok(Lifted { op: Op::Slice, added })
+}
+
+fn pad(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
+    let mode = match a.text("mode")?.as_deref() {
+        None | Some("constant") => PadMode::Constant,
+        Some("reflect") => PadMode::Reflect,
+        Some("edge") => PadMode::Edge,
+        Some("wrap") => PadMode::Wrap,
+        Some(other) => return Err(format!("mode={other} is not supported")),
+    };
+    let mut added = Vec::new();
+    if opset < 11 {
+        added.extend(int_operand(1, Some(a.ints("pads")?.ok_or("attribute `pads` is missing")?)));
+        added.push((2, Tensor::scalar(a.float_or("value", 0.0)?)));
+    }
+    Ok(Lifted { op: Op::Pad { mode }, added })
+}
+
+fn cast_target(a: &Attributes<'_>) -> Result<DType, String> {
+    let number = a.int("to")?.ok_or("attribute `to` is missing")?;
+    dtype_from_onnx(i32::try_from(number).unwrap_or(-1))
+}
+
+/// Names of the operators that [`lift`] takes, for documents and messages.
+#[cfg(test)]
+fn supported() -> Vec<&'static str> {
+    let mut names: Vec<&str> = PLAIN_UNARY.iter().map(|(n, _)| *n).collect();
+    names.extend(BINARY.iter().map(|(n, _)| *n));
+    names.extend(REDUCE.iter().map(|(n, _)| *n));
+    names.extend(OTHERS);
+    names.sort_unstable();
+    names
+}
+
+#[cfg(test)]
+/// The arms of [`lift`], and `Constant`, which the importer takes itself.
+const OTHERS: &[&str] = &[
+    "AveragePool",
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Conv",
+    "DequantizeLinear",
+    "Dropout",
+    "Elu",
+    "Expand",
+    "Flatten",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "HardSigmoid",
+    "Identity",
+    "LayerNormalization",
+    "LeakyRelu",
+    "LogSoftmax",
+    "MatMul",
+    "MaxPool",
+    "Mod",
+    "Pad",
+    "QuantizeLinear",
+    "Range",
+    "Reshape",
+    "Shape",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Squeeze",
+    "Tile",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_operator_is_lifted_or_asks_for_an_attribute() {
+        for name in supported().into_iter().filter(|n| *n != "Constant") {
+            let node = NodeProto { op_type: name.to_owned(), ..NodeProto::default() };
+            assert!(!matches!(lift(&node, 18), Ok(None)), "{name}");
+        }
+        let node = NodeProto { op_type: "FrobnicateV2".to_owned(), ..NodeProto::default() };
+        assert!(matches!(lift(&node, 18), Ok(None)));
+    }
+}

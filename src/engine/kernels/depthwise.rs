@@ -1,0 +1,188 @@
+//! Integer depthwise convolution: each channel has its own kernel. Knows slices only.
+
+use super::eltwise::apply_table_in_place;
+use super::halo::{self, BLOCK, blocks};
+use super::isa::Isa;
+use super::lines::Aligned;
+use super::parallel::{parts, split_rows};
+use super::tiles::Place;
+use super::{IntOutput, Window};
+use std::ops::Range;
+
+/// Taps whose weights lie side by side.
+const GROUP: usize = 2;
+
+/// Weights of a depthwise convolution with one output channel an input channel, packed.
+#[derive(Clone)]
+pub struct PackedDepthwise {
+    isa: Isa,
+    /// `[block, taps / 2, 4, 8, 2]`: pairs of taps, and of 32 channels first 0-3 16-19, then 4-7 20-23, 8-11 24-27,
+    /// 12-15 28-31, which is the order in which vector registers interleave bytes.
+    weights: Aligned<i16>,
+    column_sums: Vec<i32>,
+    taps: usize,
+}
+
+impl PackedDepthwise {
+    /// Packs `codes`, `[channels, taps]`; taps run over the kernel row by row. Every code from -128 to 127 is exact.
+    pub fn pack(isa: Isa, codes: &[i8], channels: usize, taps: usize) -> PackedDepthwise {
+        assert_eq!(codes.len(), channels * taps, "codes [channels, taps]");
+        assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
+        let padded = taps.next_multiple_of(GROUP);
+        let blocks = blocks(channels);
+        let mut weights = Aligned::zeros(blocks.len() * padded * BLOCK);
+        for (block, weights) in blocks.zip(weights.chunks_exact_mut(padded * BLOCK)) {
+            for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
+                let code = i16::from(codes[c * taps + t]);
+                weights[t / GROUP * BLOCK * GROUP + lane(c - block.start) * GROUP + t % GROUP] = code;
+            }
+        }
+        let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
+        let column_sums = codes.chunks_exact(taps).map(sum).collect();
+        PackedDepthwise { isa, weights, column_sums, taps }
+    }
+
+    /// `[channels]`: the sum of each channel's codes.
+    pub fn column_sums(&self) -> &[i32] {
+        &self.column_sums
+    }
+
+    /// Size of the packed weights in memory.
+    pub fn bytes(&self) -> usize {
+        self.weights.bytes() + size_of_val(&self.column_sums[..])
+    }
+
+    /// Convolution of `x`, `[batch, in_h, in_w, channels]`, to `out`, `[batch, out_h, out_w, channels]`, with up to
+    /// `threads` threads. Padding reads the code `pad`, which is the input's zero point.
+    pub fn conv(&self, x: &[u8], window: &Window, pad: u8, out: IntOutput, threads: usize) {
+        let channels = self.column_sums.len();
+        assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
+        assert_eq!(out.len(), window.rows() * channels, "output [batch, out_h, out_w, channels]");
+        out.assert_channels(channels);
+        if window.rows() == 0 {
+            return;
+        }
+        let products = window.rows() * channels * self.taps;
+        let parts = parts(threads, 4 * products / self.isa.products_per_ns());
+        let (lines, line_len) = (0..window.batch * window.out_h, window.out_w * channels);
+        split_rows(out, lines, line_len, 1, parts, &|lines, mut out| {
+            self.part(x, window, pad, lines, &mut out);
+        });
+    }
+
+    /// The share of one thread: `out` starts at its first line.
+    fn part(&self, x: &[u8], window: &Window, pad: u8, lines: Range<usize>, out: &mut IntOutput) {
+        let (first, channels) = (lines.start, self.column_sums.len());
+        let line_len = window.out_w * channels;
+        halo::for_each_line(x, channels, window, pad, lines, GROUP, |line, rows, taps| {
+            let at = (line - first) * line_len;
+            let step = window.stride_w * channels;
+            for (block, weights) in blocks(channels).zip(self.weights.chunks_exact(taps.len() * BLOCK)) {
+                let place = Place {
+                    at: at + block.start,
+                    stride: channels,
+                    channel: block.start,
+                    columns: block.len(),
+                };
+                line_of_block(self.isa, &rows[block.start..], taps, step, window.out_w, weights, out, place);
+            }
+            if let IntOutput::U8(out, requant) = out
+                && let Some(table) = requant.table
+            {
+                apply_table_in_place(self.isa, &mut out[at..][..line_len], table);
+            }
+        });
+    }
+}
+
+/// Where channel `c` of a block stands among the 32 lanes of the packed order.
+fn lane(c: usize) -> usize {
+    (c % 16) / 4 * 8 + c / 16 * 4 + c % 4
+}
+
+#[expect(clippy::too_many_arguments, reason = "a line is its operands and its place")]
+#[inline(always)]
+fn line_of_block(
+    isa: Isa,
+    x: &[u8],
+    taps: &[usize],
+    step: usize,
+    count: usize,
+    weights: &[i16],
+    out: &mut IntOutput,
+    place: Place,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = isa.avx2() {
+        return avx2.depthwise_row(x, taps, step, count, weights, out, place);
+    }
+    let _ = isa;
+    for i in 0..count {
+        let mut acc = [0i32; BLOCK];
+        for (pair, weights) in taps.chunks_exact(GROUP).zip(weights.chunks_exact(GROUP * BLOCK)) {
+            let [a, b] = [pair[0], pair[1]].map(|tap| &x[tap + i * step..][..BLOCK]);
+            for c in 0..BLOCK {
+                let w = &weights[lane(c) * GROUP..][..GROUP];
+                acc[c] += i32::from(a[c]) * i32::from(w[0]) + i32::from(b[c]) * i32::from(w[1]);
+            }
+        }
+        out.put(place.at + i * place.stride, place.channel, &acc[..place.columns]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, window, windows};
+    use super::super::{Dequant, Requant, reference};
+    use super::*;
+
+    fn check(window: &Window, channels: usize, pad: u8, threads: usize) {
+        let mut random = Random::new(channels as u64);
+        let mut x = random.u8s(window.pixels() * channels);
+        let mut codes = random.i8s(channels * window.taps());
+        x.iter_mut().step_by(channels).for_each(|x| *x = 255);
+        codes[..window.taps()].fill(-128);
+        let bias: Vec<i32> = (0..channels).map(|_| random.next() as i32 % 20_000).collect();
+        let factor: Vec<f32> = (0..channels).map(|_| (random.next() % 999 + 1) as f32 * 4e-6).collect();
+        let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
+        let acc = reference::depthwise_int8(&x, &codes, channels, window, pad);
+        for isa in Isa::available() {
+            let name = format!("{isa:?} {channels} channels, {window:?}, pad {pad}");
+            let packed = PackedDepthwise::pack(isa, &codes, channels, window.taps());
+            for (lo, hi, zero_point, table) in
+                [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
+            {
+                let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table };
+                let mut y = vec![0; acc.len()];
+                packed.conv(&x, window, pad, IntOutput::U8(&mut y, &requant), threads);
+                assert_eq!(y, reference::requantize(&acc, &requant), "{name}");
+            }
+            let dequant = Dequant { bias: &bias, scale: &factor };
+            let mut y = vec![0.0; acc.len()];
+            packed.conv(&x, window, pad, IntOutput::F32(&mut y, &dequant), threads);
+            assert_eq!(y, reference::dequantize_sums(&acc, &dequant), "{name}");
+        }
+    }
+
+    #[test]
+    fn depthwise_convolutions_match_the_reference() {
+        for (i, window) in windows().iter().enumerate() {
+            for (channels, pad) in [(1, 0), (16, 255), (31, 7), (32, 128), (33, 0), (64, 3), (100, 255)] {
+                check(window, channels, pad, 1 + i % 2);
+            }
+        }
+    }
+
+    #[test]
+    fn every_channel_count_matches_the_reference() {
+        for channels in 1..=97 {
+            check(&window(1, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)), channels, 130, 1);
+        }
+    }
+
+    #[test]
+    fn two_threads_give_what_one_gives() {
+        check(&window(2, (30, 31), (3, 3), (1, 1), (1, 1), (1, 1)), 40, 131, 2);
+        check(&window(2, (30, 31), (5, 5), (2, 2), (1, 1), (2, 2)), 40, 131, 2);
+    }
+}

@@ -1,0 +1,371 @@
+//! Integer product and convolution: `u8` activations times packed `i8` weights, accumulated in `i32` and
+//! finished in registers. Neither an im2col copy nor an `i32` tensor is made. Knows slices only.
+
+use super::eltwise::apply_table_in_place;
+use super::isa::Isa;
+use super::lines::Aligned;
+use super::parallel::{parts, split_rows};
+use super::patches::Patches;
+use super::tiles::{INT8_PAIRS, INT8_QUADS, Place, Shape};
+use super::walk::walk;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64_vnni::Avx512Vnni;
+use super::{IntOutput, Window};
+use bytemuck::Pod;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Weights of a dense layer or convolution, packed for one [`Isa`].
+///
+/// The accumulator of output channel `n` is `sum(a[k] * w[n, k])` over taps and inputs, without zero points: a
+/// caller whose input has zero point `z` puts `-z * column_sums()[n]` into the bias.
+#[derive(Clone)]
+pub struct PackedInt8 {
+    isa: Isa,
+    panels: Panels,
+    column_sums: Vec<i32>,
+    taps: usize,
+    inputs: usize,
+}
+
+/// The same weights as the instruction sets want them.
+#[derive(Clone)]
+enum Panels {
+    /// Panels of [`INT8_PAIRS`], for products of 16-bit numbers.
+    Pairs(Aligned<i16>),
+    /// Panels of [`INT8_QUADS`], for dot products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Quads(Avx512Vnni, Aligned<i8>),
+}
+
+impl PackedInt8 {
+    /// Packs `codes`, `[out, taps, inputs]`; taps run over the kernel row by row. A matrix `B[k, n]` is codes
+    /// `[n, 1, k]`. Every code from -128 to 127 is exact.
+    pub fn pack(isa: Isa, codes: &[i8], out: usize, taps: usize, inputs: usize) -> PackedInt8 {
+        let depth = taps * inputs;
+        assert_eq!(codes.len(), out * depth, "codes [out, taps, inputs]");
+        assert!(out > 0 && depth > 0, "a product has columns and depth");
+        let panels = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(vnni) => {
+                let mut panels = Aligned::zeros(INT8_QUADS.packed_len(out, depth));
+                INT8_QUADS.pack(out, depth, &mut panels, |n, k| codes[n * depth + k]);
+                Panels::Quads(vnni, panels)
+            }
+            _ => {
+                let mut panels = Aligned::zeros(INT8_PAIRS.packed_len(out, depth));
+                INT8_PAIRS.pack(out, depth, &mut panels, |n, k| i16::from(codes[n * depth + k]));
+                Panels::Pairs(panels)
+            }
+        };
+        let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
+        let column_sums = codes.chunks_exact(depth).map(sum).collect();
+        PackedInt8 { isa, panels, column_sums, taps, inputs }
+    }
+
+    /// `[out]`: the sum of each output channel's codes.
+    pub fn column_sums(&self) -> &[i32] {
+        &self.column_sums
+    }
+
+    /// Size of the packed weights in memory.
+    pub fn bytes(&self) -> usize {
+        let panels = match &self.panels {
+            Panels::Pairs(panels) => panels.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(_, panels) => panels.bytes(),
+        };
+        panels + size_of_val(&self.column_sums[..])
+    }
+
+    /// Product of `a`, `[rows, inputs]`, with the weights; `out` is `[rows, n]`. Uses up to `threads` threads.
+    pub fn matmul(&self, a: &[u8], rows: usize, out: IntOutput, threads: usize) {
+        let columns = self.column_sums.len();
+        self.conv(a, self.inputs, 0, &Window::of_rows(rows), 0, out, columns, 0, threads);
+    }
+
+    /// Convolution of channels `in_offset .. in_offset + inputs` of `x`, `[batch, in_h, in_w, in_stride]`, to
+    /// channels `out_offset ..` of `out`, `[batch, out_h, out_w, out_stride]`, with up to `threads` threads.
+    ///
+    /// Padding reads the code `pad`, which is the input's zero point. Strides and offsets serve groups and
+    /// concatenation in place; other channels of `out` are left alone.
+    #[expect(clippy::too_many_arguments, reason = "a convolution is its two tensors and its geometry")]
+    pub fn conv(
+        &self,
+        x: &[u8],
+        in_stride: usize,
+        in_offset: usize,
+        window: &Window,
+        pad: u8,
+        out: IntOutput,
+        out_stride: usize,
+        out_offset: usize,
+        threads: usize,
+    ) {
+        let (rows, columns) = (window.rows(), self.column_sums.len());
+        assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
+        assert_eq!(out.len(), rows * out_stride, "output [batch, out_h, out_w, out_stride]");
+        assert!(out_offset + columns <= out_stride, "channels within a pixel");
+        out.assert_channels(columns);
+        let patches = Patches::new(x, in_stride, in_offset, self.inputs, window, pad);
+        let products = rows * columns * self.taps * self.inputs;
+        let parts = parts(threads, products / self.isa.products_per_ns());
+        let shape = self.shape();
+        if rows == 1 && out_stride == columns {
+            // One row has no rows to share, but its columns lie side by side.
+            split_rows(out, 0..columns, 1, shape.columns, parts, &|range, mut out| {
+                self.part(&patches, 0..1, range, &mut out, out_stride, 0);
+            });
+        } else {
+            split_rows(out, 0..rows, out_stride, shape.rows, parts, &|range, mut out| {
+                self.part(&patches, range, 0..columns, &mut out, out_stride, out_offset);
+            });
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        match self.panels {
+            Panels::Pairs(_) => INT8_PAIRS,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(..) => INT8_QUADS,
+        }
+    }
+
+    /// The share of one thread: `out` starts at its first row and column.
+    fn part(
+        &self,
+        patches: &Patches<u8>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut IntOutput,
+        out_stride: usize,
+        out_offset: usize,
+    ) {
+        let isa = self.isa;
+        match &self.panels {
+            Panels::Pairs(panels) => {
+                let tile = |a: &[i16], lda, rows, panel: &[i16], width, depth, out: &mut IntOutput, place| {
+                    tile(isa, a, lda, rows, panel, width, depth, out, place)
+                };
+                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(vnni, panels) => {
+                let tile = |a: &[u8], lda, rows, panel: &[i8], width, depth, out: &mut IntOutput, place| {
+                    vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                };
+                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+        }
+    }
+
+    /// [`PackedInt8::part`] for one form of the weights and its tile.
+    #[expect(clippy::too_many_arguments, reason = "a part is its operands, its place and its tile")]
+    fn part_of<A: Pod + From<u8>, B>(
+        &self,
+        panels: &[B],
+        patches: &Patches<u8>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut IntOutput,
+        out_stride: usize,
+        out_offset: usize,
+        tile: impl Fn(&[A], usize, usize, &[B], usize, usize, &mut IntOutput, Place),
+    ) {
+        let (shape, depth, all) = (self.shape(), self.taps * self.inputs, self.column_sums.len());
+        let padded = shape.padded(depth);
+        let (first_row, first_column, run) = (rows.start, columns.start, columns.len());
+        let at = |row: usize| (row - first_row) * out_stride + out_offset;
+        // Both visitors write: the tiles of a block, then its table.
+        let out = RefCell::new(out);
+        walk(
+            self.isa,
+            shape,
+            patches,
+            depth,
+            all,
+            rows,
+            columns,
+            |a: &[A], lda, rows, columns, width| {
+                let place = Place {
+                    at: at(rows.start) + columns.start - first_column,
+                    stride: out_stride,
+                    channel: columns.start,
+                    columns: columns.len(),
+                };
+                let panel = &panels[shape.panel_start(columns.start, depth)..][..width * padded];
+                tile(a, lda, rows.len(), panel, width, padded, &mut out.borrow_mut(), place);
+            },
+            |rows| apply_table_to_rows(self.isa, &mut out.borrow_mut(), rows.map(at), run, out_stride),
+        );
+    }
+}
+
+/// Applies the table of `out`, if it has one, to `run` elements from each of `starts`, `stride` apart.
+fn apply_table_to_rows(
+    isa: Isa,
+    out: &mut IntOutput,
+    mut starts: impl ExactSizeIterator<Item = usize>,
+    run: usize,
+    stride: usize,
+) {
+    let IntOutput::U8(out, requant) = out else { return };
+    let Some(table) = requant.table else { return };
+    if run == stride {
+        let (rows, first) = (starts.len(), starts.next().unwrap_or_default());
+        apply_table_in_place(isa, &mut out[first..][..rows * run], table);
+    } else {
+        starts.for_each(|start| apply_table_in_place(isa, &mut out[start..][..run], table));
+    }
+}
+
+/// A tile in pairs, of AVX2 or in plain Rust.
+#[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
+#[inline(always)]
+fn tile(
+    isa: Isa,
+    a: &[i16],
+    lda: usize,
+    rows: usize,
+    panel: &[i16],
+    width: usize,
+    depth: usize,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = isa.avx2() {
+        return avx2.int8_tile(a, lda, rows, panel, width, depth, out, place);
+    }
+    let _ = isa;
+    for r in 0..rows {
+        let mut acc = [0i32; INT8_PAIRS.columns];
+        let a = &a[r * lda..][..depth];
+        for (pair, b) in a.chunks_exact(2).zip(panel.chunks_exact(2 * width)) {
+            for (acc, b) in acc.iter_mut().zip(b.chunks_exact(2)) {
+                let products = i32::from(pair[0]) * i32::from(b[0]) + i32::from(pair[1]) * i32::from(b[1]);
+                *acc = acc.wrapping_add(products);
+            }
+        }
+        out.put(place.at + r * place.stride, place.channel, &acc[..place.columns]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, window, windows};
+    use super::super::{Dequant, Requant, reference};
+    use super::*;
+
+    /// Where the channels used lie within the pixels of both tensors.
+    #[derive(Clone, Copy, Debug)]
+    struct Channels {
+        inputs: usize,
+        in_stride: usize,
+        in_offset: usize,
+        outputs: usize,
+        out_stride: usize,
+        out_offset: usize,
+    }
+
+    fn dense(inputs: usize, outputs: usize) -> Channels {
+        Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
+    }
+
+    /// Both outputs of a convolution on every instruction set, against the reference.
+    fn check(window: &Window, channels: Channels, pad: u8, threads: usize) {
+        let mut random = Random::new(channels.inputs as u64 * 1000 + channels.outputs as u64);
+        let Channels { inputs, in_stride, in_offset, outputs, out_stride, out_offset } = channels;
+        let depth = window.taps() * inputs;
+        let mut x = random.u8s(window.pixels() * in_stride);
+        let mut codes = random.i8s(outputs * depth);
+        // The first row and the last column at their extremes.
+        x.iter_mut().take(in_stride).for_each(|x| *x = 255);
+        codes[(outputs - 1) * depth..].fill(-128);
+        let bias: Vec<i32> = (0..outputs).map(|_| random.next() as i32 % 20_000).collect();
+        let factor: Vec<f32> = (0..outputs)
+            .map(|_| (random.next() % 999 + 1) as f32 * 1e-3 / (depth as f32).sqrt() / 90.0)
+            .collect();
+        let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
+        let acc = reference::conv_int8(&x, in_stride, in_offset, &codes, inputs, window, pad);
+        let at = |row: usize, n: usize| row * out_stride + out_offset + n;
+        for isa in Isa::available() {
+            let name = format!("{isa:?} {window:?} {channels:?} pad {pad}");
+            let packed = PackedInt8::pack(isa, &codes, outputs, window.taps(), inputs);
+            let sums: Vec<i32> = codes.chunks(depth).map(|c| c.iter().map(|&c| i32::from(c)).sum()).collect();
+            assert_eq!(packed.column_sums(), sums);
+            for (lo, hi, zero_point, table) in
+                [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
+            {
+                let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table };
+                let want = reference::requantize(&acc, &requant);
+                let mut y = vec![77; window.rows() * out_stride];
+                let out = IntOutput::U8(&mut y, &requant);
+                packed.conv(&x, in_stride, in_offset, window, pad, out, out_stride, out_offset, threads);
+                for (i, &want) in want.iter().enumerate() {
+                    assert_eq!(y[at(i / outputs, i % outputs)], want, "{name} {i}");
+                }
+                let others = y
+                    .iter()
+                    .enumerate()
+                    .filter(|(i, _)| !(out_offset..out_offset + outputs).contains(&(i % out_stride)));
+                assert!(others.into_iter().all(|(_, &v)| v == 77), "{name}: other channels are left alone");
+            }
+            let dequant = Dequant { bias: &bias, scale: &factor };
+            let want = reference::dequantize_sums(&acc, &dequant);
+            let mut y = vec![0.0; window.rows() * out_stride];
+            let out = IntOutput::F32(&mut y, &dequant);
+            packed.conv(&x, in_stride, in_offset, window, pad, out, out_stride, out_offset, threads);
+            for (i, &want) in want.iter().enumerate() {
+                assert_eq!(y[at(i / outputs, i % outputs)].to_bits(), want.to_bits(), "{name} {i} as float");
+            }
+        }
+    }
+
+    #[test]
+    fn products_of_every_depth_match_the_reference() {
+        for depth in 1..=70 {
+            check(&Window::of_rows(1 + depth % 14), dense(depth, 1 + depth * 7 % 40), 0, 1);
+        }
+        for (rows, depth, outputs) in [(0, 5, 3), (1, 300, 100), (13, 256, 64), (25, 1030, 33), (200, 64, 17)]
+        {
+            check(&Window::of_rows(rows), dense(depth, outputs), 0, 2);
+        }
+    }
+
+    #[test]
+    fn every_number_of_rows_and_columns_matches_the_reference() {
+        for rows in 1..=26 {
+            check(&Window::of_rows(rows), dense(9, 2 * rows - 1), 0, 1);
+            check(&Window::of_rows(rows), dense(8, 90 - rows), 0, 1);
+        }
+    }
+
+    #[test]
+    fn convolutions_match_the_reference() {
+        for (i, window) in windows().iter().enumerate() {
+            for (inputs, outputs, pad) in [(3, 16, 0), (16, 24, 128), (5, 7, 255), (32, 40, 3)] {
+                check(window, dense(inputs, outputs), pad, 1 + i % 2);
+            }
+        }
+    }
+
+    #[test]
+    fn groups_and_concatenation_use_parts_of_a_pixel() {
+        let part =
+            Channels { inputs: 8, in_stride: 24, in_offset: 8, outputs: 12, out_stride: 30, out_offset: 7 };
+        for window in windows() {
+            check(&window, part, 9, 2);
+        }
+        let last =
+            Channels { inputs: 4, in_stride: 7, in_offset: 3, outputs: 5, out_stride: 9, out_offset: 4 };
+        check(&window(2, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)), last, 255, 1);
+        check(&Window::of_rows(1), last, 0, 2);
+    }
+
+    #[test]
+    fn two_threads_give_what_one_gives() {
+        check(&window(2, (24, 25), (3, 3), (1, 1), (1, 1), (1, 1)), dense(40, 33), 131, 2);
+        check(&Window::of_rows(1), dense(2000, 500), 0, 2);
+    }
+}

@@ -1,0 +1,86 @@
+//! What the depthwise kernels share: rows of an NHWC input with their padding around them, a few at a time in
+//! scratch, so that there are no borders, and blocks of channels. Knows no weights.
+
+use super::Window;
+use super::lines::with_scratch;
+use bytemuck::Pod;
+use std::ops::Range;
+
+/// Channels that are treated at once.
+pub(super) const BLOCK: usize = 32;
+
+/// Elements that may be read past the last one.
+const SLACK: usize = 64;
+
+/// Visits output rows `lines` (numbered through all images) of a window over `x`, `[batch, in_h, in_w, channels]`,
+/// with padding `pad`.
+///
+/// `visit` gets a line, rows of scratch and the place of each tap there: tap `t`, channel `c` of output column `ox`
+/// is `rows[taps[t] + ox * stride_w * channels + c]`. The last tap is repeated until their number is a multiple of
+/// `tap_multiple`. Up to 64 elements past a row may be read. An input row is copied once, not once a kernel row.
+pub(super) fn for_each_line<T: Pod>(
+    x: &[T],
+    channels: usize,
+    window: &Window,
+    pad: T,
+    lines: Range<usize>,
+    tap_multiple: usize,
+    mut visit: impl FnMut(usize, &[T], &[usize]),
+) {
+    assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
+    let width = (window.out_w - 1) * window.stride_w + (window.kernel_w - 1) * window.dilation_w + 1;
+    let row_len = width * channels;
+    // Input rows live in a ring that is as long as the kernel is high; one row more is all padding.
+    let ring = (window.kernel_h - 1) * window.dilation_h + 1;
+    let tap_count = window.taps().next_multiple_of(tap_multiple);
+    with_scratch::<T, _>((ring + 1) * row_len + SLACK, |rows| {
+        with_scratch::<usize, _>(ring + tap_count, |indices| {
+            let (held, taps) = indices.split_at_mut(ring);
+            held.fill(usize::MAX);
+            rows[ring * row_len..].fill(pad);
+            for line in lines {
+                let (image, oy) = (line / window.out_h, line % window.out_h);
+                for ky in 0..window.kernel_h {
+                    let y = oy * window.stride_h + ky * window.dilation_h;
+                    let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
+                    let slot = if inside { y % ring } else { ring };
+                    let source = (image * window.in_h + y).wrapping_sub(window.pad_top);
+                    if inside && held[slot] != source {
+                        held[slot] = source;
+                        let from = &x[source * window.in_w * channels..][..window.in_w * channels];
+                        fill_row(
+                            from,
+                            &mut rows[slot * row_len..][..row_len],
+                            window.pad_left * channels,
+                            pad,
+                        );
+                    }
+                    for kx in 0..window.kernel_w {
+                        taps[ky * window.kernel_w + kx] = slot * row_len + kx * window.dilation_w * channels;
+                    }
+                }
+                let last = taps[window.taps() - 1];
+                taps[window.taps()..].fill(last);
+                visit(line, rows, taps);
+            }
+        });
+    });
+}
+
+/// The channels of each block. The last one is moved back to be whole where there are channels enough: it
+/// computes a few outputs again, which costs less than a narrow block.
+pub(super) fn blocks(channels: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+    (0..channels.div_ceil(BLOCK)).map(move |i| {
+        let end = ((i + 1) * BLOCK).min(channels);
+        end.saturating_sub(BLOCK)..end
+    })
+}
+
+/// `to` is `left` elements of padding, then as much of `from` as fits, then padding.
+fn fill_row<T: Copy>(from: &[T], to: &mut [T], left: usize, pad: T) {
+    let (before, rest) = to.split_at_mut(left.min(to.len()));
+    before.fill(pad);
+    let inside = from.len().min(rest.len());
+    rest[..inside].copy_from_slice(&from[..inside]);
+    rest[inside..].fill(pad);
+}

@@ -1,0 +1,104 @@
+//! Between channels-first (ONNX) and channels-last (these kernels). Knows slices only.
+
+use super::parallel::{parts, split_rows};
+use std::ops::Range;
+
+/// Rows and columns of a block: its lines on both sides fit the first-level cache.
+const BLOCK: usize = 32;
+
+/// `x`, `[batch, channels, pixels]`, to `out`, `[batch, pixels, channels]`, with up to `threads` threads.
+pub fn nchw_to_nhwc<T: Copy + Send + Sync>(
+    x: &[T],
+    batch: usize,
+    channels: usize,
+    pixels: usize,
+    out: &mut [T],
+    threads: usize,
+) {
+    transpose(x, batch, channels, pixels, out, threads);
+}
+
+/// `x`, `[batch, pixels, channels]`, to `out`, `[batch, channels, pixels]`, with up to `threads` threads.
+pub fn nhwc_to_nchw<T: Copy + Send + Sync>(
+    x: &[T],
+    batch: usize,
+    channels: usize,
+    pixels: usize,
+    out: &mut [T],
+    threads: usize,
+) {
+    transpose(x, batch, pixels, channels, out, threads);
+}
+
+/// `x`, `[batch, rows, columns]`, to `out`, `[batch, columns, rows]`.
+fn transpose<T: Copy + Send + Sync>(
+    x: &[T],
+    batch: usize,
+    rows: usize,
+    columns: usize,
+    out: &mut [T],
+    threads: usize,
+) {
+    let len = batch * rows * columns;
+    assert_eq!((x.len(), out.len()), (len, len), "both [batch, channels, pixels] in some order");
+    if len == 0 {
+        return;
+    }
+    if rows == 1 || columns == 1 {
+        return out.copy_from_slice(x);
+    }
+    let parts = parts(threads, len);
+    split_rows(out, 0..batch * columns, rows, 1, parts, &|range: Range<usize>, out: &mut [T]| {
+        let mut start = range.start;
+        while start < range.end {
+            let image = start / columns;
+            let end = (start / BLOCK * BLOCK + BLOCK).min((image + 1) * columns).min(range.end);
+            let x = &x[image * rows * columns..][..rows * columns];
+            let first = start - image * columns;
+            let out = &mut out[(start - range.start) * rows..(end - range.start) * rows];
+            for row in (0..rows).step_by(BLOCK) {
+                let block = row..(row + BLOCK).min(rows);
+                for (j, out) in out.chunks_exact_mut(rows).enumerate() {
+                    for (y, i) in out[block.clone()].iter_mut().zip(block.clone()) {
+                        *y = x[i * columns + first + j];
+                    }
+                }
+            }
+            start = end;
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Random;
+    use super::*;
+
+    #[test]
+    fn there_and_back_is_the_same() {
+        let mut random = Random::new(5);
+        for (batch, channels, pixels, threads) in [
+            (1, 1, 1, 1),
+            (2, 3, 35, 1),
+            (3, 33, 70, 2),
+            (1, 64, 32, 1),
+            (2, 100, 1, 1),
+            (2, 40, 3000, 2),
+            (0, 3, 4, 1),
+        ] {
+            let x = random.u8s(batch * channels * pixels);
+            let (mut last, mut first) = (vec![0; x.len()], vec![0; x.len()]);
+            nchw_to_nhwc(&x, batch, channels, pixels, &mut last, threads);
+            for (i, &v) in last.iter().enumerate() {
+                let (image, pixel, channel) = (i / channels / pixels, i / channels % pixels, i % channels);
+                assert_eq!(
+                    v,
+                    x[(image * channels + channel) * pixels + pixel],
+                    "{batch} {channels} {pixels}"
+                );
+            }
+            nhwc_to_nchw(&last, batch, channels, pixels, &mut first, threads);
+            assert_eq!(first, x);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Memory in whole cache lines: packed weights that live long, and scratch that a thread keeps between calls.
+//! Knows nothing of what is stored.
+
+use bytemuck::{Pod, Zeroable};
+use std::cell::RefCell;
+
+/// One cache line. Vector loads of packed weights must not straddle two.
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// Elements that start on a cache line; at first all zero.
+#[derive(Clone)]
+pub(super) struct Aligned<T> {
+    lines: Vec<Line>,
+    len: usize,
+    element: std::marker::PhantomData<T>,
+}
+
+impl<T: Pod> Aligned<T> {
+    /// `len` zeros.
+    pub(super) fn zeros(len: usize) -> Self {
+        let lines = vec![Line::zeroed(); lines_for::<T>(len)];
+        Aligned { lines, len, element: std::marker::PhantomData }
+    }
+
+    /// Size in memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.lines.len() * size_of::<Line>()
+    }
+}
+
+impl<T: Pod> std::ops::Deref for Aligned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl<T: Pod> std::ops::DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
+
+thread_local! {
+    /// Buffers not in use on this thread. Calls nest, so the last one returned is the next one taken and each
+    /// depth finds its own buffer again, already large enough.
+    static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` elements of scratch. What they hold is left from earlier calls.
+pub(super) fn with_scratch<T: Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
+    let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if lines.len() < lines_for::<T>(len) {
+        lines.resize(lines_for::<T>(len), Line::zeroed());
+    }
+    let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
+    FREE.with_borrow_mut(|free| free.push(lines));
+    result
+}
+
+fn lines_for<T>(len: usize) -> usize {
+    (len * size_of::<T>()).div_ceil(size_of::<Line>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_nests_and_is_aligned() {
+        with_scratch::<u8, _>(70, |outer| {
+            outer.fill(7);
+            with_scratch::<i32, _>(100, |inner| {
+                inner.fill(-1);
+                assert_eq!(inner.as_ptr() as usize % 64, 0);
+            });
+            assert_eq!((outer.len(), outer.iter().all(|&v| v == 7)), (70, true));
+        });
+    }
+}

@@ -1,0 +1,305 @@
+//! Maximum and average pooling, channels last. Knows slices only.
+
+use super::isa::Isa;
+use super::parallel::{parts, split_rows};
+use super::{PoolScales, Window, round_half_even_small};
+use std::ops::Range;
+
+/// Channels that are summed at once, in registers.
+const BLOCK: usize = 64;
+
+impl PoolScales {
+    /// `saturate(round_half_even((sum - inside * x_zero_point) * (x_scale / (count * y_scale))) + y_zero_point)`.
+    #[inline(always)]
+    fn code(&self, sum: i32, inside: usize, ratio: f32) -> u8 {
+        let zero = f32::from(self.y_zero_point);
+        let scaled = (sum - inside as i32 * i32::from(self.x_zero_point)) as f32 * ratio;
+        let clamped = scaled.max(-zero).min(255.0 - zero);
+        (round_half_even_small(clamped) + i32::from(self.y_zero_point)) as u8
+    }
+
+    fn ratio(&self, count: usize) -> f32 {
+        self.x_scale / (count as f32 * self.y_scale)
+    }
+}
+
+/// Largest code in each window of `x`, `[batch, in_h, in_w, channels]`; padding takes no part, and a window that is
+/// all padding gives 0. `out` is `[batch, out_h, out_w, channels]`. Uses up to `threads` threads.
+pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &mut [u8], threads: usize) {
+    max_pool(isa, x, channels, window, 0, |a, b| if b > a { b } else { a }, out, threads);
+}
+
+/// Largest value in each window, like [`max_pool_u8`]; a window that is all padding gives negative infinity. What is
+/// not a number is never larger.
+pub fn max_pool_f32(isa: Isa, x: &[f32], channels: usize, window: &Window, out: &mut [f32], threads: usize) {
+    let larger = |a, b| if b > a { b } else { a };
+    max_pool(isa, x, channels, window, f32::NEG_INFINITY, larger, out, threads);
+}
+
+/// Average of the codes in each window of `x`, `[batch, in_h, in_w, channels]`, requantized to `out`, `[batch, out_h,
+/// out_w, channels]`:
+///
+/// ```text
+/// q = saturate(round_half_even((sum - count * x_zero_point) as f32 * (x_scale / (count * y_scale))) + y_zero_point)
+/// ```
+///
+/// `count` is the number of taps inside the input or, with `count_include_pad`, of all taps, and padding then reads
+/// the zero point. Uses up to `threads` threads.
+#[expect(clippy::too_many_arguments, reason = "two tensors, their quantization and the geometry")]
+pub fn avg_pool_u8(
+    isa: Isa,
+    x: &[u8],
+    scales: PoolScales,
+    channels: usize,
+    window: &Window,
+    count_include_pad: bool,
+    out: &mut [u8],
+    threads: usize,
+) {
+    for_each_pixel(isa, x, channels, window, out, threads, &|inside: &Inside, x: &[u8], out: &mut [u8]| {
+        let taps = inside.count();
+        let ratio = scales.ratio(if count_include_pad { window.taps() } else { taps.max(1) });
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let mut sums = [0i32; BLOCK];
+            inside.for_each(|pixel| {
+                for (sum, &code) in sums.iter_mut().zip(&x[pixel * channels + block * BLOCK..][..out.len()]) {
+                    *sum += i32::from(code);
+                }
+            });
+            for (q, sum) in out.iter_mut().zip(sums) {
+                *q = scales.code(sum, taps, ratio);
+            }
+        }
+    });
+}
+
+/// Average of each window, like [`avg_pool_u8`]: the sum in the order of the taps, divided by their count.
+pub fn avg_pool_f32(
+    isa: Isa,
+    x: &[f32],
+    channels: usize,
+    window: &Window,
+    count_include_pad: bool,
+    out: &mut [f32],
+    threads: usize,
+) {
+    for_each_pixel(isa, x, channels, window, out, threads, &|inside: &Inside, x: &[f32], out: &mut [f32]| {
+        let count = if count_include_pad { window.taps() } else { inside.count().max(1) } as f32;
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let mut sums = [0f32; BLOCK];
+            inside.for_each(|pixel| {
+                for (sum, &v) in sums.iter_mut().zip(&x[pixel * channels + block * BLOCK..][..out.len()]) {
+                    *sum += v;
+                }
+            });
+            for (y, sum) in out.iter_mut().zip(sums) {
+                *y = sum / count;
+            }
+        }
+    });
+}
+
+/// Average over all `pixels` of each image: `x` is `[batch, pixels, channels]`, `out` `[batch, channels]`.
+#[expect(clippy::too_many_arguments, reason = "two tensors, their quantization and their sizes")]
+pub fn global_avg_pool_u8(
+    isa: Isa,
+    x: &[u8],
+    scales: PoolScales,
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    out: &mut [u8],
+    threads: usize,
+) {
+    avg_pool_u8(isa, x, scales, channels, &whole_image(batch, pixels), false, out, threads);
+}
+
+/// Average over all `pixels` of each image: `x` is `[batch, pixels, channels]`, `out` `[batch, channels]`.
+pub fn global_avg_pool_f32(
+    isa: Isa,
+    x: &[f32],
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    out: &mut [f32],
+    threads: usize,
+) {
+    avg_pool_f32(isa, x, channels, &whole_image(batch, pixels), false, out, threads);
+}
+
+/// Largest code over all `pixels` of each image: `x` is `[batch, pixels, channels]`, `out` `[batch, channels]`.
+pub fn global_max_pool_u8(
+    isa: Isa,
+    x: &[u8],
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    out: &mut [u8],
+    threads: usize,
+) {
+    max_pool_u8(isa, x, channels, &whole_image(batch, pixels), out, threads);
+}
+
+/// Largest value over all `pixels` of each image: `x` is `[batch, pixels, channels]`, `out` `[batch, channels]`.
+pub fn global_max_pool_f32(
+    isa: Isa,
+    x: &[f32],
+    batch: usize,
+    pixels: usize,
+    channels: usize,
+    out: &mut [f32],
+    threads: usize,
+) {
+    max_pool_f32(isa, x, channels, &whole_image(batch, pixels), out, threads);
+}
+
+/// The window that takes each image whole.
+fn whole_image(batch: usize, pixels: usize) -> Window {
+    Window { batch, in_w: pixels, kernel_w: pixels, ..Window::of_rows(1) }
+}
+
+#[expect(clippy::too_many_arguments, reason = "two tensors, the operation and the geometry")]
+fn max_pool<T: Copy + Send + Sync>(
+    isa: Isa,
+    x: &[T],
+    channels: usize,
+    window: &Window,
+    least: T,
+    larger: impl Fn(T, T) -> T + Sync,
+    out: &mut [T],
+    threads: usize,
+) {
+    for_each_pixel(isa, x, channels, window, out, threads, &|inside: &Inside, x: &[T], out: &mut [T]| {
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let mut most = [least; BLOCK];
+            inside.for_each(|pixel| {
+                for (most, &v) in most.iter_mut().zip(&x[pixel * channels + block * BLOCK..][..out.len()]) {
+                    *most = larger(*most, v);
+                }
+            });
+            out.copy_from_slice(&most[..out.len()]);
+        }
+    });
+}
+
+/// The taps of one output pixel that lie inside the input.
+struct Inside<'a> {
+    window: &'a Window,
+    image: usize,
+    y0: usize,
+    x0: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+}
+
+impl<'a> Inside<'a> {
+    fn new(window: &'a Window, image: usize, oy: usize, ox: usize) -> Self {
+        let (y0, x0) = (oy * window.stride_h, ox * window.stride_w);
+        let rows = taps_inside(y0, window.pad_top, window.in_h, window.kernel_h, window.dilation_h);
+        let columns = taps_inside(x0, window.pad_left, window.in_w, window.kernel_w, window.dilation_w);
+        Inside { window, image, y0, x0, rows, columns }
+    }
+
+    fn count(&self) -> usize {
+        self.rows.len() * self.columns.len()
+    }
+
+    /// Calls `f` with the input pixel of each tap, in the order of the taps.
+    #[inline(always)]
+    fn for_each(&self, mut f: impl FnMut(usize)) {
+        let window = self.window;
+        for ky in self.rows.clone() {
+            let y = self.y0 + ky * window.dilation_h - window.pad_top;
+            for kx in self.columns.clone() {
+                let x = self.x0 + kx * window.dilation_w - window.pad_left;
+                f((self.image * window.in_h + y) * window.in_w + x);
+            }
+        }
+    }
+}
+
+/// Which of `taps` taps, `dilation` apart from padded position `start`, lie on the `len` positions after `pad`.
+fn taps_inside(start: usize, pad: usize, len: usize, taps: usize, dilation: usize) -> Range<usize> {
+    let before = |end: usize| end.saturating_sub(start).div_ceil(dilation).min(taps);
+    before(pad)..before(pad + len).max(before(pad))
+}
+
+fn for_each_pixel<'a, T: Sync, O: Send>(
+    isa: Isa,
+    x: &[T],
+    channels: usize,
+    window: &'a Window,
+    out: &mut [O],
+    threads: usize,
+    pixel: &(impl Fn(&Inside<'a>, &[T], &mut [O]) + Sync),
+) {
+    assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
+    assert_eq!(out.len(), window.rows() * channels, "output [batch, out_h, out_w, channels]");
+    if out.is_empty() {
+        return;
+    }
+    let parts = parts(threads, out.len() * window.taps() / 8);
+    split_rows(out, 0..window.rows(), channels, 1, parts, &|rows: Range<usize>, out: &mut [O]| {
+        isa.vectorize(|| {
+            for (row, out) in rows.zip(out.chunks_exact_mut(channels)) {
+                let (line, ox) = (row / window.out_w, row % window.out_w);
+                pixel(&Inside::new(window, line / window.out_h, line % window.out_h, ox), x, out);
+            }
+        });
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::super::testing::{Random, windows};
+    use super::*;
+
+    fn check(channels: usize, window: &Window, threads: usize) {
+        let mut random = Random::new(11);
+        let x = random.u8s(window.pixels() * channels);
+        let floats = random.f32s(x.len());
+        let scales = PoolScales { x_scale: 0.031, x_zero_point: 131, y_scale: 0.022, y_zero_point: 9 };
+        for isa in Isa::available() {
+            let at = format!("{isa:?} {channels} channels, {window:?}");
+            let (mut q, mut y) = (vec![1u8; window.rows() * channels], vec![1f32; window.rows() * channels]);
+            max_pool_u8(isa, &x, channels, window, &mut q, threads);
+            assert_eq!(q, reference::max_pool(&x, channels, window, 0), "{at}");
+            max_pool_f32(isa, &floats, channels, window, &mut y, threads);
+            assert_eq!(y, reference::max_pool(&floats, channels, window, f32::NEG_INFINITY), "{at}");
+            for include in [false, true] {
+                avg_pool_u8(isa, &x, scales, channels, window, include, &mut q, threads);
+                assert_eq!(
+                    q,
+                    reference::avg_pool_u8(&x, scales, channels, window, include),
+                    "{at} {include}"
+                );
+                avg_pool_f32(isa, &floats, channels, window, include, &mut y, threads);
+                assert_eq!(y, reference::avg_pool_f32(&floats, channels, window, include), "{at} {include}");
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_matches_the_reference() {
+        for (i, window) in windows().iter().enumerate() {
+            check([1, 3, 64, 65, 130][i % 5], window, 1 + i % 2);
+        }
+        check(70, &whole_image(3, 49), 2);
+    }
+
+    #[test]
+    fn a_global_average_rounds_half_to_even() {
+        let scales = PoolScales { x_scale: 1.0, x_zero_point: 0, y_scale: 1.0, y_zero_point: 0 };
+        let (x, mut q) = ([1, 2, 2, 3], [0; 2]);
+        global_avg_pool_u8(Isa::best(), &x, scales, 1, 2, 2, &mut q, 1);
+        assert_eq!(q, [2, 2]);
+        global_max_pool_u8(Isa::best(), &x, 1, 2, 2, &mut q, 1);
+        assert_eq!(q, [2, 3]);
+        let (x, mut y) = ([1.0, 2.0, 2.0, 3.0], [0.0; 2]);
+        global_avg_pool_f32(Isa::best(), &x, 1, 2, 2, &mut y, 1);
+        assert_eq!(y, [1.5, 2.5]);
+        global_max_pool_f32(Isa::best(), &x, 1, 2, 2, &mut y, 1);
+        assert_eq!(y, [2.0, 3.0]);
+    }
+}

@@ -1,0 +1,96 @@
+//! Floats to codes and back, elementwise. Knows slices only.
+
+use super::isa::Isa;
+use super::parallel::{parts, split_rows};
+use super::round_half_even_small;
+use std::ops::Range;
+
+/// Quantizes `x` as ONNX `QuantizeLinear` does, to the bit:
+///
+/// ```text
+/// out = saturate(round_half_even(x / scale) + zero_point)
+/// ```
+///
+/// The division is a true one. Infinities saturate; what is not a number becomes `zero_point`, the code of 0.
+/// Uses up to `threads` threads.
+pub fn quantize(isa: Isa, x: &[f32], scale: f32, zero_point: u8, out: &mut [u8], threads: usize) {
+    assert_eq!(x.len(), out.len(), "one code an element");
+    let parts = parts(threads, x.len() / 4);
+    split_rows(out, 0..x.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [u8]| {
+        let x = &x[range];
+        isa.vectorize(|| {
+            for (q, &x) in out.iter_mut().zip(x) {
+                *q = code_of(x, scale, zero_point, 0, 255);
+            }
+        });
+    });
+}
+
+/// Dequantizes `q`: `out = (q - zero_point) as f32 * scale`, with up to `threads` threads.
+pub fn dequantize(isa: Isa, q: &[u8], scale: f32, zero_point: u8, out: &mut [f32], threads: usize) {
+    assert_eq!(q.len(), out.len(), "one element a code");
+    let parts = parts(threads, q.len() / 8);
+    split_rows(out, 0..q.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [f32]| {
+        let q = &q[range];
+        isa.vectorize(|| {
+            for (x, &q) in out.iter_mut().zip(q) {
+                *x = value_of(q, scale, zero_point);
+            }
+        });
+    });
+}
+
+/// `clamp(round_half_even(x / scale) + zero_point, lo, hi)`; not-a-number counts as 0.
+#[inline(always)]
+pub(super) fn code_of(x: f32, scale: f32, zero_point: u8, lo: u8, hi: u8) -> u8 {
+    let scaled = x / scale;
+    let scaled = if scaled.is_nan() { 0.0 } else { scaled };
+    let zero = f32::from(zero_point);
+    // Bounds are whole numbers, so clamping first gives what clamping last gives.
+    let clamped = scaled.max(f32::from(lo) - zero).min(f32::from(hi) - zero);
+    (round_half_even_small(clamped) + i32::from(zero_point)) as u8
+}
+
+/// `(q - zero_point) as f32 * scale`.
+#[inline(always)]
+pub(super) fn value_of(q: u8, scale: f32, zero_point: u8) -> f32 {
+    (i32::from(q) - i32::from(zero_point)) as f32 * scale
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::reference;
+    use super::super::testing::Random;
+    use super::*;
+
+    #[test]
+    fn quantize_and_dequantize_match_the_reference() {
+        let mut random = Random::new(1);
+        let special = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN, -0.0, 0.5, 1.5, -2.5];
+        for (len, scale, zero_point, threads) in
+            [(0, 1.0, 0, 1), (1, 0.1, 7, 1), (9, 1.0, 128, 1), (1003, 0.037, 255, 1), (200_000, 0.01, 3, 2)]
+        {
+            let mut x = random.f32s(len);
+            for (x, special) in x.iter_mut().zip(special) {
+                *x = special;
+            }
+            let want: Vec<u8> = x.iter().map(|&x| reference::quantize(x, scale, zero_point)).collect();
+            for isa in Isa::available() {
+                let (mut q, mut back) = (vec![0; len], vec![0.0; len]);
+                quantize(isa, &x, scale, zero_point, &mut q, threads);
+                assert_eq!(q, want, "{isa:?} {len}");
+                dequantize(isa, &q, scale, zero_point, &mut back, threads);
+                let same = |(&q, &v): (&u8, &f32)| v == reference::dequantize(q, scale, zero_point);
+                assert!(q.iter().zip(&back).all(same), "{isa:?} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn ties_go_to_even_and_not_a_number_to_the_zero_point() {
+        let x = [0.5, 1.5, 2.5, -0.5, -1.5, f32::NAN];
+        let mut q = [0; 6];
+        quantize(Isa::Scalar, &x, 1.0, 10, &mut q, 1);
+        assert_eq!(q, [10, 12, 12, 10, 8, 10]);
+    }
+}

@@ -1,0 +1,93 @@
+//! Data for the tests of the kernels: numbers that repeat and geometries that are awkward.
+
+use super::Window;
+
+/// Knuth's linear congruential generator: the same numbers on every run.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    pub(super) fn next(&mut self) -> u32 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as u32
+    }
+
+    /// Codes, a quarter of them 0 or 255.
+    pub(super) fn u8s(&mut self, len: usize) -> Vec<u8> {
+        let code = |v: u32| match v >> 8 & 7 {
+            0 => 0,
+            1 => 255,
+            _ => v as u8,
+        };
+        (0..len).map(|_| code(self.next())).collect()
+    }
+
+    /// Weight codes, a quarter of them -128 or 127.
+    pub(super) fn i8s(&mut self, len: usize) -> Vec<i8> {
+        let code = |v: u32| match v >> 8 & 7 {
+            0 => -128,
+            1 => 127,
+            _ => v as i8,
+        };
+        (0..len).map(|_| code(self.next())).collect()
+    }
+
+    /// Floats from -4 to 4.
+    pub(super) fn f32s(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| self.next() as f32 / (1u32 << 28) as f32 - 4.0).collect()
+    }
+}
+
+/// A window whose output size follows from symmetric padding `pad`; kernel, stride and dilation are (height, width).
+pub(super) fn window(
+    batch: usize,
+    (in_h, in_w): (usize, usize),
+    (kernel_h, kernel_w): (usize, usize),
+    (stride_h, stride_w): (usize, usize),
+    (dilation_h, dilation_w): (usize, usize),
+    (pad_top, pad_left): (usize, usize),
+) -> Window {
+    let out = |len: usize, kernel: usize, stride: usize, dilation: usize, pad: usize| {
+        (len + 2 * pad - (kernel - 1) * dilation - 1) / stride + 1
+    };
+    Window {
+        batch,
+        in_h,
+        in_w,
+        out_h: out(in_h, kernel_h, stride_h, dilation_h, pad_top),
+        out_w: out(in_w, kernel_w, stride_w, dilation_w, pad_left),
+        kernel_h,
+        kernel_w,
+        stride_h,
+        stride_w,
+        dilation_h,
+        dilation_w,
+        pad_top,
+        pad_left,
+    }
+}
+
+/// Windows of every kind: strides 1 to 3, dilation, padding, one row, one pixel, more padding than image.
+pub(super) fn windows() -> Vec<Window> {
+    vec![
+        window(1, (1, 1), (1, 1), (1, 1), (1, 1), (0, 0)),
+        window(2, (7, 5), (1, 1), (1, 1), (1, 1), (0, 0)),
+        window(1, (9, 8), (1, 1), (2, 2), (1, 1), (0, 0)),
+        window(1, (8, 9), (3, 3), (1, 1), (1, 1), (1, 1)),
+        window(3, (7, 6), (3, 3), (2, 2), (1, 1), (1, 1)),
+        window(1, (11, 10), (3, 3), (3, 3), (1, 1), (0, 1)),
+        window(2, (9, 9), (5, 5), (1, 1), (1, 1), (2, 2)),
+        window(1, (12, 13), (5, 5), (2, 3), (1, 1), (2, 1)),
+        window(1, (10, 11), (3, 3), (1, 1), (2, 2), (2, 2)),
+        window(1, (9, 10), (2, 3), (1, 2), (3, 2), (1, 3)),
+        window(2, (1, 19), (1, 5), (1, 2), (1, 1), (0, 2)),
+        window(1, (14, 14), (7, 7), (2, 2), (1, 1), (3, 3)),
+        window(1, (2, 3), (3, 3), (1, 1), (1, 1), (2, 2)),
+        window(1, (20, 33), (4, 2), (1, 1), (1, 1), (1, 0)),
+        // One more row and column than symmetric padding gives, as `SAME_UPPER` does.
+        Window { out_h: 4, out_w: 4, ..window(1, (8, 8), (3, 3), (2, 2), (1, 1), (0, 0)) },
+    ]
+}

@@ -1,0 +1,108 @@
+//! What the tiles of the dense products look like, how weights are packed for them, and where they go. Knows no
+//! arithmetic but the end of a float product.
+
+use super::clamp_f32;
+
+/// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
+/// reach 17 instead of 25 products a cycle, Zen 3).
+pub(super) const INT8_PAIRS: Shape = Shape { rows: 6, columns: 16, group: 2 };
+
+/// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
+pub(super) const INT8_QUADS: Shape = Shape { rows: 12, columns: 32, group: 4 };
+
+/// Float products, of the size of the pairs and for the same reason.
+pub(super) const F32: Shape = Shape { rows: 6, columns: 16, group: 1 };
+
+/// Columns and rows of a register tile, and what a panel of packed weights looks like.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    /// Rows of a tile.
+    pub(super) rows: usize,
+    /// Columns of a panel. The last panel is half as wide if that is enough.
+    pub(super) columns: usize,
+    /// Consecutive elements of one column that lie side by side.
+    pub(super) group: usize,
+}
+
+impl Shape {
+    /// `depth` elements of a column with the zeros that fill the last group.
+    pub(super) fn padded(self, depth: usize) -> usize {
+        depth.next_multiple_of(self.group)
+    }
+
+    /// Width of the panel that starts at column `first` of `columns`.
+    pub(super) fn width(self, first: usize, columns: usize) -> usize {
+        if columns - first <= self.columns / 2 { self.columns / 2 } else { self.columns }
+    }
+
+    /// Where the panel that starts at column `first` begins; panels lie one after the other.
+    pub(super) fn panel_start(self, first: usize, depth: usize) -> usize {
+        first * self.padded(depth)
+    }
+
+    /// Elements of `columns` columns of `depth`, packed.
+    pub(super) fn packed_len(self, columns: usize, depth: usize) -> usize {
+        columns.next_multiple_of(self.columns / 2) * self.padded(depth)
+    }
+
+    /// Packs columns `[columns, depth]` given by `element(column, k)` into panels `[depth / group, width,
+    /// group]`. `packed` is all zero before.
+    pub(super) fn pack<T>(
+        self,
+        columns: usize,
+        depth: usize,
+        packed: &mut [T],
+        element: impl Fn(usize, usize) -> T,
+    ) {
+        for first in (0..columns).step_by(self.columns) {
+            let width = self.width(first, columns);
+            let panel = &mut packed[self.panel_start(first, depth)..][..width * self.padded(depth)];
+            for column in 0..width.min(columns - first) {
+                for k in 0..depth {
+                    let at = (k / self.group * width + column) * self.group + k % self.group;
+                    panel[at] = element(first + column, k);
+                }
+            }
+        }
+    }
+}
+
+/// Where a tile of results goes in an output buffer.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// Element of the buffer that holds the first row's first column.
+    pub(super) at: usize,
+    /// Elements from one row to the next.
+    pub(super) stride: usize,
+    /// Output channel of the first column.
+    pub(super) channel: usize,
+    /// Columns to write.
+    pub(super) columns: usize,
+}
+
+impl Place {
+    /// Asserts that `rows` rows fit a buffer of `len` elements.
+    #[inline(always)]
+    pub(super) fn assert_within(&self, rows: usize, len: usize) {
+        assert!(self.at + (rows - 1) * self.stride + self.columns <= len, "the tile lies within the output");
+    }
+}
+
+/// What follows the chain of a float product.
+#[derive(Clone, Copy)]
+pub(super) struct FloatEpilogue<'a> {
+    /// `[channels]`.
+    pub(super) bias: Option<&'a [f32]>,
+    /// Smallest value.
+    pub(super) lo: f32,
+    /// Largest value.
+    pub(super) hi: f32,
+}
+
+impl FloatEpilogue<'_> {
+    /// What becomes of the sum of channel `n`.
+    #[inline(always)]
+    pub(super) fn finish(&self, sum: f32, n: usize) -> f32 {
+        clamp_f32(self.bias.map_or(sum, |bias| sum + bias[n]), self.lo, self.hi)
+    }
+}

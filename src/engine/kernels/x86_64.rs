@@ -1,0 +1,592 @@
+//! AVX2 and FMA: register tiles of the dense products, the depthwise row, and a way to compile plain loops for
+//! this instruction set. Knows packed slices only; packing and walking are the callers'.
+#![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
+#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
+
+use super::tiles::{FloatEpilogue, Place};
+use super::{Dequant, IntOutput, Requant};
+use std::arch::x86_64::*;
+
+/// Proof that this processor has AVX2 and FMA: only [`Avx2::detect`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+/// Channels that the depthwise row treats at once.
+pub(super) const DEPTHWISE_CHANNELS: usize = 32;
+
+impl Avx2 {
+    /// The token, if the processor has what it stands for.
+    pub fn detect() -> Option<Avx2> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Avx2(()))
+    }
+
+    /// Runs `f` compiled for AVX2 and FMA: what is inlined into `f` is vectorized for them. Rust never fuses or
+    /// reorders float operations on its own, so the results are those of any other instruction set.
+    #[inline(always)]
+    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma")]
+        fn with_avx2<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` exists only where `detect` found AVX2 and FMA.
+        unsafe { with_avx2(f) }
+    }
+
+    /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns
+    /// and `depth` (even) elements, to `out` through its epilogue (without the table).
+    #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
+    #[inline(always)]
+    pub(super) fn int8_tile(
+        self,
+        a: &[i16],
+        lda: usize,
+        rows: usize,
+        panel: &[i16],
+        width: usize,
+        depth: usize,
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        assert!(
+            depth.is_multiple_of(2) && a.len() >= (rows - 1) * lda + depth && panel.len() >= width * depth
+        );
+        assert!(panel.as_ptr().addr().is_multiple_of(32), "panels are aligned");
+        place.assert_within(rows, out.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
+        unsafe {
+            match (rows, width) {
+                (6, 16) => int8_tile::<6, 2>(a, lda, panel, depth, out, place),
+                (5, 16) => int8_tile::<5, 2>(a, lda, panel, depth, out, place),
+                (4, 16) => int8_tile::<4, 2>(a, lda, panel, depth, out, place),
+                (3, 16) => int8_tile::<3, 2>(a, lda, panel, depth, out, place),
+                (2, 16) => int8_tile::<2, 2>(a, lda, panel, depth, out, place),
+                (1, 16) => int8_tile::<1, 2>(a, lda, panel, depth, out, place),
+                (6, 8) => int8_tile::<6, 1>(a, lda, panel, depth, out, place),
+                (5, 8) => int8_tile::<5, 1>(a, lda, panel, depth, out, place),
+                (4, 8) => int8_tile::<4, 1>(a, lda, panel, depth, out, place),
+                (3, 8) => int8_tile::<3, 1>(a, lda, panel, depth, out, place),
+                (2, 8) => int8_tile::<2, 1>(a, lda, panel, depth, out, place),
+                (1, 8) => int8_tile::<1, 1>(a, lda, panel, depth, out, place),
+                _ => unreachable!("a tile has 1 to 6 rows and 8 or 16 columns"),
+            }
+        }
+    }
+
+    /// A tile of a float product, like [`Avx2::int8_tile`]: each element is one chain of fused multiply-adds
+    /// from 0.0, then `+ bias`, then the clamp.
+    #[expect(clippy::too_many_arguments, reason = "a tile is its operands, its epilogue and its place")]
+    #[inline(always)]
+    pub(super) fn f32_tile(
+        self,
+        a: &[f32],
+        lda: usize,
+        rows: usize,
+        panel: &[f32],
+        width: usize,
+        depth: usize,
+        epilogue: FloatEpilogue,
+        out: &mut [f32],
+        place: Place,
+    ) {
+        assert!(a.len() >= (rows - 1) * lda + depth && panel.len() >= width * depth);
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
+        assert!(panel.as_ptr().addr().is_multiple_of(32), "panels are aligned");
+        place.assert_within(rows, out.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
+        unsafe {
+            match (rows, width) {
+                (6, 16) => f32_tile::<6, 2>(a, lda, panel, depth, epilogue, out, place),
+                (5, 16) => f32_tile::<5, 2>(a, lda, panel, depth, epilogue, out, place),
+                (4, 16) => f32_tile::<4, 2>(a, lda, panel, depth, epilogue, out, place),
+                (3, 16) => f32_tile::<3, 2>(a, lda, panel, depth, epilogue, out, place),
+                (2, 16) => f32_tile::<2, 2>(a, lda, panel, depth, epilogue, out, place),
+                (1, 16) => f32_tile::<1, 2>(a, lda, panel, depth, epilogue, out, place),
+                (6, 8) => f32_tile::<6, 1>(a, lda, panel, depth, epilogue, out, place),
+                (5, 8) => f32_tile::<5, 1>(a, lda, panel, depth, epilogue, out, place),
+                (4, 8) => f32_tile::<4, 1>(a, lda, panel, depth, epilogue, out, place),
+                (3, 8) => f32_tile::<3, 1>(a, lda, panel, depth, epilogue, out, place),
+                (2, 8) => f32_tile::<2, 1>(a, lda, panel, depth, epilogue, out, place),
+                (1, 8) => f32_tile::<1, 1>(a, lda, panel, depth, epilogue, out, place),
+                _ => unreachable!("a tile has 1 to 6 rows and 8 or 16 columns"),
+            }
+        }
+    }
+
+    /// `x[i] = table[x[i]]` for a multiple of 32 codes.
+    pub(super) fn apply_table(self, x: &mut [u8], table: &[u8; 256]) {
+        assert!(x.len().is_multiple_of(32));
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { apply_table(x, table) }
+    }
+
+    /// One output row of a float depthwise convolution in a block of up to 32 channels, like
+    /// [`Avx2::depthwise_row`]: each element one chain of fused multiply-adds from 0.0, then `+ bias`, then the clamp.
+    /// `weights` is `[taps.len(), 32]`.
+    #[expect(clippy::too_many_arguments, reason = "a row is its operands, its epilogue and its place")]
+    pub(super) fn depthwise_row_f32(
+        self,
+        x: &[f32],
+        taps: &[usize],
+        step: usize,
+        count: usize,
+        weights: &[f32],
+        epilogue: FloatEpilogue,
+        out: &mut [f32],
+        place: Place,
+    ) {
+        let last = taps.iter().max().expect("a kernel has a tap") + (count - 1) * step;
+        assert!(x.len() >= last + DEPTHWISE_CHANNELS && weights.len() == taps.len() * DEPTHWISE_CHANNELS);
+        assert!(place.columns <= DEPTHWISE_CHANNELS);
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
+        place.assert_within(count, out.len());
+        for i in (0..count).step_by(2) {
+            let place = Place { at: place.at + i * place.stride, ..place };
+            // SAFETY: `self` proves AVX2 and FMA, and the lengths were just checked.
+            unsafe {
+                if i + 1 < count {
+                    depthwise_pixels_f32::<2>(&x[i * step..], taps, step, weights, epilogue, out, place);
+                } else {
+                    depthwise_pixels_f32::<1>(&x[i * step..], taps, step, weights, epilogue, out, place);
+                }
+            }
+        }
+    }
+
+    /// One output row of a depthwise convolution in a block of up to 32 channels.
+    ///
+    /// `x` is scratch with 32 elements to spare; output `i` of `count` reads `x[taps[t] + i * step ..]`. `taps` has
+    /// an even length, and `weights` is `[taps.len() / 2, 4, 8, 2]`: pairs of taps in the order in which the
+    /// bytes of 32 channels are interleaved.
+    #[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+    pub(super) fn depthwise_row(
+        self,
+        x: &[u8],
+        taps: &[usize],
+        step: usize,
+        count: usize,
+        weights: &[i16],
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        let last = taps.iter().max().expect("a kernel has a tap") + (count - 1) * step;
+        assert!(x.len() >= last + DEPTHWISE_CHANNELS && taps.len().is_multiple_of(2));
+        assert!(weights.len() == taps.len() / 2 * 64 && place.columns <= DEPTHWISE_CHANNELS);
+        place.assert_within(count, out.len());
+        // SAFETY: `self` proves AVX2 and FMA, and the lengths were just checked.
+        unsafe {
+            match taps.len() {
+                10 => depthwise_row::<5>(x, taps, step, count, weights, out, place),
+                26 => depthwise_row::<13>(x, taps, step, count, weights, out, place),
+                _ => depthwise_row::<0>(x, taps, step, count, weights, out, place),
+            }
+        }
+    }
+}
+
+/// `depth / 2` steps of `vpmaddwd`: two products of 16-bit numbers added in 32 bits, which is exact for every
+/// `u8` and `i8` (`vpmaddubsw` is not: 2 * 255 * 127 does not fit its 16 bits).
+///
+/// # Safety
+/// `a` holds `R` rows `lda` apart, `panel` `V * 8 * depth` elements, and `out` the tile at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn int8_tile<const R: usize, const V: usize>(
+    a: &[i16],
+    lda: usize,
+    panel: &[i16],
+    depth: usize,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let mut acc = [[_mm256_setzero_si256(); V]; R];
+    let (a, b) = (a.as_ptr(), panel.as_ptr());
+    for k in (0..depth).step_by(2) {
+        // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
+        unsafe {
+            let mut columns = [_mm256_setzero_si256(); V];
+            for v in 0..V {
+                columns[v] = _mm256_load_si256(b.add(k * V * 8 + v * 16).cast());
+            }
+            for r in 0..R {
+                let pair = _mm256_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
+                for v in 0..V {
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, columns[v]));
+                }
+            }
+        }
+    }
+    // SAFETY: the caller promises that the tile lies within `out`.
+    unsafe { store_int::<R, V>(acc, out, place) }
+}
+
+/// The epilogue of a tile in natural column order.
+///
+/// # Safety
+/// `out` holds `R` rows at `place`, and its bias and factors hold the tile's channels.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_int<const R: usize, const V: usize>(
+    acc: [[__m256i; V]; R],
+    out: &mut IntOutput,
+    place: Place,
+) {
+    match out {
+        IntOutput::U8(out, requant) => {
+            let epilogue = Epilogue::<V>::requant(requant, place);
+            for (r, acc) in acc.iter().enumerate() {
+                let mut q = [_mm256_setzero_si256(); 2];
+                for v in 0..V {
+                    q[v] = epilogue.code(acc[v], v);
+                }
+                let words = _mm256_permute4x64_epi64::<0xD8>(_mm256_packs_epi32(q[0], q[1]));
+                let words_hi = _mm256_extracti128_si256::<1>(words);
+                let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), words_hi);
+                let at = place.at + r * place.stride;
+                // SAFETY: the caller promises row `r` of the tile, `columns` elements.
+                unsafe {
+                    let to = out.as_mut_ptr().add(at);
+                    match place.columns {
+                        16 => _mm_storeu_si128(to.cast(), bytes),
+                        columns => {
+                            let mut row = [0u8; 16];
+                            _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
+                            std::ptr::copy_nonoverlapping(row.as_ptr(), to, columns);
+                        }
+                    }
+                }
+            }
+        }
+        IntOutput::F32(out, dequant) => {
+            let epilogue = Epilogue::<V>::dequant(dequant, place);
+            for (r, acc) in acc.iter().enumerate() {
+                let mut y = [_mm256_setzero_ps(); V];
+                for v in 0..V {
+                    y[v] = epilogue.value(acc[v], v);
+                }
+                // SAFETY: the caller promises row `r` of the tile.
+                unsafe { store_floats::<V>(y, out, place.at + r * place.stride, place.columns) }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `out` holds `columns` (at most `V * 8`) elements at `at`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_floats<const V: usize>(y: [__m256; V], out: &mut [f32], at: usize, columns: usize) {
+    // SAFETY: the caller promises the elements written; a whole tile writes `V * 8`, another `columns`.
+    unsafe {
+        let to = out.as_mut_ptr().add(at);
+        if columns == V * 8 {
+            for v in 0..V {
+                _mm256_storeu_ps(to.add(v * 8), y[v]);
+            }
+        } else {
+            let mut row = [[0f32; 8]; V];
+            for v in 0..V {
+                _mm256_storeu_ps(row[v].as_mut_ptr(), y[v]);
+            }
+            std::ptr::copy_nonoverlapping(row.as_ptr().cast(), to, columns);
+        }
+    }
+}
+
+/// The integer epilogue's operands for `V * 8` channels, in registers.
+struct Epilogue<const V: usize> {
+    bias: [__m256i; V],
+    factor: [__m256; V],
+    lo: __m256,
+    hi: __m256,
+    zero_point: __m256i,
+}
+
+impl<const V: usize> Epilogue<V> {
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn requant(requant: &Requant, place: Place) -> Self {
+        let (lo, hi) = requant.bounds();
+        Epilogue {
+            lo: _mm256_set1_ps(lo),
+            hi: _mm256_set1_ps(hi),
+            zero_point: _mm256_set1_epi32(i32::from(requant.zero_point)),
+            ..Self::operands(requant.bias, requant.multiplier, place)
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn dequant(dequant: &Dequant, place: Place) -> Self {
+        Self::operands(dequant.bias, dequant.scale, place)
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn operands(bias: &[i32], factor: &[f32], place: Place) -> Self {
+        let channels = place.channel..place.channel + place.columns;
+        let (bias, factor) = (&bias[channels.clone()], &factor[channels]);
+        // A narrow tile reads its operands from a copy that is as long as the registers.
+        let (mut bias_tail, mut factor_tail) = ([[0i32; 8]; V], [[0f32; 8]; V]);
+        let (bias, factor) = if place.columns == V * 8 {
+            (bias.as_ptr(), factor.as_ptr())
+        } else {
+            bias_tail.as_flattened_mut()[..place.columns].copy_from_slice(bias);
+            factor_tail.as_flattened_mut()[..place.columns].copy_from_slice(factor);
+            (bias_tail.as_ptr().cast(), factor_tail.as_ptr().cast())
+        };
+        let zero = _mm256_setzero_ps();
+        let mut epilogue = Epilogue {
+            bias: [_mm256_setzero_si256(); V],
+            factor: [zero; V],
+            lo: zero,
+            hi: zero,
+            zero_point: _mm256_setzero_si256(),
+        };
+        for v in 0..V {
+            // SAFETY: both pointers lead to `V * 8` elements: the slices if that is their length, else the tails.
+            unsafe {
+                epilogue.bias[v] = _mm256_loadu_si256(bias.add(v * 8).cast());
+                epilogue.factor[v] = _mm256_loadu_ps(factor.add(v * 8));
+            }
+        }
+        epilogue
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn value(&self, acc: __m256i, v: usize) -> __m256 {
+        _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(acc, self.bias[v])), self.factor[v])
+    }
+
+    /// `maxps` gives its second operand where the first is not a number: `lo`, as [`Requant`] has it.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    fn code(&self, acc: __m256i, v: usize) -> __m256i {
+        let clamped = _mm256_min_ps(_mm256_max_ps(self.value(acc, v), self.lo), self.hi);
+        _mm256_add_epi32(_mm256_cvtps_epi32(clamped), self.zero_point)
+    }
+}
+
+/// # Safety
+/// `a` holds `R` rows `lda` apart, `panel` `V * 8 * depth` elements, the bias the tile's channels, and `out` the
+/// tile at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn f32_tile<const R: usize, const V: usize>(
+    a: &[f32],
+    lda: usize,
+    panel: &[f32],
+    depth: usize,
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
+    let mut acc = [[_mm256_setzero_ps(); V]; R];
+    let (a, b) = (a.as_ptr(), panel.as_ptr());
+    for k in 0..depth {
+        // SAFETY: `k < depth`, and the caller promises `R` rows and a panel of that depth.
+        unsafe {
+            let mut columns = [_mm256_setzero_ps(); V];
+            for v in 0..V {
+                columns[v] = _mm256_load_ps(b.add(k * V * 8 + v * 8));
+            }
+            for r in 0..R {
+                let value = _mm256_set1_ps(*a.add(r * lda + k));
+                for v in 0..V {
+                    acc[r][v] = _mm256_fmadd_ps(value, columns[v], acc[r][v]);
+                }
+            }
+        }
+    }
+    // SAFETY: the caller promises the tile and its bias.
+    unsafe { store_f32(acc, epilogue, out, place) }
+}
+
+/// The epilogue of a float tile.
+///
+/// # Safety
+/// `out` holds `R` rows at `place`, and the bias the tile's channels.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_f32<const R: usize, const V: usize>(
+    mut acc: [[__m256; V]; R],
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
+    if let Some(bias) = epilogue.bias {
+        let mut row = [[0f32; 8]; V];
+        row.as_flattened_mut()[..place.columns].copy_from_slice(&bias[place.channel..][..place.columns]);
+        for v in 0..V {
+            // SAFETY: a row of `row` is eight floats.
+            let bias = unsafe { _mm256_loadu_ps(row[v].as_ptr()) };
+            for acc in &mut acc {
+                acc[v] = _mm256_add_ps(acc[v], bias);
+            }
+        }
+    }
+    let (lo, hi) = (_mm256_set1_ps(epilogue.lo), _mm256_set1_ps(epilogue.hi));
+    for (r, mut acc) in acc.into_iter().enumerate() {
+        for v in 0..V {
+            // The bound comes first: `maxps` and `minps` give the second operand where one is not a number and
+            // where both are equal, as `clamp_f32` does.
+            acc[v] = _mm256_min_ps(hi, _mm256_max_ps(lo, acc[v]));
+        }
+        // SAFETY: the caller promises row `r` of the tile.
+        unsafe { store_floats::<V>(acc, out, place.at + r * place.stride, place.columns) }
+    }
+}
+
+/// `R` neighbouring pixels of [`Avx2::depthwise_row_f32`], so that a weight is loaded once for them.
+///
+/// # Safety
+/// Every tap of both pixels has 32 elements of `x`, `weights` is `[taps.len(), 32]`, `out` holds `R` rows at `place`,
+/// and the bias the block's channels.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn depthwise_pixels_f32<const R: usize>(
+    x: &[f32],
+    taps: &[usize],
+    step: usize,
+    weights: &[f32],
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
+    let mut acc = [[_mm256_setzero_ps(); 4]; R];
+    for (t, &tap) in taps.iter().enumerate() {
+        for v in 0..4 {
+            // SAFETY: `t` is a tap, and the caller promises 32 elements and 32 weights of it.
+            unsafe {
+                let weight = _mm256_loadu_ps(weights.as_ptr().add(t * DEPTHWISE_CHANNELS + v * 8));
+                for r in 0..R {
+                    let value = _mm256_loadu_ps(x.as_ptr().add(tap + r * step + v * 8));
+                    acc[r][v] = _mm256_fmadd_ps(value, weight, acc[r][v]);
+                }
+            }
+        }
+    }
+    // SAFETY: the caller promises the rows and the bias.
+    unsafe { store_f32(acc, epilogue, out, place) }
+}
+
+/// See [`Avx2::apply_table`]. A byte shuffle looks up 16 entries; the distance of a code from the row in question
+/// has its top bit set unless the row is the right one, and then the shuffle gives 0.
+#[target_feature(enable = "avx2")]
+fn apply_table(x: &mut [u8], table: &[u8; 256]) {
+    for chunk in x.as_chunks_mut::<32>().0 {
+        // SAFETY: a chunk is 32 bytes.
+        let codes = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        let mut values = _mm256_setzero_si256();
+        for (i, row) in table.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: a row is 16 bytes.
+            let row = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(row.as_ptr().cast()) });
+            let distance = _mm256_xor_si256(codes, _mm256_set1_epi8((i * 16) as u8 as i8));
+            let index = _mm256_adds_epu8(distance, _mm256_set1_epi8(0x70));
+            values = _mm256_or_si256(values, _mm256_shuffle_epi8(row, index));
+        }
+        // SAFETY: a chunk is 32 bytes.
+        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), values) }
+    }
+}
+
+/// See [`Avx2::depthwise_row`]. `P` pairs of taps, or 0 if that is known at run time only.
+///
+/// Bytes of two taps are interleaved, then widened with zeros, within 128-bit lanes: `vpmovzxbw` would cross
+/// them at half the rate. The four registers hold channels 0-3 16-19, 4-7 20-23, 8-11 24-27 and 12-15 28-31, and
+/// the packs of the epilogue bring them back to order without a shuffle.
+///
+/// # Safety
+/// Every tap of every output has 32 elements of `x`, `weights` is `[taps.len() / 2, 4, 8, 2]`, and `out` holds
+/// `count` rows at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn depthwise_row<const P: usize>(
+    x: &[u8],
+    taps: &[usize],
+    step: usize,
+    count: usize,
+    weights: &[i16],
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let zero = _mm256_setzero_si256();
+    let pairs = if P == 0 { taps.len() / 2 } else { P };
+    let sums = |i: usize| {
+        let mut acc = [zero; 4];
+        for p in 0..pairs {
+            // SAFETY: `p` is a pair of taps and `i` an output; the caller promises their elements and weights.
+            unsafe {
+                let from = x.as_ptr().add(i * step);
+                let a = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p)).cast());
+                let b = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p + 1)).cast());
+                let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+                let words = [
+                    _mm256_unpacklo_epi8(low, zero),
+                    _mm256_unpackhi_epi8(low, zero),
+                    _mm256_unpacklo_epi8(high, zero),
+                    _mm256_unpackhi_epi8(high, zero),
+                ];
+                let w = weights.as_ptr().add(p * 64);
+                for v in 0..4 {
+                    let product = _mm256_madd_epi16(words[v], _mm256_loadu_si256(w.add(v * 16).cast()));
+                    acc[v] = _mm256_add_epi32(acc[v], product);
+                }
+            }
+        }
+        acc
+    };
+    // A whole block takes the short way; a narrow one goes through memory, in plain code.
+    match out {
+        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => {
+            let epilogue = interleaved(Epilogue::<4>::requant(requant, place));
+            for i in 0..count {
+                let acc = sums(i);
+                let q = [0, 1, 2, 3].map(|v| epilogue.code(acc[v], v));
+                let (low, high) = (_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+                // SAFETY: the caller promises row `i`, here of 32 elements.
+                unsafe {
+                    let to = out.as_mut_ptr().add(place.at + i * place.stride);
+                    _mm256_storeu_si256(to.cast(), _mm256_packus_epi16(low, high));
+                }
+            }
+        }
+        _ => {
+            for i in 0..count {
+                let row = natural_order(sums(i));
+                out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
+            }
+        }
+    }
+}
+
+/// The operands of 32 channels in the order of the depthwise accumulators.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn interleaved(epilogue: Epilogue<4>) -> Epilogue<4> {
+    let Epilogue { bias: b, factor: f, lo, hi, zero_point } = epilogue;
+    let bias = [
+        _mm256_permute2x128_si256::<0x20>(b[0], b[2]),
+        _mm256_permute2x128_si256::<0x31>(b[0], b[2]),
+        _mm256_permute2x128_si256::<0x20>(b[1], b[3]),
+        _mm256_permute2x128_si256::<0x31>(b[1], b[3]),
+    ];
+    let factor = [
+        _mm256_permute2f128_ps::<0x20>(f[0], f[2]),
+        _mm256_permute2f128_ps::<0x31>(f[0], f[2]),
+        _mm256_permute2f128_ps::<0x20>(f[1], f[3]),
+        _mm256_permute2f128_ps::<0x31>(f[1], f[3]),
+    ];
+    Epilogue { bias, factor, lo, hi, zero_point }
+}
+
+/// The depthwise accumulators as 32 channels in order.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn natural_order(acc: [__m256i; 4]) -> [i32; 32] {
+    let mut row = [0i32; 32];
+    for (v, acc) in acc.into_iter().enumerate() {
+        // SAFETY: both halves lie within the 32 elements: `v < 4`.
+        unsafe {
+            _mm_storeu_si128(row.as_mut_ptr().add(v * 4).cast(), _mm256_castsi256_si128(acc));
+            _mm_storeu_si128(row.as_mut_ptr().add(16 + v * 4).cast(), _mm256_extracti128_si256::<1>(acc));
+        }
+    }
+    row
+}

@@ -1,0 +1,276 @@
+//! The histogram that calibration keeps for each tensor: exact, of fixed size, the same for any order of the data.
+//! Knows nothing of graphs.
+//!
+//! Bins are as wide as a power of two, so that widening the range merges whole bins: the state depends on the multiset
+//! of values only, whatever the batches were, and two histograms can be added. (ONNX Runtime's grows without bound
+//! with the ratio of ranges, PyTorch's resamples and depends on the order.)
+
+/// Bins for each sign. At least half of them lie under the largest magnitude.
+pub const BINS: usize = 4096;
+/// Least exponent of the range. `BINS · 2^100` is finite in f32; smaller magnitudes share the first bin.
+const EXPONENT_MIN: i32 = -100;
+
+/// Counts of values by magnitude and sign, with exact zeros, least and largest value apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Histogram {
+    /// All magnitudes are below `2^exponent`.
+    exponent: i32,
+    /// From the most negative bin to the most positive: `2 × BINS`, empty as long as all values are zero.
+    counts: Vec<u64>,
+    zeros: u64,
+    not_finite: u64,
+    min: f32,
+    max: f32,
+}
+
+impl Default for Histogram {
+    fn default() -> Histogram {
+        let (min, max) = (f32::INFINITY, f32::NEG_INFINITY);
+        Histogram { exponent: EXPONENT_MIN, counts: Vec::new(), zeros: 0, not_finite: 0, min, max }
+    }
+}
+
+/// Some of the values: those in `[lo, hi)` for positive bins, `(lo, hi]` for negative ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bin {
+    /// Lower edge.
+    pub lo: f64,
+    /// Upper edge.
+    pub hi: f64,
+    /// Number of values.
+    pub count: u64,
+}
+
+impl Histogram {
+    /// Counts values. NaN and infinities are counted apart and have no other effect.
+    pub fn observe(&mut self, values: &[f32]) {
+        // Blocks that stay in the first-level cache between the two looks at them.
+        for block in values.chunks(4096) {
+            self.observe_block(block);
+        }
+    }
+
+    fn observe_block(&mut self, values: &[f32]) {
+        let (mut min, mut max, mut not_finite) = (f32::INFINITY, f32::NEG_INFINITY, 0);
+        for &x in values {
+            if x.is_finite() {
+                // `+ 0.0` makes zeros of one sign, so that the order of ±0 leaves no trace in `min`.
+                min = min.min(x + 0.0);
+                max = max.max(x + 0.0);
+            } else {
+                not_finite += 1;
+            }
+        }
+        self.not_finite += not_finite;
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        if min > max {
+            return;
+        }
+        let largest = (-min).max(max);
+        if largest > 0.0 {
+            self.widen(exponent_above(largest));
+        }
+        let per_unit = f64::from(BINS as u32) * exp2(-self.exponent);
+        // Exact in f32: a product with a power of two, and `EXPONENT_MIN` keeps it finite.
+        let per_unit = per_unit as f32;
+        for &x in values {
+            if x == 0.0 {
+                self.zeros += 1;
+            } else if x.is_finite() {
+                let bin = (x.abs() * per_unit) as usize;
+                let index = if x > 0.0 { BINS + bin } else { BINS - 1 - bin };
+                self.counts[index] += 1;
+            }
+        }
+    }
+
+    /// Adds the counts of another histogram.
+    pub fn merge(&mut self, other: &Histogram) {
+        self.zeros += other.zeros;
+        self.not_finite += other.not_finite;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        if other.counts.is_empty() {
+            return;
+        }
+        self.widen(other.exponent);
+        let mut other = other.clone();
+        other.widen(self.exponent);
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+    }
+
+    /// Makes room for magnitudes below `2^exponent` by adding neighbours, and for any at all.
+    fn widen(&mut self, exponent: i32) {
+        if self.counts.is_empty() {
+            self.counts = vec![0; 2 * BINS];
+            self.exponent = exponent.max(EXPONENT_MIN);
+            return;
+        }
+        let Ok(steps) = u32::try_from(exponent - self.exponent) else { return };
+        if steps == 0 {
+            return;
+        }
+        self.exponent = exponent;
+        for bin in 0..BINS {
+            // A bin moves towards zero, onto bins that have been moved already.
+            let target = bin.checked_shr(steps).unwrap_or(0);
+            for (from, to) in [(BINS + bin, BINS + target), (BINS - 1 - bin, BINS - 1 - target)] {
+                if from != to {
+                    self.counts[to] += std::mem::take(&mut self.counts[from]);
+                }
+            }
+        }
+    }
+
+    /// Number of finite values.
+    pub fn count(&self) -> u64 {
+        self.zeros + self.counts.iter().sum::<u64>()
+    }
+
+    /// Number of values that are exactly zero.
+    pub fn zeros(&self) -> u64 {
+        self.zeros
+    }
+
+    /// Number of NaNs and infinities.
+    pub fn not_finite(&self) -> u64 {
+        self.not_finite
+    }
+
+    /// Least and largest finite value, or `None` where there is none.
+    pub fn range(&self) -> Option<(f32, f32)> {
+        (self.min <= self.max).then_some((self.min, self.max))
+    }
+
+    /// Counts in `bins` equal steps from the least to the largest value, zeros among them: a picture of the data.
+    pub fn chart(&self, bins: usize) -> Vec<u64> {
+        let mut chart = vec![0; bins];
+        let Some((min, max)) = self.range() else { return chart };
+        let (min, width) = (f64::from(min), (f64::from(max) - f64::from(min)).max(f64::MIN_POSITIVE));
+        let zero = Bin { lo: 0.0, hi: 0.0, count: self.zeros };
+        for bin in self.bins().chain(std::iter::once(zero)) {
+            let place = (0.5 * (bin.lo + bin.hi) - min) / width * bins as f64;
+            // Casting saturates: the centre of a bin at an end may lie beyond the value.
+            chart[(place as usize).min(bins - 1)] += bin.count;
+        }
+        chart
+    }
+
+    /// The bins that hold something, from the least value to the largest; zeros are not among them.
+    pub fn bins(&self) -> impl Iterator<Item = Bin> + '_ {
+        let width = exp2(self.exponent) / BINS as f64;
+        self.counts.iter().enumerate().filter(|(_, count)| **count > 0).map(move |(index, &count)| {
+            let lo = (index as f64 - BINS as f64) * width;
+            Bin { lo, hi: lo + width, count }
+        })
+    }
+}
+
+/// The least exponent whose power of two is above a magnitude.
+fn exponent_above(magnitude: f32) -> i32 {
+    // The exponent field of IEEE 754 binary32; a subnormal is below 2^-126.
+    ((magnitude.to_bits() >> 23) as i32 - 126).max(EXPONENT_MIN)
+}
+
+/// `2^exponent`, exactly.
+fn exp2(exponent: i32) -> f64 {
+    2f64.powi(exponent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(values: &[f32]) -> Histogram {
+        let mut histogram = Histogram::default();
+        histogram.observe(values);
+        histogram
+    }
+
+    /// Numbers over many magnitudes, with zeros; the same for the same seed.
+    fn numbers(seed: u64, count: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u32
+        };
+        let number = |a: u32, b: u32| match a % 10 {
+            0 => 0.0,
+            1 => -0.0,
+            2 => f32::from_bits(b & 0x807f_ffff),
+            3 => f32::from_bits(b % 0x7f00_0000),
+            _ => (f64::from(b) / f64::from(1u32 << 28) - 4.0) as f32,
+        };
+        (0..count).map(|_| number(next(), next())).collect()
+    }
+
+    #[test]
+    fn any_split_and_order_gives_the_same_state() {
+        for seed in 0..20 {
+            let values = numbers(seed, 10_000);
+            let want = of(&values);
+            let mut reversed = values.clone();
+            reversed.reverse();
+            assert_eq!(of(&reversed), want, "seed {seed}");
+            let mut sorted = values.clone();
+            sorted.sort_by(f32::total_cmp);
+            for chunk in [1, 7, 999] {
+                let mut parts = Histogram::default();
+                sorted.chunks(chunk).for_each(|c| parts.observe(c));
+                assert_eq!(parts, want, "seed {seed}, chunks of {chunk}");
+                let mut merged = Histogram::default();
+                values.chunks(chunk * 100).rev().for_each(|c| merged.merge(&of(c)));
+                assert_eq!(merged, want, "seed {seed}, merged");
+            }
+        }
+    }
+
+    #[test]
+    fn every_value_lies_in_its_bin() {
+        for x in [1.0f32, -1.0, 0.999_999_9, 3.0, -70.0, 1e-30, -1e-44, f32::MAX, f32::MIN, f32::MIN_POSITIVE] {
+            let histogram = of(&[x]);
+            let bins: Vec<Bin> = histogram.bins().collect();
+            assert_eq!(bins.len(), 1);
+            let inside = if x > 0.0 {
+                bins[0].lo <= f64::from(x) && f64::from(x) < bins[0].hi
+            } else {
+                bins[0].lo < f64::from(x) && f64::from(x) <= bins[0].hi
+            };
+            assert!(inside, "{x}: {bins:?}");
+            assert_eq!(histogram.range(), Some((x, x)));
+        }
+    }
+
+    #[test]
+    fn at_least_half_of_the_bins_lie_under_the_largest_magnitude() {
+        for x in [1.0f32, 1.5, 1.999, 2.0, 1000.0] {
+            let bin = of(&[x]).bins().next().unwrap();
+            assert!(f64::from(x) / (bin.hi - bin.lo) >= BINS as f64 / 2.0, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_chart_counts_every_value_once() {
+        for (values, want) in [
+            (vec![-1.0, 0.0, 0.9, 1.0], vec![1, 0, 1, 2]),
+            (vec![0.0, 0.0], vec![2, 0, 0, 0]),
+            (vec![5.0], vec![0, 0, 0, 1]),
+            (vec![], vec![0; 4]),
+        ] {
+            assert_eq!(of(&values).chart(4), want, "{values:?}");
+        }
+    }
+
+    #[test]
+    fn zeros_and_what_is_not_finite_are_counted_apart() {
+        let histogram = of(&[0.0, -0.0, f32::NAN, f32::INFINITY, 2.0, -3.0]);
+        assert_eq!((histogram.zeros(), histogram.not_finite(), histogram.count()), (2, 2, 4));
+        assert_eq!(histogram.range(), Some((-3.0, 2.0)));
+        assert_eq!(Histogram::default().range(), None);
+        assert_eq!(of(&[0.0]).range(), Some((0.0, 0.0)));
+        assert_eq!(of(&[0.0]).bins().count(), 0);
+    }
+}
