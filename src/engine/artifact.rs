@@ -1,1 +1,122 @@
-//! The artifact: QDQ ONNX plus a JSON manifest.
+//! The artifact: a QDQ ONNX file and a JSON manifest that says what it was made from. Both depend on the inputs only:
+//! no clock, no host, no order of threads. The file carries the digest of the manifest, the manifest those of the inputs.
+
+use std::io::Read;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::engine::graph::{Graph, export};
+use crate::engine::quant::Recipe;
+use crate::engine::tensor::qparams::QuantParams;
+
+/// Version of the numeric contract: i32 accumulators are exact; requantization is an f32 product with
+/// `scale_x · scale_w / scale_y`, rounded half to even, plus zero point, saturated.
+pub const CONTRACT: u32 = 1;
+/// Version of the engine.
+pub const ENGINE: &str = concat!("octet ", env!("CARGO_PKG_VERSION"));
+
+/// A file that went in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Source {
+    /// Its SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Everything that an artifact depends on.
+#[derive(Debug)]
+pub struct Origin<'a> {
+    /// The float model.
+    pub model: &'a Source,
+    /// The calibration data.
+    pub calibration: &'a Source,
+    /// The evaluation data, where there are any of their own.
+    pub evaluation: Option<&'a Source>,
+    /// The recipe in full.
+    pub recipe: &'a Recipe,
+    /// Name and parameters of each value that has codes, in execution order.
+    pub values: &'a [(String, QuantParams)],
+}
+
+/// The manifest of an artifact.
+pub fn manifest(origin: &Origin<'_>) -> Value {
+    let value = |(name, params): &(String, QuantParams)| {
+        json!({
+            "name": name,
+            "dtype": params.dtype.name(),
+            "scale": params.scale[0],
+            "zero_point": params.zero_point[0],
+        })
+    };
+    json!({
+        "engine": ENGINE,
+        "contract": CONTRACT,
+        "model": origin.model,
+        "calibration": origin.calibration,
+        "evaluation": origin.evaluation,
+        "recipe": origin.recipe,
+        "values": origin.values.iter().map(value).collect::<Vec<_>>(),
+    })
+}
+
+/// The ONNX file of a QDQ graph.
+pub fn write(graph: &Graph, manifest: &Value) -> Vec<u8> {
+    let digest = sha256(manifest.to_string().as_bytes());
+    let metadata = [
+        ("octet.engine".to_owned(), ENGINE.to_owned()),
+        ("octet.contract".to_owned(), CONTRACT.to_string()),
+        ("octet.manifest".to_owned(), format!("sha256:{digest}")),
+    ];
+    export::export(graph, &metadata)
+}
+
+/// The SHA-256 of bytes, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// Digest and length of a stream, read once and not kept.
+///
+/// # Errors
+/// Where the stream cannot be read.
+pub fn source(reader: &mut dyn Read) -> std::io::Result<Source> {
+    let (mut digest, mut bytes, mut block) = (Sha256::new(), 0u64, vec![0u8; 1 << 16]);
+    loop {
+        let read = reader.read(&mut block)?;
+        if read == 0 {
+            return Ok(Source { sha256: hex::encode(digest.finalize()), bytes });
+        }
+        digest.update(&block[..read]);
+        bytes += read as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tensor::DType;
+
+    #[test]
+    fn a_stream_has_the_digest_of_its_bytes() {
+        let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
+        let source = source(&mut &bytes[..]).unwrap();
+        assert_eq!((source.sha256, source.bytes), (sha256(&bytes), 200_000));
+        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "FIPS 180-2");
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_manifest() {
+        let source = Source { sha256: "00".to_owned(), bytes: 1 };
+        let recipe = Recipe::default();
+        let values = [("x".to_owned(), QuantParams::per_tensor(0.1, 3, DType::U8))];
+        let make = || {
+            manifest(&Origin { model: &source, calibration: &source, evaluation: None, recipe: &recipe, values: &values })
+        };
+        assert_eq!(make().to_string(), make().to_string());
+        assert_eq!(make()["values"][0]["zero_point"], 3);
+        assert_eq!(write(&Graph::default(), &make()), write(&Graph::default(), &make()));
+    }
+}

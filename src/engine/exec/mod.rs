@@ -1,6 +1,20 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
+mod compile;
+mod float_math;
+pub mod fold;
+mod layout;
+mod lower;
+mod memory;
+mod ops_int8;
+mod ops_math;
+mod ops_move;
+mod ops_product;
+mod plan;
 pub mod session;
+mod step;
+mod strided;
+mod weights;
 
 use crate::engine::graph::Dim;
 use crate::engine::kernels::isa::Isa;
@@ -32,6 +46,34 @@ pub struct Port {
     pub dtype: DType,
     /// Declared shape.
     pub dims: Vec<Dim>,
+}
+
+impl Port {
+    /// The shape, where every dimension is a number or `length` gives one for its name.
+    pub fn shape(&self, length: impl Fn(&Dim) -> Option<usize>) -> Option<Vec<usize>> {
+        let number = |dim: &Dim| match dim {
+            Dim::Known(n) => Some(*n),
+            other => length(other),
+        };
+        self.dims.iter().map(number).collect()
+    }
+}
+
+/// One step of a run, for people who look where the time goes.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Name of the node that the step belongs to.
+    pub node: String,
+    /// What the step does: an operator, or a change of memory order.
+    pub op: String,
+    /// Whether it computes on codes.
+    pub integer: bool,
+    /// Multiply-accumulates of one run.
+    pub macs: u64,
+    /// Shape of the result in memory.
+    pub shape: Vec<usize>,
+    /// Median time of one run.
+    pub seconds: f64,
 }
 
 /// Sees values while a graph runs: calibration and evaluation hang on here.

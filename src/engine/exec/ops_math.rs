@@ -21,25 +21,47 @@ fn map<T: Element, U: Element>(f: impl Fn(T) -> U + Send + Sync + 'static) -> Ke
 pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
     move |x| match op {
         Unary::Relu => x.max(0.0),
-        Unary::LeakyRelu { alpha } => if x < 0.0 { alpha * x } else { x },
-        Unary::Elu { alpha } => if x < 0.0 { alpha * (math::exp(x) - 1.0) } else { x },
+        Unary::LeakyRelu { alpha } => {
+            if x < 0.0 {
+                alpha * x
+            } else {
+                x
+            }
+        }
+        Unary::Elu { alpha } => {
+            if x < 0.0 {
+                alpha * (math::exp(x) - 1.0)
+            } else {
+                x
+            }
+        }
         Unary::Sigmoid => math::sigmoid(x),
         Unary::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
         Unary::HardSwish => x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
         Unary::Tanh => math::tanh(x),
         Unary::Erf => math::erf(x),
         Unary::Gelu { tanh: false } => 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)),
-        Unary::Gelu { tanh: true } => {
-            0.5 * x * (1.0 + math::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
+        Unary::Gelu { tanh: true } => 0.5 * x * (1.0 + math::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x))),
+        Unary::Softplus => {
+            if x > 20.0 {
+                x
+            } else {
+                math::exp(x).ln_1p()
+            }
         }
-        Unary::Softplus => if x > 20.0 { x } else { math::exp(x).ln_1p() },
         Unary::Exp => math::exp(x),
         Unary::Log => x.ln(),
         Unary::Sqrt => x.sqrt(),
         Unary::Reciprocal => 1.0 / x,
         Unary::Neg => -x,
         Unary::Abs => x.abs(),
-        Unary::Sign => if x == 0.0 || x.is_nan() { x } else { x.signum() },
+        Unary::Sign => {
+            if x == 0.0 || x.is_nan() {
+                x
+            } else {
+                x.signum()
+            }
+        }
         Unary::Floor => x.floor(),
         Unary::Ceil => x.ceil(),
         Unary::Round => x.round_ties_even(),
@@ -59,7 +81,9 @@ pub(super) fn unary(op: Unary, x: &Fact) -> Result<Kernel, String> {
         (Unary::Exp, DType::F32) => map(math::exp),
         (Unary::Sqrt, DType::F32) => map(f32::sqrt),
         (Unary::Neg, DType::F32) => map(|x: f32| -x),
-        (Unary::HardSigmoid { alpha, beta }, DType::F32) => map(move |x: f32| (alpha * x + beta).clamp(0.0, 1.0)),
+        (Unary::HardSigmoid { alpha, beta }, DType::F32) => {
+            map(move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
+        }
         (Unary::HardSwish, DType::F32) => map(|x: f32| x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0)),
         (Unary::Not, DType::Bool) => map(|x: u8| 1 - x),
         (Unary::Not, _) => return Err(format!("{} is not bool", x.dtype)),
@@ -159,7 +183,9 @@ pub(super) fn binary(op: Binary, a: &Fact, b: &Fact, out: &[usize]) -> Result<Ke
                     Binary::Min => zip(walk, |a: $t, b: $t| a.min(b)),
                     Binary::Max => zip(walk, |a: $t, b: $t| a.max(b)),
                     Binary::Pow => zip(walk, |a: $t, b: $t| (a as f64).powf(b as f64) as $t),
-                    Binary::Mod { float: true } => zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_rem(b) }),
+                    Binary::Mod { float: true } => {
+                        zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_rem(b) })
+                    }
                     Binary::Mod { float: false } => zip(walk, |a: $t, b: $t| {
                         if b == 0 {
                             return 0;
@@ -197,7 +223,8 @@ pub(super) fn binary(op: Binary, a: &Fact, b: &Fact, out: &[usize]) -> Result<Ke
 /// Pow with a whole exponent that is known before the run: the exponent becomes a float.
 fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
     let refuse = || format!("Pow of {} and {} is not supported", a.dtype, b.dtype);
-    let exponents: Vec<f32> = b.constant.as_ref().ok_or_else(refuse)?.to_f64().iter().map(|&x| x as f32).collect();
+    let exponents: Vec<f32> =
+        b.constant.as_ref().ok_or_else(refuse)?.to_f64().iter().map(|&x| x as f32).collect();
     if a.dtype != DType::F32 {
         return Err(refuse());
     }
@@ -223,7 +250,10 @@ pub(super) fn clip(x: &Fact) -> Result<Kernel, String> {
                 let (lo, hi) = (bound(1, <$t>::MIN), bound(2, <$t>::MAX));
                 let x = operands.need(0).slice::<$t>();
                 // min after max: where the bounds cross, the upper one holds (ONNX).
-                out.slice_mut::<$t>().iter_mut().zip(x).for_each(|(y, &x)| *y = (if x < lo { lo } else { x }).min(hi));
+                out.slice_mut::<$t>()
+                    .iter_mut()
+                    .zip(x)
+                    .for_each(|(y, &x)| *y = (if x < lo { lo } else { x }).min(hi));
                 Ok(())
             })
         };
@@ -270,8 +300,12 @@ pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, S
             copy(&walk, 0, values.slice::<f64>(), &mut rows);
             let folded = |i: usize| fold_row_f64(kind, &rows[i * row..(i + 1) * row]);
             match out.dtype {
-                DType::I64 => out.slice_mut::<i64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i64),
-                DType::I32 => out.slice_mut::<i32>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i32),
+                DType::I64 => {
+                    out.slice_mut::<i64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i64)
+                }
+                DType::I32 => {
+                    out.slice_mut::<i32>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i32)
+                }
                 _ => out.slice_mut::<f64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i)),
             }
             Ok(())

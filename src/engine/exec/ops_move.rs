@@ -1,7 +1,7 @@
 //! Operators that move elements without looking at them: transpose, slice, join, gather, pad and their like.
 
 use crate::engine::graph::op::PadMode;
-use crate::engine::graph::shapes::{Fact, axis_index, pad_amounts, permutation, slice_ranges};
+use crate::engine::graph::shapes::{Fact, axis_index, permutation, slice_ranges};
 use crate::engine::tensor::DType;
 
 use super::step::Kernel;
@@ -134,7 +134,9 @@ pub(super) fn gather(axis: i64, x: &Fact, indices: &Fact) -> Result<Kernel, Stri
 
 /// Where: a choice element by element.
 pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, String> {
-    let [Some(condition), Some(a), Some(b)] = inputs else { return Err("three inputs are needed".to_owned()) };
+    let [Some(condition), Some(a), Some(b)] = inputs else {
+        return Err("three inputs are needed".to_owned());
+    };
     if condition.dtype != DType::Bool {
         return Err(format!("the condition is {}, bool is needed", condition.dtype));
     }
@@ -157,14 +159,14 @@ pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, 
     }))
 }
 
-/// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go.
-pub(super) fn pad(mode: PadMode, inputs: &[Option<&Fact>]) -> Result<Kernel, String> {
-    let x = inputs[0].ok_or("input 0 is missing")?;
-    pad_by(mode, x, &pad_amounts(x.shape.len(), inputs)?, inputs.get(2).copied().flatten().is_some())
-}
-
-/// As [`pad`], with the amounts given; `has_value` says that operand 2 is the value.
-pub(super) fn pad_by(mode: PadMode, x: &Fact, amounts: &[(i64, i64)], has_value: bool) -> Result<Kernel, String> {
+/// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go;
+/// `has_value` says that operand 2 is the value.
+pub(super) fn pad_by(
+    mode: PadMode,
+    x: &Fact,
+    amounts: &[(i64, i64)],
+    has_value: bool,
+) -> Result<Kernel, String> {
     let maps: Vec<Vec<Option<usize>>> = x
         .shape
         .iter()
@@ -182,9 +184,10 @@ pub(super) fn pad_by(mode: PadMode, x: &Fact, amounts: &[(i64, i64)], has_value:
         };
         let mut index = vec![0usize; maps.len()];
         for at in out.bytes.chunks_exact_mut(size) {
-            let offset = index.iter().zip(&maps).zip(&strides).try_fold(0usize, |sum, ((&i, map), &stride)| {
-                map[i].map(|from| sum + from * stride as usize)
-            });
+            let offset =
+                index.iter().zip(&maps).zip(&strides).try_fold(0usize, |sum, ((&i, map), &stride)| {
+                    map[i].map(|from| sum + from * stride as usize)
+                });
             match offset {
                 Some(o) => at.copy_from_slice(&from[o * size..(o + 1) * size]),
                 None => at.copy_from_slice(&value[..size]),
@@ -247,7 +250,8 @@ mod tests {
 
     #[test]
     fn pads_come_from_where_numpy_takes_them() {
-        let check = |mode, want: &[Option<usize>]| assert_eq!(axis_map(mode, 3, 2, 4).unwrap(), want, "{mode:?}");
+        let check =
+            |mode, want: &[Option<usize>]| assert_eq!(axis_map(mode, 3, 2, 4).unwrap(), want, "{mode:?}");
         let s = |i: [usize; 9]| i.map(Some);
         check(PadMode::Reflect, &s([2, 1, 0, 1, 2, 1, 0, 1, 2]));
         check(PadMode::Edge, &s([0, 0, 0, 1, 2, 2, 2, 2, 2]));

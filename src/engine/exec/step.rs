@@ -77,7 +77,11 @@ impl<'a> Operands<'a> {
     }
 
     /// Operands that are only read, nothing being written: how outputs are taken from the arena.
-    pub(super) fn read(operands: &'a [Option<Operand>], given: &'a [&'a Tensor], arena: &'a [u8]) -> Operands<'a> {
+    pub(super) fn read(
+        operands: &'a [Option<Operand>],
+        given: &'a [&'a Tensor],
+        arena: &'a [u8],
+    ) -> Operands<'a> {
         Operands { operands, given, left: arena, right: &[], right_start: arena.len() }
     }
 

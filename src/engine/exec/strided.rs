@@ -30,7 +30,8 @@ impl<const N: usize> Walk<N> {
             let stride: [isize; N] = std::array::from_fn(|op| strides[op][axis]);
             let length = shape[axis] as isize;
             // The axis before continues into this one where each of its steps spans the whole of this one.
-            let joins = walk.strides.last().is_some_and(|last| (0..N).all(|op| last[op] == stride[op] * length));
+            let joins =
+                walk.strides.last().is_some_and(|last| (0..N).all(|op| last[op] == stride[op] * length));
             if joins {
                 *walk.shape.last_mut().expect("a stride has its length") *= shape[axis];
                 *walk.strides.last_mut().expect("just looked at") = stride;

@@ -290,7 +290,7 @@ fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::Identity => {}
         Op::QConv { .. }
         | Op::QMatMul { .. }
-        | Op::QBinary(_)
+        | Op::QBinary { .. }
         | Op::QTable { .. }
         | Op::QAveragePool { .. }
         | Op::QGlobalAveragePool { .. }

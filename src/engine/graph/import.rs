@@ -359,7 +359,8 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Option<Vec<Dim>>), String> 
         // Some exporters write a dynamic dimension as -1.
         (Some(n), _) if n < 0 => Ok(Dim::Unknown),
         (Some(n), _) => usize::try_from(n).map(Dim::Known).map_err(|_| format!("dimension {n}")),
-        (None, Some(name)) if !name.is_empty() => Ok(Dim::Symbol(name.clone())),
+        // Paddle names every dynamic dimension `?`: they are not the same one.
+        (None, Some(name)) if !name.is_empty() && name != "?" => Ok(Dim::Symbol(name.clone())),
         _ => Ok(Dim::Unknown),
     });
     Ok((dtype, Some(dims.collect::<Result<_, _>>()?)))

@@ -10,7 +10,7 @@ pub mod passes;
 pub mod shapes;
 pub mod tensors;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -157,6 +157,20 @@ impl Graph {
                 *id = new;
             }
         }
+    }
+
+    /// Takes out the nodes whose results nobody reads.
+    pub fn remove_unused_nodes(&mut self) {
+        let mut needed: HashSet<ValueId> = self.outputs.iter().copied().collect();
+        let mut keep = vec![false; self.nodes.len()];
+        for (index, node) in self.nodes.iter().enumerate().rev() {
+            if node.outputs.iter().any(|o| needed.contains(o)) {
+                keep[index] = true;
+                needed.extend(node.inputs.iter().flatten());
+            }
+        }
+        let mut keep = keep.into_iter();
+        self.nodes.retain(|_| keep.next().unwrap_or(false));
     }
 
     /// A name that no value has: `base`, or `base_1`, `base_2`, ….

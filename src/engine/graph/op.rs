@@ -175,13 +175,13 @@ pub enum Op {
     DequantizeLinear { axis: i64 },
 
     // Below: what the executor lowers to. Integer operands carry their parameters on the value
-    // (`Value::qparams`); an output without parameters is real (f32). `lo`/`hi` clamp the output codes.
+    // (`Value::qparams`); an output without parameters is real (f32) and is not clamped.
     /// `x: u8, weight: i8 [, bias: i32]`. Weight `[O, I/g, kH, kW]` with one scale, or one for each output channel.
-    QConv { sliding: Sliding, groups: usize },
+    QConv { sliding: Sliding, groups: usize, clamp: Clamp },
     /// `x: u8 [.., K], weight: i8 [K, N] (or [N, K] where `trans_b`) [, bias: i32]`.
-    QMatMul { trans_b: bool },
+    QMatMul { trans_b: bool, clamp: Clamp },
     /// `a: u8, b: u8`, broadcasting.
-    QBinary(Binary),
+    QBinary { op: Binary, clamp: Clamp },
     /// `x: u8`: `table[x]`.
     QTable { table: Box<[u8; 256]> },
     /// `x: u8`.
@@ -191,6 +191,9 @@ pub enum Op {
     /// `x: u8…`, each with its own parameters.
     QConcat { axis: i64 },
 }
+
+/// Smallest and largest code that an integer operator may give: an activation that is a clamp, such as Relu.
+pub type Clamp = (u8, u8);
 
 /// What stands in a pad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -243,8 +246,8 @@ impl Op {
             Op::DequantizeLinear { .. } => "DequantizeLinear",
             Op::QConv { .. } => "QConv",
             Op::QMatMul { .. } => "QMatMul",
-            Op::QBinary(Binary::Add) => "QAdd",
-            Op::QBinary(_) => "QMul",
+            Op::QBinary { op: Binary::Add, .. } => "QAdd",
+            Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
             Op::QAveragePool { .. } => "QAveragePool",
             Op::QGlobalAveragePool { .. } => "QGlobalAveragePool",
@@ -258,7 +261,7 @@ impl Op {
             self,
             Op::QConv { .. }
                 | Op::QMatMul { .. }
-                | Op::QBinary(_)
+                | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }
                 | Op::QGlobalAveragePool { .. }

@@ -297,8 +297,8 @@ fn cast_target(a: &Attributes<'_>) -> Result<DType, String> {
 }
 
 /// Names of the operators that [`lift`] takes, for documents and messages.
-#[cfg_attr(not(test), expect(dead_code, reason = "documents will list it"))]
-pub(super) fn supported() -> Vec<&'static str> {
+#[cfg(test)]
+fn supported() -> Vec<&'static str> {
     let mut names: Vec<&str> = PLAIN_UNARY.iter().map(|(n, _)| *n).collect();
     names.extend(BINARY.iter().map(|(n, _)| *n));
     names.extend(REDUCE.iter().map(|(n, _)| *n));
@@ -307,7 +307,7 @@ pub(super) fn supported() -> Vec<&'static str> {
     names
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "documents will list it"))]
+#[cfg(test)]
 /// The arms of [`lift`], and `Constant`, which the importer takes itself.
 const OTHERS: &[&str] = &[
     "AveragePool",

@@ -224,7 +224,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
     let one = |shape: Vec<usize>| Ok(vec![(dtype, shape)]);
     match op {
         Op::Conv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
-        Op::QConv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
+        Op::QConv { sliding, groups, .. } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
         Op::Gemm { trans_a, trans_b, .. } => {
             let b = needed(inputs, 1)?;
             same_rank("A", x, 2)?;
@@ -242,7 +242,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             one(vec![m, n])
         }
         Op::MatMul => one(matmul(&x.shape, &needed(inputs, 1)?.shape)?),
-        Op::QMatMul { trans_b } => {
+        Op::QMatMul { trans_b, .. } => {
             let b = needed(inputs, 1)?;
             same_rank("B", b, 2)?;
             let shape = if *trans_b { vec![b.shape[1], b.shape[0]] } else { b.shape.clone() };
@@ -297,7 +297,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             let out = if op.is_comparison() { DType::Bool } else { dtype };
             Ok(vec![(out, broadcast(&x.shape, &b.shape)?)])
         }
-        Op::QBinary(_) => one(broadcast(&x.shape, &needed(inputs, 1)?.shape)?),
+        Op::QBinary { .. } => one(broadcast(&x.shape, &needed(inputs, 1)?.shape)?),
         Op::Reduce { keep_dims, noop_with_empty_axes, .. } => {
             let axes = reduced_axes(x.shape.len(), inputs, *noop_with_empty_axes)?;
             let kept =

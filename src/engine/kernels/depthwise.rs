@@ -1,16 +1,13 @@
 //! Integer depthwise convolution: each channel has its own kernel. Knows slices only.
 
 use super::eltwise::apply_table_in_place;
-use super::halo;
+use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::tiles::Place;
 use super::{IntOutput, Window};
 use std::ops::Range;
-
-/// Channels that are treated at once.
-const BLOCK: usize = 32;
 
 /// Taps whose weights lie side by side.
 const GROUP: usize = 2;
@@ -96,15 +93,6 @@ impl PackedDepthwise {
             }
         });
     }
-}
-
-/// The channels of each block. The last one is moved back to be whole where there are channels enough: it
-/// computes a few outputs again, which costs less than a narrow block.
-fn blocks(channels: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
-    (0..channels.div_ceil(BLOCK)).map(move |i| {
-        let end = ((i + 1) * BLOCK).min(channels);
-        end.saturating_sub(BLOCK)..end
-    })
 }
 
 /// Where channel `c` of a block stands among the 32 lanes of the packed order.

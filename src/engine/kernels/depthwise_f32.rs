@@ -2,21 +2,20 @@
 //!
 //! Every output element is one chain `acc = fma(x, w, acc)` over the taps from 0.0, then `+ bias`, then the clamp.
 
-use super::halo;
+use super::Window;
+use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
+use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
-use super::{Window, clamp_f32};
+use super::tiles::{FloatEpilogue, Place};
 use std::ops::Range;
-
-/// Channels that are treated at once: four vector registers of AVX2.
-const BLOCK: usize = 32;
 
 /// Weights of a float depthwise convolution with one output channel an input channel, packed.
 #[derive(Clone)]
 pub struct PackedDepthwiseF32 {
     isa: Isa,
-    /// `[taps, channels]`.
-    weights: Vec<f32>,
+    /// `[block, taps, 32]`.
+    weights: Aligned<f32>,
     channels: usize,
     taps: usize,
 }
@@ -26,13 +25,21 @@ impl PackedDepthwiseF32 {
     pub fn pack(isa: Isa, weights: &[f32], channels: usize, taps: usize) -> PackedDepthwiseF32 {
         assert_eq!(weights.len(), channels * taps, "weights [channels, taps]");
         assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
-        let weights = (0..taps * channels).map(|i| weights[i % channels * taps + i / channels]).collect();
-        PackedDepthwiseF32 { isa, weights, channels, taps }
+        let blocks = blocks(channels);
+        let mut packed = Aligned::zeros(blocks.len() * taps * BLOCK);
+        for (block, packed) in blocks.zip(packed.chunks_exact_mut(taps * BLOCK)) {
+            for (t, packed) in packed.chunks_exact_mut(BLOCK).enumerate() {
+                for (w, c) in packed.iter_mut().zip(block.clone()) {
+                    *w = weights[c * taps + t];
+                }
+            }
+        }
+        PackedDepthwiseF32 { isa, weights: packed, channels, taps }
     }
 
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
-        size_of_val(&self.weights[..])
+        self.weights.bytes()
     }
 
     /// Convolution of `x`, `[batch, in_h, in_w, channels]`, to `out`, `[batch, out_h, out_w, channels]`, with up to
@@ -58,43 +65,51 @@ impl PackedDepthwiseF32 {
         let products = window.rows() * channels * self.taps;
         let parts = parts(threads, 4 * products / self.isa.products_per_ns());
         let (lines, line_len) = (0..window.batch * window.out_h, window.out_w * channels);
-        let step = window.stride_w * channels;
+        let (step, epilogue) = (window.stride_w * channels, FloatEpilogue { bias, lo, hi });
         split_rows(out, lines, line_len, 1, parts, &|lines: Range<usize>, out: &mut [f32]| {
             let first = lines.start;
             halo::for_each_line(x, channels, window, 0.0, lines, 1, |line, rows, taps| {
-                let out = &mut out[(line - first) * line_len..][..line_len];
-                self.isa.vectorize(|| {
-                    let finish =
-                        |sum: f32, c: usize| clamp_f32(bias.map_or(sum, |bias| sum + bias[c]), lo, hi);
-                    for (i, out) in out.chunks_exact_mut(channels).enumerate() {
-                        self.pixel(&rows[i * step..], taps, out, finish);
-                    }
-                });
+                for (block, weights) in blocks(channels).zip(self.weights.chunks_exact(self.taps * BLOCK)) {
+                    let place = Place {
+                        at: (line - first) * line_len + block.start,
+                        stride: channels,
+                        channel: block.start,
+                        columns: block.len(),
+                    };
+                    let x = &rows[block.start..];
+                    line_of_block(self.isa, x, taps, step, window.out_w, weights, epilogue, out, place);
+                }
             });
         });
     }
+}
 
-    #[inline(always)]
-    fn pixel(&self, x: &[f32], taps: &[usize], out: &mut [f32], finish: impl Fn(f32, usize) -> f32) {
-        let whole = out.len() / BLOCK * BLOCK;
-        for c in (0..whole).step_by(BLOCK) {
-            let mut acc = [0f32; BLOCK];
-            for (t, &tap) in taps.iter().enumerate() {
-                let (x, w) = (&x[tap + c..][..BLOCK], &self.weights[t * self.channels + c..][..BLOCK]);
-                for i in 0..BLOCK {
-                    acc[i] = x[i].mul_add(w[i], acc[i]);
-                }
-            }
-            for (i, (y, acc)) in out[c..].iter_mut().zip(acc).enumerate() {
-                *y = finish(acc, c + i);
-            }
-        }
-        for (c, y) in out.iter_mut().enumerate().skip(whole) {
+#[expect(clippy::too_many_arguments, reason = "a line is its operands, its epilogue and its place")]
+#[inline(always)]
+fn line_of_block(
+    isa: Isa,
+    x: &[f32],
+    taps: &[usize],
+    step: usize,
+    count: usize,
+    weights: &[f32],
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = isa.avx2() {
+        return avx2.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
+    }
+    let _ = isa;
+    for i in 0..count {
+        let out = &mut out[place.at + i * place.stride..][..place.columns];
+        for (c, y) in out.iter_mut().enumerate() {
             let mut acc = 0f32;
-            for (t, &tap) in taps.iter().enumerate() {
-                acc = x[tap + c].mul_add(self.weights[t * self.channels + c], acc);
+            for (&tap, weights) in taps.iter().zip(weights.chunks_exact(BLOCK)) {
+                acc = x[tap + i * step + c].mul_add(weights[c], acc);
             }
-            *y = finish(acc, c);
+            *y = epilogue.finish(acc, place.channel + c);
         }
     }
 }

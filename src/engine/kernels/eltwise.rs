@@ -30,7 +30,7 @@ pub fn qadd(
     threads: usize,
 ) {
     let (a_side, b_side) = (Side(a, a_scale, a_zero_point), Side(b, b_scale, b_zero_point));
-    same_shape(isa, a_side, b_side, |a, b| code_of(a + b, y_scale, y_zero_point, lo, hi), out, threads);
+    same_shape(isa, a_side, b_side, move |a, b| code_of(a + b, y_scale, y_zero_point, lo, hi), out, threads);
 }
 
 /// Codes of `a * b`, all `[len]`, with up to `threads` threads.
@@ -51,7 +51,7 @@ pub fn qmul(
     threads: usize,
 ) {
     let (a_side, b_side) = (Side(a, a_scale, a_zero_point), Side(b, b_scale, b_zero_point));
-    same_shape(isa, a_side, b_side, |a, b| code_of(a * b, y_scale, y_zero_point, lo, hi), out, threads);
+    same_shape(isa, a_side, b_side, move |a, b| code_of(a * b, y_scale, y_zero_point, lo, hi), out, threads);
 }
 
 /// Codes of `a + b` where `a` and `out` are `[images, pixels, channels]` and `b` is `[images, channels]`: one image
@@ -74,7 +74,7 @@ pub fn qadd_channels(
     threads: usize,
 ) {
     let (a_side, b_side) = (Side(a, a_scale, a_zero_point), Side(b, b_scale, b_zero_point));
-    let f = |a, b| code_of(a + b, y_scale, y_zero_point, lo, hi);
+    let f = move |a, b| code_of(a + b, y_scale, y_zero_point, lo, hi);
     by_channel(isa, a_side, b_side, f, channels, out, threads);
 }
 
@@ -97,7 +97,7 @@ pub fn qmul_channels(
     threads: usize,
 ) {
     let (a_side, b_side) = (Side(a, a_scale, a_zero_point), Side(b, b_scale, b_zero_point));
-    let f = |a, b| code_of(a * b, y_scale, y_zero_point, lo, hi);
+    let f = move |a, b| code_of(a * b, y_scale, y_zero_point, lo, hi);
     by_channel(isa, a_side, b_side, f, channels, out, threads);
 }
 
@@ -110,6 +110,19 @@ pub fn apply_table(isa: Isa, x: &[u8], table: &[u8; 256], out: &mut [u8]) {
 
 /// `x[i] = table[x[i]]`.
 pub fn apply_table_in_place(isa: Isa, x: &mut [u8], table: &[u8; 256]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Isa::Avx512Vnni(vnni) = isa
+            && let Some(vbmi) = vnni.vbmi()
+        {
+            return vbmi.apply_table(x, table);
+        }
+        if let Some(avx2) = isa.avx2() {
+            let whole = x.len() / 32 * 32;
+            avx2.apply_table(&mut x[..whole], table);
+            return apply_table_in_place(Isa::Scalar, &mut x[whole..], table);
+        }
+    }
     let _ = isa;
     for code in x {
         *code = table[usize::from(*code)];
@@ -127,12 +140,21 @@ impl Side<'_> {
     }
 }
 
-fn same_shape(isa: Isa, a: Side, b: Side, f: impl Fn(f32, f32) -> u8 + Sync, out: &mut [u8], threads: usize) {
+fn same_shape(
+    isa: Isa,
+    a: Side,
+    b: Side,
+    f: impl Fn(f32, f32) -> u8 + Sync + Copy,
+    out: &mut [u8],
+    threads: usize,
+) {
     assert_eq!((a.0.len(), b.0.len()), (out.len(), out.len()), "operands of one shape");
     let parts = parts(threads, out.len() / 3);
     split_rows(out, 0..a.0.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [u8]| {
         let (a_codes, b_codes) = (&a.0[range.clone()], &b.0[range]);
-        isa.vectorize(|| {
+        // Copies on the stack: behind references, every store of a code might change them.
+        let (a, b, f) = (a, b, f);
+        isa.vectorize(move || {
             for ((y, &p), &q) in out.iter_mut().zip(a_codes).zip(b_codes) {
                 *y = f(a.value(p), b.value(q));
             }
@@ -144,7 +166,7 @@ fn by_channel(
     isa: Isa,
     a: Side,
     b: Side,
-    f: impl Fn(f32, f32) -> u8 + Sync,
+    f: impl Fn(f32, f32) -> u8 + Sync + Copy,
     channels: usize,
     out: &mut [u8],
     threads: usize,
@@ -160,7 +182,8 @@ fn by_channel(
     let pixels = rows / images;
     let parts = parts(threads, out.len() / 3);
     split_rows(out, 0..rows, channels, 1, parts, &|range: Range<usize>, out: &mut [u8]| {
-        isa.vectorize(|| {
+        let (a, b, f) = (a, b, f);
+        isa.vectorize(move || {
             for (row, out) in range.zip(out.chunks_exact_mut(channels)) {
                 let a_codes = &a.0[row * channels..][..channels];
                 let b_codes = &b.0[row / pixels * channels..][..channels];
@@ -241,7 +264,7 @@ mod tests {
     fn a_table_is_applied_to_every_code() {
         let mut random = Random::new(3);
         let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
-        for len in [0, 1, 63, 64, 65, 300] {
+        for len in [0, 1, 31, 32, 33, 63, 64, 65, 300] {
             let x = random.u8s(len);
             let want: Vec<u8> = x.iter().map(|&code| table[usize::from(code)]).collect();
             for isa in Isa::available() {

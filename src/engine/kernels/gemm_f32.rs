@@ -3,13 +3,13 @@
 //! Every output element is one chain `acc = fma(a, b, acc)` over the depth from 0.0, then `+ bias`, then the
 //! clamp. So results do not depend on tile, batch, threads or instruction set, to the bit.
 
+use super::Window;
 use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
 use super::tiles::{F32, FloatEpilogue, Place};
 use super::walk::walk;
-use super::{Window, clamp_f32};
 use std::ops::Range;
 
 /// Weights of a float layer or convolution, packed.
@@ -237,8 +237,7 @@ fn tile(
         }
         let out = &mut out[place.at + r * place.stride..][..place.columns];
         for (i, (y, acc)) in out.iter_mut().zip(acc).enumerate() {
-            let sum = epilogue.bias.map_or(acc, |bias| acc + bias[place.channel + i]);
-            *y = clamp_f32(sum, epilogue.lo, epilogue.hi);
+            *y = epilogue.finish(acc, place.channel + i);
         }
     }
 }

@@ -6,9 +6,13 @@ use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
-use super::tiles::{INT8_PAIRS, Place, Shape};
+use super::tiles::{INT8_PAIRS, INT8_QUADS, Place, Shape};
 use super::walk::walk;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
+use bytemuck::Pod;
+use std::cell::RefCell;
 use std::ops::Range;
 
 /// Weights of a dense layer or convolution, packed for one [`Isa`].
@@ -18,10 +22,20 @@ use std::ops::Range;
 #[derive(Clone)]
 pub struct PackedInt8 {
     isa: Isa,
-    panels: Aligned<i16>,
+    panels: Panels,
     column_sums: Vec<i32>,
     taps: usize,
     inputs: usize,
+}
+
+/// The same weights as the instruction sets want them.
+#[derive(Clone)]
+enum Panels {
+    /// Panels of [`INT8_PAIRS`], for products of 16-bit numbers.
+    Pairs(Aligned<i16>),
+    /// Panels of [`INT8_QUADS`], for dot products of bytes.
+    #[cfg(target_arch = "x86_64")]
+    Quads(Avx512Vnni, Aligned<i8>),
 }
 
 impl PackedInt8 {
@@ -31,8 +45,19 @@ impl PackedInt8 {
         let depth = taps * inputs;
         assert_eq!(codes.len(), out * depth, "codes [out, taps, inputs]");
         assert!(out > 0 && depth > 0, "a product has columns and depth");
-        let mut panels = Aligned::zeros(INT8_PAIRS.packed_len(out, depth));
-        INT8_PAIRS.pack(out, depth, &mut panels, |n, k| i16::from(codes[n * depth + k]));
+        let panels = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(vnni) => {
+                let mut panels = Aligned::zeros(INT8_QUADS.packed_len(out, depth));
+                INT8_QUADS.pack(out, depth, &mut panels, |n, k| codes[n * depth + k]);
+                Panels::Quads(vnni, panels)
+            }
+            _ => {
+                let mut panels = Aligned::zeros(INT8_PAIRS.packed_len(out, depth));
+                INT8_PAIRS.pack(out, depth, &mut panels, |n, k| i16::from(codes[n * depth + k]));
+                Panels::Pairs(panels)
+            }
+        };
         let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(depth).map(sum).collect();
         PackedInt8 { isa, panels, column_sums, taps, inputs }
@@ -45,7 +70,12 @@ impl PackedInt8 {
 
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
-        self.panels.bytes() + size_of_val(&self.column_sums[..])
+        let panels = match &self.panels {
+            Panels::Pairs(panels) => panels.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(_, panels) => panels.bytes(),
+        };
+        panels + size_of_val(&self.column_sums[..])
     }
 
     /// Product of `a`, `[rows, inputs]`, with the weights; `out` is `[rows, n]`. Uses up to `threads` threads.
@@ -94,7 +124,11 @@ impl PackedInt8 {
     }
 
     fn shape(&self) -> Shape {
-        INT8_PAIRS
+        match self.panels {
+            Panels::Pairs(_) => INT8_PAIRS,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(..) => INT8_QUADS,
+        }
     }
 
     /// The share of one thread: `out` starts at its first row and column.
@@ -107,12 +141,43 @@ impl PackedInt8 {
         out_stride: usize,
         out_offset: usize,
     ) {
+        let isa = self.isa;
+        match &self.panels {
+            Panels::Pairs(panels) => {
+                let tile = |a: &[i16], lda, rows, panel: &[i16], width, depth, out: &mut IntOutput, place| {
+                    tile(isa, a, lda, rows, panel, width, depth, out, place)
+                };
+                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(vnni, panels) => {
+                let tile = |a: &[u8], lda, rows, panel: &[i8], width, depth, out: &mut IntOutput, place| {
+                    vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                };
+                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+        }
+    }
+
+    /// [`PackedInt8::part`] for one form of the weights and its tile.
+    #[expect(clippy::too_many_arguments, reason = "a part is its operands, its place and its tile")]
+    fn part_of<A: Pod + From<u8>, B>(
+        &self,
+        panels: &[B],
+        patches: &Patches<u8>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut IntOutput,
+        out_stride: usize,
+        out_offset: usize,
+        tile: impl Fn(&[A], usize, usize, &[B], usize, usize, &mut IntOutput, Place),
+    ) {
         let (shape, depth, all) = (self.shape(), self.taps * self.inputs, self.column_sums.len());
         let padded = shape.padded(depth);
-        let (first_row, first_column) = (rows.start, columns.start);
+        let (first_row, first_column, run) = (rows.start, columns.start, columns.len());
         let at = |row: usize| (row - first_row) * out_stride + out_offset;
-        let run = columns.len();
-        let out = std::cell::RefCell::new(out);
+        // Both visitors write: the tiles of a block, then its table.
+        let out = RefCell::new(out);
         walk(
             self.isa,
             shape,
@@ -121,15 +186,15 @@ impl PackedInt8 {
             all,
             rows,
             columns,
-            |a: &[i16], lda, rows, columns, width| {
+            |a: &[A], lda, rows, columns, width| {
                 let place = Place {
                     at: at(rows.start) + columns.start - first_column,
                     stride: out_stride,
                     channel: columns.start,
                     columns: columns.len(),
                 };
-                let panel = &self.panels[shape.panel_start(columns.start, depth)..][..width * padded];
-                tile(self.isa, a, lda, rows.len(), panel, width, padded, &mut out.borrow_mut(), place);
+                let panel = &panels[shape.panel_start(columns.start, depth)..][..width * padded];
+                tile(a, lda, rows.len(), panel, width, padded, &mut out.borrow_mut(), place);
             },
             |rows| apply_table_to_rows(self.isa, &mut out.borrow_mut(), rows.map(at), run, out_stride),
         );
@@ -154,6 +219,7 @@ fn apply_table_to_rows(
     }
 }
 
+/// A tile in pairs, of AVX2 or in plain Rust.
 #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
 #[inline(always)]
 fn tile(

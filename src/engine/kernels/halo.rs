@@ -1,10 +1,13 @@
-//! Rows of an NHWC input with their padding around them, a few at a time in scratch, so that a depthwise kernel
-//! has no borders. Knows no weights.
+//! What the depthwise kernels share: rows of an NHWC input with their padding around them, a few at a time in
+//! scratch, so that there are no borders, and blocks of channels. Knows no weights.
 
 use super::Window;
 use super::lines::with_scratch;
 use bytemuck::Pod;
 use std::ops::Range;
+
+/// Channels that are treated at once.
+pub(super) const BLOCK: usize = 32;
 
 /// Elements that may be read past the last one.
 const SLACK: usize = 64;
@@ -62,6 +65,15 @@ pub(super) fn for_each_line<T: Pod>(
             }
         });
     });
+}
+
+/// The channels of each block. The last one is moved back to be whole where there are channels enough: it
+/// computes a few outputs again, which costs less than a narrow block.
+pub(super) fn blocks(channels: usize) -> impl ExactSizeIterator<Item = Range<usize>> {
+    (0..channels.div_ceil(BLOCK)).map(move |i| {
+        let end = ((i + 1) * BLOCK).min(channels);
+        end.saturating_sub(BLOCK)..end
+    })
 }
 
 /// `to` is `left` elements of padding, then as much of `from` as fits, then padding.

@@ -29,13 +29,23 @@ impl<'a, T: Copy> Patches<'a, T> {
         Patches { x, in_stride, in_offset, inputs, window, pad }
     }
 
-    /// Writes rows `first_row ..` to `rows`, `[count, stride]`; elements past `taps * inputs` are left alone.
+    /// The rows as they lie in memory, from `first_row` on, and their stride, if the window reads each pixel by
+    /// itself, so that nothing has to be gathered.
+    pub(super) fn in_place(&self, first_row: usize) -> Option<(&'a [T], usize)> {
+        let start = first_row * self.in_stride + self.in_offset;
+        self.window.is_pointwise().then(|| (&self.x[start..], self.in_stride))
+    }
+
+    /// Writes rows `first_row ..` to `rows`, `[count, stride]`; what lies past the first `taps * inputs` elements of
+    /// each means nothing.
+    #[inline(always)]
     pub(super) fn gather<D: Copy + From<T>>(&self, first_row: usize, rows: &mut [D], stride: usize) {
         let window = self.window;
         let (line, image) = (first_row / window.out_w, first_row / window.out_w / window.out_h);
         let (mut image, mut oy, mut ox) = (image, line % window.out_h, first_row % window.out_w);
-        for row in rows.chunks_exact_mut(stride) {
-            self.gather_one(image, oy, ox, &mut row[..window.taps() * self.inputs]);
+        for start in (0..rows.len()).step_by(stride) {
+            // Rows are written in order, so each may spill into the next.
+            self.gather_one(image, oy, ox, &mut rows[start..]);
             ox += 1;
             if ox == window.out_w {
                 (ox, oy) = (0, oy + 1);
@@ -47,45 +57,75 @@ impl<'a, T: Copy> Patches<'a, T> {
     }
 
     #[inline(always)]
-    fn gather_one<D: Copy + From<T>>(&self, image: usize, oy: usize, ox: usize, row: &mut [D]) {
-        let window = self.window;
+    fn gather_one<D: Copy + From<T>>(&self, image: usize, oy: usize, ox: usize, mut to: &mut [D]) {
+        let (window, inputs) = (self.window, self.inputs);
         let (y0, x0) = (oy * window.stride_h, ox * window.stride_w);
-        for (ky, taps) in row.chunks_exact_mut(window.kernel_w * self.inputs).enumerate() {
+        // Neighbouring taps of dense channels lie side by side in memory: one run, which is what makes a stem of
+        // three channels cheap.
+        let dense = window.dilation_w == 1 && self.in_stride == inputs;
+        let left = window.pad_left.saturating_sub(x0).min(window.kernel_w);
+        let right = (window.in_w + window.pad_left).saturating_sub(x0).clamp(left, window.kernel_w);
+        for ky in 0..window.kernel_h {
             let y = y0 + ky * window.dilation_h;
             if y < window.pad_top || y - window.pad_top >= window.in_h {
-                taps.fill(D::from(self.pad));
+                to = fill(to, self.pad, window.kernel_w * inputs);
                 continue;
             }
             let line = (image * window.in_h + y - window.pad_top) * window.in_w;
-            // Neighbouring taps of dense channels lie side by side in memory: one run, which is what makes a
-            // stem of three channels cheap.
-            if window.dilation_w == 1 && self.in_stride == self.inputs {
-                let left = window.pad_left.saturating_sub(x0).min(window.kernel_w);
-                let right = (window.in_w + window.pad_left).saturating_sub(x0).clamp(left, window.kernel_w);
-                taps[..left * self.inputs].fill(D::from(self.pad));
-                taps[right * self.inputs..].fill(D::from(self.pad));
+            if dense {
+                to = fill(to, self.pad, left * inputs);
                 if left < right {
-                    let from = (line + x0 + left - window.pad_left) * self.inputs;
-                    copy(&self.x[from..], &mut taps[left * self.inputs..right * self.inputs]);
+                    let from = (line + x0 + left - window.pad_left) * inputs;
+                    to = copy(&self.x[from..], to, (right - left) * inputs);
                 }
+                to = fill(to, self.pad, (window.kernel_w - right) * inputs);
                 continue;
             }
-            for (kx, tap) in taps.chunks_exact_mut(self.inputs).enumerate() {
+            for kx in 0..window.kernel_w {
                 let x = x0 + kx * window.dilation_w;
                 if x < window.pad_left || x - window.pad_left >= window.in_w {
-                    tap.fill(D::from(self.pad));
+                    to = fill(to, self.pad, inputs);
                 } else {
-                    copy(&self.x[(line + x - window.pad_left) * self.in_stride + self.in_offset..], tap);
+                    let from = (line + x - window.pad_left) * self.in_stride + self.in_offset;
+                    to = copy(&self.x[from..], to, inputs);
                 }
             }
         }
     }
 }
 
-/// Copies as many elements as `to` holds, widening each.
+/// Fills the first `len` elements and gives the rest.
 #[inline(always)]
-fn copy<S: Copy, D: From<S>>(from: &[S], to: &mut [D]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to = D::from(*from);
+fn fill<S, D: Copy + From<S>>(to: &mut [D], pad: S, len: usize) -> &mut [D] {
+    // Nearly always nothing, and a call to `memset` costs as much as a short run.
+    if len == 0 {
+        return to;
     }
+    let (to, rest) = to.split_at_mut(len);
+    to.fill(D::from(pad));
+    rest
+}
+
+/// Copies `len` elements, widening each, and gives the rest of `to`.
+///
+/// A short run is copied in whole steps where both sides are long enough, and so spills into the rest, which is
+/// written later: a run of 9 bytes takes one move instead of a loop.
+#[inline(always)]
+fn copy<'t, S: Copy, D: Copy + From<S>>(from: &[S], to: &'t mut [D], len: usize) -> &'t mut [D] {
+    const STEP: usize = 16;
+    if len <= STEP
+        && let (Some(from), Some(to)) = (from.first_chunk::<STEP>(), to.first_chunk_mut::<STEP>())
+    {
+        *to = from.map(D::from);
+    } else if len <= 2 * STEP
+        && let (Some(from), Some(to)) =
+            (from.first_chunk::<{ 2 * STEP }>(), to.first_chunk_mut::<{ 2 * STEP }>())
+    {
+        *to = from.map(D::from);
+    } else {
+        for (to, from) in to[..len].iter_mut().zip(&from[..len]) {
+            *to = D::from(*from);
+        }
+    }
+    &mut to[len..]
 }

@@ -1,11 +1,16 @@
 //! What the tiles of the dense products look like, how weights are packed for them, and where they go. Knows no
-//! arithmetic.
+//! arithmetic but the end of a float product.
+
+use super::clamp_f32;
 
 /// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
 /// reach 17 instead of 25 products a cycle, Zen 3).
 pub(super) const INT8_PAIRS: Shape = Shape { rows: 6, columns: 16, group: 2 };
 
-/// Float products, of the same size for the same reason.
+/// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
+pub(super) const INT8_QUADS: Shape = Shape { rows: 12, columns: 32, group: 4 };
+
+/// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape = Shape { rows: 6, columns: 16, group: 1 };
 
 /// Columns and rows of a register tile, and what a panel of packed weights looks like.
@@ -92,4 +97,12 @@ pub(super) struct FloatEpilogue<'a> {
     pub(super) lo: f32,
     /// Largest value.
     pub(super) hi: f32,
+}
+
+impl FloatEpilogue<'_> {
+    /// What becomes of the sum of channel `n`.
+    #[inline(always)]
+    pub(super) fn finish(&self, sum: f32, n: usize) -> f32 {
+        clamp_f32(self.bias.map_or(sum, |bias| sum + bias[n]), self.lo, self.hi)
+    }
 }

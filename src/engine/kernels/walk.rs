@@ -6,6 +6,7 @@ use super::lines::with_scratch;
 use super::patches::Patches;
 use super::tiles::Shape;
 use bytemuck::Pod;
+use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of gathered rows that a block may hold: a share of a 512 KiB level-2 cache that leaves room for the
@@ -18,11 +19,11 @@ const BLOCK_ROWS_MAX: usize = 96;
 /// Walks rows `rows` of `patches` times columns `columns` of a product whose panels are `depth` deep and
 /// cover `all_columns`.
 ///
-/// A block of rows is gathered, then panel after panel is multiplied with it, so that a panel comes from a
+/// A block of rows is gathered (or read in place, if it can be), then panel after panel is multiplied with it, so that a panel comes from a
 /// far cache for the first tile only. `tile` gets the gathered rows from its first on and their stride, the
 /// tile's rows, its columns and the width of its panel; `done` gets the rows of each block that is complete.
 #[expect(clippy::too_many_arguments, reason = "a walk is a product and its two visitors")]
-pub(super) fn walk<S: Copy, D: Pod + From<S>>(
+pub(super) fn walk<S: Pod, D: Pod + From<S>>(
     isa: Isa,
     shape: Shape,
     patches: &Patches<S>,
@@ -33,24 +34,46 @@ pub(super) fn walk<S: Copy, D: Pod + From<S>>(
     mut tile: impl FnMut(&[D], usize, Range<usize>, Range<usize>, usize),
     mut done: impl FnMut(Range<usize>),
 ) {
-    let stride = shape.padded(depth);
-    let block_rows = block_rows(shape, stride * size_of::<D>());
-    with_scratch::<D, _>(block_rows.min(rows.len()) * stride, |gathered| {
-        for start in rows.clone().step_by(block_rows) {
-            let block = start..(start + block_rows).min(rows.end);
-            let gathered = &mut gathered[..block.len() * stride];
-            isa.vectorize(|| patches.gather(start, gathered, stride));
-            for first in columns.clone().step_by(shape.columns) {
-                let panel = first..(first + shape.columns).min(columns.end);
-                let width = shape.width(first, all_columns);
-                for row in block.clone().step_by(shape.rows) {
-                    let tile_rows = row..(row + shape.rows).min(block.end);
-                    tile(&gathered[(row - start) * stride..], stride, tile_rows, panel.clone(), width);
-                }
+    let row_len = shape.padded(depth);
+    let mut tiles = |a: &[D], stride: usize, block: Range<usize>| {
+        for first in columns.clone().step_by(shape.columns) {
+            let panel = first..(first + shape.columns).min(columns.end);
+            let width = shape.width(first, all_columns);
+            for row in block.clone().step_by(shape.rows) {
+                let tile_rows = row..(row + shape.rows).min(block.end);
+                tile(&a[(row - block.start) * stride..], stride, tile_rows, panel.clone(), width);
             }
-            done(block);
+        }
+        done(block);
+    };
+    let block_rows = block_rows(shape, row_len * size_of::<D>());
+    let blocks = rows.clone().step_by(block_rows).map(|start| start..(start + block_rows).min(rows.end));
+    if row_len == depth
+        && TypeId::of::<S>() == TypeId::of::<D>()
+        && let Some((_, stride)) = patches.in_place(rows.start)
+        && !collides(stride * size_of::<D>())
+    {
+        for block in blocks {
+            let (a, _) = patches.in_place(block.start).expect("the same window");
+            tiles(bytemuck::cast_slice(a), stride, block);
+        }
+        return;
+    }
+    let spare = if collides(row_len * size_of::<D>()) { 64 / size_of::<D>() } else { 0 };
+    let stride = row_len + spare;
+    with_scratch::<D, _>(block_rows.min(rows.len()) * stride, |gathered| {
+        for block in blocks {
+            let gathered = &mut gathered[..block.len() * stride];
+            isa.vectorize(|| patches.gather(block.start, gathered, stride));
+            tiles(gathered, stride, block);
         }
     });
+}
+
+/// Whether rows so many bytes apart fall into one set of an eight-way first-level cache, which a tile of twelve
+/// rows would overflow.
+fn collides(stride_bytes: usize) -> bool {
+    stride_bytes.is_multiple_of(4096)
 }
 
 /// Rows in a block if each takes `row_bytes`: a whole number of tiles.

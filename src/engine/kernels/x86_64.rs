@@ -112,6 +112,46 @@ impl Avx2 {
         }
     }
 
+    /// `x[i] = table[x[i]]` for a multiple of 32 codes.
+    pub(super) fn apply_table(self, x: &mut [u8], table: &[u8; 256]) {
+        assert!(x.len().is_multiple_of(32));
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { apply_table(x, table) }
+    }
+
+    /// One output row of a float depthwise convolution in a block of up to 32 channels, like
+    /// [`Avx2::depthwise_row`]: each element one chain of fused multiply-adds from 0.0, then `+ bias`, then the clamp.
+    /// `weights` is `[taps.len(), 32]`.
+    #[expect(clippy::too_many_arguments, reason = "a row is its operands, its epilogue and its place")]
+    pub(super) fn depthwise_row_f32(
+        self,
+        x: &[f32],
+        taps: &[usize],
+        step: usize,
+        count: usize,
+        weights: &[f32],
+        epilogue: FloatEpilogue,
+        out: &mut [f32],
+        place: Place,
+    ) {
+        let last = taps.iter().max().expect("a kernel has a tap") + (count - 1) * step;
+        assert!(x.len() >= last + DEPTHWISE_CHANNELS && weights.len() == taps.len() * DEPTHWISE_CHANNELS);
+        assert!(place.columns <= DEPTHWISE_CHANNELS);
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
+        place.assert_within(count, out.len());
+        for i in (0..count).step_by(2) {
+            let place = Place { at: place.at + i * place.stride, ..place };
+            // SAFETY: `self` proves AVX2 and FMA, and the lengths were just checked.
+            unsafe {
+                if i + 1 < count {
+                    depthwise_pixels_f32::<2>(&x[i * step..], taps, step, weights, epilogue, out, place);
+                } else {
+                    depthwise_pixels_f32::<1>(&x[i * step..], taps, step, weights, epilogue, out, place);
+                }
+            }
+        }
+    }
+
     /// One output row of a depthwise convolution in a block of up to 32 channels.
     ///
     /// `x` is scratch with 32 elements to spare; output `i` of `count` reads `x[taps[t] + i * step ..]`. `taps` has
@@ -356,6 +396,22 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
             }
         }
     }
+    // SAFETY: the caller promises the tile and its bias.
+    unsafe { store_f32(acc, epilogue, out, place) }
+}
+
+/// The epilogue of a float tile.
+///
+/// # Safety
+/// `out` holds `R` rows at `place`, and the bias the tile's channels.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_f32<const R: usize, const V: usize>(
+    mut acc: [[__m256; V]; R],
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
     if let Some(bias) = epilogue.bias {
         let mut row = [[0f32; 8]; V];
         row.as_flattened_mut()[..place.columns].copy_from_slice(&bias[place.channel..][..place.columns]);
@@ -376,6 +432,58 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
         }
         // SAFETY: the caller promises row `r` of the tile.
         unsafe { store_floats::<V>(acc, out, place.at + r * place.stride, place.columns) }
+    }
+}
+
+/// `R` neighbouring pixels of [`Avx2::depthwise_row_f32`], so that a weight is loaded once for them.
+///
+/// # Safety
+/// Every tap of both pixels has 32 elements of `x`, `weights` is `[taps.len(), 32]`, `out` holds `R` rows at `place`,
+/// and the bias the block's channels.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn depthwise_pixels_f32<const R: usize>(
+    x: &[f32],
+    taps: &[usize],
+    step: usize,
+    weights: &[f32],
+    epilogue: FloatEpilogue,
+    out: &mut [f32],
+    place: Place,
+) {
+    let mut acc = [[_mm256_setzero_ps(); 4]; R];
+    for (t, &tap) in taps.iter().enumerate() {
+        for v in 0..4 {
+            // SAFETY: `t` is a tap, and the caller promises 32 elements and 32 weights of it.
+            unsafe {
+                let weight = _mm256_loadu_ps(weights.as_ptr().add(t * DEPTHWISE_CHANNELS + v * 8));
+                for r in 0..R {
+                    let value = _mm256_loadu_ps(x.as_ptr().add(tap + r * step + v * 8));
+                    acc[r][v] = _mm256_fmadd_ps(value, weight, acc[r][v]);
+                }
+            }
+        }
+    }
+    // SAFETY: the caller promises the rows and the bias.
+    unsafe { store_f32(acc, epilogue, out, place) }
+}
+
+/// See [`Avx2::apply_table`]. A byte shuffle looks up 16 entries; the distance of a code from the row in question
+/// has its top bit set unless the row is the right one, and then the shuffle gives 0.
+#[target_feature(enable = "avx2")]
+fn apply_table(x: &mut [u8], table: &[u8; 256]) {
+    for chunk in x.as_chunks_mut::<32>().0 {
+        // SAFETY: a chunk is 32 bytes.
+        let codes = unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) };
+        let mut values = _mm256_setzero_si256();
+        for (i, row) in table.as_chunks::<16>().0.iter().enumerate() {
+            // SAFETY: a row is 16 bytes.
+            let row = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(row.as_ptr().cast()) });
+            let distance = _mm256_xor_si256(codes, _mm256_set1_epi8((i * 16) as u8 as i8));
+            let index = _mm256_adds_epu8(distance, _mm256_set1_epi8(0x70));
+            values = _mm256_or_si256(values, _mm256_shuffle_epi8(row, index));
+        }
+        // SAFETY: a chunk is 32 bytes.
+        unsafe { _mm256_storeu_si256(chunk.as_mut_ptr().cast(), values) }
     }
 }
 

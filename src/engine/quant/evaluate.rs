@@ -1,1 +1,530 @@
-//! Stub.
+//! Float against INT8 on evaluation data: accuracy, agreement, noise, worst samples, classes, slices, layers.
+//! Keeps sums and a bounded list of the worst samples, not outputs.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::Serialize;
+
+use crate::engine::exec::Tap;
+use crate::engine::exec::session::Session;
+use crate::engine::quant::calibrate::{Error, OnSamples};
+use crate::engine::quant::rewrite::Layer;
+use crate::engine::tensor::dataset::{Batch, Dataset};
+use crate::engine::tensor::{DType, Tensor, TensorView};
+
+/// Most of the worst samples that are kept.
+const WORST_MAX: usize = 24;
+/// Most classes and slices that get a row of their own.
+const GROUPS_MAX: usize = 1000;
+/// Where there are no classes, a sample agrees if the cosine of its outputs is at least this.
+pub const AGREEING_COSINE: f64 = 0.99;
+/// What a noise of zero is shown as: JSON has no infinity.
+pub const SQNR_MAX_DB: f64 = 200.0;
+
+/// A share with its 95 % interval.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Share {
+    /// Successes over trials, 0 to 1.
+    pub value: f64,
+    /// Lower end of the Wilson interval.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+    /// Successes.
+    pub count: u64,
+}
+
+/// Float against INT8.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// `top1` where there are labels and classes, else `agreement`, where float counts as right.
+    pub metric: &'static str,
+    /// How agreement is told: `class` (the largest output), `value` (an integer output), `cosine` (at least 0.99).
+    pub agreement_by: &'static str,
+    /// Number of samples.
+    pub samples: u64,
+    /// The float model by the metric.
+    pub float: Share,
+    /// The INT8 model by the metric.
+    pub int8: Share,
+    /// The same, where the right class is among the five largest outputs.
+    pub float_top5: Option<Share>,
+    /// The same, for INT8.
+    pub int8_top5: Option<Share>,
+    /// Samples on which both agree.
+    pub agreement: Share,
+    /// Samples that float has right and INT8 wrong.
+    pub broken: u64,
+    /// Samples that float has wrong and INT8 right.
+    pub mended: u64,
+    /// Signal to quantization noise of the first output, in dB, over all samples; at most 200.
+    pub sqnr_db: f64,
+    /// Mean cosine of the first outputs.
+    pub cosine: f64,
+    /// The samples that changed most: changed decisions first, then by noise.
+    pub worst: Vec<WorstSample>,
+    /// By class: the label, or the class that float chooses.
+    pub classes: Vec<Group>,
+    /// By slice of the data.
+    pub slices: Vec<Group>,
+}
+
+/// A sample that changed much.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct WorstSample {
+    /// Its position in the data.
+    pub sample: usize,
+    /// Whether both decide the same.
+    pub agrees: bool,
+    /// Signal to noise of its output, in dB.
+    pub sqnr_db: f64,
+    /// The right class.
+    pub label: Option<i64>,
+    /// The class that float chooses.
+    pub float_class: Option<i64>,
+    /// The class that INT8 chooses.
+    pub int8_class: Option<i64>,
+}
+
+/// Samples that belong together.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Group {
+    /// The class or the slice.
+    pub name: String,
+    /// Number of samples.
+    pub samples: u64,
+    /// Float by the metric.
+    pub float: f64,
+    /// INT8 by the metric, with its interval.
+    pub int8: Share,
+    /// `int8 − float`.
+    pub delta: f64,
+}
+
+/// Noise that a layer's result has gathered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LayerNoise {
+    /// Signal to noise of the value in the INT8 model against the float model, in dB; at most 200.
+    pub sqnr_db: f64,
+    /// Cosine of the two.
+    pub cosine: f64,
+    /// Largest difference.
+    pub max_abs_error: f64,
+}
+
+/// Compares two models on data.
+///
+/// # Errors
+/// [`Error`]; labels that are no class of the model are one.
+pub fn evaluate(
+    float: &Session,
+    int8: &Session,
+    data: &Dataset,
+    batch: usize,
+    on_samples: OnSamples<'_>,
+) -> Result<Evaluation, Error> {
+    let mut judge = Judge::new(data);
+    let mut reader = data.reader()?;
+    for batch in reader.batches(batch)? {
+        let batch = batch?;
+        let (a, b) = (first_output(float, &batch)?, first_output(int8, &batch)?);
+        judge.batch(&batch, &a, &b)?;
+        if !on_samples(batch.first + batch.samples) {
+            return Err(Error::Cancelled);
+        }
+    }
+    Ok(judge.finish())
+}
+
+fn first_output(session: &Session, batch: &Batch) -> Result<Tensor, Error> {
+    let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let outputs = session.run(&feeds).map_err(|source| Error::Run { sample: batch.first, source })?;
+    outputs.into_iter().next().ok_or_else(|| Error::Outputs("the model has no output".to_owned()))
+}
+
+/// Sums over samples.
+struct Judge<'a> {
+    data: &'a Dataset,
+    by: Option<By>,
+    samples: u64,
+    counts: Counts,
+    top5: Option<(u64, u64)>,
+    signal: f64,
+    noise: f64,
+    cosine: f64,
+    worst: Vec<WorstSample>,
+    classes: BTreeMap<i64, Counts>,
+    slices: BTreeMap<String, Counts>,
+}
+
+/// How two outputs are told to agree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Class,
+    Value,
+    Cosine,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    samples: u64,
+    float: u64,
+    int8: u64,
+    agree: u64,
+    broken: u64,
+    mended: u64,
+}
+
+impl Counts {
+    fn add(&mut self, float: bool, int8: bool, agree: bool) {
+        self.samples += 1;
+        self.float += u64::from(float);
+        self.int8 += u64::from(int8);
+        self.agree += u64::from(agree);
+        self.broken += u64::from(float && !int8);
+        self.mended += u64::from(!float && int8);
+    }
+}
+
+impl<'a> Judge<'a> {
+    fn new(data: &'a Dataset) -> Judge<'a> {
+        Judge {
+            data,
+            by: None,
+            samples: 0,
+            counts: Counts::default(),
+            top5: None,
+            signal: 0.0,
+            noise: 0.0,
+            cosine: 0.0,
+            worst: Vec::new(),
+            classes: BTreeMap::new(),
+            slices: BTreeMap::new(),
+        }
+    }
+
+    fn batch(&mut self, batch: &Batch, float: &Tensor, int8: &Tensor) -> Result<(), Error> {
+        if float.shape() != int8.shape() {
+            let (a, b) = (float.shape(), int8.shape());
+            return Err(Error::Outputs(format!("the float output has shape {a:?}, the INT8 output {b:?}")));
+        }
+        let rows = if self.data.whole_runs() { 1 } else { batch.samples };
+        if !self.data.whole_runs() && float.shape().first() != Some(&rows) {
+            let shape = float.shape();
+            return Err(Error::Outputs(format!("the first output has shape {shape:?}, expected {rows} samples first")));
+        }
+        let by = *self.by.get_or_insert_with(|| how_to_judge(float, self.data.whole_runs()));
+        let (a, b) = (float.to_f64(), int8.to_f64());
+        let width = a.len() / rows.max(1);
+        for row in 0..rows {
+            let span = row * width..(row + 1) * width;
+            self.sample(batch.first + row, by, &a[span.clone()], &b[span])?;
+        }
+        Ok(())
+    }
+
+    fn sample(&mut self, sample: usize, by: By, float: &[f64], int8: &[f64]) -> Result<(), Error> {
+        let noise = Noise::of(float, int8);
+        self.signal += noise.signal;
+        self.noise += noise.noise;
+        self.cosine += noise.cosine();
+        let class = |x: &[f64]| match by {
+            By::Class => Some(argmax(x) as i64),
+            By::Value => Some(x[0] as i64),
+            By::Cosine => None,
+        };
+        let (float_class, int8_class) = (class(float), class(int8));
+        let agrees = match by {
+            By::Cosine => noise.cosine() >= AGREEING_COSINE,
+            By::Class | By::Value => float_class == int8_class,
+        };
+        let label = self.data.labels().map(|labels| labels[sample]).filter(|_| by != By::Cosine);
+        if let (Some(label), By::Class) = (label, by) {
+            if usize::try_from(label).map_or(true, |l| l >= float.len()) {
+                let classes = float.len();
+                let reason = format!("label {label} of sample {sample} is no class of the model, which has {classes}");
+                return Err(Error::Outputs(reason));
+            }
+            if float.len() > 5 {
+                let top5 = self.top5.get_or_insert((0, 0));
+                top5.0 += u64::from(among_five(float, label as usize));
+                top5.1 += u64::from(among_five(int8, label as usize));
+            }
+        }
+        let (float_right, int8_right) = match label {
+            Some(label) => (float_class == Some(label), int8_class == Some(label)),
+            None => (true, agrees),
+        };
+        self.samples += 1;
+        self.counts.add(float_right, int8_right, agrees);
+        if let Some(class) = label.or(float_class)
+            && (self.classes.len() < GROUPS_MAX || self.classes.contains_key(&class))
+        {
+            self.classes.entry(class).or_default().add(float_right, int8_right, agrees);
+        }
+        if let Some(slices) = self.data.slices()
+            && (self.slices.len() < GROUPS_MAX || self.slices.contains_key(&slices[sample]))
+        {
+            self.slices.entry(slices[sample].clone()).or_default().add(float_right, int8_right, agrees);
+        }
+        self.keep_if_bad(WorstSample { sample, agrees, sqnr_db: noise.sqnr_db(), label, float_class, int8_class });
+        Ok(())
+    }
+
+    /// Keeps the worst samples, sorted; equal ones by position, so that the list does not depend on batches.
+    fn keep_if_bad(&mut self, new: WorstSample) {
+        let key = |w: &WorstSample| (w.agrees, w.sqnr_db, w.sample);
+        let place = self.worst.partition_point(|w| key(w) <= key(&new));
+        if place < WORST_MAX {
+            self.worst.insert(place, new);
+            self.worst.truncate(WORST_MAX);
+        }
+    }
+
+    fn finish(self) -> Evaluation {
+        let n = self.samples;
+        let by = self.by.unwrap_or(By::Cosine);
+        let labelled = self.data.labels().is_some() && by != By::Cosine;
+        let group = |name: String, c: &Counts| {
+            let (float, int8) = (c.float as f64 / c.samples as f64, wilson(c.int8, c.samples));
+            Group { name, samples: c.samples, float, int8, delta: int8.value - float }
+        };
+        Evaluation {
+            metric: if labelled { "top1" } else { "agreement" },
+            agreement_by: match by {
+                By::Class => "class",
+                By::Value => "value",
+                By::Cosine => "cosine",
+            },
+            samples: n,
+            float: wilson(self.counts.float, n),
+            int8: wilson(self.counts.int8, n),
+            float_top5: self.top5.map(|(float, _)| wilson(float, n)),
+            int8_top5: self.top5.map(|(_, int8)| wilson(int8, n)),
+            agreement: wilson(self.counts.agree, n),
+            broken: self.counts.broken,
+            mended: self.counts.mended,
+            sqnr_db: sqnr_db(self.signal, self.noise),
+            cosine: self.cosine / n.max(1) as f64,
+            worst: self.worst,
+            classes: self.classes.iter().map(|(class, c)| group(class.to_string(), c)).collect(),
+            slices: self.slices.iter().map(|(slice, c)| group(slice.clone(), c)).collect(),
+        }
+    }
+}
+
+/// Classes where a sample's output is a vector of reals, a value where it is one integer, else the cosine.
+fn how_to_judge(output: &Tensor, whole_runs: bool) -> By {
+    let sample = if whole_runs { output.shape() } else { &output.shape()[1..] };
+    let real = matches!(output.dtype(), DType::F32 | DType::F64 | DType::F16 | DType::BF16);
+    let count: usize = sample.iter().product();
+    match sample {
+        // A run of a model without batch axis: `[classes]`, not one row a step.
+        _ if whole_runs && sample.len() != 1 && real => By::Cosine,
+        // `[classes]`, or `[classes, 1, 1]` as some exports leave it.
+        [classes, rest @ ..] if real && *classes > 1 && rest.iter().all(|&d| d == 1) => By::Class,
+        _ if !real && count == 1 => By::Value,
+        _ => By::Cosine,
+    }
+}
+
+/// Position of the largest; the first of equal ones.
+fn argmax(values: &[f64]) -> usize {
+    (0..values.len()).rev().max_by(|&a, &b| values[a].total_cmp(&values[b])).unwrap_or(0)
+}
+
+/// Whether fewer than five are larger.
+fn among_five(values: &[f64], class: usize) -> bool {
+    values.iter().filter(|&&x| x > values[class]).count() < 5
+}
+
+/// The 95 % interval of a share (Wilson 1927): it stays within 0 to 1 and holds for few samples too.
+pub fn wilson(count: u64, samples: u64) -> Share {
+    if samples == 0 {
+        return Share { value: 0.0, low: 0.0, high: 1.0, count };
+    }
+    let (n, z) = (samples as f64, 1.959_963_984_540_054);
+    let p = count as f64 / n;
+    let centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n);
+    let half = z / (1.0 + z * z / n) * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    Share { value: p, low: (centre - half).max(0.0), high: (centre + half).min(1.0), count }
+}
+
+/// Signal and noise sums of a value.
+#[derive(Clone, Copy, Debug, Default)]
+struct Noise {
+    signal: f64,
+    noise: f64,
+    dot: f64,
+    other: f64,
+    max_abs_error: f64,
+}
+
+impl Noise {
+    fn of(float: &[f64], int8: &[f64]) -> Noise {
+        let mut noise = Noise::default();
+        float.iter().zip(int8).for_each(|(&a, &b)| noise.add(a, b));
+        noise
+    }
+
+    fn add(&mut self, a: f64, b: f64) {
+        self.signal += a * a;
+        self.noise += (a - b) * (a - b);
+        self.dot += a * b;
+        self.other += b * b;
+        self.max_abs_error = self.max_abs_error.max((a - b).abs());
+    }
+
+    fn cosine(&self) -> f64 {
+        let product = (self.signal * self.other).sqrt();
+        // Two vectors of zeros are the same; one alone has no direction.
+        if product > 0.0 { self.dot / product } else { f64::from(self.noise == 0.0) }
+    }
+
+    fn sqnr_db(&self) -> f64 {
+        sqnr_db(self.signal, self.noise)
+    }
+}
+
+/// Ten times the decimal logarithm of signal over noise, within ±[`SQNR_MAX_DB`].
+fn sqnr_db(signal: f64, noise: f64) -> f64 {
+    if noise == 0.0 {
+        return SQNR_MAX_DB;
+    }
+    let db = 10.0 * (signal / noise).log10();
+    if db.is_nan() { -SQNR_MAX_DB } else { db.clamp(-SQNR_MAX_DB, SQNR_MAX_DB) }
+}
+
+/// Noise of each layer over the first samples: both models run, and the values of the layers are compared.
+/// `None` for a layer whose value the executor did not show. Memory: one batch of the layers' values.
+///
+/// # Errors
+/// [`Error`].
+pub fn layers(
+    float: &Session,
+    int8: &Session,
+    data: &Dataset,
+    layers: &[Layer],
+    samples_max: usize,
+    on_samples: OnSamples<'_>,
+) -> Result<Vec<Option<LayerNoise>>, Error> {
+    let mut sums: Vec<Option<Noise>> = vec![None; layers.len()];
+    let mut reader = data.reader()?;
+    for batch in reader.batches(4)? {
+        let batch = batch?;
+        if batch.first >= samples_max {
+            break;
+        }
+        let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let names = layers.iter().map(|l| (l.float_value.clone(), None)).collect();
+        let mut kept = Keeper { values: names };
+        let failed = |source| Error::Run { sample: batch.first, source };
+        float.run_tapped(&feeds, &mut kept).map_err(failed)?;
+        let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
+        let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
+        int8.run_tapped(&feeds, &mut comparer).map_err(failed)?;
+        if !on_samples(batch.first + batch.samples) {
+            return Err(Error::Cancelled);
+        }
+    }
+    let noise = |n: Noise| LayerNoise {
+        sqnr_db: n.sqnr_db(),
+        cosine: n.cosine(),
+        max_abs_error: n.max_abs_error,
+    };
+    Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
+}
+
+/// Keeps the values of the float model.
+struct Keeper {
+    values: HashMap<String, Option<Vec<f32>>>,
+}
+
+impl Tap for Keeper {
+    fn wants(&self, value: &str) -> bool {
+        self.values.contains_key(value)
+    }
+
+    fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
+        if tensor.dtype == DType::F32
+            && let Some(kept) = self.values.get_mut(value)
+        {
+            *kept = Some(tensor.slice::<f32>().to_vec());
+        }
+    }
+}
+
+/// Compares the values of the INT8 model with them.
+struct Comparer<'a> {
+    layers: &'a [Layer],
+    places: HashMap<&'a str, usize>,
+    float: &'a HashMap<String, Option<Vec<f32>>>,
+    sums: &'a mut [Option<Noise>],
+}
+
+impl Tap for Comparer<'_> {
+    fn wants(&self, value: &str) -> bool {
+        self.places.contains_key(value)
+    }
+
+    fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
+        let Some(&place) = self.places.get(value) else { return };
+        let Some(Some(float)) = self.float.get(&self.layers[place].float_value) else { return };
+        if tensor.dtype != DType::F32 || tensor.len() != float.len() {
+            return;
+        }
+        let sum = self.sums[place].get_or_insert_default();
+        for (a, b) in float.iter().zip(tensor.slice::<f32>()) {
+            sum.add(f64::from(*a), f64::from(*b));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_interval_is_that_of_wilson() {
+        // Brown, Cai, DasGupta 2001 and scipy.stats.binomtest(…).proportion_ci(method="wilson").
+        for (count, samples, low, high) in [(0, 10, 0.0, 0.277_54), (10, 10, 0.722_46, 1.0), (8, 10, 0.490_16, 0.943_32)] {
+            let share = wilson(count, samples);
+            assert!((share.low - low).abs() < 1e-4 && (share.high - high).abs() < 1e-4, "{share:?}");
+        }
+        assert_eq!(wilson(0, 0).high, 1.0);
+    }
+
+    #[test]
+    fn the_first_of_equal_outputs_is_chosen() {
+        for (values, want) in [(&[1.0, 3.0, 3.0][..], 1), (&[0.0], 0), (&[-1.0, -2.0], 0)] {
+            assert_eq!(argmax(values), want);
+        }
+        assert!(among_five(&[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], 4));
+        assert!(!among_five(&[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], 5));
+    }
+
+    #[test]
+    fn noise_is_never_infinite_nor_nan() {
+        for (a, b, db) in [(&[1.0, 2.0][..], &[1.0, 2.0][..], 200.0), (&[0.0], &[1.0], -200.0), (&[10.0], &[9.0], 20.0)] {
+            let noise = Noise::of(a, b);
+            assert!((noise.sqnr_db() - db).abs() < 1e-9, "{a:?} {b:?}: {}", noise.sqnr_db());
+            assert!(noise.cosine().is_finite());
+        }
+    }
+
+    #[test]
+    fn outputs_are_judged_by_what_they_are() {
+        let tensor = |dtype, shape: &[usize]| Tensor::zeros(dtype, shape);
+        for (output, whole_runs, want) in [
+            (tensor(DType::F32, &[4, 10]), false, By::Class),
+            (tensor(DType::F32, &[4, 10, 1, 1]), false, By::Class),
+            (tensor(DType::F32, &[4, 1]), false, By::Cosine),
+            (tensor(DType::F32, &[4, 2, 8, 8]), false, By::Cosine),
+            (tensor(DType::I64, &[4]), false, By::Value),
+            (tensor(DType::F32, &[10]), true, By::Class),
+            (tensor(DType::F32, &[160, 1]), true, By::Cosine),
+        ] {
+            assert_eq!(how_to_judge(&output, whole_runs), want, "{output:?}");
+        }
+    }
+}

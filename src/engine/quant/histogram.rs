@@ -145,6 +145,20 @@ impl Histogram {
         (self.min <= self.max).then_some((self.min, self.max))
     }
 
+    /// Counts in `bins` equal steps from the least to the largest value, zeros among them: a picture of the data.
+    pub fn chart(&self, bins: usize) -> Vec<u64> {
+        let mut chart = vec![0; bins];
+        let Some((min, max)) = self.range() else { return chart };
+        let (min, width) = (f64::from(min), (f64::from(max) - f64::from(min)).max(f64::MIN_POSITIVE));
+        let zero = Bin { lo: 0.0, hi: 0.0, count: self.zeros };
+        for bin in self.bins().chain(std::iter::once(zero)) {
+            let place = (0.5 * (bin.lo + bin.hi) - min) / width * bins as f64;
+            // Casting saturates: the centre of a bin at an end may lie beyond the value.
+            chart[(place as usize).min(bins - 1)] += bin.count;
+        }
+        chart
+    }
+
     /// The bins that hold something, from the least value to the largest; zeros are not among them.
     pub fn bins(&self) -> impl Iterator<Item = Bin> + '_ {
         let width = exp2(self.exponent) / BINS as f64;
@@ -236,6 +250,18 @@ mod tests {
         for x in [1.0f32, 1.5, 1.999, 2.0, 1000.0] {
             let bin = of(&[x]).bins().next().unwrap();
             assert!(f64::from(x) / (bin.hi - bin.lo) >= BINS as f64 / 2.0, "{x}");
+        }
+    }
+
+    #[test]
+    fn a_chart_counts_every_value_once() {
+        for (values, want) in [
+            (vec![-1.0, 0.0, 0.9, 1.0], vec![1, 0, 1, 2]),
+            (vec![0.0, 0.0], vec![2, 0, 0, 0]),
+            (vec![5.0], vec![0, 0, 0, 1]),
+            (vec![], vec![0; 4]),
+        ] {
+            assert_eq!(of(&values).chart(4), want, "{values:?}");
         }
     }
 

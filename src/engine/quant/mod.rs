@@ -7,6 +7,7 @@ pub mod histogram;
 pub mod plan;
 pub mod ranges;
 pub mod report;
+pub mod report_html;
 pub mod rewrite;
 pub mod weights;
 

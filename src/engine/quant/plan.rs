@@ -1,1 +1,534 @@
-//! Stub.
+//! Decides which nodes of a float graph compute on integers, and which values get codes. Knows nothing of data.
+//!
+//! The rules are those under which ONNX Runtime fuses a QDQ graph on x86 (facts: its `qdq_selectors.cc`), so that other
+//! runtimes gain from the artifact too:
+//!
+//! - Conv with constant weights: integer; its result always gets codes.
+//! - Gemm with a constant matrix: integer; its result gets codes where an integer operator reads it, else it is real.
+//! - MatMul with a constant matrix: integer product, real result (`MatMulIntegerToFloat`). Products of two
+//!   activations stay in float, as do LayerNorm, Softmax and GELU: in integers they cost a transformer its accuracy.
+//! - Relu or Clip behind a Conv, Gemm or Add: absorbed. The range is taken after it, so the codes saturate where
+//!   it would clamp. Only where it is the single reader, and zero lies within its bounds.
+//! - Add of two activations: integer where both come from convolutions (through pools and Adds), so a residual of
+//!   a CNN is one and that of a transformer is not.
+//! - Pools and reshapes pass codes on where they get them; MaxPool and reshapes keep the parameters of their input.
+//! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
+
+use std::collections::HashMap;
+
+use crate::engine::graph::op::{Binary, Op, Unary};
+use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::quant::{Error, Recipe, weights};
+use crate::engine::tensor::DType;
+
+/// What becomes of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Computes on codes.
+    Integer,
+    /// A Relu or Clip that the codes of the node before it take over.
+    Absorbed {
+        /// Position of that node in the graph.
+        into: usize,
+    },
+    /// Computes on reals, for a reason.
+    Float(String),
+    /// Moves data or computes shapes; there is nothing to gain.
+    Data,
+}
+
+/// Which operators read the codes of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Region {
+    /// Integers flow on: convolutions and the layers of a perceptron.
+    Flow,
+    /// An island among float operators: a matrix product in a transformer.
+    Island,
+}
+
+/// A value that gets codes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Coded {
+    /// The value; after absorption, the result of the absorbed activation.
+    pub value: ValueId,
+    /// The value whose parameters it has: itself, or where its codes were passed on from.
+    pub root: ValueId,
+    /// Whether an integer node makes it. Then every reader sees the codes; otherwise integer nodes only do.
+    pub by_integer: bool,
+    /// Who reads it.
+    pub region: Region,
+}
+
+/// What is quantized and what is not.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// One for each node of the graph.
+    pub decisions: Vec<Decision>,
+    /// Values that get codes: graph inputs first, then in execution order.
+    pub coded: Vec<Coded>,
+    /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
+    results: HashMap<usize, ValueId>,
+}
+
+impl Plan {
+    /// The value that an integer node makes, after absorption.
+    pub fn result(&self, graph: &Graph, node: usize) -> ValueId {
+        self.results.get(&node).copied().unwrap_or(graph.nodes[node].outputs[0])
+    }
+
+    /// The entry of a value that gets codes.
+    pub fn coded(&self, value: ValueId) -> Option<&Coded> {
+        self.coded.iter().find(|c| c.value == value)
+    }
+
+    /// Number of nodes that compute on codes.
+    pub fn integer_nodes(&self) -> usize {
+        self.decisions.iter().filter(|d| **d == Decision::Integer).count()
+    }
+}
+
+/// Plans a simplified float graph.
+///
+/// # Errors
+/// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
+pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Plan, Error> {
+    for pattern in &recipe.keep_float {
+        if !graph.nodes.iter().any(|n| super::matches(pattern, &n.name)) {
+            return Err(Error::NoMatch { pattern: pattern.clone() });
+        }
+    }
+    let mut planner = Planner::new(graph, recipe);
+    planner.find_candidates();
+    planner.drop_useless();
+    Ok(planner.finish())
+}
+
+/// The matrix or kernel of a node that multiplies by constants: `(operand, axis of the output channels, terms of a sum)`.
+///
+/// # Errors
+/// Why the node cannot be computed on integers.
+pub fn weights_of(graph: &Graph, node: &Node) -> Result<(ValueId, usize, usize), String> {
+    let operand = node.input(1).ok_or("it has no weights")?;
+    let weights = graph.constant(operand).ok_or(match node.op {
+        Op::MatMul => "a product of two activations",
+        _ => "its weights are not constant",
+    })?;
+    let shape = weights.shape();
+    if weights.dtype() != DType::F32 {
+        return Err(format!("its weights are {}", weights.dtype()));
+    }
+    if weights.is_empty() {
+        return Err("its weights are empty".to_owned());
+    }
+    if !weights.slice::<f32>().iter().all(|w| w.is_finite()) {
+        return Err("its weights hold NaN or infinity".to_owned());
+    }
+    let (axis, terms) = match node.op {
+        Op::Conv { .. } if shape.len() >= 3 => (0, shape[1..].iter().product()),
+        Op::Gemm { trans_b, .. } if shape.len() == 2 => match trans_b {
+            true => (0, shape[1]),
+            false => (1, shape[0]),
+        },
+        Op::MatMul if shape.len() == 2 => (1, shape[0]),
+        _ => return Err(format!("its weights have shape {shape:?}")),
+    };
+    if terms > weights::terms_max() {
+        return Err(format!("a sum of {terms} products can overflow 32 bits"));
+    }
+    Ok((operand, axis, terms))
+}
+
+/// The bias of a Conv or Gemm, one value for each output channel and times `beta`; `None` where there is none.
+///
+/// # Errors
+/// Why the bias cannot be computed on integers.
+pub fn bias_of(graph: &Graph, node: &Node, channels: usize) -> Result<Option<Vec<f32>>, String> {
+    let Some(operand) = node.input(2) else { return Ok(None) };
+    let bias = graph.constant(operand).ok_or("its bias is not constant")?;
+    if bias.dtype() != DType::F32 {
+        return Err(format!("its bias is {}", bias.dtype()));
+    }
+    let beta = if let Op::Gemm { beta, .. } = node.op { beta } else { 1.0 };
+    let values = bias.slice::<f32>();
+    let one_row = bias.shape().split_last().is_none_or(|(_, rows)| rows.iter().all(|&d| d == 1));
+    let spread = match values.len() {
+        1 => vec![values[0] * beta; channels],
+        n if n == channels && one_row => values.iter().map(|b| b * beta).collect(),
+        _ => return Err(format!("its bias has shape {:?}", bias.shape())),
+    };
+    if !spread.iter().all(|b| b.is_finite()) {
+        return Err("its bias holds NaN or infinity".to_owned());
+    }
+    Ok(Some(spread))
+}
+
+struct Planner<'a> {
+    graph: &'a Graph,
+    recipe: &'a Recipe,
+    readers: Vec<Vec<usize>>,
+    decisions: Vec<Decision>,
+    results: HashMap<usize, ValueId>,
+    /// For each absorbed activation the node that takes it over.
+    absorbed: HashMap<usize, usize>,
+    /// Values that integer nodes may make, and whether convolutions are behind them.
+    codeable: HashMap<ValueId, Behind>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Convolution,
+    Product,
+}
+
+impl<'a> Planner<'a> {
+    fn new(graph: &'a Graph, recipe: &'a Recipe) -> Planner<'a> {
+        Planner {
+            graph,
+            recipe,
+            readers: graph.consumers(),
+            decisions: vec![Decision::Data; graph.nodes.len()],
+            results: HashMap::new(),
+            absorbed: HashMap::new(),
+            codeable: HashMap::new(),
+        }
+    }
+
+    /// Front to back: every node that could compute on integers is taken to do so.
+    fn find_candidates(&mut self) {
+        for (n, node) in self.graph.nodes.iter().enumerate() {
+            self.decisions[n] = if self.absorbed.contains_key(&n) {
+                Decision::Absorbed { into: self.absorbed[&n] }
+            } else if self.recipe.keeps_float(&node.name) {
+                Decision::Float("kept by the recipe".to_owned())
+            } else {
+                self.candidate(n, node)
+            };
+        }
+    }
+
+    fn candidate(&mut self, n: usize, node: &Node) -> Decision {
+        let behind = |planner: &Planner<'_>, index| node.input(index).and_then(|v| planner.codeable.get(&v).copied());
+        match &node.op {
+            Op::Conv { .. } | Op::Gemm { .. } => {
+                if let Err(reason) = self.multiplies(node) {
+                    return Decision::Float(reason);
+                }
+                let result = self.absorb(n);
+                let conv = matches!(node.op, Op::Conv { .. });
+                self.codeable.insert(result, if conv { Behind::Convolution } else { Behind::Product });
+            }
+            Op::MatMul => {
+                if let Err(reason) = self.multiplies(node) {
+                    return Decision::Float(reason);
+                }
+            }
+            Op::Binary(Binary::Add) => {
+                if node.inputs.iter().flatten().any(|v| self.graph.constant(*v).is_some()) {
+                    return Decision::Float("one operand is constant".to_owned());
+                }
+                if [0, 1].iter().any(|&i| behind(self, i) != Some(Behind::Convolution)) {
+                    return Decision::Float("its operands are not both results of convolutions".to_owned());
+                }
+                let result = self.absorb(n);
+                self.codeable.insert(result, Behind::Convolution);
+            }
+            op if passes_codes(op) || computes_mean(op) => match behind(self, 0) {
+                Some(behind) => {
+                    self.codeable.insert(node.outputs[0], behind);
+                }
+                None if passes_codes(op) && !matches!(op, Op::MaxPool { .. }) => return Decision::Data,
+                None => return Decision::Float("its input is not in codes".to_owned()),
+            },
+            op if moves_data(op) => return Decision::Data,
+            Op::Unary(Unary::Relu) | Op::Clip => {
+                let coded = node.input(0).is_some_and(|v| self.codeable.contains_key(&v));
+                let reason = if coded { "its input has other readers" } else { "its input is real" };
+                return Decision::Float(reason.to_owned());
+            }
+            Op::LayerNorm { .. } | Op::Softmax { .. } | Op::BatchNorm { .. } => {
+                return Decision::Float("normalizes: integers would cost accuracy".to_owned());
+            }
+            op => return Decision::Float(format!("{} is computed in float", op.name())),
+        }
+        Decision::Integer
+    }
+
+    /// Whether a node multiplies an activation by constants in a way that integers can.
+    fn multiplies(&self, node: &Node) -> Result<(), String> {
+        if let Op::Gemm { trans_a: true, .. } = node.op {
+            return Err("its first operand is transposed".to_owned());
+        }
+        let x = node.input(0).ok_or("it has no operand")?;
+        if self.graph.constant(x).is_some() {
+            return Err("its first operand is constant".to_owned());
+        }
+        let real = self.graph.value(x).dtype.unwrap_or(DType::F32);
+        if real != DType::F32 {
+            return Err(format!("its operand is {real}"));
+        }
+        let (operand, axis, _) = weights_of(self.graph, node)?;
+        let channels = self.graph.constant(operand).map_or(0, |w| w.shape()[axis]);
+        bias_of(self.graph, node, channels).map(|_| ())
+    }
+
+    /// Lets a node take over the clamps behind it; gives the value that it then makes.
+    fn absorb(&mut self, n: usize) -> ValueId {
+        let mut result = self.graph.nodes[n].outputs[0];
+        while let [reader] = self.readers[result.0 as usize][..] {
+            let node = &self.graph.nodes[reader];
+            let kept = self.graph.outputs.contains(&result) || self.recipe.keeps_float(&node.name);
+            if kept || !clamps_around_zero(self.graph, node) {
+                break;
+            }
+            self.absorbed.insert(reader, n);
+            result = node.outputs[0];
+        }
+        self.results.insert(n, result);
+        result
+    }
+
+    /// Whether an integer node computes with the codes of a value, so that they are worth keeping.
+    fn wanted(&self, value: ValueId) -> bool {
+        let wants = |&n: &usize| {
+            let multiplies = matches!(self.graph.nodes[n].op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul);
+            self.decisions[n] == Decision::Integer && (!multiplies || self.graph.nodes[n].input(0) == Some(value))
+        };
+        self.readers[value.0 as usize].iter().any(wants)
+    }
+
+    /// Back to front: what nobody computes with stays in float, and so does what lives from it.
+    fn drop_useless(&mut self) {
+        for (n, node) in self.graph.nodes.iter().enumerate().rev() {
+            let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
+            if self.decisions[n] != Decision::Integer || self.wanted(result) {
+                continue;
+            }
+            match node.op {
+                Op::Conv { .. } | Op::MatMul => {}
+                // A product with a real result: the clamp behind it, if any, works on reals.
+                Op::Gemm { .. } => self.release(n, "its input is real"),
+                ref op => {
+                    let data = passes_codes(op) && !matches!(op, Op::MaxPool { .. });
+                    let reason = "no integer operator reads its result";
+                    self.decisions[n] = if data { Decision::Data } else { Decision::Float(reason.to_owned()) };
+                    self.release(n, reason);
+                }
+            }
+        }
+    }
+
+    /// Gives absorbed clamps back.
+    fn release(&mut self, n: usize, reason: &str) {
+        self.codeable.remove(&self.results.remove(&n).unwrap_or(self.graph.nodes[n].outputs[0]));
+        for (clamp, _) in self.absorbed.extract_if(|_, into| *into == n) {
+            self.decisions[clamp] = Decision::Float(reason.to_owned());
+        }
+    }
+
+    fn finish(self) -> Plan {
+        let mut coded: Vec<Coded> = Vec::new();
+        let mut roots: HashMap<ValueId, ValueId> = HashMap::new();
+        let region = |value: ValueId| {
+            let island = |&n: &usize| matches!(self.graph.nodes[n].op, Op::MatMul);
+            match self.readers[value.0 as usize].iter().any(island) {
+                true => Region::Island,
+                false => Region::Flow,
+            }
+        };
+        // Front to back, so that the root of an input is known before that of the result.
+        for (n, node) in self.graph.nodes.iter().enumerate() {
+            if self.decisions[n] != Decision::Integer {
+                continue;
+            }
+            for value in coded_operands(node) {
+                if !roots.contains_key(&value) {
+                    roots.insert(value, value);
+                    coded.push(Coded { value, root: value, by_integer: false, region: region(value) });
+                }
+            }
+            let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
+            if self.codeable.contains_key(&result) {
+                let input = node.input(0).filter(|_| passes_codes(&node.op));
+                let root = input.map_or(result, |input| roots[&input]);
+                roots.insert(result, root);
+                coded.push(Coded { value: result, root, by_integer: true, region: region(result) });
+            }
+        }
+        Plan { decisions: self.decisions, coded, results: self.results }
+    }
+}
+
+/// The operands of an integer node that it reads as codes of activations.
+pub fn coded_operands(node: &Node) -> Vec<ValueId> {
+    let count = if matches!(node.op, Op::Binary(_)) { 2 } else { 1 };
+    (0..count).filter_map(|i| node.input(i)).collect()
+}
+
+/// Whether an operator gives its input's codes on as they are.
+fn passes_codes(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::MaxPool { .. } | Op::Flatten { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Squeeze | Op::Unsqueeze
+    )
+}
+
+/// Whether an operator computes new codes from those of one input.
+fn computes_mean(op: &Op) -> bool {
+    matches!(op, Op::AveragePool { .. } | Op::GlobalAveragePool { .. })
+}
+
+/// Whether an operator does no arithmetic on reals.
+fn moves_data(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::Concat { .. }
+            | Op::Split { .. }
+            | Op::Slice
+            | Op::Gather { .. }
+            | Op::Shape { .. }
+            | Op::ConstantOfShape { .. }
+            | Op::Range
+            | Op::Expand
+            | Op::Tile
+            | Op::Where
+            | Op::Pad { .. }
+            | Op::Cast { .. }
+            | Op::Identity
+    )
+}
+
+/// A Relu, or a Clip with constant bounds that has zero within them: codes hold zero, so they can saturate there.
+fn clamps_around_zero(graph: &Graph, node: &Node) -> bool {
+    let bound = |index: usize, default: f64| match node.input(index) {
+        None => Some(default),
+        Some(v) => graph.constant(v).and_then(|t| t.to_f64().first().copied()),
+    };
+    match node.op {
+        Op::Unary(Unary::Relu) => true,
+        Op::Clip => match (bound(1, f64::NEG_INFINITY), bound(2, f64::INFINITY)) {
+            (Some(lo), Some(hi)) => lo <= 0.0 && 0.0 <= hi,
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::graph::Value;
+    use crate::engine::graph::op::Sliding;
+    use crate::engine::tensor::Tensor;
+
+    /// Builds a graph from lines `result = Op(operand, …)`; `w*` are `[8, 8, 1, 1]` or `[8, 8]` constants.
+    fn graph(lines: &str, outputs: &[&str]) -> Graph {
+        let mut graph = Graph::default();
+        let mut ids: HashMap<String, ValueId> = HashMap::new();
+        let x = graph.add_value(Value { name: "x".to_owned(), ..Value::default() });
+        graph.inputs.push(x);
+        ids.insert("x".to_owned(), x);
+        for line in lines.split(';').map(str::trim).filter(|l| !l.is_empty()) {
+            let (result, call) = line.split_once(" = ").unwrap();
+            let (name, operands) = call.trim_end_matches(')').split_once('(').unwrap();
+            let mut inputs = Vec::new();
+            for operand in operands.split(", ") {
+                if !ids.contains_key(operand) {
+                    let shape: &[usize] = match (operand, name) {
+                        ("six" | "one" | "zero", _) => &[],
+                        (_, "Conv") => &[8, 8, 1, 1],
+                        _ => &[8, 8],
+                    };
+                    let value = [("six", 6.0f32), ("zero", 0.0)].iter().find(|(n, _)| *n == operand).map_or(1.0, |p| p.1);
+                    let tensor = Tensor::from_slice(shape, &vec![value; shape.iter().product()]);
+                    ids.insert(operand.to_owned(), graph.add_constant(operand, tensor));
+                }
+                inputs.push(Some(ids[operand]));
+            }
+            let op = match name {
+                "Conv" => Op::Conv { sliding: Sliding::default(), groups: 1 },
+                "Gemm" => Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false },
+                "MatMul" => Op::MatMul,
+                "Relu" => Op::Unary(Unary::Relu),
+                "Gelu" => Op::Unary(Unary::Gelu { tanh: false }),
+                "Clip" => Op::Clip,
+                "Add" => Op::Binary(Binary::Add),
+                "MaxPool" => Op::MaxPool { sliding: Sliding::default() },
+                "Gap" => Op::GlobalAveragePool { channels_last: false },
+                "Flatten" => Op::Flatten { axis: 1 },
+                "Norm" => Op::LayerNorm { axis: -1, epsilon: 1e-5 },
+                other => panic!("{other}"),
+            };
+            let output = graph.add_value(Value { name: result.to_owned(), ..Value::default() });
+            ids.insert(result.to_owned(), output);
+            graph.nodes.push(Node { name: format!("n_{result}"), op, inputs, outputs: vec![output] });
+        }
+        graph.outputs = outputs.iter().map(|o| ids[*o]).collect();
+        graph
+    }
+
+    /// One letter a node (Integer, Absorbed, Float, Data), and the coded values, `a<b` where `a` has `b`'s parameters.
+    fn check(lines: &str, outputs: &[&str], recipe: serde_json::Value, want: &str) {
+        let graph = graph(lines, outputs);
+        let plan = plan(&graph, &Recipe::parse(&recipe).unwrap()).unwrap();
+        let letter = |d: &Decision| match d {
+            Decision::Integer => 'I',
+            Decision::Absorbed { .. } => 'A',
+            Decision::Float(_) => 'F',
+            Decision::Data => 'D',
+        };
+        let name = |v: ValueId| &graph.value(v).name;
+        let coded = plan.coded.iter().map(|c| match c.value == c.root {
+            true => name(c.value).clone(),
+            false => format!("{}<{}", name(c.value), name(c.root)),
+        });
+        let coded: Vec<String> = coded.collect();
+        let got = format!("{} {}", plan.decisions.iter().map(letter).collect::<String>(), coded.join(" "));
+        assert_eq!(got, want, "{lines}\n{:?}", plan.decisions);
+    }
+
+    #[test]
+    fn a_cnn_is_integer_from_its_input_to_its_last_product() {
+        let lenet = "c = Conv(x, w); r = Relu(c); m = MaxPool(r); f = Flatten(m); g = Gemm(f, v); h = Relu(g); y = Gemm(h, u)";
+        check(lenet, &["y"], serde_json::json!({}), "IAIIIAI x r m<r f<r h");
+        let residual = "a = Conv(x, w); b = Clip(a, zero, six); c = Conv(b, w2); s = Add(c, b); r = Relu(s); p = Gap(r); f = Flatten(p); y = Gemm(f, v)";
+        check(residual, &["y"], serde_json::json!({}), "IAIIAIII x b c r p f<p");
+    }
+
+    #[test]
+    fn a_transformer_keeps_only_its_products_in_integers() {
+        let block = "n = Norm(x, g); q = MatMul(n, w1); k = MatMul(n, w2); s = MatMul(q, k); t = Add(s, x); h = MatMul(t, w3); e = Gelu(h); y = MatMul(e, w4)";
+        check(block, &["y"], serde_json::json!({}), "FIIFFIFI n t e");
+        let gemms = "n = Norm(x, g); h = Gemm(n, w1); e = Gelu(h); z = Gemm(e, w2); y = Add(z, x)";
+        check(gemms, &["y"], serde_json::json!({}), "FIFIF n e");
+    }
+
+    #[test]
+    fn a_clamp_is_absorbed_only_where_nothing_is_lost() {
+        for (lines, outputs, want) in [
+            ("c = Conv(x, w); r = Relu(c); y = Conv(r, w2)", &["y"][..], "IAI x r y"),
+            ("c = Conv(x, w); r = Relu(c); y = Conv(r, w2)", &["y", "c"], "IFI x c r y"),
+            ("c = Conv(x, w); r = Relu(c); z = Conv(c, w3); y = Conv(r, w2)", &["y", "z"], "IFII x c z r y"),
+            ("c = Conv(x, w); r = Clip(c, one, six); y = Conv(r, w2)", &["y"], "IFI x c r y"),
+            ("c = Conv(x, w); r = Relu(c); s = Clip(r, zero, six); y = Conv(s, w2)", &["y"], "IAAI x s y"),
+            ("g = Gemm(x, w); y = Relu(g)", &["y"], "IF x"),
+        ] {
+            check(lines, outputs, serde_json::json!({}), want);
+        }
+    }
+
+    #[test]
+    fn codes_end_where_nobody_computes_with_them() {
+        check("c = Conv(x, w); m = MaxPool(c); y = Gelu(m)", &["y"], serde_json::json!({}), "IFF x c");
+        check("c = Conv(x, w); f = Flatten(c); y = Gelu(f)", &["y"], serde_json::json!({}), "IDF x c");
+        check("a = Conv(x, w); b = Conv(x, v); s = Add(a, b); r = Relu(s); y = Norm(r, g)", &["y"], serde_json::json!({}), "IIFFF x a b");
+        check("f = Flatten(x); y = Gemm(f, w)", &["y"], serde_json::json!({}), "DI f");
+    }
+
+    #[test]
+    fn the_recipe_keeps_nodes_in_float_by_name() {
+        let lines = "a = Conv(x, w); b = Conv(a, v); s = Add(a, b); y = Conv(s, u)";
+        check(lines, &["y"], serde_json::json!({"keep_float": ["n_b"]}), "IFFI x a s y");
+        let recipe = Recipe::parse(&serde_json::json!({"keep_float": ["nope*"]})).unwrap();
+        assert!(matches!(plan(&graph(lines, &["y"]), &recipe), Err(Error::NoMatch { .. })));
+    }
+}

@@ -1,1 +1,405 @@
-//! Stub.
+//! Writes the QDQ graph of a plan: float operators between `QuantizeLinear` and `DequantizeLinear`, weights and biases as
+//! integers. This is the form of the artifact; runtimes fuse it to integer operators.
+//!
+//! New values are named after the user's: `NAME_q` codes, `NAME_s` scale, `NAME_z` zero point, `NAME_d` the reals
+//! back, `NAME_f` the reals before the codes of a graph output. What ONNX Runtime 1.32 asks of the form, found by trial:
+//! weights need their zero points `[channels]` written out (without, the exact mode does not load), biases need none,
+//! and the scale of a bias must be `scale_x · scale_w` to the bit.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::engine::graph::op::Op;
+use crate::engine::graph::{Graph, Node, Value, ValueId};
+use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::{Recipe, weights};
+use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::{DType, Tensor};
+
+/// A QDQ graph and what was done to each layer.
+#[derive(Clone, Debug)]
+pub struct Rewritten {
+    /// The QDQ graph. Constants that nothing reads are gone.
+    pub graph: Graph,
+    /// The integer nodes, in execution order.
+    pub layers: Vec<Layer>,
+}
+
+/// An integer node of a QDQ graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// Name of the node.
+    pub node: String,
+    /// Its operator.
+    pub op: &'static str,
+    /// The value it makes, after absorption, in the float graph.
+    pub float_value: String,
+    /// The same value in the QDQ graph, before it is quantized.
+    pub int8_value: String,
+    /// Its weights, where it has any.
+    pub weights: Option<LayerWeights>,
+}
+
+/// What became of the weights of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerWeights {
+    /// Their shape.
+    pub shape: Vec<usize>,
+    /// Signal to noise of the codes, in dB; `None` where they are exact.
+    pub sqnr_db: Option<f64>,
+    /// Channels whose scale was raised so that the bias fits 32 bits.
+    pub raised_channels: usize,
+    /// Largest scale over the median one: how unlike the channels are.
+    pub scale_spread: f64,
+}
+
+/// Writes the QDQ graph. `params` has the parameters of every root of the plan.
+///
+/// # Panics
+/// If a root has no parameters.
+pub fn rewrite(graph: &Graph, plan: &Plan, params: &HashMap<ValueId, QuantParams>, recipe: &Recipe) -> Rewritten {
+    let mut writer = Writer {
+        source: graph,
+        plan,
+        params,
+        per_channel: recipe.weights.per_channel,
+        names: graph.values.iter().map(|v| v.name.clone()).collect(),
+        out: Graph { nodes: Vec::new(), ..graph.clone() },
+        dequantized: HashMap::new(),
+        constants: HashMap::new(),
+        weights: HashMap::new(),
+        layers: Vec::new(),
+    };
+    for &input in &graph.inputs {
+        writer.codes(input, input);
+    }
+    for (n, node) in graph.nodes.iter().enumerate() {
+        match plan.decisions[n] {
+            Decision::Absorbed { .. } => {}
+            Decision::Integer => writer.integer(n, node),
+            Decision::Float(_) | Decision::Data => writer.float(node),
+        }
+    }
+    Rewritten { graph: compact(writer.out), layers: writer.layers }
+}
+
+struct Writer<'a> {
+    source: &'a Graph,
+    plan: &'a Plan,
+    params: &'a HashMap<ValueId, QuantParams>,
+    per_channel: bool,
+    names: HashSet<String>,
+    out: Graph,
+    /// For each value that has codes the reals that they stand for.
+    dequantized: HashMap<ValueId, ValueId>,
+    /// Scale and zero point of each root.
+    constants: HashMap<ValueId, (ValueId, ValueId)>,
+    /// Dequantized weights by operand and scales: a weight that several nodes share is written once.
+    weights: HashMap<(ValueId, Vec<u32>), (ValueId, LayerWeights)>,
+    layers: Vec<Layer>,
+}
+
+impl Writer<'_> {
+    /// A node on reals. It reads the reals behind codes that an integer node made, else the value as it is.
+    fn float(&mut self, node: &Node) {
+        let read = |v: &ValueId| match self.plan.coded(*v) {
+            Some(coded) if coded.by_integer => self.dequantized[v],
+            _ => *v,
+        };
+        let inputs = node.inputs.iter().map(|v| v.as_ref().map(read)).collect();
+        self.out.nodes.push(Node { inputs, ..node.clone() });
+        for &output in &node.outputs {
+            self.codes(output, output);
+        }
+    }
+
+    /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
+    fn integer(&mut self, n: usize, node: &Node) {
+        let mut inputs = node.inputs.clone();
+        for (operand, input) in plan::coded_operands(node).into_iter().zip(&mut inputs) {
+            *input = Some(self.dequantized[&operand]);
+        }
+        let (mut op, mut layer_weights) = (node.op.clone(), None);
+        if matches!(op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul) {
+            let (weight, bias, summary) = self.weighted(node);
+            inputs.truncate(1);
+            inputs.push(Some(weight));
+            inputs.extend(bias.map(Some));
+            layer_weights = Some(summary);
+            if let Op::Gemm { alpha, beta, .. } = &mut op {
+                (*alpha, *beta) = (1.0, 1.0);
+            }
+        }
+        let result = self.plan.result(self.source, n);
+        let coded = self.plan.coded(result).is_some();
+        let made = match coded && self.source.outputs.contains(&result) {
+            true => self.value_like(result, "f", DType::F32),
+            false => result,
+        };
+        self.layers.push(Layer {
+            node: node.name.clone(),
+            op: op.name(),
+            float_value: self.source.value(result).name.clone(),
+            int8_value: self.out.value(made).name.clone(),
+            weights: layer_weights,
+        });
+        self.out.nodes.push(Node { name: node.name.clone(), op, inputs, outputs: vec![made] });
+        self.codes(result, made);
+    }
+
+    /// Quantizes `made` and dequantizes it again, if `value` has codes; the two differ for graph outputs.
+    fn codes(&mut self, value: ValueId, made: ValueId) {
+        let Some(coded) = self.plan.coded(value) else { return };
+        let (scale, zero) = self.parameters(coded.root);
+        let codes = self.value_like(value, "q", DType::U8);
+        self.quantization(true, made, scale, zero, codes);
+        let reals = match made == value {
+            true => self.value_like(value, "d", DType::F32),
+            // The graph output is what the codes stand for, and readers share it.
+            false => value,
+        };
+        self.quantization(false, codes, scale, zero, reals);
+        self.dequantized.insert(value, reals);
+    }
+
+    fn quantization(&mut self, quantize: bool, from: ValueId, scale: ValueId, zero: ValueId, to: ValueId) {
+        let op = if quantize { Op::QuantizeLinear { axis: 1 } } else { Op::DequantizeLinear { axis: 1 } };
+        let name = self.out.value(to).name.clone();
+        self.out.nodes.push(Node { name, op, inputs: vec![Some(from), Some(scale), Some(zero)], outputs: vec![to] });
+    }
+
+    /// Scale and zero point of a root as constants.
+    fn parameters(&mut self, root: ValueId) -> (ValueId, ValueId) {
+        if let Some(&both) = self.constants.get(&root) {
+            return both;
+        }
+        let params = self.params.get(&root).expect("calibration gives every root its parameters");
+        let zero = u8::try_from(params.zero_point[0]).expect("activations are u8");
+        let scale = self.constant(root, "s", Tensor::scalar(params.scale[0]));
+        let zero = self.constant(root, "z", Tensor::scalar(zero));
+        self.constants.insert(root, (scale, zero));
+        (scale, zero)
+    }
+
+    /// Weights and bias of a node as dequantized integers.
+    fn weighted(&mut self, node: &Node) -> (ValueId, Option<ValueId>, LayerWeights) {
+        let (operand, axis, terms) = plan::weights_of(self.source, node).expect("the plan checked the weights");
+        let mut tensor = self.source.constant(operand).expect("the plan checked the weights").as_ref().clone();
+        if let Op::Gemm { alpha, .. } = node.op {
+            tensor.slice_mut::<f32>().iter_mut().for_each(|w| *w *= alpha);
+        }
+        let channels = tensor.shape()[axis];
+        let bias = plan::bias_of(self.source, node, channels).expect("the plan checked the bias");
+        let x = node.input(0).expect("the plan checked the operand");
+        let root = self.plan.coded(x).expect("operands of integer nodes have codes").root;
+        let scale_x = self.params[&root].scale[0];
+        let axis = self.per_channel.then_some(axis);
+        let natural = weights::scales(&tensor, axis);
+        let mut scales = natural.clone();
+        weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
+        let raised = natural.iter().zip(&scales).filter(|(a, b)| a != b).count();
+        let biased = bias.map(|bias| {
+            let name = node.input(2).expect("a bias is an operand");
+            self.integers(name, &weights::quantize_bias(&bias, scale_x, &scales), false)
+        });
+        let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, raised);
+        (weight, biased, summary)
+    }
+
+    fn shared_weights(
+        &mut self,
+        operand: ValueId,
+        tensor: &Tensor,
+        axis: Option<usize>,
+        scales: Vec<f32>,
+        raised_channels: usize,
+    ) -> (ValueId, LayerWeights) {
+        // `alpha` is in the scales: two nodes that scale one matrix differently have different ones.
+        let key = (operand, scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>());
+        if let Some((dequantized, summary)) = self.weights.get(&key) {
+            return (*dequantized, summary.clone());
+        }
+        let scale_spread = spread(&scales);
+        let quantized = weights::quantize(tensor, axis, scales);
+        let sqnr_db = weights::sqnr_db(tensor, &quantized);
+        let summary = LayerWeights { shape: tensor.shape().to_vec(), sqnr_db, raised_channels, scale_spread };
+        let dequantized = self.integers(operand, &quantized, true);
+        self.weights.insert(key, (dequantized, summary.clone()));
+        (dequantized, summary)
+    }
+
+    /// Integer constants and the node that makes reals of them.
+    fn integers(&mut self, named: ValueId, quantized: &weights::Weights, with_zeros: bool) -> ValueId {
+        let params = &quantized.params;
+        let shape: &[usize] = if params.axis.is_some() { &[params.scale.len()] } else { &[] };
+        let codes = self.constant(named, "q", quantized.codes.clone());
+        let scale = self.constant(named, "s", Tensor::from_slice(shape, &params.scale));
+        let mut inputs = vec![Some(codes), Some(scale)];
+        if with_zeros {
+            inputs.push(Some(self.constant(named, "z", Tensor::zeros(params.dtype, shape))));
+        }
+        let reals = self.value_like(named, "d", DType::F32);
+        let name = self.out.value(reals).name.clone();
+        let op = Op::DequantizeLinear { axis: params.axis.unwrap_or(1) as i64 };
+        self.out.nodes.push(Node { name, op, inputs, outputs: vec![reals] });
+        reals
+    }
+
+    fn constant(&mut self, named: ValueId, suffix: &str, tensor: Tensor) -> ValueId {
+        let name = self.name(named, suffix);
+        self.out.add_constant(&name, tensor)
+    }
+
+    /// A value of the shape of another.
+    fn value_like(&mut self, like: ValueId, suffix: &str, dtype: DType) -> ValueId {
+        let name = self.name(like, suffix);
+        let dims = self.source.value(like).dims.clone();
+        self.out.add_value(Value { name, dtype: Some(dtype), dims, ..Value::default() })
+    }
+
+    /// A name that no value has, after that of a value.
+    fn name(&mut self, named: ValueId, suffix: &str) -> String {
+        let base = format!("{}_{suffix}", self.source.value(named).name);
+        let mut name = base.clone();
+        for i in 1.. {
+            if self.names.insert(name.clone()) {
+                break;
+            }
+            name = format!("{base}{i}");
+        }
+        name
+    }
+}
+
+/// Largest scale over the median.
+fn spread(scales: &[f32]) -> f64 {
+    let mut sorted = scales.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    match (sorted.last(), sorted.get(sorted.len() / 2)) {
+        (Some(&largest), Some(&median)) => f64::from(largest) / f64::from(median),
+        _ => 1.0,
+    }
+}
+
+/// Leaves out values that nothing reads or makes.
+fn compact(mut graph: Graph) -> Graph {
+    let mut places: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut values = Vec::new();
+    let mut move_value = |id: &mut ValueId| {
+        let next = ValueId(u32::try_from(values.len()).expect("no more values than before"));
+        let place = *places.entry(*id).or_insert(next);
+        if place == next {
+            values.push(std::mem::take(&mut graph.values[id.0 as usize]));
+        }
+        *id = place;
+    };
+    graph.inputs.iter_mut().for_each(&mut move_value);
+    for node in &mut graph.nodes {
+        node.inputs.iter_mut().flatten().for_each(&mut move_value);
+        node.outputs.iter_mut().for_each(&mut move_value);
+    }
+    graph.outputs.iter_mut().for_each(&mut move_value);
+    graph.values = values;
+    graph
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::graph::op::{Sliding, Unary};
+
+    /// `x → Conv → Relu → Flatten → Gemm → y`, with a second output `r` on request.
+    fn small(relu_is_output: bool) -> Graph {
+        let mut g = Graph::default();
+        let value = |g: &mut Graph, name: &str| g.add_value(Value { name: name.to_owned(), ..Value::default() });
+        let [x, c, r, f, y] = ["x", "c", "r", "f", "y"].map(|n| value(&mut g, n));
+        let w = g.add_constant("w", Tensor::from_slice(&[2, 1, 1, 1], &[1.27f32, -0.5]));
+        let b = g.add_constant("b", Tensor::from_slice(&[2], &[0.1f32, 1.0]));
+        let v = g.add_constant("v", Tensor::from_slice(&[2, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        let mut node = |name: &str, op, inputs: &[ValueId], output| {
+            let inputs = inputs.iter().map(|&i| Some(i)).collect();
+            g.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: vec![output] });
+        };
+        node("conv", Op::Conv { sliding: Sliding::default(), groups: 1 }, &[x, w, b], c);
+        node("relu", Op::Unary(Unary::Relu), &[c], r);
+        node("flat", Op::Flatten { axis: 1 }, &[r], f);
+        node("gemm", Op::Gemm { alpha: 0.5, beta: 1.0, trans_a: false, trans_b: false }, &[f, v], y);
+        g.inputs = vec![x];
+        g.outputs = if relu_is_output { vec![y, r] } else { vec![y] };
+        g
+    }
+
+    fn lines(graph: &Graph) -> Vec<String> {
+        let name = |v: &ValueId| graph.value(*v).name.as_str();
+        let line = |n: &Node| {
+            let inputs: Vec<&str> = n.inputs.iter().flatten().map(name).collect();
+            format!("{} = {}({})", name(&n.outputs[0]), n.op.name(), inputs.join(", "))
+        };
+        graph.nodes.iter().map(line).collect()
+    }
+
+    fn rewritten(graph: &Graph) -> Rewritten {
+        let recipe = Recipe::default();
+        let plan = plan::plan(graph, &recipe).unwrap();
+        let params = plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
+        rewrite(graph, &plan, &params, &recipe)
+    }
+
+    #[test]
+    fn operators_stand_between_codes_and_weights_are_integers() {
+        let result = rewritten(&small(false));
+        let want = [
+            "x_q = QuantizeLinear(x, x_s, x_z)",
+            "x_d = DequantizeLinear(x_q, x_s, x_z)",
+            "b_d = DequantizeLinear(b_q, b_s)",
+            "w_d = DequantizeLinear(w_q, w_s, w_z)",
+            "r = Conv(x_d, w_d, b_d)",
+            "r_q = QuantizeLinear(r, r_s, r_z)",
+            "r_d = DequantizeLinear(r_q, r_s, r_z)",
+            "f = Flatten(r_d)",
+            "f_q = QuantizeLinear(f, r_s, r_z)",
+            "f_d = DequantizeLinear(f_q, r_s, r_z)",
+            "v_d = DequantizeLinear(v_q, v_s, v_z)",
+            "y = Gemm(f_d, v_d)",
+        ];
+        assert_eq!(lines(&result.graph), want);
+        let constant = |name: &str| {
+            let value = result.graph.values.iter().find(|v| v.name == name).expect(name);
+            value.constant.clone().unwrap()
+        };
+        assert_eq!(constant("w_q").slice::<i8>(), [127, -127]);
+        assert_eq!(constant("w_z").shape(), [2]);
+        assert_eq!(constant("b_s").slice::<f32>(), [0.5 * constant("w_s").slice::<f32>()[0], 0.5 * constant("w_s").slice::<f32>()[1]]);
+        // alpha is in the weights: column 1 is [1, 2.5].
+        assert_eq!(constant("v_s").slice::<f32>()[1], 2.5 / 127.0);
+        assert!(result.graph.values.iter().all(|v| !["w", "v", "b", "c"].contains(&v.name.as_str())), "what is not read is gone");
+        assert_eq!(result.layers.iter().map(|l| l.node.as_str()).collect::<Vec<_>>(), ["conv", "flat", "gemm"]);
+    }
+
+    #[test]
+    fn a_coded_graph_output_is_what_its_codes_stand_for() {
+        let result = rewritten(&small(true));
+        let lines = lines(&result.graph);
+        for want in [
+            "r_f = Conv(x_d, w_d, b_d)",
+            "r_q = QuantizeLinear(r_f, r_s, r_z)",
+            "r = DequantizeLinear(r_q, r_s, r_z)",
+            "f = Flatten(r)",
+        ] {
+            assert!(lines.iter().any(|l| l == want), "{want}\n{lines:#?}");
+        }
+        assert_eq!(result.layers[0].int8_value, "r_f");
+        assert_eq!(result.layers[0].float_value, "r");
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_not_taken_again() {
+        let mut graph = small(false);
+        graph.value_mut(ValueId(1)).name = "x_q".to_owned();
+        let result = rewritten(&graph);
+        let mut names: Vec<&str> = result.graph.values.iter().map(|v| v.name.as_str()).collect();
+        let all = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), all);
+    }
+}

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use crate::engine::exec::Options;
 use crate::service::infer::Error;
 use crate::service::infer::batcher::Batcher;
 use crate::service::infer::served::{Files, Served};
+use crate::service::metrics::Metrics;
 use crate::service::store::blobs::{self, Blobs};
 use crate::service::store::{self, Catalog, Endpoint, EndpointVersion, Page, Version, Wanted};
 
@@ -15,6 +17,8 @@ pub struct Registry {
     catalog: Arc<dyn Catalog>,
     blobs: Blobs,
     batcher: Arc<Batcher>,
+    metrics: Arc<Metrics>,
+    options: Options,
     entries: RwLock<HashMap<String, Arc<Entry>>>,
     unloaded: RwLock<HashSet<String>>,
     // One follower at a time; loads are slow and must not run twice.
@@ -52,13 +56,21 @@ pub enum FollowError {
 }
 
 impl Registry {
-    /// An empty registry.
+    /// An empty registry. Sessions run with `options`.
     #[must_use]
-    pub fn new(catalog: Arc<dyn Catalog>, blobs: Blobs, batcher: Arc<Batcher>) -> Arc<Registry> {
+    pub fn new(
+        catalog: Arc<dyn Catalog>,
+        blobs: Blobs,
+        batcher: Arc<Batcher>,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Arc<Registry> {
         Arc::new(Registry {
             catalog,
             blobs,
             batcher,
+            metrics,
+            options,
             entries: RwLock::default(),
             unloaded: RwLock::default(),
             following: tokio::sync::Mutex::default(),
@@ -229,23 +241,28 @@ impl Registry {
     async fn load(&self, endpoint: &Endpoint, source: &EndpointVersion) -> Result<Served, String> {
         let model = self.catalog.model(&Wanted::from(source.model.clone())).await.map_err(|e| e.to_string())?;
         let float = self.pin(model.sha256).await?;
-        let int8 = match source.artifact {
+        let artifact = match source.artifact {
             None => None,
-            Some(id) => {
-                let artifact = self.catalog.artifact(id).await.map_err(|e| e.to_string())?;
-                Some(self.pin(artifact.sha256).await?)
-            }
+            Some(id) => Some(self.catalog.artifact(id).await.map_err(|e| e.to_string())?),
+        };
+        let int8 = match &artifact {
+            None => None,
+            Some(artifact) => Some(self.pin(artifact.sha256).await?),
         };
         let (name, source) = (endpoint.name.clone(), source.clone());
-        let threads = self.batcher.limits().threads_per_run;
+        let (options, limits) = (self.options.clone(), self.batcher.limits().clone());
+        let metrics = Arc::clone(&self.metrics);
         let loaded = tokio::task::spawn_blocking(move || {
             let files = match &int8 {
                 Some(int8) => Files { main: int8.path(), twin: Some(float.path()) },
                 None => Files { main: float.path(), twin: None },
             };
-            Served::load(&name, &source, &files, threads)
+            Served::load(&name, &source, &files, &options, &limits, &metrics)
         });
         let served = loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;
+        if let Some(artifact) = &artifact {
+            served.show_accuracy(&artifact.accuracy);
+        }
         let (name, version, load_ms) = (&served.name, served.source.version, served.load_time.as_millis());
         let weight_bytes = served.weight_bytes;
         tracing::info!(endpoint = %name, %version, load_ms, weight_bytes, "Endpoint {name} version {version} is ready");

@@ -9,9 +9,10 @@ use crate::engine::exec::{self, Options};
 use crate::engine::graph::import;
 use crate::engine::tensor::{DType, Tensor};
 use crate::service::infer::batcher::{Batcher, Lane, Run};
-use crate::service::infer::stats::Stats;
-use crate::service::infer::{Answer, Error, Inputs, Port};
-use crate::service::store::{EndpointVersion, Name, Precision};
+use crate::service::infer::stats::{Spent, Stats};
+use crate::service::infer::{Answer, Error, Inputs, Limits, Port};
+use crate::service::metrics::{EndpointMetrics, InFlight, Metrics, Outcome, Protocol};
+use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
 /// A loaded version of an endpoint.
 pub struct Served {
@@ -23,6 +24,8 @@ pub struct Served {
     pub inputs: Vec<Port>,
     /// What a caller gets back.
     pub outputs: Vec<Port>,
+    /// Whether the first dimension of every input and output is free: the samples.
+    pub has_samples: bool,
     /// Whether requests are run together.
     pub batching: bool,
     /// Bytes of packed weights, of all precisions.
@@ -31,7 +34,15 @@ pub struct Served {
     pub stats: Arc<Stats>,
     /// How long loading took.
     pub load_time: Duration,
-    lanes: Vec<(Precision, Arc<Lane>)>,
+    // The first is what is served when no precision is asked for.
+    lanes: Vec<Track>,
+}
+
+/// One precision of a version: its queue and its figures.
+struct Track {
+    precision: Precision,
+    lane: Arc<Lane>,
+    metrics: EndpointMetrics,
 }
 
 /// What is loaded: the file that is served, and the float model behind an artifact.
@@ -51,12 +62,13 @@ impl Served {
         name: &Name,
         source: &EndpointVersion,
         files: &Files<'_>,
-        threads_per_run: usize,
+        options: &Options,
+        limits: &Limits,
+        metrics: &Metrics,
     ) -> Result<Served, String> {
         let start = Instant::now();
-        let options = Options { threads: threads_per_run.max(1), ..Options::default() };
-        let main = Arc::new(session(files.main, &options)?);
-        let twin = files.twin.map(|path| session(path, &options).map(Arc::new)).transpose()?;
+        let main = Arc::new(session(files.main, options)?);
+        let twin = files.twin.map(|path| session(path, options).map(Arc::new)).transpose()?;
         let inputs: Vec<Port> = main.inputs().iter().map(Port::from).collect();
         let outputs: Vec<Port> = main.outputs().iter().map(Port::from).collect();
         let has_samples =
@@ -65,29 +77,55 @@ impl Served {
         let twin_warm = twin.as_ref().is_none_or(|twin| warm_up(twin, &inputs, name));
         let batching = has_samples && !inputs.is_empty() && warm && twin_warm;
         let weight_bytes = main.weight_bytes() + twin.as_ref().map_or(0, |t| t.weight_bytes());
+        let load_time = start.elapsed();
         let stats = Arc::new(Stats::default());
-        let lane = |precision: Precision, session: Arc<Session>| {
+        let track = |precision: Precision, session: Arc<Session>| {
+            let (version, seconds) = (source.version.0, load_time.as_secs_f64());
+            let metrics = metrics.load_endpoint(name.as_str(), version, precision.as_str(), seconds);
+            metrics.set_queue_limit(limits.queue_max);
+            metrics.set_memory(session.weight_bytes(), 0);
             let run: Run = Box::new(move |inputs| session.run(inputs).map_err(Error::from));
-            let stats = Arc::clone(&stats);
-            let heard = Box::new(move |samples, merge, compute, split| stats.ran(samples, merge, compute, split));
-            (precision, Lane::new(name.to_string(), precision, batching, run, heard))
+            let (stats, counts) = (Arc::clone(&stats), metrics.clone());
+            let heard = Box::new(move |samples, merge, compute: Duration, split| {
+                stats.ran(samples, merge, compute, split);
+                counts.batch(samples, compute.as_secs_f64());
+            });
+            let lane = Lane::new(name.to_string(), precision, batching, run, heard);
+            Track { precision, lane, metrics }
         };
-        let mut lanes = vec![lane(source.precision(), main)];
-        lanes.extend(twin.map(|twin| lane(Precision::Fp32, twin)));
-        let (name, source, load_time) = (name.clone(), source.clone(), start.elapsed());
-        Ok(Served { name, source, inputs, outputs, batching, weight_bytes, stats, load_time, lanes })
+        let mut lanes = vec![track(source.precision(), main)];
+        lanes.extend(twin.map(|twin| track(Precision::Fp32, twin)));
+        let (name, source) = (name.clone(), source.clone());
+        Ok(Served {
+            name,
+            source,
+            inputs,
+            outputs,
+            has_samples,
+            batching,
+            weight_bytes,
+            stats,
+            load_time,
+            lanes,
+        })
     }
 
     /// The precisions that can be asked for; the first is what is served when none is.
     pub fn precisions(&self) -> impl Iterator<Item = Precision> {
-        self.lanes.iter().map(|(precision, _)| *precision)
+        self.lanes.iter().map(|track| track.precision)
     }
 
-    /// Requests that wait, and runs under way, in one precision.
-    #[must_use]
-    pub fn load_of(&self, precision: Precision) -> (usize, usize) {
-        let mut lanes = self.lanes.iter().filter(|(p, _)| *p == precision);
-        lanes.next().map_or((0, 0), |(_, lane)| (lane.depth(), lane.running()))
+    /// Notes what the evaluation of the job found, for the metrics.
+    pub fn show_accuracy(&self, accuracy: &AccuracySummary) {
+        let AccuracySummary { metric, float, int8, delta, .. } = accuracy;
+        self.lanes[0].metrics.set_accuracy(metric, *float, *int8, *delta);
+    }
+
+    /// Brings the length of the queues into the metrics.
+    pub fn show_queue(&self) {
+        for track in &self.lanes {
+            track.metrics.set_queue_depth(track.lane.depth());
+        }
     }
 
     /// Answers a request.
@@ -112,14 +150,18 @@ impl Served {
     }
 
     fn lane(&self, precision: Option<&str>) -> Result<&Arc<Lane>, Error> {
-        let Some(asked) = precision else { return Ok(&self.lanes[0].1) };
-        self.lanes.iter().find(|(p, _)| p.as_str() == asked).map(|(_, lane)| lane).ok_or_else(|| {
-            Error::UnknownPrecision {
-                name: self.name.to_string(),
-                asked: asked.to_owned(),
-                available: self.precisions().map(Precision::as_str).collect(),
-            }
+        self.track(precision).map(|track| &track.lane).ok_or_else(|| Error::UnknownPrecision {
+            name: self.name.to_string(),
+            asked: precision.unwrap_or_default().to_owned(),
+            available: self.precisions().map(Precision::as_str).collect(),
         })
+    }
+
+    fn track(&self, precision: Option<&str>) -> Option<&Track> {
+        match precision {
+            None => self.lanes.first(),
+            Some(asked) => self.lanes.iter().find(|track| track.precision.as_str() == asked),
+        }
     }
 
     /// Puts inputs into the order of the model and checks each of them.
@@ -153,6 +195,68 @@ impl Served {
         match given.pop() {
             Some((name, _)) => Err(exec::Error::UnknownInput { name, expected: expected() }.into()),
             None => Ok(ordered),
+        }
+    }
+}
+
+/// One request at an endpoint, from its first byte to its last. Dropped before it is answered or refused, it
+/// counts as cancelled: the client has gone.
+pub struct Ticket {
+    served: Arc<Served>,
+    start: Instant,
+    // `None` once the request has ended.
+    counted: Option<(EndpointMetrics, InFlight)>,
+}
+
+impl Ticket {
+    /// A request begins.
+    #[must_use]
+    pub fn new(served: Arc<Served>) -> Ticket {
+        let metrics = served.lanes[0].metrics.clone();
+        let in_flight = metrics.begin();
+        Ticket { served, start: Instant::now(), counted: Some((metrics, in_flight)) }
+    }
+
+    /// The request asks for a precision; one that there is not leaves the figures where they are.
+    pub fn precision(&mut self, asked: Option<&str>) {
+        if let (Some(_), Some(track)) = (asked, self.served.track(asked)) {
+            self.counted = Some((track.metrics.clone(), track.metrics.begin()));
+        }
+    }
+
+    /// Notes how long the parts took.
+    pub fn times(&self, decode: Duration, queue: Duration, encode: Duration) {
+        if let Some((metrics, _)) = &self.counted {
+            metrics.decode(decode.as_secs_f64());
+            metrics.queue(queue.as_secs_f64());
+            metrics.encode(encode.as_secs_f64());
+        }
+    }
+
+    /// The request was answered, at `now_ms`.
+    pub fn answered(mut self, now_ms: i64, spent: &Spent) {
+        self.served.stats.answered(now_ms, spent);
+        self.end(Outcome::Ok);
+    }
+
+    /// The request was not answered.
+    pub fn refused(mut self, outcome: Outcome) {
+        self.served.stats.failed(self.start.elapsed());
+        self.end(outcome);
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        if let Some((metrics, _)) = self.counted.take() {
+            metrics.request(Protocol::Http, outcome, self.start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.counted.is_some() {
+            self.served.stats.failed(self.start.elapsed());
+            self.end(Outcome::Cancelled);
         }
     }
 }

@@ -981,6 +981,14 @@ pub enum Error {
         /// How it ended.
         state: JobState,
     },
+    /// The job has not ended, so it cannot be deleted.
+    #[error("job `{job}` is {state}: cancel it, and delete it when it has ended")]
+    NotFinished {
+        /// The job.
+        job: JobId,
+        /// Where it stands.
+        state: JobState,
+    },
     /// The key was used before for another request.
     #[error("idempotency key `{key}` was used for another request")]
     KeyReused {
@@ -1091,6 +1099,8 @@ pub trait Catalog: Send + Sync {
     fn finish_job<'a>(&'a self, lease: &'a Lease, finish: Finish) -> Answer<'a, Job>;
     /// A queued job is cancelled at once, a running one is asked to stop. Asking again changes nothing.
     fn cancel_job(&self, id: JobId) -> Answer<'_, Job>;
+    /// Deletes a job that has ended. Its artifact stays.
+    fn delete_job(&self, id: JobId) -> Answer<'_, ()>;
     /// Takes leases that have run out: cancelled where asked, else queued again after `wait`, or failed
     /// (`lease_lost`) where no attempt is left. Gives the jobs that changed.
     fn reap_jobs(&self, wait: Duration) -> Answer<'_, Vec<Job>>;

@@ -1,0 +1,100 @@
+//! Constant folding: nodes whose operands are all known are computed once, before any run.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::engine::graph::op::Op;
+use crate::engine::graph::shapes::{Fact, infer, shape_range};
+use crate::engine::graph::{Dim, Graph, Node, ValueId};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::tensor::Tensor;
+
+use super::compile::{Request, compile};
+use super::layout::{Layout, Rule, rule};
+use super::step::{Context, Operand, Operands, Scratch, Source};
+use super::weights::Weights;
+
+/// A result larger than this stays a node, unless it is no larger than what it is made from: a model must not
+/// grow because a ConstantOfShape was written out.
+const GROWTH_BYTES_MAX: usize = 64 << 10;
+
+/// Replaces nodes by their results where all operands are constants. DequantizeLinear stays: it says that
+/// weights are codes. A node that cannot be computed stays as well, and is refused when the graph is run.
+pub fn fold_constants(graph: &mut Graph) {
+    let mut folded: HashSet<usize> = HashSet::new();
+    for index in 0..graph.nodes.len() {
+        let node = graph.nodes[index].clone();
+        if let Some(tensor) = known_shape(graph, &node).or_else(|| compute(graph, index, &node)) {
+            let value = graph.value_mut(node.outputs[0]);
+            value.dtype = Some(tensor.dtype());
+            value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
+            value.constant = Some(Arc::new(tensor));
+            folded.insert(index);
+        }
+    }
+    let kept = graph.nodes.drain(..).enumerate().filter(|(i, _)| !folded.contains(i)).map(|(_, n)| n);
+    graph.nodes = kept.collect();
+    graph.remove_unused_nodes();
+}
+
+/// The result of Shape where the dimensions that it takes are declared as numbers.
+fn known_shape(graph: &Graph, node: &Node) -> Option<Tensor> {
+    let Op::Shape { start, end } = node.op else { return None };
+    let dims = graph.value(node.input(0)?).dims.as_ref()?;
+    let number = |dim: &Dim| match dim {
+        Dim::Known(n) => Some(*n as i64),
+        Dim::Symbol(_) | Dim::Unknown => None,
+    };
+    let numbers: Option<Vec<i64>> = dims[shape_range(dims.len(), start, end)].iter().map(number).collect();
+    let numbers = numbers?;
+    Some(Tensor::from_slice(&[numbers.len()], &numbers))
+}
+
+fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
+    let fact = |id: &ValueId| graph.constant(*id).map(|t| Fact::constant(t.clone()));
+    let skipped =
+        matches!(node.op, Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } | Op::Split { .. });
+    if skipped || node.outputs.len() != 1 || rule(&node.op) == Rule::ChannelsLast {
+        return None;
+    }
+    let facts: Option<Vec<Option<Fact>>> = node
+        .inputs
+        .iter()
+        .map(|id| match id {
+            None => Some(None),
+            Some(id) => fact(id).map(Some),
+        })
+        .collect();
+    let facts = facts?;
+    let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+    let (dtype, shape) = infer(&node.op, &refs, 1).ok()?.into_iter().next()?;
+    let taken: usize = facts.iter().flatten().map(Fact::bytes).sum();
+    let made = Fact::computed(dtype, shape.clone()).bytes();
+    if made > taken.max(GROWTH_BYTES_MAX) {
+        return None;
+    }
+    if let Op::Shape { .. } = node.op {
+        return None;
+    }
+    let request = Request {
+        graph,
+        weights: &Weights::default(),
+        context: Context { isa: Isa::best(), threads: 1 },
+        index,
+        node,
+        layout: Layout::RowMajor,
+        clamp: (f32::NEG_INFINITY, f32::INFINITY),
+    };
+    let kernel = compile(&request, &refs, dtype, &shape).ok()?;
+    let operand = |f: &Option<Fact>| {
+        f.as_ref().and_then(|f| f.constant.clone()).map(|tensor| Operand {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+            source: Source::Constant(tensor),
+        })
+    };
+    let operands: Vec<Option<Operand>> = facts.iter().map(operand).collect();
+    let mut tensor = Tensor::zeros(dtype, &shape);
+    kernel(&Operands::constants(&operands), tensor.view_mut(), &mut Scratch::default()).ok()?;
+    Some(tensor)
+}

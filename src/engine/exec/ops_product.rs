@@ -1,0 +1,308 @@
+//! Products and windows in float: convolution, matrix products, pooling. Images are channels-last here.
+
+use std::sync::Arc;
+
+use crate::engine::graph::op::{Op, Sliding};
+use crate::engine::graph::shapes::{Fact, windows};
+use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
+use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
+use crate::engine::kernels::{Window, pool};
+use crate::engine::tensor::{DType, Tensor};
+
+use super::step::{Context, Kernel};
+use super::strided::{Walk, copy};
+use super::weights::{Packed, Weights};
+
+/// The geometry of a window over a channels-last value `[N, H, W, C]` or `[N, L, C]`.
+pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Result<Window, String> {
+    let spatial = &x[1..x.len() - 1];
+    let w = windows(sliding, spatial, kernel)?;
+    let (h, v) = match spatial.len() {
+        1 => (None, 0),
+        2 => (Some(0), 1),
+        n => return Err(format!("{n} spatial axes are not supported, 1 or 2 are")),
+    };
+    let row = |list: &[usize], default: usize| h.map_or(default, |i| list[i]);
+    Ok(Window {
+        batch: x[0],
+        in_h: row(spatial, 1),
+        in_w: spatial[v],
+        out_h: row(&w.out, 1),
+        out_w: w.out[v],
+        kernel_h: row(&w.kernel, 1),
+        kernel_w: w.kernel[v],
+        stride_h: row(&w.strides, 1),
+        stride_w: w.strides[v],
+        dilation_h: row(&w.dilations, 1),
+        dilation_w: w.dilations[v],
+        pad_top: row(&w.begin, 0),
+        pad_left: w.begin[v],
+    })
+}
+
+/// Weights `[O, I, taps…]` as `[O, taps, I]`.
+pub(super) fn taps_first<T: crate::engine::tensor::Element>(weight: &[T], shape: &[usize]) -> Vec<T> {
+    let (out, inputs, taps) = (shape[0], shape[1], shape[2..].iter().product::<usize>());
+    let walk = Walk::new(&[out, taps, inputs], [vec![(inputs * taps) as isize, 1, taps as isize]]);
+    let mut moved = weight.to_vec();
+    copy(&walk, 0, weight, &mut moved);
+    moved
+}
+
+/// Whether each input channel makes one output channel of its own.
+pub(super) fn is_depthwise(groups: usize, weight: &[usize]) -> bool {
+    groups > 1 && weight[1] == 1 && weight[0] == groups
+}
+
+fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
+    let shape = weight.shape();
+    let taps: usize = shape[2..].iter().product();
+    let moved = taps_first(weight.slice::<f32>(), shape);
+    if is_depthwise(groups, shape) {
+        return Packed::DepthwiseFloat(PackedDepthwiseF32::pack(context.isa, &moved, groups, taps));
+    }
+    let out = shape[0] / groups;
+    let group = |part: &[f32]| PackedF32::pack(context.isa, part, out, taps, shape[1]);
+    Packed::Float(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
+}
+
+/// Conv with constant weights, its results clamped to `[lo, hi]` (a Relu or Clip that was fused).
+pub(super) fn conv(
+    context: Context,
+    weights: &Weights,
+    node: usize,
+    op: (&Sliding, usize),
+    inputs: &[Option<&Fact>],
+    (lo, hi): (f32, f32),
+) -> Result<Kernel, String> {
+    let (sliding, groups) = op;
+    let x = inputs[0].ok_or("input 0 is missing")?;
+    let weight =
+        inputs[1].and_then(|w| w.constant.clone()).ok_or("weights that are computed are not supported")?;
+    only_f32(x)?;
+    let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
+    let (channels, out_channels) = (weight.shape()[1] * groups, weight.shape()[0]);
+    let packed = weights.get(node, || pack_conv(context, &weight, groups));
+    let threads = context.threads;
+    Ok(Box::new(move |operands, mut out, _| {
+        let x = operands.need(0).slice::<f32>();
+        let bias = operands.get(2).map(|b| b.slice::<f32>());
+        let out = out.slice_mut::<f32>();
+        match &*packed {
+            Packed::DepthwiseFloat(packed) => packed.conv(x, &window, bias, lo, hi, out, threads),
+            Packed::Float(groups) => {
+                let (cin, cout) = (channels / groups.len(), out_channels / groups.len());
+                for (g, packed) in groups.iter().enumerate() {
+                    let bias = bias.map(|b| &b[g * cout..(g + 1) * cout]);
+                    packed.conv(
+                        x,
+                        channels,
+                        g * cin,
+                        &window,
+                        bias,
+                        lo,
+                        hi,
+                        out,
+                        out_channels,
+                        g * cout,
+                        threads,
+                    );
+                }
+            }
+            Packed::Int8(_) | Packed::DepthwiseInt8(_) => unreachable!("packed above"),
+        }
+        Ok(())
+    }))
+}
+
+fn only_f32(x: &Fact) -> Result<(), String> {
+    match x.dtype {
+        DType::F32 => Ok(()),
+        other => Err(format!("{other} is not supported here, float32 is")),
+    }
+}
+
+/// The two last axes of a matrix operand, one of one dimension being a row or a column.
+fn matrix(shape: &[usize], left: bool) -> (usize, usize) {
+    match (shape.len(), left) {
+        (1, true) => (1, shape[0]),
+        (1, false) => (shape[0], 1),
+        (n, _) => (shape[n - 2], shape[n - 1]),
+    }
+}
+
+/// MatMul: `[…, m, k] × […, k, n]`. A constant right operand of two dimensions is packed once.
+pub(super) fn matmul(
+    context: Context,
+    weights: &Weights,
+    node: usize,
+    a: &Fact,
+    b: &Fact,
+) -> Result<Kernel, String> {
+    only_f32(a)?;
+    let ((m, k), (_, n)) = (matrix(&a.shape, true), matrix(&b.shape, false));
+    let threads = context.threads;
+    if let (Some(constant), true) = (&b.constant, b.shape.len() <= 2) {
+        let rows = a.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
+        let packed = weights.get(node, || {
+            Packed::Float(vec![PackedF32::pack_matrix(context.isa, constant.slice::<f32>(), k, n)])
+        });
+        return Ok(product_of(packed, rows, None, threads));
+    }
+    let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
+    let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
+    let batch = crate::engine::graph::shapes::broadcast(&lead_a, &lead_b)?;
+    let walk = Walk::broadcast(&batch, [&lead_a, &lead_b]);
+    let isa = context.isa;
+    Ok(Box::new(move |operands, mut out, scratch| {
+        let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
+        let out = out.slice_mut::<f32>();
+        walk.rows(|at, [a0, b0], length, [da, db]| {
+            for i in 0..length {
+                let (ia, ib) = ((a0 + da * i as isize) as usize, (b0 + db * i as isize) as usize);
+                let (a, b) = (&a[ia * m * k..(ia + 1) * m * k], &b[ib * k * n..(ib + 1) * k * n]);
+                let out = &mut out[(at + i) * m * n..(at + i + 1) * m * n];
+                matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
+            }
+        });
+        Ok(())
+    }))
+}
+
+/// A product with packed weights.
+fn product_of(packed: Arc<Packed>, rows: usize, bias: Option<Vec<f32>>, threads: usize) -> Kernel {
+    Box::new(move |operands, mut out, _| {
+        let Packed::Float(groups) = &*packed else { unreachable!("packed as floats") };
+        let a = operands.need(0).slice::<f32>();
+        let (lo, hi) = (f32::NEG_INFINITY, f32::INFINITY);
+        groups[0].matmul(a, rows, bias.as_deref(), lo, hi, out.slice_mut::<f32>(), threads);
+        Ok(())
+    })
+}
+
+/// `a` with its two axes exchanged.
+fn transposed(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
+    out.resize(x.len(), 0.0);
+    let walk = Walk::new(&[columns, rows], [vec![1, columns as isize]]);
+    copy(&walk, 0, x, out);
+}
+
+/// Gemm: `alpha · a' · b' + beta · c`.
+pub(super) fn gemm(
+    context: Context,
+    weights: &Weights,
+    node: usize,
+    op: &Op,
+    inputs: &[Option<&Fact>],
+) -> Result<Kernel, String> {
+    let Op::Gemm { alpha, beta, trans_a, trans_b } = *op else { unreachable!("called for Gemm") };
+    let (a, b) = (inputs[0].ok_or("input 0 is missing")?, inputs[1].ok_or("input 1 is missing")?);
+    only_f32(a)?;
+    let (m, k) = if trans_a { (a.shape[1], a.shape[0]) } else { (a.shape[0], a.shape[1]) };
+    let n = if trans_b { b.shape[0] } else { b.shape[1] };
+    let threads = context.threads;
+    let c = inputs.get(2).copied().flatten();
+    let row_bias = c.and_then(|c| c.constant.clone()).filter(|c| c.len() == n && beta == 1.0 && alpha == 1.0);
+    if let (Some(constant), false) = (&b.constant, trans_a)
+        && (c.is_none() || row_bias.is_some())
+        && alpha == 1.0
+    {
+        let packed = weights.get(node, || {
+            let data = constant.slice::<f32>();
+            let mut turned = Vec::new();
+            if trans_b {
+                transposed(data, n, k, &mut turned);
+            }
+            let matrix = if trans_b { &turned } else { data };
+            Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
+        });
+        return Ok(product_of(packed, m, row_bias.map(|c| c.slice::<f32>().to_vec()), threads));
+    }
+    let walk = c.map(|c| Walk::broadcast(&[m, n], [&c.shape]));
+    let isa = context.isa;
+    Ok(Box::new(move |operands, mut out, scratch| {
+        let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
+        let (mut turned_a, mut turned_b) = (Vec::new(), Vec::new());
+        if trans_a {
+            transposed(a, k, m, &mut turned_a);
+        }
+        if trans_b {
+            transposed(b, n, k, &mut turned_b);
+        }
+        let a = if trans_a { &turned_a } else { a };
+        let b = if trans_b { &turned_b } else { b };
+        let out = out.slice_mut::<f32>();
+        matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
+        out.iter_mut().for_each(|y| *y *= alpha);
+        if let Some(walk) = &walk {
+            let c = operands.need(2).slice::<f32>();
+            walk.rows(|at, [start], length, [step]| {
+                for i in 0..length {
+                    out[at + i] += beta * c[(start + step * i as isize) as usize];
+                }
+            });
+        }
+        Ok(())
+    }))
+}
+
+/// MaxPool of floats or codes.
+pub(super) fn max_pool(context: Context, sliding: &Sliding, x: &Fact) -> Result<Kernel, String> {
+    let window = window_of(sliding, &x.shape, &sliding.kernel)?;
+    let channels = x.shape[x.shape.len() - 1];
+    let Context { isa, threads } = context;
+    match x.dtype {
+        DType::F32 => Ok(Box::new(move |operands, mut out, _| {
+            pool::max_pool_f32(isa, operands.need(0).slice(), channels, &window, out.slice_mut(), threads);
+            Ok(())
+        })),
+        DType::U8 => Ok(Box::new(move |operands, mut out, _| {
+            pool::max_pool_u8(isa, operands.need(0).slice(), channels, &window, out.slice_mut(), threads);
+            Ok(())
+        })),
+        other => Err(format!("MaxPool of {other} is not supported")),
+    }
+}
+
+/// AveragePool.
+pub(super) fn average_pool(
+    context: Context,
+    sliding: &Sliding,
+    count_include_pad: bool,
+    x: &Fact,
+) -> Result<Kernel, String> {
+    only_f32(x)?;
+    let window = window_of(sliding, &x.shape, &sliding.kernel)?;
+    let channels = x.shape[x.shape.len() - 1];
+    let Context { isa, threads } = context;
+    Ok(Box::new(move |operands, mut out, _| {
+        let x = operands.need(0).slice();
+        pool::avg_pool_f32(isa, x, channels, &window, count_include_pad, out.slice_mut(), threads);
+        Ok(())
+    }))
+}
+
+/// GlobalAveragePool or GlobalMaxPool of a channels-last value.
+pub(super) fn global_pool(context: Context, max: bool, x: &Fact) -> Result<Kernel, String> {
+    let (batch, channels) = (x.shape[0], x.shape[x.shape.len() - 1]);
+    let pixels: usize = x.shape[1..x.shape.len() - 1].iter().product();
+    let Context { isa, threads } = context;
+    Ok(match (x.dtype, max) {
+        (DType::F32, false) => Box::new(move |operands, mut out, _| {
+            let x = operands.need(0).slice();
+            pool::global_avg_pool_f32(isa, x, batch, pixels, channels, out.slice_mut(), threads);
+            Ok(())
+        }),
+        (DType::F32, true) => Box::new(move |operands, mut out, _| {
+            let x = operands.need(0).slice();
+            pool::global_max_pool_f32(isa, x, batch, pixels, channels, out.slice_mut(), threads);
+            Ok(())
+        }),
+        (DType::U8, true) => Box::new(move |operands, mut out, _| {
+            let x = operands.need(0).slice();
+            pool::global_max_pool_u8(isa, x, batch, pixels, channels, out.slice_mut(), threads);
+            Ok(())
+        }),
+        (other, _) => return Err(format!("a global pool of {other} is not supported")),
+    })
+}

@@ -1,0 +1,620 @@
+//! A graph compiled for given input shapes: a list of steps over one arena. Decides the memory order of every
+//! value, folds what is constant, fuses clamps into the products before them.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::shapes::{self, Fact, infer};
+use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::tensor::{DType, Tensor, TensorViewMut};
+
+use super::compile::{Request, compile};
+use super::layout::{self, Layout, Rule};
+use super::memory::{Lifetime, place};
+use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
+use super::weights::Weights;
+use super::{Error, ops_move};
+
+/// Most bytes of an arena.
+const ARENA_BYTES_MAX: u64 = 16 << 30;
+
+/// One compiled step.
+pub(super) struct Step {
+    /// Index of the node in the graph.
+    pub(super) node: usize,
+    /// The operator, or `to_channels_last` / `to_row_major`.
+    pub(super) what: &'static str,
+    /// Multiply-accumulates of one run.
+    pub(super) macs: u64,
+    pub(super) kernel: Kernel,
+    pub(super) operands: Vec<Option<Operand>>,
+    pub(super) out: Range<usize>,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
+}
+
+/// A value that can be shown to a tap once so many steps are done.
+pub(super) struct Sight {
+    pub(super) after_steps: usize,
+    pub(super) value: ValueId,
+    pub(super) operand: Option<Operand>,
+    pub(super) layout: Layout,
+    /// The shape that the model gives it.
+    pub(super) shape: Vec<usize>,
+}
+
+/// A compiled graph.
+pub(super) struct Plan {
+    pub(super) steps: Vec<Step>,
+    pub(super) arena_bytes: usize,
+    pub(super) outputs: Vec<Option<Operand>>,
+    pub(super) sights: Vec<Sight>,
+}
+
+/// What a plan is compiled from.
+pub(super) struct Blueprint<'a> {
+    pub(super) graph: &'a Graph,
+    pub(super) weights: &'a Weights,
+    pub(super) context: Context,
+    /// Whether clamps are fused and values stay channels-last between steps.
+    pub(super) passes: bool,
+    /// Values that must not be fused away, because a tap wants to see them.
+    pub(super) wanted: &'a HashSet<ValueId>,
+}
+
+/// Where a form of a value lies while the plan is made.
+#[derive(Clone)]
+enum Place {
+    Given(usize),
+    Constant(Arc<Tensor>),
+    Buffer(usize),
+}
+
+/// A value in one memory order.
+#[derive(Clone)]
+struct Form {
+    place: Place,
+    shape: Vec<usize>,
+}
+
+/// What is known of a value while the plan is made.
+#[derive(Clone)]
+struct State {
+    fact: Fact,
+    row_major: Option<Form>,
+    channels_last: Option<Form>,
+}
+
+struct Draft {
+    node: usize,
+    what: &'static str,
+    macs: u64,
+    kernel: Kernel,
+    operands: Vec<Option<(Form, DType)>>,
+    buffer: usize,
+    dtype: DType,
+    shape: Vec<usize>,
+}
+
+struct DraftSight {
+    after_steps: usize,
+    value: ValueId,
+    form: Form,
+    dtype: DType,
+    layout: Layout,
+    shape: Vec<usize>,
+}
+
+struct Builder<'a> {
+    source: &'a Blueprint<'a>,
+    states: Vec<Option<State>>,
+    drafts: Vec<Draft>,
+    buffers: Vec<Lifetime>,
+    sights: Vec<DraftSight>,
+    /// For each node that was fused into the one before it: its output is that one's.
+    fused: HashSet<usize>,
+    consumers: Vec<Vec<usize>>,
+}
+
+/// Compiles a graph for inputs of the given shapes.
+///
+/// # Errors
+/// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
+pub(super) fn build(source: &Blueprint<'_>, inputs: &[Vec<usize>]) -> Result<Plan, Error> {
+    let graph = source.graph;
+    let mut builder = Builder {
+        source,
+        states: vec![None; graph.values.len()],
+        drafts: Vec::new(),
+        buffers: Vec::new(),
+        sights: Vec::new(),
+        fused: HashSet::new(),
+        consumers: graph.consumers(),
+    };
+    for (id, value) in graph.values.iter().enumerate() {
+        if let Some(tensor) = &value.constant {
+            builder.states[id] = Some(constant_state(tensor.clone()));
+        }
+    }
+    for (index, (&id, shape)) in graph.inputs.iter().zip(inputs).enumerate() {
+        let dtype = graph.value(id).dtype.unwrap_or(DType::F32);
+        let form = Form { place: Place::Given(index), shape: shape.clone() };
+        builder.set(id, Fact::computed(dtype, shape.clone()), Some(form), None);
+    }
+    for (index, node) in graph.nodes.iter().enumerate() {
+        builder.node(index, node).map_err(|reason| at(node, reason))?;
+    }
+    builder.finish()
+}
+
+fn at(node: &Node, reason: String) -> Error {
+    Error::Node { node: node.name.clone(), op: node.op.name(), reason }
+}
+
+fn constant_state(tensor: Arc<Tensor>) -> State {
+    let form = Form { place: Place::Constant(tensor.clone()), shape: tensor.shape().to_vec() };
+    State { fact: Fact::constant(tensor), row_major: Some(form), channels_last: None }
+}
+
+impl Builder<'_> {
+    fn state(&self, id: ValueId) -> Result<&State, String> {
+        let state = self.states[id.0 as usize].as_ref();
+        state.ok_or_else(|| {
+            format!("value `{}` is made by no node before it", self.source.graph.value(id).name)
+        })
+    }
+
+    fn set(&mut self, id: ValueId, fact: Fact, row_major: Option<Form>, channels_last: Option<Form>) {
+        let shown = row_major.as_ref().map(|f| (f, Layout::RowMajor));
+        let shown = shown.or(channels_last.as_ref().map(|f| (f, Layout::ChannelsLast)));
+        if self.source.wanted.contains(&id)
+            && let Some((form, layout)) = shown
+        {
+            let (form, done) = (form.clone(), self.drafts.len());
+            self.touch(&form, done.saturating_sub(1));
+            self.sights.push(DraftSight {
+                after_steps: done,
+                value: id,
+                form,
+                dtype: fact.dtype,
+                layout,
+                shape: fact.shape.clone(),
+            });
+        }
+        self.states[id.0 as usize] = Some(State { fact, row_major, channels_last });
+    }
+
+    /// Keeps the buffer of a form alive up to a step.
+    fn touch(&mut self, form: &Form, step: usize) {
+        if let Place::Buffer(b) = form.place {
+            self.buffers[b].last = self.buffers[b].last.max(step);
+        }
+    }
+
+    fn emit(
+        &mut self,
+        (node, what, macs): (usize, &'static str, u64),
+        kernel: Kernel,
+        operands: Vec<Option<(Form, DType)>>,
+        dtype: DType,
+        shape: Vec<usize>,
+    ) -> Form {
+        let step = self.drafts.len();
+        operands.iter().flatten().for_each(|(form, _)| self.touch(form, step));
+        let bytes = shape.iter().product::<usize>() * dtype.size();
+        self.buffers.push(Lifetime { bytes, first: step, last: step });
+        let buffer = self.buffers.len() - 1;
+        self.drafts.push(Draft { node, what, macs, kernel, operands, buffer, dtype, shape: shape.clone() });
+        Form { place: Place::Buffer(buffer), shape }
+    }
+
+    /// A value in a given memory order; converts it where it has only the other.
+    fn form(&mut self, node: usize, id: ValueId, layout: Layout) -> Result<Form, String> {
+        let state = self.state(id)?;
+        let (have, other) = match layout {
+            Layout::RowMajor => (&state.row_major, &state.channels_last),
+            Layout::ChannelsLast => (&state.channels_last, &state.row_major),
+        };
+        if let Some(form) = have {
+            return Ok(form.clone());
+        }
+        let from = other.clone().ok_or("a value has no form")?;
+        let (dtype, logical) = (state.fact.dtype, state.fact.shape.clone());
+        let shape = layout.shape(&logical);
+        let form = if layout::same_memory(&logical) {
+            Form { place: from.place.clone(), shape }
+        } else {
+            let kernel = layout::convert(self.source.context, layout, dtype, &logical);
+            match &from.place {
+                Place::Constant(tensor) => {
+                    let folded =
+                        fold(&kernel, &[Some(constant_operand(tensor.clone(), &from.shape))], dtype, &shape)?;
+                    Form { place: Place::Constant(Arc::new(folded)), shape }
+                }
+                _ => {
+                    self.emit((node, layout.conversion(), 0), kernel, vec![Some((from, dtype))], dtype, shape)
+                }
+            }
+        };
+        let state = self.states[id.0 as usize].as_mut().expect("read above");
+        match layout {
+            Layout::RowMajor => state.row_major = Some(form.clone()),
+            Layout::ChannelsLast => state.channels_last = Some(form.clone()),
+        }
+        Ok(form)
+    }
+
+    fn node(&mut self, index: usize, node: &Node) -> Result<(), String> {
+        if self.fused.contains(&index) {
+            return Ok(());
+        }
+        let facts: Vec<Option<Fact>> = node
+            .inputs
+            .iter()
+            .map(|id| id.map(|id| self.state(id).map(|s| s.fact.clone())).transpose())
+            .collect::<Result<_, _>>()?;
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let results = infer(&node.op, &refs, node.outputs.len())?;
+        if results.len() < node.outputs.len() {
+            return Err(format!("{} results are asked for, {} are made", node.outputs.len(), results.len()));
+        }
+        if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
+            return Ok(());
+        }
+        let constant = facts.iter().flatten().all(|f| f.constant.is_some());
+        match &node.op {
+            Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results),
+            _ if constant => self.folded(index, node, &facts, &results[0]),
+            _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result")),
+        }
+    }
+
+    /// Operators that only rename the shape: no step.
+    fn alias(
+        &mut self,
+        node: &Node,
+        facts: &[Option<Fact>],
+        results: &[(DType, Vec<usize>)],
+    ) -> Result<bool, String> {
+        let renames = match &node.op {
+            Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze | Op::Identity => true,
+            Op::Cast { to } => facts[0].as_ref().is_some_and(|x| x.dtype == *to),
+            _ => false,
+        };
+        let Some(x) = node.input(0).filter(|_| renames) else { return Ok(false) };
+        let (dtype, shape) = results[0].clone();
+        if let Some(tensor) = self.state(x)?.fact.constant.clone() {
+            let tensor = (*tensor).clone().reshaped(&shape).ok_or("the number of elements changes")?;
+            self.set_constant(node.outputs[0], Arc::new(tensor));
+            return Ok(true);
+        }
+        let mut channels_last = None;
+        if matches!(node.op, Op::Identity) || self.state(x)?.fact.shape == shape {
+            channels_last = self.state(x)?.channels_last.clone();
+        }
+        let have_row_major = self.state(x)?.row_major.is_some();
+        let row_major = if have_row_major || channels_last.is_none() {
+            let form = self.form(self.drafts.last().map_or(0, |d| d.node), x, Layout::RowMajor)?;
+            Some(Form { place: form.place, shape: shape.clone() })
+        } else {
+            None
+        };
+        self.set(node.outputs[0], Fact::computed(dtype, shape), row_major, channels_last);
+        Ok(true)
+    }
+
+    fn set_constant(&mut self, id: ValueId, tensor: Arc<Tensor>) {
+        let state = constant_state(tensor);
+        self.set(id, state.fact, state.row_major, None);
+    }
+
+    /// The shape of a value is known once the shapes of the inputs are.
+    fn shape_of(&mut self, node: &Node, facts: &[Option<Fact>]) -> bool {
+        let (Op::Shape { start, end }, Some(x)) = (&node.op, facts.first().and_then(Option::as_ref)) else {
+            return false;
+        };
+        let dims: Vec<i64> =
+            x.shape[shapes::shape_range(x.shape.len(), *start, *end)].iter().map(|&d| d as i64).collect();
+        self.set_constant(node.outputs[0], Arc::new(Tensor::from_slice(&[dims.len()], &dims)));
+        true
+    }
+
+    fn request<'r>(&'r self, index: usize, node: &'r Node, layout: Layout) -> Request<'r> {
+        Request {
+            graph: self.source.graph,
+            weights: self.source.weights,
+            context: self.source.context,
+            index,
+            node,
+            layout,
+            clamp: (f32::NEG_INFINITY, f32::INFINITY),
+        }
+    }
+
+    fn folded(
+        &mut self,
+        index: usize,
+        node: &Node,
+        facts: &[Option<Fact>],
+        result: &(DType, Vec<usize>),
+    ) -> Result<(), String> {
+        let rule = layout::rule(&node.op);
+        let needs = if rule == Rule::ChannelsLast { Layout::ChannelsLast } else { Layout::RowMajor };
+        let mut physical = facts.to_vec();
+        if needs == Layout::ChannelsLast {
+            let x = facts[0].as_ref().ok_or("input 0 is missing")?;
+            let form = self.form(index, node.input(0).expect("it has a fact"), needs)?;
+            let Place::Constant(tensor) = form.place else {
+                return Err("a constant lost its data".to_owned());
+            };
+            physical[0] = Some(Fact { dtype: x.dtype, shape: form.shape, constant: Some(tensor) });
+        }
+        let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
+        let shape = needs.shape(&result.1);
+        let kernel = compile(&self.request(index, node, needs), &refs, result.0, &shape)?;
+        let operand = |fact: &Option<Fact>| {
+            fact.as_ref().and_then(|f| f.constant.clone().map(|t| constant_operand(t, &f.shape)))
+        };
+        let operands: Vec<Option<Operand>> = physical.iter().map(operand).collect();
+        let tensor = Arc::new(fold(&kernel, &operands, result.0, &shape)?);
+        if needs == Layout::RowMajor {
+            self.set_constant(node.outputs[0], tensor);
+        } else {
+            let back = layout::convert(self.source.context, Layout::RowMajor, result.0, &result.1);
+            let tensor = fold(&back, &[Some(constant_operand(tensor, &shape))], result.0, &result.1)?;
+            self.set_constant(node.outputs[0], Arc::new(tensor));
+        }
+        Ok(())
+    }
+
+    fn split(
+        &mut self,
+        index: usize,
+        node: &Node,
+        facts: &[Option<Fact>],
+        axis: i64,
+        results: &[(DType, Vec<usize>)],
+    ) -> Result<(), String> {
+        let x = facts[0].as_ref().ok_or("input 0 is missing")?;
+        let axis = shapes::axis_index(axis, x.shape.len(), false)?;
+        let form = self.form(index, node.input(0).ok_or("input 0 is missing")?, Layout::RowMajor)?;
+        let outs: Vec<Vec<usize>> = results.iter().map(|(_, shape)| shape.clone()).collect();
+        let parts = ops_move::split_parts(axis, &outs);
+        for ((&id, (start, length)), shape) in node.outputs.iter().zip(parts).zip(outs) {
+            let kernel = ops_move::part(x, axis, start, length);
+            let operands = vec![Some((form.clone(), x.dtype))];
+            if let Some(tensor) = &x.constant {
+                let operand = constant_operand(tensor.clone(), &x.shape);
+                let part = fold(&kernel, &[Some(operand)], x.dtype, &shape)?;
+                self.set_constant(id, Arc::new(part));
+                continue;
+            }
+            let out = self.emit((index, "Split", 0), kernel, operands, x.dtype, shape.clone());
+            self.set(id, Fact::computed(x.dtype, shape), Some(out), None);
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        index: usize,
+        node: &Node,
+        facts: &[Option<Fact>],
+        (dtype, shape): (DType, Vec<usize>),
+    ) -> Result<(), String> {
+        let layout = self.choose(node, facts, shape.len());
+        let wide = layout::rule(&node.op) == Rule::FollowBroadcast && layout == Layout::ChannelsLast;
+        let mut operands = Vec::new();
+        for (position, id) in node.inputs.iter().enumerate() {
+            let (Some(id), Some(fact)) = (id, &facts[position]) else {
+                operands.push(None);
+                continue;
+            };
+            let own = layout::of_operand(&node.op, position, layout, fact.shape.len());
+            let form =
+                if wide { self.widened(index, *id, fact, shape.len())? } else { self.form(index, *id, own)? };
+            operands.push(Some((form, fact.dtype)));
+        }
+        let physical: Vec<Option<Fact>> = operands
+            .iter()
+            .zip(facts)
+            .map(|(operand, fact)| {
+                operand.as_ref().map(|(form, dtype)| Fact {
+                    dtype: *dtype,
+                    shape: form.shape.clone(),
+                    constant: match &form.place {
+                        Place::Constant(tensor) => Some(tensor.clone()),
+                        _ => fact.as_ref().and_then(|f| f.constant.clone()),
+                    },
+                })
+            })
+            .collect();
+        let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
+        let out_shape = layout.shape(&shape);
+        let mut request = self.request(index, node, layout);
+        let mut output = node.outputs[0];
+        let clamp = self.clamp_after(node);
+        if let Some((next, lo, hi)) = clamp {
+            request.clamp = (lo, hi);
+            output = self.source.graph.nodes[next].outputs[0];
+        }
+        let kernel = compile(&request, &refs, dtype, &out_shape)?;
+        if let Some((next, ..)) = clamp {
+            self.fused.insert(next);
+        }
+        let macs = macs(&node.op, facts, &shape);
+        let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
+        let fact = Fact::computed(dtype, shape);
+        match layout {
+            Layout::RowMajor => self.set(output, fact, Some(form), None),
+            Layout::ChannelsLast => self.set(output, fact, None, Some(form)),
+        }
+        if !self.source.passes && layout == Layout::ChannelsLast {
+            self.form(index, output, Layout::RowMajor)?;
+            self.states[output.0 as usize].as_mut().expect("set above").channels_last = None;
+        }
+        Ok(())
+    }
+
+    /// The memory order in which an operator runs here.
+    fn choose(&self, node: &Node, facts: &[Option<Fact>], rank: usize) -> Layout {
+        let last_only = |id: &Option<ValueId>| {
+            id.and_then(|id| self.states[id.0 as usize].as_ref()).is_some_and(|s| {
+                s.row_major.is_none() && s.channels_last.is_some() && s.fact.shape.len() == rank
+            })
+        };
+        match layout::rule(&node.op) {
+            Rule::ChannelsLast => Layout::ChannelsLast,
+            Rule::RowMajor => Layout::RowMajor,
+            Rule::Follow => match node.inputs.first() {
+                Some(id) if last_only(id) => Layout::ChannelsLast,
+                _ => Layout::RowMajor,
+            },
+            Rule::FollowBroadcast | Rule::FollowAll => {
+                let all_ranked = facts.iter().flatten().all(|f| f.shape.len() == rank);
+                let broadcast = layout::rule(&node.op) == Rule::FollowBroadcast;
+                match node.inputs.iter().any(last_only) && (all_ranked || broadcast) {
+                    true => Layout::ChannelsLast,
+                    false => Layout::RowMajor,
+                }
+            }
+        }
+    }
+
+    /// An operand of a broadcast in channels-last order: missing leading axes are put in first.
+    fn widened(&mut self, index: usize, id: ValueId, fact: &Fact, rank: usize) -> Result<Form, String> {
+        if fact.shape.len() == rank {
+            return self.form(index, id, Layout::ChannelsLast);
+        }
+        let from = self.form(index, id, Layout::RowMajor)?;
+        let logical = [vec![1; rank - fact.shape.len()], fact.shape.clone()].concat();
+        let shape = Layout::ChannelsLast.shape(&logical);
+        if layout::same_memory(&logical) {
+            return Ok(Form { place: from.place, shape });
+        }
+        let kernel = layout::convert(self.source.context, Layout::ChannelsLast, fact.dtype, &logical);
+        match &from.place {
+            Place::Constant(tensor) => {
+                let tensor =
+                    fold(&kernel, &[Some(constant_operand(tensor.clone(), &logical))], fact.dtype, &shape)?;
+                Ok(Form { place: Place::Constant(Arc::new(tensor)), shape })
+            }
+            place => {
+                let from = Form { place: place.clone(), shape: logical };
+                let what = Layout::ChannelsLast.conversion();
+                Ok(self.emit((index, what, 0), kernel, vec![Some((from, fact.dtype))], fact.dtype, shape))
+            }
+        }
+    }
+
+    /// The Relu or Clip that alone reads the result of a float product: its node and its bounds.
+    fn clamp_after(&self, node: &Node) -> Option<(usize, f32, f32)> {
+        let graph = self.source.graph;
+        let output = node.outputs[0];
+        let [next] = self.consumers[output.0 as usize][..] else { return None };
+        let free = self.source.passes
+            && matches!(node.op, Op::Conv { .. })
+            && !self.source.wanted.contains(&output)
+            && !graph.outputs.contains(&output);
+        if !free {
+            return None;
+        }
+        match &graph.nodes[next].op {
+            Op::Unary(Unary::Relu) => Some((next, 0.0, f32::INFINITY)),
+            Op::Clip if graph.nodes[next].input(0) == Some(output) => {
+                let bound = |i: usize, open: f32| match graph.nodes[next].input(i) {
+                    None => Some(open),
+                    Some(id) => {
+                        let constant = self.states[id.0 as usize].as_ref()?.fact.constant.clone()?;
+                        (constant.dtype() == DType::F32 && constant.len() == 1)
+                            .then(|| constant.slice::<f32>()[0])
+                    }
+                };
+                let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
+                (lo <= hi).then_some((next, lo, hi))
+            }
+            _ => None,
+        }
+    }
+
+    fn finish(mut self) -> Result<Plan, Error> {
+        let graph = self.source.graph;
+        let mut outputs = Vec::new();
+        for &id in &graph.outputs {
+            let fail = |reason| Error::Node { node: graph.value(id).name.clone(), op: "output", reason };
+            let last = graph.nodes.len().saturating_sub(1);
+            let form = self.form(last, id, Layout::RowMajor).map_err(fail)?;
+            let dtype = self.state(id).map_err(fail)?.fact.dtype;
+            outputs.push((form, dtype));
+        }
+        // Outputs are read after the last step.
+        let end = self.drafts.len();
+        outputs.iter().for_each(|(form, _)| self.touch(form, end));
+        let need_bytes: u64 = self.buffers.iter().map(|b| b.bytes as u64).max().unwrap_or(0);
+        let (places, arena_bytes) = place(&self.buffers);
+        if need_bytes.max(arena_bytes as u64) > ARENA_BYTES_MAX {
+            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes: ARENA_BYTES_MAX });
+        }
+        let operand = |(form, dtype): &(Form, DType)| Operand {
+            source: match &form.place {
+                Place::Given(i) => Source::Given(*i),
+                Place::Constant(tensor) => Source::Constant(tensor.clone()),
+                Place::Buffer(b) => Source::Arena(places[*b].clone()),
+            },
+            dtype: *dtype,
+            shape: form.shape.clone(),
+        };
+        let outputs = outputs.iter().map(|o| Some(operand(o))).collect();
+        let sights = self.sights.iter().map(|s| Sight {
+            after_steps: s.after_steps,
+            value: s.value,
+            operand: Some(operand(&(s.form.clone(), s.dtype))),
+            layout: s.layout,
+            shape: s.shape.clone(),
+        });
+        let sights = sights.collect();
+        let steps = self.drafts.into_iter().map(|d| Step {
+            operands: d.operands.iter().map(|o| o.as_ref().map(&operand)).collect(),
+            node: d.node,
+            what: d.what,
+            macs: d.macs,
+            kernel: d.kernel,
+            out: places[d.buffer].clone(),
+            dtype: d.dtype,
+            shape: d.shape,
+        });
+        Ok(Plan { steps: steps.collect(), arena_bytes, outputs, sights })
+    }
+}
+
+fn constant_operand(tensor: Arc<Tensor>, shape: &[usize]) -> Operand {
+    Operand { dtype: tensor.dtype(), shape: shape.to_vec(), source: Source::Constant(tensor) }
+}
+
+/// Runs a kernel on constants.
+fn fold(
+    kernel: &Kernel,
+    operands: &[Option<Operand>],
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor, String> {
+    let mut tensor = Tensor::zeros(dtype, shape);
+    let view: TensorViewMut<'_> = tensor.view_mut();
+    kernel(&Operands::constants(operands), view, &mut Scratch::default())?;
+    Ok(tensor)
+}
+
+/// Multiply-accumulates of a product.
+fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
+    let elements: usize = out.iter().product();
+    let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
+    let depth: usize = match op {
+        Op::Conv { .. } | Op::QConv { .. } => shape(1).iter().skip(1).product(),
+        Op::MatMul | Op::QMatMul { .. } => shape(0).last().copied().unwrap_or(0),
+        Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
+        _ => 0,
+    };
+    elements as u64 * depth as u64
+}
