@@ -162,8 +162,8 @@ def check_names_that_are_unknown(server):
     problem(server.post("/v1/jobs", job | {"model": "m@99"}), (404, 422), "99")
     problem(server.post("/v1/jobs", job | {"calibration": "nothing"}), (404, 422), "nothing")
     problem(server.post("/v1/jobs", job | {"evaluation": "nothing"}), (404, 422), "nothing")
-    for path in ("/v1/models/nobody", "/v1/datasets/nothing", "/v1/jobs/0190a2b4-0000-7000-8000-000000000000",
-                 "/v1/artifacts/" + "0" * 64, "/v1/endpoints/nobody", "/v1/nonsense"):
+    for path in ("/v1/models/nobody", "/v1/datasets/nothing", "/v1/jobs/job_" + "0" * 32,
+                 "/v1/artifacts/art_" + "0" * 32, "/v1/endpoints/nobody", "/v1/nonsense"):
         problem(server.get(path), 404)
     for path in ("/v1/jobs/not-an-id", "/v1/models/.hidden", "/v1/models/%2e%2e%2fetc"):
         problem(server.get(path), (400, 404))
