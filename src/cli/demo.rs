@@ -30,7 +30,7 @@ const STD: f64 = 0.353;
 
 /// Why the demo stopped.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     /// A file could not be written.
     #[error("writing `{path}`: {source}")]
     Write {
@@ -61,7 +61,7 @@ pub enum Error {
 ///
 /// # Errors
 /// [`Error`] with the request that went wrong.
-pub fn show(url: &str, folder: &Path) -> Result<(), Error> {
+pub(crate) fn show(url: &str, folder: &Path) -> Result<(), Error> {
     for (name, bytes) in FILES {
         let path = folder.join(name);
         std::fs::write(&path, bytes).map_err(|source| Error::Write { path, source })?;

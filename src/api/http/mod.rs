@@ -1,6 +1,7 @@
 //! What the handlers have in common: bodies, pages, names, request ids, the body of a refusal.
 
 pub(crate) mod artifacts;
+pub mod connections;
 pub(crate) mod datasets;
 pub(crate) mod endpoints;
 pub(crate) mod infer;

@@ -16,10 +16,8 @@ use crate::service::store::Precision;
 /// How much is served at once.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Runs at the same time, over all endpoints. `runs_max × threads_per_run` should not pass the cores.
+    /// Runs at the same time, over all endpoints. Times the threads of a run, it should not pass the cores.
     pub runs_max: usize,
-    /// Threads of one run.
-    pub threads_per_run: usize,
     /// Requests that may wait, for each version of each endpoint. One more is refused with
     /// [`Error::QueueFull`].
     pub queue_max: usize,
@@ -34,7 +32,6 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             runs_max: 1,
-            threads_per_run: 1,
             queue_max: 256,
             batch_samples_max: 8,
             batch_delay: Duration::ZERO,
