@@ -1097,8 +1097,9 @@ pub trait Catalog: Send + Sync {
     ) -> Answer<'a, Job>;
     /// Ends an attempt.
     fn finish_job<'a>(&'a self, lease: &'a Lease, finish: Finish) -> Answer<'a, Job>;
-    /// A queued job is cancelled at once, a running one is asked to stop. Asking again changes nothing.
-    fn cancel_job(&self, id: JobId) -> Answer<'_, Job>;
+    /// A queued job is cancelled at once, a running one is asked to stop. Asking again changes nothing. Gives
+    /// the job, and whether this call changed it.
+    fn cancel_job(&self, id: JobId) -> Answer<'_, (Job, bool)>;
     /// Deletes a job that has ended. Its artifact stays.
     fn delete_job(&self, id: JobId) -> Answer<'_, ()>;
     /// Takes leases that have run out: cancelled where asked, else queued again after `wait`, or failed

@@ -129,10 +129,7 @@ impl From<Error> for Fault {
 
 type Work<T> = Result<T, Fault>;
 
-fn answer<'a, T>(
-    tried: impl Into<String>,
-    work: impl Future<Output = Work<T>> + Send + 'a,
-) -> Answer<'a, T> {
+fn answer<'a, T>(tried: impl Into<String>, work: impl Future<Output = Work<T>> + Send + 'a) -> Answer<'a, T> {
     let tried = tried.into();
     Box::pin(async move {
         work.await.map_err(|fault| match fault {
@@ -175,13 +172,12 @@ impl Catalog for Sqlite {
         let tried = format!("adding a version of model `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) = sqlx::query(
-                "SELECT * FROM models WHERE name = ?1 AND sha256 = ?2 AND deleted_at IS NULL",
-            )
-            .bind(new.name.as_str())
-            .bind(new.sha256.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?
+            if let Some(row) =
+                sqlx::query("SELECT * FROM models WHERE name = ?1 AND sha256 = ?2 AND deleted_at IS NULL")
+                    .bind(new.name.as_str())
+                    .bind(new.sha256.to_string())
+                    .fetch_optional(&mut *transaction)
+                    .await?
             {
                 return Ok(Created { record: Model::read(&row)?, new: false });
             }
@@ -229,8 +225,7 @@ impl Catalog for Sqlite {
                 let id = Wanted { name: name.clone(), version }.to_string();
                 return Err(Error::InUse { kind: Kind::Model, id, endpoint: parsed(&endpoint)? }.into());
             }
-            let digests =
-                delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await?;
+            let digests = delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await?;
             transaction.commit().await?;
             Ok(digests)
         })
@@ -240,13 +235,12 @@ impl Catalog for Sqlite {
         let tried = format!("adding a version of dataset `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) = sqlx::query(
-                "SELECT * FROM datasets WHERE name = ?1 AND sha256 = ?2 AND deleted_at IS NULL",
-            )
-            .bind(new.name.as_str())
-            .bind(new.sha256.to_string())
-            .fetch_optional(&mut *transaction)
-            .await?
+            if let Some(row) =
+                sqlx::query("SELECT * FROM datasets WHERE name = ?1 AND sha256 = ?2 AND deleted_at IS NULL")
+                    .bind(new.name.as_str())
+                    .bind(new.sha256.to_string())
+                    .fetch_optional(&mut *transaction)
+                    .await?
             {
                 return Ok(Created { record: Dataset::read(&row)?, new: false });
             }
@@ -282,8 +276,7 @@ impl Catalog for Sqlite {
     fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Digest>> {
         answer(format!("deleting dataset `{name}`"), async move {
             let mut transaction = self.begin().await?;
-            let digests =
-                delete_upload(&mut transaction, Kind::Dataset, name, version, self.now()).await?;
+            let digests = delete_upload(&mut transaction, Kind::Dataset, name, version, self.now()).await?;
             transaction.commit().await?;
             Ok(digests)
         })
@@ -614,16 +607,17 @@ impl Catalog for Sqlite {
         })
     }
 
-    fn cancel_job(&self, id: JobId) -> Answer<'_, Job> {
+    fn cancel_job(&self, id: JobId) -> Answer<'_, (Job, bool)> {
         answer(format!("cancelling job `{id}`"), async move {
             let now = self.now();
             let mut transaction = self.begin().await?;
-            let job = find_job(&mut transaction, id).await?;
-            let job = match job.state {
+            let before = find_job(&mut transaction, id).await?;
+            let seq = before.seq;
+            let job = match before.state {
                 JobState::Queued => {
                     write_next(&mut transaction, id, Next::ended(JobState::Cancelled, None), now).await?
                 }
-                JobState::Running if !job.cancel_requested => {
+                JobState::Running if !before.cancel_requested => {
                     let row = sqlx::query(
                         "UPDATE jobs SET cancel_requested = 1, updated_at = ?2, seq = seq + 1
                          WHERE id = ?1 RETURNING *",
@@ -634,13 +628,14 @@ impl Catalog for Sqlite {
                     .await?;
                     Job::read(&row)?
                 }
-                JobState::Running | JobState::Cancelled => job,
+                JobState::Running | JobState::Cancelled => before,
                 JobState::Succeeded | JobState::GateFailed | JobState::Failed => {
-                    return Err(Error::AlreadyFinished { job: id, state: job.state }.into());
+                    return Err(Error::AlreadyFinished { job: id, state: before.state }.into());
                 }
             };
             transaction.commit().await?;
-            Ok(job)
+            let changed = job.seq != seq;
+            Ok((job, changed))
         })
     }
 
@@ -831,8 +826,7 @@ const SELECT_ENDPOINT: &str = "SELECT *, (SELECT json_group_array(json_object(
 
 async fn find_endpoint(connection: &mut SqliteConnection, name: &Name) -> Work<Option<Endpoint>> {
     let sql = format!("{SELECT_ENDPOINT} WHERE name = ?1 AND deleted_at IS NULL");
-    let row =
-        sqlx::query(AssertSqlSafe(sql)).bind(name.as_str()).fetch_optional(connection).await?;
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(name.as_str()).fetch_optional(connection).await?;
     row.map(|row| Endpoint::read(&row)).transpose()
 }
 
@@ -949,8 +943,11 @@ fn check_versions(name: &Name, versions: &[EndpointVersion], default_version: Ve
 /// Whether model and artifact are there, belong together, and may be served.
 async fn check_served(connection: &mut SqliteConnection, name: &Name, served: &EndpointVersion) -> Work<()> {
     let refuse = |reason: String| {
-        Err(Error::BadEndpoint { name: name.clone(), reason: format!("version {}: {reason}", served.version) }
-            .into())
+        Err(Error::BadEndpoint {
+            name: name.clone(),
+            reason: format!("version {}: {reason}", served.version),
+        }
+        .into())
     };
     let model = &served.model;
     if !is_live(connection, Kind::Model, model).await? {
@@ -1196,10 +1193,7 @@ impl Record for Job {
             lease_owner: row.try_get("lease_owner")?,
             lease_until: time_or_null(row, "lease_until")?,
             cancel_requested: row.try_get("cancel_requested")?,
-            model: Pinned {
-                name: text(row, "model_name")?,
-                version: Version(row.try_get("model_version")?),
-            },
+            model: Pinned { name: text(row, "model_name")?, version: Version(row.try_get("model_version")?) },
             calibration: Pinned {
                 name: text(row, "calibration_name")?,
                 version: Version(row.try_get("calibration_version")?),
@@ -1227,10 +1221,7 @@ impl Record for Artifact {
         Ok(Artifact {
             id: text(row, "id")?,
             job: text(row, "job")?,
-            model: Pinned {
-                name: text(row, "model_name")?,
-                version: Version(row.try_get("model_version")?),
-            },
+            model: Pinned { name: text(row, "model_name")?, version: Version(row.try_get("model_version")?) },
             sha256: text(row, "sha256")?,
             bytes: whole(row, "bytes")?,
             size_ratio: row.try_get("size_ratio")?,
