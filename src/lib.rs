@@ -5,4 +5,8 @@
 //! [`engine`] computes. [`app`] ties them together and [`config`] reads the settings.
 //! `docs/ARCHITECTURE.md` has the drawing; `tests/architecture.rs` keeps it true.
 
+pub mod api;
+pub mod app;
+pub mod config;
 pub mod engine;
+pub mod service;

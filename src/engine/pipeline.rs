@@ -161,7 +161,8 @@ pub enum Error {
 /// [`Error`]; nothing is left behind.
 pub fn quantize(request: &Request<'_>, progress: &dyn Progress) -> Result<Outcome, Error> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(request.threads.max(1)).build();
-    let pool = pool.map_err(|e| Error::Io { path: "thread pool".to_owned(), source: std::io::Error::other(e) })?;
+    let pool =
+        pool.map_err(|e| Error::Io { path: "thread pool".to_owned(), source: std::io::Error::other(e) })?;
     pool.install(|| Job { request, progress }.run())
 }
 
@@ -203,7 +204,8 @@ impl Job<'_> {
         let (bytes, manifest) = self.write(&rewritten, &graph, &plan, &params, &recipe, &model)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
-        let int8 = import::import(&bytes).map_err(|e| Error::Model(format!("the artifact does not read back: {e}")))?;
+        let int8 = import::import(&bytes)
+            .map_err(|e| Error::Model(format!("the artifact does not read back: {e}")))?;
         let int8 = self.session(int8)?;
         let found = self.evaluate(&float, &int8, judged, which)?;
         let noise = self.layers(&float, &int8, judged, which, &rewritten)?;
@@ -235,7 +237,11 @@ impl Job<'_> {
                 int8_ms: latency.int8_ms,
                 speedup: latency.float_ms / latency.int8_ms.max(1e-9),
             },
-            size: report::Sizes { float_bytes: model.bytes, int8_bytes: bytes.len() as u64, ratio: size_ratio },
+            size: report::Sizes {
+                float_bytes: model.bytes,
+                int8_bytes: bytes.len() as u64,
+                ratio: size_ratio,
+            },
             coverage: report::coverage(&plan),
             advice: report::advice(&layers, &activations),
             layers,
@@ -248,7 +254,16 @@ impl Job<'_> {
         let report_html = report_html::page(&findings);
         let report = serde_json::to_value(&findings).expect("findings are finite numbers and texts");
         self.step(Phase::Export, 1, 1)?;
-        Ok(Outcome { artifact: bytes, manifest, report, report_html, accuracy, latency, size_ratio, gate_failure })
+        Ok(Outcome {
+            artifact: bytes,
+            manifest,
+            report,
+            report_html,
+            accuracy,
+            latency,
+            size_ratio,
+            gate_failure,
+        })
     }
 
     /// Tells of progress; an error where the caller wants to stop.
@@ -363,7 +378,8 @@ impl Job<'_> {
         let total = data.samples() + data.samples().min(LAYER_SAMPLES);
         self.step(Phase::Evaluate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Evaluate, done, total);
-        evaluate::evaluate(float, int8, data, batch_for(float), &mut on_samples).map_err(|e| run_error(e, which))
+        evaluate::evaluate(float, int8, data, batch_for(float), &mut on_samples)
+            .map_err(|e| run_error(e, which))
     }
 
     fn layers(
@@ -381,10 +397,17 @@ impl Job<'_> {
     }
 
     /// Times both models on the first sample, in turns, so that what else the machine does hits both.
-    fn measure(&self, float: &Session, int8: &Session, data: &Dataset, which: &'static str) -> Result<Latency, Error> {
+    fn measure(
+        &self,
+        float: &Session,
+        int8: &Session,
+        data: &Dataset,
+        which: &'static str,
+    ) -> Result<Latency, Error> {
         let failed = |e: dataset::Error| Error::Data { which, reason: e.to_string() };
         let mut reader = data.reader().map_err(failed)?;
-        let first = reader.batches(1).map_err(failed)?.next().expect("a dataset has samples").map_err(failed)?;
+        let first =
+            reader.batches(1).map_err(failed)?.next().expect("a dataset has samples").map_err(failed)?;
         let feeds: Vec<_> = first.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let time = |session: &Session| {
             let start = self.progress.seconds();
@@ -397,7 +420,9 @@ impl Job<'_> {
             time(int8)?;
         }
         let start = self.progress.seconds();
-        while floats.len() < TIMED_RUNS && (floats.len() < 5 || self.progress.seconds() - start < TIMED_SECONDS) {
+        while floats.len() < TIMED_RUNS
+            && (floats.len() < 5 || self.progress.seconds() - start < TIMED_SECONDS)
+        {
             self.step(Phase::Measure, floats.len(), TIMED_RUNS)?;
             floats.push(time(float)?);
             int8s.push(time(int8)?);
@@ -474,7 +499,10 @@ fn load(bytes: &[u8]) -> Result<Graph, Error> {
 }
 
 fn is_quantized(graph: &Graph) -> bool {
-    graph.nodes.iter().any(|n| matches!(n.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. }) || n.op.is_integer())
+    graph
+        .nodes
+        .iter()
+        .any(|n| matches!(n.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. }) || n.op.is_integer())
 }
 
 /// The inputs of a model as a dataset sees them.
@@ -537,9 +565,7 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         Dim::Symbol(name) => json!(name),
         Dim::Unknown => Value::Null,
     };
-    let port = |p: &Port| {
-        json!({"name": p.name, "dtype": p.dtype.name(), "shape": p.dims.iter().map(dim).collect::<Vec<_>>()})
-    };
+    let port = |p: &Port| json!({"name": p.name, "dtype": p.dtype.name(), "shape": p.dims.iter().map(dim).collect::<Vec<_>>()});
     Ok(json!({
         "name": name,
         "inputs": session.inputs().iter().map(port).collect::<Vec<_>>(),
@@ -586,7 +612,8 @@ pub fn inspect_dataset(path: &Path) -> Result<Value, Error> {
     if samples == 0 {
         return Err(refused("the file holds no samples".to_owned()));
     }
-    let array = |e: &npy::Entry| json!({"name": e.name, "dtype": e.header.kind.name(), "shape": e.header.shape});
+    let array =
+        |e: &npy::Entry| json!({"name": e.name, "dtype": e.header.kind.name(), "shape": e.header.shape});
     Ok(json!({"samples": samples, "arrays": archive.arrays().iter().map(array).collect::<Vec<_>>()}))
 }
 
@@ -630,7 +657,10 @@ mod tests {
             match (inspect_dataset(file.path()), want) {
                 (Ok(found), Ok(samples)) => {
                     assert_eq!(found["samples"], samples);
-                    assert_eq!(found["arrays"][0], json!({"name": "x_u8", "dtype": "float32", "shape": [4, 3]}));
+                    assert_eq!(
+                        found["arrays"][0],
+                        json!({"name": "x_u8", "dtype": "float32", "shape": [4, 3]})
+                    );
                 }
                 (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{error}"),
                 (found, want) => panic!("{found:?}, expected {want:?}"),
@@ -670,7 +700,13 @@ mod tests {
         for (gate, float, int8, agree, want) in [
             (json!({}), 900, 100, 0, None),
             (json!({"max_drop": 0.01}), 900, 890, 0, None),
-            (json!({"max_drop": 0.01}), 900, 889, 0, Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01")),
+            (
+                json!({"max_drop": 0.01}),
+                900,
+                889,
+                0,
+                Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01"),
+            ),
             (json!({"min_agreement": 0.98}), 900, 900, 979, Some("agree on 0.9790")),
         ] {
             let recipe = Recipe::parse(&json!({"gate": gate})).unwrap();

@@ -41,6 +41,13 @@ impl<'a, T: Copy> Patches<'a, T> {
     #[inline(always)]
     pub(super) fn gather<D: Copy + From<T>>(&self, first_row: usize, rows: &mut [D], stride: usize) {
         let window = self.window;
+        if stride == self.inputs
+            && let Some((x, in_stride)) = self.in_place(first_row)
+            && in_stride == stride
+        {
+            copy(x, rows, rows.len());
+            return;
+        }
         let (line, image) = (first_row / window.out_w, first_row / window.out_w / window.out_h);
         let (mut image, mut oy, mut ox) = (image, line % window.out_h, first_row % window.out_w);
         for start in (0..rows.len()).step_by(stride) {
@@ -108,23 +115,21 @@ fn fill<S, D: Copy + From<S>>(to: &mut [D], pad: S, len: usize) -> &mut [D] {
 
 /// Copies `len` elements, widening each, and gives the rest of `to`.
 ///
-/// A short run is copied in whole steps where both sides are long enough, and so spills into the rest, which is
-/// written later: a run of 9 bytes takes one move instead of a loop.
+/// Whole steps first, each a move or two. What is left is a step as well where both sides are long enough, and so
+/// spills into the rest, which is written later: a run of 9 bytes takes one move instead of a loop.
 #[inline(always)]
 fn copy<'t, S: Copy, D: Copy + From<S>>(from: &[S], to: &'t mut [D], len: usize) -> &'t mut [D] {
     const STEP: usize = 16;
-    if len <= STEP
-        && let (Some(from), Some(to)) = (from.first_chunk::<STEP>(), to.first_chunk_mut::<STEP>())
-    {
+    let (whole, left) = (len / STEP * STEP, len % STEP);
+    let steps = to[..whole].as_chunks_mut::<STEP>().0.iter_mut().zip(from[..whole].as_chunks::<STEP>().0);
+    for (to, from) in steps {
         *to = from.map(D::from);
-    } else if len <= 2 * STEP
-        && let (Some(from), Some(to)) =
-            (from.first_chunk::<{ 2 * STEP }>(), to.first_chunk_mut::<{ 2 * STEP }>())
-    {
-        *to = from.map(D::from);
-    } else {
-        for (to, from) in to[..len].iter_mut().zip(&from[..len]) {
-            *to = D::from(*from);
+    }
+    if left > 0 {
+        let (from, to) = (&from[whole..], &mut to[whole..]);
+        match (from.first_chunk::<STEP>(), to.first_chunk_mut::<STEP>()) {
+            (Some(from), Some(to)) => *to = from.map(D::from),
+            _ => to[..left].iter_mut().zip(from).for_each(|(to, from)| *to = D::from(*from)),
         }
     }
     &mut to[len..]

@@ -230,7 +230,8 @@ mod tests {
 
     #[test]
     fn every_value_lies_in_its_bin() {
-        for x in [1.0f32, -1.0, 0.999_999_9, 3.0, -70.0, 1e-30, -1e-44, f32::MAX, f32::MIN, f32::MIN_POSITIVE] {
+        for x in [1.0f32, -1.0, 0.999_999_9, 3.0, -70.0, 1e-30, -1e-44, f32::MAX, f32::MIN, f32::MIN_POSITIVE]
+        {
             let histogram = of(&[x]);
             let bins: Vec<Bin> = histogram.bins().collect();
             assert_eq!(bins.len(), 1);

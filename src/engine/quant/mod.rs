@@ -151,7 +151,8 @@ impl Recipe {
                 _ => return Err(Error::Unknown { field: field.clone(), known: FIELDS.join(", ") }),
             }
         }
-        let shares = [("gate.max_drop", recipe.gate.max_drop), ("gate.min_agreement", recipe.gate.min_agreement)];
+        let shares =
+            [("gate.max_drop", recipe.gate.max_drop), ("gate.min_agreement", recipe.gate.min_agreement)];
         for (field, share) in shares {
             if let Some(share) = share
                 && !(0.0..=1.0).contains(&share)
@@ -181,7 +182,8 @@ fn refuse_values_to_come(field: &str, value: &Value) -> Result<(), Error> {
         Value::Object(fields) => fields.keys().next().map_or("", String::as_str),
         _ => "",
     };
-    let to_come = VALUES_TO_COME.iter().any(|(f, names)| *f == field && names.iter().any(|n| name.starts_with(n)));
+    let to_come =
+        VALUES_TO_COME.iter().any(|(f, names)| *f == field && names.iter().any(|n| name.starts_with(n)));
     if to_come || (field == "weights" && value.get("max_code").is_some()) {
         return not_yet(field);
     }

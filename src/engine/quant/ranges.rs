@@ -207,7 +207,9 @@ mod tests {
 
     #[test]
     fn minmax_covers_the_data_and_zero() {
-        for (values, lo, hi) in [(vec![-1.0, 3.0], -1.0, 3.0), (vec![2.0, 5.0], 0.0, 5.0), (vec![-4.0], -4.0, 0.0)] {
+        for (values, lo, hi) in
+            [(vec![-1.0, 3.0], -1.0, 3.0), (vec![2.0, 5.0], 0.0, 5.0), (vec![-4.0], -4.0, 0.0)]
+        {
             let choice = choose(&of(&values), Method::MinMax);
             assert!((choice.lo - lo).abs() < 0.01 && (choice.hi - hi).abs() < 0.01, "{values:?}: {choice:?}");
             assert_eq!((choice.below, choice.above), (0.0, 0.0));
@@ -220,14 +222,18 @@ mod tests {
         let relu: Vec<f32> = data.iter().map(|x| x.max(0.0)).collect();
         let mut outlier = data.clone();
         outlier.extend([40.0, -3.0]);
-        for (name, values, gain_db) in [("normal", data, 0.0), ("relu", relu, 0.0), ("outlier", outlier, 0.3)] {
+        for (name, values, gain_db) in [("normal", data, 0.0), ("relu", relu, 0.0), ("outlier", outlier, 0.3)]
+        {
             let histogram = of(&values);
             let (minmax, mse) = (choose(&histogram, Method::MinMax), choose(&histogram, Method::Mse));
             let (a, b) = (measured(&values, &minmax.params), measured(&values, &mse.params));
             assert!(b >= a + gain_db - 0.1, "{name}: minmax {a:.1} dB, mse {b:.1} dB");
             for (choice, db) in [(minmax, a), (mse, b)] {
                 let expected = choice.sqnr_db.unwrap();
-                assert!((expected - db).abs() < 0.5, "{name}: expected {expected:.1} dB, measured {db:.1} dB");
+                assert!(
+                    (expected - db).abs() < 0.5,
+                    "{name}: expected {expected:.1} dB, measured {db:.1} dB"
+                );
             }
         }
     }

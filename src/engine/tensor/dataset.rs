@@ -34,7 +34,9 @@ pub enum Error {
         want: Vec<String>,
     },
     /// An array that belongs to no input.
-    #[error("array `{array}` belongs to no input; the model needs {want:?} (and may have `labels` and `slice`)")]
+    #[error(
+        "array `{array}` belongs to no input; the model needs {want:?} (and may have `labels` and `slice`)"
+    )]
     Extra {
         /// The array.
         array: String,
@@ -266,7 +268,8 @@ impl Reader<'_> {
                 batch_max.min(SAMPLE_BYTES_MAX / largest).max(1)
             }
         };
-        let streams = dataset.feeds.iter().zip(&mut self.archives).map(|(feed, archive)| archive.stream(feed.index));
+        let streams =
+            dataset.feeds.iter().zip(&mut self.archives).map(|(feed, archive)| archive.stream(feed.index));
         let streams = streams.collect::<Result<_, _>>()?;
         Ok(Batches { dataset, streams, next: 0, batch, failed: false })
     }
@@ -331,7 +334,8 @@ impl Feed {
         }
         let tensor = match &self.table {
             Some(table) => self.scale(&stored, table),
-            None => convert(stored, self.to).map_err(|(at, reason)| self.value(first + at / count.max(1), reason))?,
+            None => convert(stored, self.to)
+                .map_err(|(at, reason)| self.value(first + at / count.max(1), reason))?,
         };
         if let Some(at) = first_not_finite(&tensor) {
             return Err(self.value(first + at / count.max(1), "holds NaN or infinity".to_owned()));
@@ -355,7 +359,9 @@ impl Feed {
             _ => self.shape[1..].iter().product(),
         };
         let planes = stored.slice::<u8>().chunks_exact(plane.max(1));
-        for (n, (from, to)) in planes.zip(tensor.slice_mut::<f32>().chunks_exact_mut(plane.max(1))).enumerate() {
+        for (n, (from, to)) in
+            planes.zip(tensor.slice_mut::<f32>().chunks_exact_mut(plane.max(1))).enumerate()
+        {
             let values = &table[n % table.len()];
             for (x, y) in from.iter().zip(to) {
                 *y = values[usize::from(*x)];
@@ -505,7 +511,10 @@ fn feed(archive: &mut Archive, entries: &[Entry], source: &Source, port: &Port) 
         return Err(Error::Array { array: entry.name.clone(), reason });
     }
     if shape.contains(&0) {
-        return Err(Error::Array { array: entry.name.clone(), reason: format!("samples of shape {shape:?} are empty") });
+        return Err(Error::Array {
+            array: entry.name.clone(),
+            reason: format!("samples of shape {shape:?} are empty"),
+        });
     }
     let (input, array, index) = (port.name.clone(), entry.name.clone(), source.index());
     Ok(Feed { input, array, index, from, to: port.dtype, shape, table })
@@ -521,7 +530,12 @@ fn tables(mean: &[f32], std: &[f32]) -> Vec<[f32; 256]> {
 }
 
 /// Mean or deviation: one value, or one for each channel.
-fn per_channel(archive: &mut Archive, entry: &Entry, index: usize, channels: usize) -> Result<Vec<f32>, Error> {
+fn per_channel(
+    archive: &mut Archive,
+    entry: &Entry,
+    index: usize,
+    channels: usize,
+) -> Result<Vec<f32>, Error> {
     let wrong = |reason: String| Error::Array { array: entry.name.clone(), reason };
     let count = element_count(&entry.header.shape).unwrap_or(0);
     let Kind::Number(dtype @ (DType::F32 | DType::F64 | DType::F16)) = entry.header.kind else {
@@ -546,7 +560,11 @@ fn read_labels(archive: &mut Archive, entries: &[Entry], samples: usize) -> Resu
     }
 }
 
-fn read_slices(archive: &mut Archive, entries: &[Entry], samples: usize) -> Result<Option<Vec<String>>, Error> {
+fn read_slices(
+    archive: &mut Archive,
+    entries: &[Entry],
+    samples: usize,
+) -> Result<Option<Vec<String>>, Error> {
     let Some((index, entry)) = optional("slice", entries, samples)? else { return Ok(None) };
     let texts = match entry.header.kind {
         Kind::Number(dtype) if is_integer(dtype) => {
@@ -557,8 +575,11 @@ fn read_slices(archive: &mut Archive, entries: &[Entry], samples: usize) -> Resu
             archive.read(index)?.chunks_exact(n).map(text).collect()
         }
         Kind::Unicode(n) => {
-            let letter = |c: &[u8]| char::from_u32(u32::from_le_bytes([c[0], c[1], c[2], c[3]])).unwrap_or('\u{fffd}');
-            let text = |t: &[u8]| t.chunks_exact(4).map(letter).collect::<String>().trim_end_matches('\0').to_owned();
+            let letter =
+                |c: &[u8]| char::from_u32(u32::from_le_bytes([c[0], c[1], c[2], c[3]])).unwrap_or('\u{fffd}');
+            let text = |t: &[u8]| {
+                t.chunks_exact(4).map(letter).collect::<String>().trim_end_matches('\0').to_owned()
+            };
             archive.read(index)?.chunks_exact(n * 4).map(text).collect()
         }
         kind @ Kind::Number(_) => {
@@ -570,7 +591,11 @@ fn read_slices(archive: &mut Archive, entries: &[Entry], samples: usize) -> Resu
 }
 
 /// An array `[samples]` that may be left out.
-fn optional<'a>(name: &str, entries: &'a [Entry], samples: usize) -> Result<Option<(usize, &'a Entry)>, Error> {
+fn optional<'a>(
+    name: &str,
+    entries: &'a [Entry],
+    samples: usize,
+) -> Result<Option<(usize, &'a Entry)>, Error> {
     let Some(index) = entries.iter().position(|e| e.name == name) else { return Ok(None) };
     let entry = &entries[index];
     if entry.header.shape != [samples] {
@@ -584,7 +609,8 @@ fn integers(archive: &mut Archive, index: usize, dtype: DType, samples: usize) -
     let array = archive.arrays()[index].name.clone();
     let bytes = archive.read(index)?;
     let tensor = Tensor::from_bytes(dtype, &[samples], &bytes).expect("the size was checked");
-    let tensor = convert(tensor, DType::I64).map_err(|(sample, reason)| Error::Value { array, sample, reason })?;
+    let tensor =
+        convert(tensor, DType::I64).map_err(|(sample, reason)| Error::Value { array, sample, reason })?;
     Ok(tensor.slice::<i64>().to_vec())
 }
 
@@ -700,10 +726,12 @@ mod tests {
         for (batch_dim, batch_max, want) in
             [(None, 2, vec![2, 2, 1]), (None, 8, vec![5]), (Some(1), 8, vec![1; 5]), (Some(5), 1, vec![5])]
         {
-            let dataset = Dataset::open(data.path(), &[port("x", DType::F32, &[batch_dim, Some(2)])]).unwrap();
+            let dataset =
+                Dataset::open(data.path(), &[port("x", DType::F32, &[batch_dim, Some(2)])]).unwrap();
             let batches = all(&dataset, batch_max);
             assert_eq!(batches.iter().map(|b| b.samples).collect::<Vec<_>>(), want);
-            let values: Vec<f32> = batches.iter().flat_map(|b| b.inputs[0].1.slice::<f32>().to_vec()).collect();
+            let values: Vec<f32> =
+                batches.iter().flat_map(|b| b.inputs[0].1.slice::<f32>().to_vec()).collect();
             assert_eq!(values, x.slice::<f32>());
             assert_eq!(batches[0].inputs[0].1.shape(), [want[0], 2]);
         }
@@ -712,12 +740,16 @@ mod tests {
     #[test]
     fn one_dimension_more_is_a_whole_run_a_sample() {
         let data = file(&[("x", &floats(&[3, 4, 2])), ("h", &floats(&[3, 1, 1, 2]))]);
-        let ports = [port("x", DType::F32, &[None, Some(2)]), port("h", DType::F32, &[Some(1), Some(1), Some(2)])];
+        let ports =
+            [port("x", DType::F32, &[None, Some(2)]), port("h", DType::F32, &[Some(1), Some(1), Some(2)])];
         let dataset = Dataset::open(data.path(), &ports).unwrap();
         assert!(dataset.whole_runs());
         let batches = all(&dataset, 8);
         assert_eq!(batches.len(), 3);
-        assert_eq!((batches[2].inputs[0].1.shape(), batches[2].inputs[1].1.shape()), (&[4, 2][..], &[1, 1, 2][..]));
+        assert_eq!(
+            (batches[2].inputs[0].1.shape(), batches[2].inputs[1].1.shape()),
+            (&[4, 2][..], &[1, 1, 2][..])
+        );
         assert_eq!(batches[2].inputs[1].1.slice::<f32>(), [4.0, 5.0]);
     }
 
@@ -777,12 +809,12 @@ mod tests {
             (&[("a", &x), ("b", &x)], &one, "no array for input `x`"),
             (&[("x", &x), ("b", &x)], &one, "array `b` belongs to no input"),
             (&[("x", &floats(&[2, 4]))], &one, "shape [2, 4], expected [samples, 3]"),
-            (&[("x", &i64s(&[1, 2]))], &[port("x", DType::F32, &[None])], "holds int64, input `x` is float32"),
             (
-                &[("x", &Tensor::from_slice(&[2, 3], &[0u8; 6]))],
-                &one,
-                "NAME_u8 with NAME_mean and NAME_std",
+                &[("x", &i64s(&[1, 2]))],
+                &[port("x", DType::F32, &[None])],
+                "holds int64, input `x` is float32",
             ),
+            (&[("x", &Tensor::from_slice(&[2, 3], &[0u8; 6]))], &one, "NAME_u8 with NAME_mean and NAME_std"),
             (&[("x", &x), ("y", &floats(&[3]))], &two, "`y` has 3 samples, `x` has 2"),
             (&[("x", &x), ("y", &floats(&[2, 5]))], &two, "`y` has one dimension more"),
             (&[("x", &x)], &fixed, "exactly 4 samples"),

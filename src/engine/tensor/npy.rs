@@ -254,7 +254,8 @@ fn tuple(rest: &mut &str) -> Result<Vec<usize>, String> {
 
 /// A numpy type string, such as `<f4`.
 fn kind_of(descr: &str) -> Result<Kind, String> {
-    let unknown = || format!("elements of type `{descr}` are not read; use a number, a truth value or a text");
+    let unknown =
+        || format!("elements of type `{descr}` are not read; use a number, a truth value or a text");
     if !descr.is_ascii() || descr.len() < 2 {
         return Err(unknown());
     }
@@ -517,11 +518,19 @@ mod tests {
     #[test]
     fn headers_as_numpy_writes_them_are_read() {
         for (dict, kind, shape) in [
-            ("{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }  \n", Kind::Number(DType::F32), vec![3, 4]),
+            (
+                "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }  \n",
+                Kind::Number(DType::F32),
+                vec![3, 4],
+            ),
             ("{'descr': '|u1', 'fortran_order': False, 'shape': (), }\n", Kind::Number(DType::U8), vec![]),
             ("{'descr': '<U5', 'fortran_order': False, 'shape': (7,), }\n", Kind::Unicode(5), vec![7]),
             ("{\"shape\": (2,), \"descr\": \"|S3\", \"fortran_order\": True}", Kind::Bytes(3), vec![2]),
-            ("{'descr': '<i8', 'fortran_order': False, 'shape': (0, 3), }", Kind::Number(DType::I64), vec![0, 3]),
+            (
+                "{'descr': '<i8', 'fortran_order': False, 'shape': (0, 3), }",
+                Kind::Number(DType::I64),
+                vec![0, 3],
+            ),
         ] {
             let got = read_header("a", &mut &header(dict)[..]).unwrap();
             assert_eq!((got.kind, got.shape), (kind, shape), "{dict}");
@@ -560,7 +569,8 @@ mod tests {
         let a = Tensor::from_slice(&[2, 3], &[1.5f32, -2.0, 3.0, 4.0, 5.0, 6.0]);
         let b = Tensor::scalar(-7i64);
         let c = Tensor::from_slice(&[2], &[1u8, 0]).retyped(DType::Bool);
-        let bytes = write_npz(Cursor::new(Vec::new()), &[("a", &a), ("b/x", &b), ("c", &c)]).unwrap().into_inner();
+        let bytes =
+            write_npz(Cursor::new(Vec::new()), &[("a", &a), ("b/x", &b), ("c", &c)]).unwrap().into_inner();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &bytes).unwrap();
         let back = read_npz(file.path(), 1000).unwrap();

@@ -1,0 +1,163 @@
+//! Datasets: upload, list, find, download, delete.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::api::error::Problem;
+use crate::api::http::artifacts::{Download, download};
+use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
+use crate::engine::pipeline;
+use crate::service::store::{Created, Dataset, Name, NewDataset, Wanted};
+
+/// Calibration or evaluation inputs as uploaded. Never changes.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DatasetView {
+    /// `data_…`.
+    id: String,
+    /// The name it was uploaded under.
+    name: String,
+    /// Which upload under the name: 1, 2, ….
+    version: u32,
+    /// Of the file, 64 hexadecimal digits.
+    sha256: String,
+    /// Size of the file.
+    bytes: u64,
+    /// How many samples it holds.
+    samples: u64,
+    /// What was found in it: arrays with types and shapes.
+    info: serde_json::Value,
+    /// When it was uploaded first, RFC 3339.
+    created_at: String,
+}
+
+impl From<Dataset> for DatasetView {
+    fn from(dataset: Dataset) -> DatasetView {
+        DatasetView {
+            id: dataset.id.to_string(),
+            name: dataset.name.to_string(),
+            version: dataset.version.0,
+            sha256: dataset.sha256.to_string(),
+            bytes: dataset.bytes,
+            samples: dataset.samples,
+            info: dataset.info,
+            created_at: dataset.created_at.to_string(),
+        }
+    }
+}
+
+/// Uploads a dataset.
+///
+/// The body is an `.npz` file with one array for each input of the model, named as the input, the samples along
+/// the first dimension; or an `.npy` file for a model with one input. Labels are an array `labels` of integers.
+#[utoipa::path(put, path = "/v1/datasets/{name}", tag = "datasets",
+    params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -")),
+    request_body(content = Vec<u8>, content_type = "application/octet-stream"),
+    responses(
+        (status = 201, description = "A new version", body = DatasetView),
+        (status = 200, description = "The version that holds these bytes already", body = DatasetView),
+        (status = 413, description = "Longer than `limits.dataset_bytes`", body = ProblemBody),
+        (status = 422, description = "Not a dataset", body = ProblemBody)))]
+pub(crate) async fn put(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let name: Name = name.parse()?;
+    let limit = shared.limits.dataset_bytes;
+    let (pin, info) = uploads::receive(&shared, &headers, body, limit, pipeline::inspect_dataset).await?;
+    let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let new = NewDataset { name, sha256: pin.digest(), bytes: pin.bytes(), samples, info };
+    let Created { record, new } = shared.catalog.create_dataset(new).await?;
+    drop(pin);
+    if new {
+        tracing::info!(dataset = %record.pinned(), bytes = record.bytes, "Dataset {} is kept", record.pinned());
+    }
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/v1/datasets/{}", record.pinned());
+    let mut response = (status, one(record)).into_response();
+    if let Ok(location) = HeaderValue::try_from(location) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+fn one(record: Dataset) -> Response {
+    let tag = etag(record.sha256);
+    ([(header::ETAG, tag)], Json(DatasetView::from(record))).into_response()
+}
+
+/// Which datasets.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DatasetsQuery {
+    /// All versions of this name only.
+    name: Option<String>,
+    /// At most so many, 1 to 200; without it 50.
+    limit: Option<u32>,
+    /// The `next_cursor` of the part before.
+    cursor: Option<String>,
+}
+
+/// Lists datasets, all versions, newest first.
+#[utoipa::path(get, path = "/v1/datasets", tag = "datasets", params(DatasetsQuery),
+    responses((status = 200, description = "A part of the list", body = Listing<DatasetView>)))]
+pub(crate) async fn list(
+    State(shared): State<Shared>,
+    Query(query): Query<DatasetsQuery>,
+) -> Result<Response, Problem> {
+    let page = page(query.limit, query.cursor.as_deref())?;
+    let name: Option<Name> = query.name.as_deref().map(str::parse).transpose()?;
+    let slice = shared.catalog.datasets(name.as_ref(), &page).await?;
+    let path = name.map_or_else(|| "/v1/datasets".to_owned(), |name| format!("/v1/datasets?name={name}"));
+    Ok(listing(slice, &path, page.limit, DatasetView::from))
+}
+
+/// Finds a dataset.
+#[utoipa::path(get, path = "/v1/datasets/{name}", tag = "datasets",
+    params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
+    responses((status = 200, description = "The dataset", body = DatasetView),
+        (status = 404, description = "No such dataset", body = ProblemBody)))]
+pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
+    let wanted: Wanted = name.parse()?;
+    Ok(one(shared.catalog.dataset(&wanted).await?))
+}
+
+/// Downloads the file of a dataset.
+#[utoipa::path(get, path = "/v1/datasets/{name}/download", tag = "datasets",
+    params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
+    responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 206, description = "The asked part of the file"),
+        (status = 404, description = "No such dataset", body = ProblemBody)))]
+pub(crate) async fn file(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let wanted: Wanted = name.parse()?;
+    let dataset = shared.catalog.dataset(&wanted).await?;
+    let file_name = format!("{}-{}.npz", dataset.name, dataset.version);
+    download(&shared, &headers, Download { digest: dataset.sha256, file_name }).await
+}
+
+/// Deletes a version of a dataset, or all of them. Queued jobs that need it fail with `dataset_deleted`.
+#[utoipa::path(delete, path = "/v1/datasets/{name}", tag = "datasets",
+    params(("name" = String, Path, description = "`NAME` is all versions, `NAME@2` that one")),
+    responses((status = 204, description = "Deleted"),
+        (status = 404, description = "No such dataset", body = ProblemBody)))]
+pub(crate) async fn delete(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Problem> {
+    let wanted: Wanted = name.parse()?;
+    let freed = shared.catalog.delete_dataset(&wanted.name, wanted.version).await?;
+    shared.blobs.discard(&*shared.catalog, &freed).await?;
+    tracing::info!(dataset = %wanted, "Dataset {wanted} is deleted");
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,482 @@
+//! The Open Inference Protocol (KServe v2) over REST: infer, metadata, ready, config, statistics.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::{Value, json};
+use utoipa::ToSchema;
+
+use crate::api::error::{Code, Problem};
+use crate::api::http::{ErrorBody, Shared, read_body};
+use crate::api::wire::request::{decode, framing};
+use crate::api::wire::response::{Encoded, InferAnswer, encode};
+use crate::api::wire::{self, Framing, InferRequest, datatype_name};
+use crate::engine::tensor::Tensor;
+use crate::service::infer::Port;
+use crate::service::infer::registry::State as Loaded;
+use crate::service::infer::served::{Served, Ticket};
+use crate::service::infer::stats::{BatchTally, Figures, Spent, Tally};
+use crate::service::metrics::Outcome;
+
+const JSON_BYTES: HeaderName = HeaderName::from_static("inference-header-content-length");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// From this size on, bytes become tensors and back on a thread where they hold nobody up.
+const ASIDE_BYTES: usize = 256 << 10;
+
+/// An inference request. Unknown fields are ignored, as the protocol asks.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what the wire module reads to the OpenAPI document")]
+pub(crate) struct InferBody {
+    /// Given back as it came.
+    id: Option<String>,
+    /// `binary_data_output`: outputs come back raw; `precision`: `fp32` asks for the float twin of an INT8
+    /// endpoint; `timeout`: microseconds that the request may wait in the queue.
+    parameters: Option<Value>,
+    /// The inputs of the model, in any order.
+    inputs: Vec<TensorBody>,
+    /// The outputs that are wanted; without it, all.
+    outputs: Option<Vec<OutputBody>>,
+}
+
+/// A tensor.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what the wire module reads and writes to the OpenAPI document")]
+pub(crate) struct TensorBody {
+    /// Name in the model.
+    name: String,
+    /// With the batch dimension.
+    shape: Vec<i64>,
+    /// `FP32`, `INT64`, `BOOL` ….
+    datatype: String,
+    /// `binary_data_size`: so many raw bytes follow the JSON instead of `data`.
+    parameters: Option<Value>,
+    /// Row-major, flat or nested. `NaN` and `Infinity` are read; what is not finite is written as `null`.
+    data: Option<Vec<f64>>,
+}
+
+/// An output that is wanted.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what the wire module reads to the OpenAPI document")]
+pub(crate) struct OutputBody {
+    /// Name in the model.
+    name: String,
+    /// `binary_data`: it comes back raw; `classification`: the `k` largest as `value:index`.
+    parameters: Option<Value>,
+}
+
+/// An answer.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes what the wire module writes to the OpenAPI document")]
+pub(crate) struct InferResponse {
+    /// The endpoint.
+    model_name: String,
+    /// Its version, as text.
+    model_version: String,
+    /// As it came.
+    id: Option<String>,
+    /// In the order that was asked for, else that of the model.
+    outputs: Vec<TensorBody>,
+}
+
+/// Runs the default version of an endpoint.
+///
+/// The body is JSON; or JSON and raw tensors behind it, with `Inference-Header-Content-Length: BYTES_OF_JSON`; or
+/// one raw tensor, with `Inference-Header-Content-Length: 0`. `Server-Timing` says where the time went.
+#[utoipa::path(post, path = "/v2/models/{name}/infer", tag = "inference",
+    params(("name" = String, Path),
+        ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of the JSON part")),
+    request_body(content((InferBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    responses((status = 200, description = "The outputs", body = InferResponse),
+        (status = 400, description = "The tensors do not fit", body = ErrorBody),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody),
+        (status = 413, description = "Longer than `limits.infer_body_bytes`", body = ErrorBody),
+        (status = 429, description = "Too many requests wait", body = ErrorBody),
+        (status = 503, description = "Not loaded", body = ErrorBody)))]
+pub(crate) async fn infer(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    answer(&shared, &name, None, &headers, body).await
+}
+
+/// Runs a version of an endpoint.
+#[utoipa::path(post, path = "/v2/models/{name}/versions/{version}/infer", tag = "inference",
+    params(("name" = String, Path), ("version" = String, Path)), request_body = InferBody,
+    responses((status = 200, description = "The outputs", body = InferResponse),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
+pub(crate) async fn infer_version(
+    State(shared): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    answer(&shared, &name, Some(&version), &headers, body).await
+}
+
+async fn answer(
+    shared: &Shared,
+    name: &str,
+    version: Option<&str>,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let served = shared.registry.find(name, version)?;
+    let mut ticket = Ticket::new(Arc::clone(&served));
+    let result = answer_served(shared, served, &mut ticket, headers, body).await;
+    match result {
+        Ok((response, spent)) => {
+            ticket.answered((shared.clock)().0, &spent);
+            Ok(response)
+        }
+        Err(problem) => {
+            ticket.refused(outcome(problem.code));
+            Err(problem)
+        }
+    }
+}
+
+/// How the metrics call a refusal.
+fn outcome(code: Code) -> Outcome {
+    match code {
+        Code::QueueFull | Code::Overloaded | Code::NotReady => Outcome::Rejected,
+        Code::Deadline => Outcome::Deadline,
+        Code::Internal => Outcome::Error,
+        _ => Outcome::Invalid,
+    }
+}
+
+async fn answer_served(
+    shared: &Shared,
+    served: Arc<Served>,
+    ticket: &mut Ticket,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Response, Spent), Problem> {
+    let framing = request_framing(headers)?;
+    let bytes = read_body(headers, body, shared.limits.infer_body_bytes).await?;
+    let start = Instant::now();
+    let mut request = decode_aside(framing, bytes, &served).await?;
+    let decode_time = start.elapsed();
+    let deadline = request.timeout_us.map(|us| start + Duration::from_micros(us));
+    ticket.precision(request.precision.as_deref());
+    let inputs = std::mem::take(&mut request.inputs);
+    let batcher = shared.registry.batcher();
+    let answer = served.infer(batcher, inputs, request.precision.as_deref(), deadline).await?;
+    let encode_start = Instant::now();
+    let timing = answer.timing;
+    let encoded = encode_aside(request, answer.outputs, &served).await?;
+    let encode_time = encode_start.elapsed();
+    let spent = Spent {
+        total: start.elapsed(),
+        queue: timing.queue,
+        input: decode_time + timing.merge,
+        compute: timing.compute,
+        output: timing.split + encode_time,
+    };
+    ticket.times(decode_time, timing.queue, encode_time);
+    Ok((respond(encoded, &spent), spent))
+}
+
+fn request_framing(headers: &HeaderMap) -> Result<Framing, Problem> {
+    let mut values = headers.get_all(&JSON_BYTES).iter();
+    let first = values.next();
+    if values.next().is_some() {
+        return Err(Problem::bad_request("Inference-Header-Content-Length is given twice"));
+    }
+    let text = first.map(|v| v.to_str().unwrap_or("bytes that are not text"));
+    Ok(framing(text)?)
+}
+
+async fn decode_aside(framing: Framing, bytes: Bytes, served: &Arc<Served>) -> Result<InferRequest, Problem> {
+    // Raw tensors are copied once, which is quick; text must be read number by number.
+    let large = matches!(framing, Framing::Json) && bytes.len() > ASIDE_BYTES;
+    let served = Arc::clone(served);
+    let work = move || {
+        let ports: Vec<_> = served.inputs.iter().map(wire_port).collect();
+        decode(framing, &bytes, &ports)
+    };
+    Ok(if large { aside(work).await? } else { work() }?)
+}
+
+async fn encode_aside(
+    request: InferRequest,
+    outputs: Vec<Tensor>,
+    served: &Arc<Served>,
+) -> Result<Encoded, Problem> {
+    let size: usize = outputs.iter().map(|o| o.view().bytes.len()).sum();
+    let served = Arc::clone(served);
+    let work = move || {
+        let version = served.source.version.to_string();
+        let outputs = served.outputs.iter().map(|p| p.name.as_str()).zip(&outputs).collect();
+        let answer = InferAnswer { model_name: served.name.as_str(), model_version: &version, outputs };
+        encode(&request, &answer)
+    };
+    Ok(if size > ASIDE_BYTES { aside(work).await? } else { work() }?)
+}
+
+/// Runs something on a thread that may take its time.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.map_err(Problem::internal)
+}
+
+fn wire_port(port: &Port) -> wire::Port<'_> {
+    wire::Port { name: &port.name, dtype: port.dtype, shape: &port.shape }
+}
+
+fn respond(encoded: Encoded, spent: &Spent) -> Response {
+    let ms = |d: Duration| d.as_secs_f64() * 1e3;
+    let timing = format!(
+        "decode;dur={:.3}, queue;dur={:.3}, compute;dur={:.3}, encode;dur={:.3}",
+        ms(spent.input),
+        ms(spent.queue),
+        ms(spent.compute),
+        ms(spent.output)
+    );
+    let kind = match encoded.json_bytes {
+        None => "application/json",
+        Some(_) => "application/octet-stream",
+    };
+    let mut response = ([(header::CONTENT_TYPE, kind)], encoded.body).into_response();
+    if let Some(bytes) = encoded.json_bytes {
+        response.headers_mut().insert(JSON_BYTES, HeaderValue::from(bytes));
+    }
+    if let Ok(timing) = HeaderValue::try_from(timing) {
+        response.headers_mut().insert(SERVER_TIMING, timing);
+    }
+    response
+}
+
+/// An endpoint, as the protocol shows it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ModelMetadata {
+    /// The endpoint.
+    name: String,
+    /// All its versions.
+    versions: Vec<String>,
+    /// `onnx_onnxv1`.
+    platform: &'static str,
+    /// What a caller hands in.
+    inputs: Vec<PortView>,
+    /// What a caller gets back.
+    outputs: Vec<PortView>,
+}
+
+/// An input or output.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct PortView {
+    /// Name in the model.
+    name: String,
+    /// `FP32`, `INT64`, `BOOL` ….
+    datatype: &'static str,
+    /// With the batch dimension; −1 is free.
+    shape: Vec<i64>,
+}
+
+fn dims(port: &Port) -> Vec<i64> {
+    port.shape.iter().map(|d| d.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
+}
+
+fn port_view(port: &Port) -> PortView {
+    PortView { name: port.name.clone(), datatype: datatype_name(port.dtype), shape: dims(port) }
+}
+
+/// Inputs and outputs of the default version of an endpoint.
+#[utoipa::path(get, path = "/v2/models/{name}", tag = "inference", params(("name" = String, Path)),
+    responses((status = 200, description = "The endpoint", body = ModelMetadata),
+        (status = 404, description = "No such endpoint", body = ErrorBody)))]
+pub(crate) async fn metadata(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<ModelMetadata>, Problem> {
+    describe(&shared, &name, None)
+}
+
+/// Inputs and outputs of a version of an endpoint.
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}", tag = "inference",
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, description = "The endpoint", body = ModelMetadata),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
+pub(crate) async fn metadata_version(
+    State(shared): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<ModelMetadata>, Problem> {
+    describe(&shared, &name, Some(&version))
+}
+
+fn describe(shared: &Shared, name: &str, version: Option<&str>) -> Result<Json<ModelMetadata>, Problem> {
+    let (entry, _) = shared.registry.entry(name, version)?;
+    let served = shared.registry.find(name, version)?;
+    Ok(Json(ModelMetadata {
+        name: served.name.to_string(),
+        versions: entry.versions.keys().map(u32::to_string).collect(),
+        platform: "onnx_onnxv1",
+        inputs: served.inputs.iter().map(port_view).collect(),
+        outputs: served.outputs.iter().map(port_view).collect(),
+    }))
+}
+
+/// Whether a version answers.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ModelReady {
+    name: String,
+    ready: bool,
+}
+
+/// The default version of an endpoint answers.
+#[utoipa::path(get, path = "/v2/models/{name}/ready", tag = "inference", params(("name" = String, Path)),
+    responses((status = 200, description = "It does", body = ModelReady),
+        (status = 404, description = "No such endpoint", body = ErrorBody),
+        (status = 503, description = "It does not", body = ErrorBody)))]
+pub(crate) async fn ready(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<ModelReady>, Problem> {
+    shared.registry.find(&name, None)?;
+    Ok(Json(ModelReady { name, ready: true }))
+}
+
+/// A version of an endpoint answers.
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/ready", tag = "inference",
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, description = "It does", body = ModelReady),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody),
+        (status = 503, description = "It does not", body = ErrorBody)))]
+pub(crate) async fn ready_version(
+    State(shared): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<ModelReady>, Problem> {
+    shared.registry.find(&name, Some(&version))?;
+    Ok(Json(ModelReady { name, ready: true }))
+}
+
+/// The configuration of an endpoint in Triton's words; clients take `max_batch_size` from it.
+#[utoipa::path(get, path = "/v2/models/{name}/config", tag = "inference", params(("name" = String, Path)),
+    responses((status = 200, description = "The configuration", body = Value),
+        (status = 404, description = "No such endpoint", body = ErrorBody)))]
+pub(crate) async fn config(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let served = shared.registry.find(&name, None)?;
+    Ok(Json(configuration(&shared, &served)))
+}
+
+/// The configuration of a version of an endpoint.
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/config", tag = "inference",
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, description = "The configuration", body = Value),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
+pub(crate) async fn config_version(
+    State(shared): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let served = shared.registry.find(&name, Some(&version))?;
+    Ok(Json(configuration(&shared, &served)))
+}
+
+fn configuration(shared: &Shared, served: &Served) -> Value {
+    let limits = shared.registry.batcher().limits();
+    // Where the first dimension is the sample, `dims` leaves it out: that is what the field means to clients.
+    let skip = usize::from(served.has_samples);
+    let port = |port: &Port| {
+        let kind = format!("TYPE_{}", datatype_name(port.dtype));
+        json!({ "name": port.name, "data_type": kind, "dims": dims(port)[skip..] })
+    };
+    let mut config = json!({
+        "name": served.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "octet",
+        "max_batch_size": if served.has_samples { limits.batch_samples_max } else { 0 },
+        "input": served.inputs.iter().map(port).collect::<Vec<_>>(),
+        "output": served.outputs.iter().map(port).collect::<Vec<_>>(),
+        "parameters": { "precision": { "string_value": served.source.precision().as_str() } },
+    });
+    if served.batching {
+        let delay_us = u64::try_from(limits.batch_delay.as_micros()).unwrap_or(u64::MAX);
+        config["dynamic_batching"] =
+            json!({ "preferred_batch_size": [], "max_queue_delay_microseconds": delay_us });
+    }
+    config
+}
+
+/// What all endpoints have done since they were loaded.
+#[utoipa::path(get, path = "/v2/models/stats", tag = "inference",
+    responses((status = 200, description = "The figures", body = Value)))]
+pub(crate) async fn stats_all(State(shared): State<Shared>) -> Json<Value> {
+    let mut all = Vec::new();
+    for entry in shared.registry.all() {
+        all.extend(entry.versions.values().filter_map(statistics));
+    }
+    Json(json!({ "model_stats": all }))
+}
+
+/// What an endpoint has done since it was loaded, all versions.
+#[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "inference", params(("name" = String, Path)),
+    responses((status = 200, description = "The figures", body = Value),
+        (status = 404, description = "No such endpoint", body = ErrorBody)))]
+pub(crate) async fn stats(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<Value>, Problem> {
+    let (entry, _) = shared.registry.entry(&name, None)?;
+    let all: Vec<Value> = entry.versions.values().filter_map(statistics).collect();
+    Ok(Json(json!({ "model_stats": all })))
+}
+
+/// What a version of an endpoint has done since it was loaded.
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/stats", tag = "inference",
+    params(("name" = String, Path), ("version" = String, Path)),
+    responses((status = 200, description = "The figures", body = Value),
+        (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
+pub(crate) async fn stats_version(
+    State(shared): State<Shared>,
+    Path((name, version)): Path<(String, String)>,
+) -> Result<Json<Value>, Problem> {
+    let (entry, number) = shared.registry.entry(&name, Some(&version))?;
+    let all: Vec<Value> = entry.versions.get(&number).and_then(statistics).into_iter().collect();
+    Ok(Json(json!({ "model_stats": all })))
+}
+
+/// The figures of a version as Triton's statistics extension has them; `None` where it is not loaded.
+fn statistics(state: &Loaded) -> Option<Value> {
+    let Loaded::Ready(served) = state else { return None };
+    let figures: Figures = served.stats.figures();
+    let tally = |t: Tally| json!({ "count": t.count, "ns": t.ns });
+    let batch = |(size, b): (&usize, &BatchTally)| {
+        json!({
+            "batch_size": size,
+            "compute_input": tally(b.merge),
+            "compute_infer": tally(b.compute),
+            "compute_output": tally(b.split),
+        })
+    };
+    Some(json!({
+        "name": served.name,
+        "version": served.source.version.to_string(),
+        "last_inference": figures.last_inference_ms,
+        "inference_count": figures.inference_count,
+        "execution_count": figures.execution_count,
+        "inference_stats": {
+            "success": tally(figures.success),
+            "fail": tally(figures.fail),
+            "queue": tally(figures.queue),
+            "compute_input": tally(figures.input),
+            "compute_infer": tally(figures.compute),
+            "compute_output": tally(figures.output),
+            "cache_hit": tally(Tally::default()),
+            "cache_miss": tally(Tally::default()),
+        },
+        "response_stats": {},
+        "batch_stats": figures.batches.iter().map(batch).collect::<Vec<_>>(),
+        "memory_usage": [{ "type": "CPU", "id": 0, "byte_size": served.weight_bytes }],
+    }))
+}

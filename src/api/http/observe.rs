@@ -1,0 +1,129 @@
+//! Around every request: its id, its figures, the limit of requests at a time, and the body of a refusal.
+
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::sync::Semaphore;
+
+use crate::api::error::{Code, Problem};
+use crate::api::http::{ErrorBody, ProblemBody, Shared};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Counts the requests being answered.
+pub(crate) struct InFlight {
+    slots: Semaphore,
+}
+
+impl InFlight {
+    /// At most `max` at a time.
+    pub(crate) fn new(max: usize) -> InFlight {
+        InFlight { slots: Semaphore::new(max.min(Semaphore::MAX_PERMITS)) }
+    }
+}
+
+/// Gives a request its id, counts and times it, and writes the body of its refusal.
+pub(crate) async fn observe(
+    State((shared, in_flight)): State<(Shared, std::sync::Arc<InFlight>)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let start = Instant::now();
+    let id = request_id(&request);
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
+    let _counted = shared.metrics.http_begin();
+    // Probes and scrapes must get through when nothing else does.
+    let exempt = path.starts_with("/v2/health/") || path == "/metrics";
+    let slot = in_flight.slots.try_acquire();
+    let mut response = if slot.is_err() && !exempt {
+        let limit = shared.limits.requests_in_flight;
+        let problem = Problem::new(Code::Overloaded, format!("{limit} requests are being answered already"));
+        Problem { retry_after_s: Some(1), ..problem }.into_response()
+    } else {
+        next.run(request).await
+    };
+    let status = response.status();
+    if status.is_client_error() || status.is_server_error() {
+        response = refusal(response, &path, &id);
+    }
+    if let Ok(value) = HeaderValue::try_from(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    let status = response.status().as_u16();
+    shared.metrics.http_request(method.as_str(), route.as_deref().unwrap_or("_none"), status, seconds);
+    tracing::debug!(request.id = %id, %method, %path, status, duration_ms = seconds * 1e3, "{method} {path} {status}");
+    response
+}
+
+/// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
+pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => {
+            let seconds = limit.as_secs_f64();
+            Problem::new(Code::Deadline, format!("not answered within {seconds} s")).into_response()
+        }
+    }
+}
+
+/// The answer to a panic in a handler.
+pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    Problem::internal(format!("panic: {text}")).into_response()
+}
+
+/// The client's id where it is short and visible, else a new one.
+fn request_id(request: &Request) -> String {
+    let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
+    match given {
+        Some(id) if !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()) => {
+            id.to_owned()
+        }
+        _ => uuid::Uuid::now_v7().simple().to_string(),
+    }
+}
+
+/// Writes the body: problem+json for us, `error` for `/v2`, whose clients read nothing else.
+fn refusal(response: Response, path: &str, id: &str) -> Response {
+    let (parts, _) = response.into_parts();
+    let problem = parts.extensions.get::<Problem>().cloned().unwrap_or_else(|| {
+        // Refused by axum or tower before a handler saw it.
+        let code = Code::of_status(parts.status);
+        Problem::new(code, format!("{} ({})", code.title(), parts.status))
+    });
+    if let Some(cause) = &problem.cause {
+        tracing::error!(request.id = %id, %path, %cause, "Request {id} failed: {cause}");
+    }
+    let status = problem.code.status();
+    let (code, request_id, detail) = (problem.code.text(), id.to_owned(), problem.detail);
+    let mut body = if path.starts_with("/v2") {
+        // The kserve client shows the text only where the type is exactly this.
+        Json(ErrorBody { error: detail, code, status: status.as_u16(), request_id }).into_response()
+    } else {
+        let kind = format!("urn:octet:error:{code}");
+        let title = problem.code.title();
+        let mut body = Json(ProblemBody { kind, title, status: status.as_u16(), detail, code, request_id })
+            .into_response();
+        let kind = HeaderValue::from_static("application/problem+json");
+        body.headers_mut().insert(header::CONTENT_TYPE, kind);
+        body
+    };
+    *body.status_mut() = status;
+    for name in [header::ALLOW, header::CONTENT_RANGE] {
+        if let Some(value) = parts.headers.get(&name) {
+            body.headers_mut().insert(name, value.clone());
+        }
+    }
+    if let Some(seconds) = problem.retry_after_s {
+        body.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    body
+}

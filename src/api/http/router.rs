@@ -1,0 +1,132 @@
+//! All routes and layers on one screen, and the OpenAPI document that they make.
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::Response;
+use axum::routing::{any, get};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::decompression::RequestDecompressionLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::api::Context;
+use crate::api::http::observe::{self, InFlight};
+use crate::api::http::{Shared, artifacts, datasets, endpoints, infer, jobs, models, repository, system, ui};
+
+/// The head of the OpenAPI document.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Octet",
+        description = "Takes a float ONNX model and calibration data, quantizes the model to INT8, stores, serves \
+                       and reports.\n\nRefusals of `/v1` are `application/problem+json`, those of `/v2` are the \
+                       protocol's `{\"error\": …}`; both carry `code` and `request_id`. `X-Request-Id` is taken \
+                       over and given back."
+    ),
+    tags(
+        (name = "models", description = "Float models as uploaded"),
+        (name = "datasets", description = "Calibration and evaluation data"),
+        (name = "jobs", description = "Queued work"),
+        (name = "artifacts", description = "INT8 products and their reports"),
+        (name = "endpoints", description = "What is served under which name"),
+        (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
+        (name = "repository", description = "Triton's model repository extension"),
+        (name = "health", description = "The server about itself"),
+    )
+)]
+struct Head;
+
+/// Uploads: their time is that of the network.
+fn uploads() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(models::put, models::get, models::delete))
+        .routes(routes!(models::post, models::list))
+        .routes(routes!(datasets::put, datasets::get, datasets::delete))
+}
+
+/// Inference: bodies may be compressed.
+fn inference() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(infer::infer)).routes(routes!(infer::infer_version))
+}
+
+/// Everything else.
+fn rest() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(models::file))
+        .routes(routes!(datasets::list))
+        .routes(routes!(datasets::file))
+        .routes(routes!(jobs::post, jobs::list))
+        .routes(routes!(jobs::get, jobs::delete))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::events))
+        .routes(routes!(artifacts::list))
+        .routes(routes!(artifacts::get, artifacts::delete))
+        .routes(routes!(artifacts::file))
+        .routes(routes!(artifacts::report))
+        .routes(routes!(artifacts::report_html))
+        .routes(routes!(endpoints::list))
+        .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
+        .routes(routes!(system::metadata))
+        .routes(routes!(system::live))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .routes(routes!(system::openapi))
+        .routes(routes!(system::model_names))
+        .routes(routes!(infer::stats_all))
+        .routes(routes!(infer::metadata))
+        .routes(routes!(infer::metadata_version))
+        .routes(routes!(infer::ready))
+        .routes(routes!(infer::ready_version))
+        .routes(routes!(infer::config))
+        .routes(routes!(infer::config_version))
+        .routes(routes!(infer::stats))
+        .routes(routes!(infer::stats_version))
+        .routes(routes!(repository::index))
+        .routes(routes!(repository::load))
+        .routes(routes!(repository::unload))
+        .route("/", get(ui::page))
+        .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
+        .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
+}
+
+/// The server's routes over what they share.
+pub fn router(context: Context) -> axum::Router {
+    let shared = Arc::new(context);
+    let limit = shared.limits.request_timeout;
+    let in_time = from_fn_with_state(limit, observe::in_time);
+    let (uploads, _) = uploads().split_for_parts();
+    let (inference, _) = inference().split_for_parts();
+    let (rest, _) = rest().split_for_parts();
+    // The header counts plain bytes, so nothing behind this layer sees a compressed one.
+    let inference = inference.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
+    let in_flight = Arc::new(InFlight::new(shared.limits.requests_in_flight));
+    inference
+        .merge(rest)
+        .layer(in_time)
+        .merge(uploads)
+        .fallback(system::no_route)
+        // Every handler bounds its own body, uploads by their own setting.
+        .layer(DefaultBodyLimit::disable())
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn_with_state((Arc::clone(&shared), in_flight), observe::observe))
+        .with_state(shared)
+}
+
+/// Takes the body type of the decompression layer for that of axum.
+async fn plain(response: Response) -> Response {
+    response
+}
+
+/// The OpenAPI document as YAML: what `octet openapi` prints and `openapi.yaml` holds.
+///
+/// # Panics
+/// Never: the document is made of the code alone, and a test makes it.
+#[must_use]
+pub fn openapi() -> String {
+    let routes =
+        OpenApiRouter::with_openapi(Head::openapi()).merge(uploads()).merge(inference()).merge(rest());
+    routes.into_openapi().to_yaml().expect("the document has only strings, numbers and lists")
+}

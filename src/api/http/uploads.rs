@@ -1,0 +1,147 @@
+//! Takes files: streamed to disk while they are hashed, checked by the engine before anybody sees them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::HeaderMap;
+use futures::{Stream, StreamExt};
+
+use crate::api::Context;
+use crate::api::error::Problem;
+use crate::api::http::{broken_body, check_length, header_text, linger};
+use crate::engine::pipeline;
+use crate::service::store::Digest;
+use crate::service::store::blobs::Pin;
+
+/// What looks into a file before it is kept.
+pub(crate) type Inspect = fn(&Path) -> Result<serde_json::Value, pipeline::Error>;
+
+/// Keeps a body as a blob; gives what `inspect` found in it.
+///
+/// # Errors
+/// 413 beyond `limit_bytes`, 400 where the body breaks off or is not what its digest says, 422 by `inspect`.
+pub(crate) async fn receive(
+    shared: &Context,
+    headers: &HeaderMap,
+    body: Body,
+    limit_bytes: u64,
+    inspect: Inspect,
+) -> Result<(Pin, serde_json::Value), Problem> {
+    let expected = content_digest(headers)?;
+    if let Err(problem) = check_length(headers, limit_bytes) {
+        linger(headers, body);
+        return Err(problem);
+    }
+    let mut stream = body.into_data_stream();
+    let received = receive_stream(shared, &mut stream, expected, limit_bytes, inspect).await;
+    if received.is_err() {
+        linger(headers, Body::from_stream(stream));
+    }
+    received
+}
+
+/// Keeps a stream of bytes as a blob.
+///
+/// # Errors
+/// As [`receive`].
+pub(crate) async fn receive_stream<E: std::error::Error>(
+    shared: &Context,
+    mut stream: impl Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+    expected: Option<Digest>,
+    limit_bytes: u64,
+    inspect: Inspect,
+) -> Result<(Pin, serde_json::Value), Problem> {
+    let mut writer = shared.blobs.writer(limit_bytes).await?;
+    shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
+    while let Some(part) = next_part(&mut stream, shared.limits.request_timeout).await? {
+        let part = part.map_err(|error| broken_body(&error))?;
+        shared.metrics.upload_bytes(part.len() as u64);
+        writer.write(&part).await?;
+    }
+    if writer.bytes() == 0 {
+        return Err(Problem::bad_request("the body is empty: send the bytes of the file"));
+    }
+    writer.flush().await?;
+    let path = writer.path().to_owned();
+    let info = tokio::task::spawn_blocking(move || inspect(&path))
+        .await
+        .map_err(|panic| Problem::internal(format!("inspecting an upload: {panic}")))??;
+    let pin = writer.finish(expected).await?;
+    shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
+    Ok((pin, info))
+}
+
+async fn next_part<T>(
+    stream: &mut (impl Stream<Item = T> + Unpin),
+    patience: Duration,
+) -> Result<Option<T>, Problem> {
+    tokio::time::timeout(patience, stream.next())
+        .await
+        .map_err(|_| Problem::bad_request(format!("no bytes came for {} s", patience.as_secs_f64())))
+}
+
+/// The SHA-256 of `Content-Digest: sha-256=:BASE64:` (RFC 9530), where given.
+fn content_digest(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
+    let Some(text) = header_text(headers, "content-digest") else { return Ok(None) };
+    let member = text.split(',').find_map(|m| m.trim().strip_prefix("sha-256="));
+    // Other algorithms may be ignored (RFC 9530, section 2).
+    let Some(member) = member else { return Ok(None) };
+    let bytes = member.strip_prefix(':').and_then(|m| m.strip_suffix(':')).and_then(base64);
+    match bytes.and_then(|b| <[u8; 32]>::try_from(b).ok()) {
+        Some(digest) => Ok(Some(Digest(digest))),
+        None => Err(Problem::bad_request("Content-Digest: `sha-256` must be 32 bytes as `:BASE64:`")),
+    }
+}
+
+/// Bytes of base64 with padding (RFC 4648, section 4).
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digit = |c: u8| match c {
+        b'A'..=b'Z' => Some(c - b'A'),
+        b'a'..=b'z' => Some(c - b'a' + 26),
+        b'0'..=b'9' => Some(c - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    if !text.len().is_multiple_of(4) {
+        return None;
+    }
+    let plain = text.trim_end_matches('=');
+    if text.len() - plain.len() > 2 {
+        return None;
+    }
+    let mut bytes = Vec::with_capacity(plain.len() * 3 / 4);
+    let (mut bits, mut count) = (0u32, 0);
+    for c in plain.bytes() {
+        bits = bits << 6 | u32::from(digit(c)?);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            bytes.push((bits >> count) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base64_reads_what_it_should() {
+        // RFC 4648, section 10.
+        for (text, want) in [
+            ("", Some("")),
+            ("Zg==", Some("f")),
+            ("Zm8=", Some("fo")),
+            ("Zm9v", Some("foo")),
+            ("Zm9vYmFy", Some("foobar")),
+            ("Zm9", None),
+            ("Zm9*", None),
+            ("Z===", None),
+        ] {
+            assert_eq!(base64(text).as_deref(), want.map(str::as_bytes), "{text}");
+        }
+    }
+}

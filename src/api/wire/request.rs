@@ -1,0 +1,420 @@
+//! Bytes of a request to tensors: JSON, JSON with raw tensors behind it, or one raw tensor.
+
+use crate::api::wire::scan::{self, Scanner};
+use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Port, datatype, datatype_name};
+use crate::engine::tensor::{DType, Tensor, element_count};
+
+/// Most dimensions of a tensor, and most inputs or outputs of a request.
+const RANK_MAX: usize = 16;
+const TENSORS_MAX: usize = 1024;
+
+/// Reads the header `Inference-Header-Content-Length`.
+///
+/// # Errors
+/// [`Error::Framing`] where it is not a number.
+pub(crate) fn framing(header: Option<&str>) -> Result<Framing, Error> {
+    let Some(text) = header else { return Ok(Framing::Json) };
+    match text.trim().parse::<usize>() {
+        Ok(0) => Ok(Framing::Raw),
+        Ok(n) => Ok(Framing::Binary(n)),
+        Err(_) => Err(Error::Framing(format!(
+            "Inference-Header-Content-Length must be a number of bytes, got `{text}`"
+        ))),
+    }
+}
+
+/// Reads a request. `inputs` are those of the model: a raw body takes its type and shape from them.
+///
+/// # Errors
+/// [`Error`], which names the field or tensor at fault.
+pub(crate) fn decode(framing: Framing, body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
+    match framing {
+        Framing::Raw => raw(body, inputs),
+        Framing::Json => json(body, &[]),
+        Framing::Binary(len) if len > body.len() => Err(Error::Framing(format!(
+            "Inference-Header-Content-Length is {len}, but the body has only {} bytes",
+            body.len()
+        ))),
+        Framing::Binary(len) => json(&body[..len], &body[len..]),
+    }
+}
+
+/// A body that is the only input, one sample of it: the free dimensions are 1, except one that the size tells.
+fn raw(body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
+    let [port] = inputs else {
+        let count = inputs.len();
+        return Err(Error::Framing(format!(
+            "a raw request (Inference-Header-Content-Length: 0) needs a model with one input, this has {count}"
+        )));
+    };
+    let wrong = |reason: String| Error::Input { name: port.name.to_owned(), reason };
+    let mut shape: Vec<usize> = port.shape.iter().map(|d| d.unwrap_or(1)).collect();
+    let one = element_count(&shape).and_then(|n| n.checked_mul(port.dtype.size())).unwrap_or(0);
+    // As in Triton the batch is 1; where another dimension is free too, the last free one takes the rest.
+    if one > 0 && body.len().is_multiple_of(one) {
+        if let Some(free) = port.shape.iter().rposition(Option::is_none) {
+            shape[free] = body.len() / one;
+        }
+    }
+    let tensor = Tensor::from_bytes(port.dtype, &shape, body)
+        .ok_or_else(|| wrong(format!("a raw body of {} bytes, shape {shape:?} takes {one}", body.len())))?;
+    let inputs = vec![(port.name.to_owned(), tensor)];
+    Ok(InferRequest { inputs, binary_output: true, ..InferRequest::default() })
+}
+
+/// One tensor as the JSON part describes it.
+#[derive(Default)]
+struct InputText<'a> {
+    name: Option<String>,
+    shape: Option<Vec<usize>>,
+    datatype: Option<String>,
+    binary_bytes: Option<usize>,
+    data: Option<(usize, &'a [u8])>,
+}
+
+fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
+    let mut request = InferRequest::default();
+    let mut texts = None;
+    let mut scanner = Scanner::new(text);
+    scanner.object(|s, key| {
+        match key {
+            "id" => request.id = s.value()?.as_str().filter(|id| !id.is_empty()).map(str::to_owned),
+            "parameters" => parameters(s, &mut request)?,
+            "inputs" => texts = Some(inputs(s)?),
+            "outputs" => request.outputs = outputs(s)?,
+            _ => drop(s.skip()?),
+        }
+        Ok(())
+    })?;
+    scanner.end()?;
+    let texts = texts.ok_or_else(|| Error::Field("the request has no `inputs`".to_owned()))?;
+    for input in texts {
+        let (name, tensor) = input_tensor(input, text, &mut tail)?;
+        if request.inputs.iter().any(|(n, _)| *n == name) {
+            return Err(Error::Input { name, reason: "given twice".to_owned() });
+        }
+        request.inputs.push((name, tensor));
+    }
+    if !tail.is_empty() {
+        // The words of Triton's http_server.cc; people search for them.
+        return Err(Error::Framing(format!(
+            "unexpected additional input data: {} bytes too many",
+            tail.len()
+        )));
+    }
+    Ok(request)
+}
+
+fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
+    let value = s.value()?;
+    if let Some(binary) = value.get("binary_data_output") {
+        request.binary_output = binary
+            .as_bool()
+            .ok_or_else(|| Error::Field("`binary_data_output` must be a boolean".to_owned()))?;
+    }
+    if let Some(precision) = value.get("precision") {
+        let text =
+            precision.as_str().ok_or_else(|| Error::Field("`precision` must be a string".to_owned()))?;
+        request.precision = Some(text.to_owned());
+    }
+    if let Some(timeout) = value.get("timeout") {
+        let us = timeout.as_u64().or_else(|| timeout.as_str().and_then(|t| t.parse().ok()));
+        let us =
+            us.ok_or_else(|| Error::Field("`timeout` must be microseconds, a whole number".to_owned()))?;
+        request.timeout_us = Some(us).filter(|&us| us > 0);
+    }
+    Ok(())
+}
+
+fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
+    let mut all = Vec::new();
+    s.array(|s| {
+        if all.len() == TENSORS_MAX {
+            return Err(s.error(format!("more than {TENSORS_MAX} inputs")));
+        }
+        let mut input = InputText::default();
+        s.object(|s, key| {
+            match key {
+                "name" => input.name = Some(s.string()?.into_owned()),
+                "datatype" => input.datatype = Some(s.string()?.into_owned()),
+                "shape" => input.shape = Some(shape(s)?),
+                // kserve's SDK writes `null` where a raw tensor is empty.
+                "data" if s.peek() == Some(b'n') => drop(s.skip()?),
+                "data" => input.data = Some(s.array_span()?),
+                "parameters" => input.binary_bytes = binary_data_size(&s.value()?)?,
+                _ => drop(s.skip()?),
+            }
+            Ok(())
+        })?;
+        all.push(input);
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+fn shape(s: &mut Scanner<'_>) -> Result<Vec<usize>, Error> {
+    let mut dims = Vec::new();
+    s.array(|s| {
+        let dim = s.integer()?;
+        let dim = usize::try_from(dim).map_err(|_| s.error(format!("a dimension of {dim}")))?;
+        if dims.len() == RANK_MAX {
+            return Err(s.error(format!("more than {RANK_MAX} dimensions")));
+        }
+        dims.push(dim);
+        Ok(())
+    })?;
+    Ok(dims)
+}
+
+fn binary_data_size(parameters: &serde_json::Value) -> Result<Option<usize>, Error> {
+    let Some(size) = parameters.get("binary_data_size") else { return Ok(None) };
+    let size = size.as_u64().and_then(|n| usize::try_from(n).ok());
+    size.map(Some).ok_or_else(|| Error::Field("`binary_data_size` must be a number of bytes".to_owned()))
+}
+
+fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
+    let mut all: Vec<OutputRequest> = Vec::new();
+    s.array(|s| {
+        if all.len() == TENSORS_MAX {
+            return Err(s.error(format!("more than {TENSORS_MAX} outputs")));
+        }
+        let mut name = None;
+        let mut parameters = serde_json::Value::Null;
+        s.object(|s, key| {
+            match key {
+                "name" => name = Some(s.string()?.into_owned()),
+                "parameters" => parameters = s.value()?,
+                _ => drop(s.skip()?),
+            }
+            Ok(())
+        })?;
+        let name = name.ok_or_else(|| s.error("an output without `name`"))?;
+        let wrong = |reason: &str| Error::Output { name: name.clone(), reason: reason.to_owned() };
+        let binary = match parameters.get("binary_data") {
+            None => None,
+            Some(flag) => Some(flag.as_bool().ok_or_else(|| wrong("`binary_data` must be a boolean"))?),
+        };
+        let classification = match parameters.get("classification") {
+            None => 0,
+            Some(k) => k
+                .as_u64()
+                .and_then(|k| usize::try_from(k).ok())
+                .ok_or_else(|| wrong("`classification` must be a whole number"))?,
+        };
+        if parameters.get("shared_memory_region").is_some() {
+            return Err(wrong("shared memory is not supported"));
+        }
+        all.push(OutputRequest { name, binary, classification });
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+fn input_tensor(input: InputText<'_>, text: &[u8], tail: &mut &[u8]) -> Result<(String, Tensor), Error> {
+    let name = input.name.ok_or_else(|| Error::Field("an input without `name`".to_owned()))?;
+    let wrong = |reason: String| Error::Input { name: name.clone(), reason };
+    let shape = input.shape.ok_or_else(|| wrong("no `shape`".to_owned()))?;
+    let type_name = input.datatype.ok_or_else(|| wrong("no `datatype`".to_owned()))?;
+    if type_name == "BYTES" {
+        return Err(wrong("datatype BYTES (strings) is not supported: models here take numbers".to_owned()));
+    }
+    let dtype = datatype(&type_name).ok_or_else(|| wrong(format!("`{type_name}` is not a datatype")))?;
+    let count = element_count(&shape)
+        .and_then(|n| Some((n, n.checked_mul(dtype.size())?)))
+        .ok_or_else(|| wrong(format!("the product of shape {shape:?} is too large")))?;
+    let tensor = match (input.binary_bytes, input.data) {
+        (Some(size), _) => binary_tensor(dtype, &shape, size, count.1, tail).map_err(wrong)?,
+        (None, Some((start, data))) => {
+            json_tensor(dtype, &shape, count.0, data).map_err(|e| within(e, &name, text, start))?
+        }
+        (None, None) if count.0 == 0 => Tensor::zeros(dtype, &shape),
+        (None, None) => return Err(wrong("neither `data` nor `parameters.binary_data_size`".to_owned())),
+    };
+    Ok((name, tensor))
+}
+
+fn binary_tensor(
+    dtype: DType,
+    shape: &[usize],
+    size: usize,
+    needed: usize,
+    tail: &mut &[u8],
+) -> Result<Tensor, String> {
+    if size != needed {
+        let name = datatype_name(dtype);
+        return Err(format!(
+            "binary_data_size is {size}, but {name} of shape {shape:?} takes {needed} bytes"
+        ));
+    }
+    if tail.len() < size {
+        return Err(format!("the body ends {} bytes before its {size} bytes of data do", size - tail.len()));
+    }
+    let (bytes, rest) = tail.split_at(size);
+    *tail = rest;
+    if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
+        return Err("a BOOL byte is neither 0 nor 1".to_owned());
+    }
+    Tensor::from_bytes(dtype, shape, bytes).ok_or_else(|| format!("{size} bytes do not fill shape {shape:?}"))
+}
+
+fn json_tensor(dtype: DType, shape: &[usize], count: usize, data: &[u8]) -> Result<Tensor, Error> {
+    match dtype {
+        DType::F32 => scan::tensor::<f32>(data, shape, count),
+        DType::F64 => scan::tensor::<f64>(data, shape, count),
+        DType::I64 => scan::tensor::<i64>(data, shape, count),
+        DType::I32 => scan::tensor::<i32>(data, shape, count),
+        DType::I16 => scan::tensor::<i16>(data, shape, count),
+        DType::I8 => scan::tensor::<i8>(data, shape, count),
+        DType::U64 => scan::tensor::<u64>(data, shape, count),
+        DType::U32 => scan::tensor::<u32>(data, shape, count),
+        DType::U16 => scan::tensor::<u16>(data, shape, count),
+        DType::U8 => scan::tensor::<u8>(data, shape, count),
+        DType::Bool => scan::bool_tensor(data, shape, count).map(|t| t.retyped(DType::Bool)),
+        DType::F16 | DType::BF16 => Err(Error::Field(format!(
+            // Triton's sentence.
+            "receiving {} data via JSON is not supported. Please use the binary data format",
+            datatype_name(dtype)
+        ))),
+    }
+}
+
+/// Puts the name of the tensor, and the place in the whole text, into an error of its `data`.
+fn within(error: Error, name: &str, text: &[u8], start: usize) -> Error {
+    let reason = match error {
+        Error::Json { line: 0, reason, .. } | Error::Field(reason) => reason,
+        Error::Json { line, column, reason } => {
+            let before = &text[..start];
+            let lines = before.iter().filter(|&&b| b == b'\n').count();
+            let offset = before.iter().rev().take_while(|&&b| b != b'\n').count();
+            let column = if line == 1 { column + offset } else { column };
+            format!("malformed data at line {} column {column}: {reason}", line + lines)
+        }
+        other => other.to_string(),
+    };
+    Error::Input { name: name.to_owned(), reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<InferRequest, String> {
+        decode(Framing::Json, text.as_bytes(), &[]).map_err(|e| e.to_string())
+    }
+
+    fn input(rest: &str) -> Result<InferRequest, String> {
+        read(&format!(r#"{{"inputs":[{{"name":"x",{rest}}}]}}"#))
+    }
+
+    #[test]
+    fn a_json_request_reads_whatever_the_order_of_its_keys() {
+        let request = read(
+            r#"{"id":"42","model_name":"m","inputs":[{"data":[[1,2],[3,4]],"datatype":"FP32","shape":[2,2],"name":"x"}],
+                "outputs":[{"name":"y","parameters":{"binary_data":true,"classification":3}}],
+                "parameters":{"binary_data_output":true,"priority":1,"timeout":5000,"precision":"fp32"}}"#,
+        )
+        .unwrap();
+        assert_eq!(request.id.as_deref(), Some("42"));
+        assert_eq!(request.inputs[0].0, "x");
+        assert_eq!(request.inputs[0].1, Tensor::from_slice(&[2, 2], &[1f32, 2.0, 3.0, 4.0]));
+        assert_eq!(request.outputs[0].binary, Some(true));
+        assert_eq!(request.outputs[0].classification, 3);
+        assert_eq!(request.timeout_us, Some(5000));
+        assert!(request.binary_output);
+        assert_eq!(read(r#"{"id":"","inputs":[]}"#).unwrap().id, None);
+    }
+
+    #[test]
+    fn every_datatype_but_halves_and_strings_reads_from_json() {
+        for name in ["FP32", "FP64", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"]
+        {
+            let request = input(&format!(r#""shape":[2],"datatype":"{name}","data":[1,0]"#)).unwrap();
+            assert_eq!(request.inputs[0].1.to_f64(), [1.0, 0.0], "{name}");
+        }
+        let bools = input(r#""shape":[3],"datatype":"BOOL","data":[true,false,1]"#).unwrap();
+        assert_eq!(bools.inputs[0].1.dtype(), DType::Bool);
+        assert_eq!(bools.inputs[0].1.to_f64(), [1.0, 0.0, 1.0]);
+    }
+
+    #[test]
+    fn a_faulty_input_is_told_by_name() {
+        for (rest, want) in [
+            (r#""shape":[1,4],"datatype":"FP32","data":[1,2,3]"#, "3 values, but shape [1, 4] holds 4"),
+            (r#""shape":[1],"datatype":"FP32","data":[1,2,3]"#, "more values than the shape holds (1)"),
+            (r#""shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#, "is too large"),
+            (r#""shape":[2305843009213693952,8],"datatype":"INT8","data":[1]"#, "is too large"),
+            (r#""shape":[1],"datatype":"FP16","data":[1]"#, "FP16 data via JSON is not supported"),
+            (r#""shape":[1],"datatype":"BYTES","data":["a"]"#, "BYTES (strings) is not supported"),
+            (r#""shape":[1],"datatype":"F32","data":[1]"#, "`F32` is not a datatype"),
+            (r#""shape":[1],"datatype":"FP32""#, "neither `data` nor"),
+            (r#""shape":[1],"datatype":"FP32","data":["a"]"#, "expected a number, found `\"`"),
+            (r#""datatype":"FP32","data":[1]"#, "no `shape`"),
+            (r#""shape":[1],"data":[1]"#, "no `datatype`"),
+        ] {
+            let error = input(rest).expect_err(rest);
+            assert!(error.starts_with("input `x`: ") && error.contains(want), "{rest}: {error}");
+        }
+        assert!(
+            input(r#""shape":[-1],"datatype":"FP32","data":[1]"#).unwrap_err().contains("a dimension of -1")
+        );
+        assert!(read("{}").unwrap_err().contains("no `inputs`"));
+        assert!(read(r#"{"inputs":[{"shape":[1]}]}"#).unwrap_err().contains("without `name`"));
+        let twice = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
+        assert!(read(&format!(r#"{{"inputs":[{twice},{twice}]}}"#)).unwrap_err().contains("given twice"));
+    }
+
+    #[test]
+    fn a_fault_in_the_data_is_told_with_its_place_in_the_body() {
+        let error =
+            read("{\"inputs\":[{\"name\":\"x\",\"shape\":[2],\"datatype\":\"FP32\",\n\"data\":[1,y]}]}");
+        assert!(error.unwrap_err().contains("line 2 column 11"));
+    }
+
+    fn binary(json: &str, tail: &[u8]) -> Result<InferRequest, String> {
+        let body = [json.as_bytes(), tail].concat();
+        decode(Framing::Binary(json.len()), &body, &[]).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn raw_tensors_follow_the_json_in_input_order() {
+        let json = r#"{"inputs":[{"name":"a","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}},
+            {"name":"b","shape":[2],"datatype":"INT32","data":[7,8]},
+            {"name":"c","shape":[2],"datatype":"FP16","parameters":{"binary_data_size":4}},
+            {"name":"d","shape":[0,4],"datatype":"FP32","parameters":{"binary_data_size":0}}]}"#;
+        let tail = [0, 0, 128, 63, 0, 60, 0, 64];
+        let request = binary(json, &tail).unwrap();
+        assert_eq!(request.inputs[0].1.to_f64(), [1.0]);
+        assert_eq!(request.inputs[1].1.to_f64(), [7.0, 8.0]);
+        assert_eq!(request.inputs[2].1.to_f64(), [1.0, 2.0]);
+        assert_eq!(request.inputs[3].1.shape(), [0, 4]);
+        assert!(binary(json, &tail[..7]).unwrap_err().contains("ends 1 bytes before"));
+        assert!(
+            binary(json, &[&tail[..], &[0]].concat())
+                .unwrap_err()
+                .contains("unexpected additional input data")
+        );
+    }
+
+    #[test]
+    fn a_header_that_lies_is_refused() {
+        assert_eq!(framing(None).unwrap(), Framing::Json);
+        assert_eq!(framing(Some("0")).unwrap(), Framing::Raw);
+        assert_eq!(framing(Some("12")).unwrap(), Framing::Binary(12));
+        for text in ["-1", "x", "", "1.5", "99999999999999999999999"] {
+            assert!(framing(Some(text)).is_err(), "{text}");
+        }
+        assert!(decode(Framing::Binary(3), b"{}", &[]).unwrap_err().to_string().contains("only 2 bytes"));
+    }
+
+    #[test]
+    fn a_raw_body_takes_its_shape_from_the_model() {
+        let shape = [None, Some(2)];
+        let port = |shape| Port { name: "x", dtype: DType::F32, shape };
+        let request = decode(Framing::Raw, &[0; 8], &[port(&shape)]).unwrap();
+        assert_eq!(request.inputs[0].1.shape(), [1, 2]);
+        assert!(request.binary_output);
+        assert_eq!(decode(Framing::Raw, &[0; 16], &[port(&shape)]).unwrap().inputs[0].1.shape(), [2, 2]);
+        assert!(decode(Framing::Raw, &[0; 7], &[port(&shape)]).is_err());
+        assert!(decode(Framing::Raw, &[0; 8], &[port(&shape), port(&shape)]).is_err());
+    }
+}

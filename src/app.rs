@@ -1,0 +1,291 @@
+//! The only place that builds things: settings to stores, pools, queue, endpoints, server; and the graceful stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::{error, info, warn};
+
+use crate::api::http::{connections, router};
+use crate::api::{self, Context, Readiness};
+use crate::config::Settings;
+use crate::engine::exec::Options;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::pipeline;
+use crate::service::infer::batcher::Batcher;
+use crate::service::infer::registry::Registry;
+use crate::service::infer::{self};
+use crate::service::jobs::queue::{self, Queue};
+use crate::service::jobs::worker::{self, Workers};
+use crate::service::metrics::Metrics;
+use crate::service::store::blobs::Blobs;
+use crate::service::store::sqlite::Sqlite;
+use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data folder cannot be used.
+    #[error(transparent)]
+    Blobs(#[from] blobs::Error),
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The address cannot be used.
+    #[error("listening on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The kernels cannot run as the settings say.
+    #[error("isa `{asked}`: this CPU has {available:?}")]
+    Isa {
+        /// As asked.
+        asked: String,
+        /// What there is.
+        available: Vec<&'static str>,
+    },
+    /// Threads cannot be made.
+    #[error("making threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+}
+
+/// A server that runs.
+pub struct Server {
+    address: SocketAddr,
+    readiness: Readiness,
+    stop: watch::Sender<bool>,
+    drain_delay: Duration,
+    drain_timeout: Duration,
+    http: JoinHandle<()>,
+    workers: JoinHandle<()>,
+    following: JoinHandle<()>,
+}
+
+/// Starts a server. When it answers, endpoints of an earlier run may still be loading: see
+/// `/v2/health/ready`.
+///
+/// # Errors
+/// [`Error`]; nothing runs then.
+pub async fn start(settings: &Settings) -> Result<Server, Error> {
+    let isa = isa(&settings.isa)?;
+    let address = settings.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+    let clock: Clock = Arc::new(now);
+    let blobs = Blobs::open(&settings.data_dir)?;
+    let database = settings.data_dir.join("octet.db");
+    let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&database, Arc::clone(&clock)).await?);
+    let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
+    let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
+    let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;
+    let (stop, stopping) = watch::channel(false);
+    let workers = workers(settings, &queue, &catalog, &blobs, &metrics)?;
+    let readiness = Readiness::default();
+    let context = Context {
+        catalog,
+        blobs,
+        queue,
+        registry: Arc::clone(&registry),
+        metrics,
+        clock,
+        limits: limits(settings),
+        readiness: readiness.clone(),
+        stopping: stopping.clone(),
+    };
+    let app = router::router(context);
+    let http = tokio::spawn(connections::serve(listener, app, stopping.clone()));
+    let workers = tokio::spawn(workers.run(stopping));
+    let following = tokio::spawn(follow(registry, readiness.clone()));
+    info!(%address, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}");
+    Ok(Server {
+        address,
+        readiness,
+        stop,
+        drain_delay: Duration::from_millis(settings.serving.drain_delay_ms),
+        drain_timeout: Duration::from_millis(settings.serving.drain_timeout_ms),
+        http,
+        workers,
+        following,
+    })
+}
+
+impl Server {
+    /// Where it listens: the port that was given for port 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Stops: not ready at once, answers during the drain delay, then takes no more connections, finishes the
+    /// requests it has, and hands running jobs back.
+    pub async fn stop(self) {
+        self.readiness.set(false);
+        // A load balancer needs this time to notice.
+        tokio::time::sleep(self.drain_delay).await;
+        self.stop.send_replace(true);
+        let (http, workers) = (self.http.abort_handle(), self.workers.abort_handle());
+        let ended = tokio::time::timeout(self.drain_timeout, async {
+            for (what, task) in [("The HTTP server", self.http), ("The workers", self.workers)] {
+                if let Err(error) = task.await {
+                    error!(%error, "{what} ended by a fault");
+                }
+            }
+        });
+        if ended.await.is_err() {
+            let drain_timeout_ms = self.drain_timeout.as_millis();
+            warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
+            http.abort();
+            workers.abort();
+        }
+        self.following.abort();
+        info!("Octet has stopped");
+    }
+}
+
+/// Runs a server until the process is asked to end (SIGTERM, Ctrl-C); a second time ends it at once.
+///
+/// # Errors
+/// [`Error`] where it does not start.
+pub async fn serve(settings: &Settings) -> Result<(), Error> {
+    let server = start(settings).await?;
+    asked_to_end().await;
+    info!("Octet stops; once more ends it at once");
+    tokio::select! {
+        () = server.stop() => {}
+        () = asked_to_end() => warn!("Octet ends at once"),
+    }
+    Ok(())
+}
+
+/// Waits for SIGTERM or Ctrl-C.
+pub async fn asked_to_end() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        error!(%error, "Signals cannot be heard");
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Loads what the catalog has, says so, and follows it.
+async fn follow(registry: Arc<Registry>, readiness: Readiness) {
+    if let Err(error) = registry.follow().await {
+        error!(%error, "The endpoints could not be read: {error}");
+    }
+    readiness.set(true);
+    registry.keep_following().await;
+}
+
+fn isa(asked: &str) -> Result<Isa, Error> {
+    let unknown = || Error::Isa {
+        asked: asked.to_owned(),
+        available: Isa::available().into_iter().map(Isa::name).collect(),
+    };
+    if asked == "auto" { Ok(Isa::best()) } else { Isa::named(asked).ok_or_else(unknown) }
+}
+
+fn registry(
+    settings: &Settings,
+    isa: Isa,
+    catalog: &Arc<dyn Catalog>,
+    blobs: &Blobs,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Registry>, Error> {
+    let threads = or_cores(settings.serving.threads);
+    let limits = infer::Limits {
+        runs_max: threads,
+        queue_max: size(settings.serving.queue_limit),
+        batch_samples_max: size(settings.serving.batch_max),
+        batch_delay: Duration::from_micros(settings.serving.batch_delay_us),
+    };
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
+    let batcher = Batcher::new(Arc::new(pool), limits);
+    // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
+    let options = Options { isa, threads: 1, passes: true };
+    Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, Arc::clone(metrics), options))
+}
+
+fn workers(
+    settings: &Settings,
+    queue: &Arc<Queue>,
+    catalog: &Arc<dyn Catalog>,
+    blobs: &Blobs,
+    metrics: &Arc<Metrics>,
+) -> Result<Workers, Error> {
+    let (workers, threads) = (size(settings.jobs.workers), or_cores(settings.jobs.threads));
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(workers))
+        .thread_name(|n| format!("job-{n}"))
+        .build()?;
+    Ok(Workers {
+        queue: Arc::clone(queue),
+        catalog: Arc::clone(catalog),
+        blobs: blobs.clone(),
+        metrics: Arc::clone(metrics),
+        engine: Arc::new(pipeline::quantize),
+        pool: Arc::new(pool),
+        options: worker::Options {
+            workers,
+            threads,
+            // One process a data folder: whoever holds its lock is the host.
+            host: "local".to_owned(),
+            poll: Duration::from_millis(settings.jobs.poll_ms),
+        },
+    })
+}
+
+fn queue_options(settings: &Settings) -> queue::Options {
+    let jobs = &settings.jobs;
+    queue::Options {
+        attempts_max: u32::try_from(jobs.attempts_max).unwrap_or(u32::MAX),
+        queued_max: jobs.queued_max,
+        lease: Duration::from_secs(jobs.lease_seconds),
+        retry_wait: Duration::from_millis(jobs.retry_wait_ms),
+    }
+}
+
+fn limits(settings: &Settings) -> api::Limits {
+    let limits = &settings.limits;
+    api::Limits {
+        model_bytes: limits.model_bytes,
+        dataset_bytes: limits.dataset_bytes,
+        infer_body_bytes: limits.infer_body_bytes,
+        json_body_bytes: limits.json_body_bytes,
+        json_depth: size(limits.json_depth),
+        request_timeout: Duration::from_millis(limits.request_timeout_ms),
+        requests_in_flight: size(limits.requests_in_flight),
+    }
+}
+
+fn size(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+/// A number of threads, where 0 is one for each core.
+fn or_cores(number: u64) -> usize {
+    match number {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        number => size(number),
+    }
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

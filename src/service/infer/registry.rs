@@ -1,0 +1,313 @@
+//! Which endpoints are in memory. Follows the catalog: loads what is new off the request path, swaps without
+//! dropping a request, lets go of what is gone.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::engine::exec::Options;
+use crate::service::infer::Error;
+use crate::service::infer::batcher::Batcher;
+use crate::service::infer::served::{Files, Served};
+use crate::service::metrics::Metrics;
+use crate::service::store::blobs::{self, Blobs};
+use crate::service::store::{self, Catalog, Endpoint, EndpointVersion, Page, Version, Wanted};
+
+/// The endpoints in memory.
+pub struct Registry {
+    catalog: Arc<dyn Catalog>,
+    blobs: Blobs,
+    batcher: Arc<Batcher>,
+    metrics: Arc<Metrics>,
+    options: Options,
+    entries: RwLock<HashMap<String, Arc<Entry>>>,
+    unloaded: RwLock<HashSet<String>>,
+    // One follower at a time; loads are slow and must not run twice.
+    following: tokio::sync::Mutex<()>,
+}
+
+/// One endpoint as it is served now.
+#[derive(Clone)]
+pub struct Entry {
+    /// What the catalog says.
+    pub endpoint: Endpoint,
+    /// What became of each version.
+    pub versions: BTreeMap<u32, State>,
+}
+
+/// What became of one version of an endpoint.
+#[derive(Clone)]
+pub enum State {
+    /// Answers requests.
+    Ready(Arc<Served>),
+    /// Is being loaded.
+    Loading,
+    /// Cannot be loaded, and why.
+    Failed(String),
+    /// Was taken out of memory by `/v2/repository/models/NAME/unload`.
+    Unloaded,
+}
+
+/// Why the registry could not follow the catalog.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The catalog did not answer.
+    #[error(transparent)]
+    Catalog(#[from] store::Error),
+}
+
+impl Registry {
+    /// An empty registry. Sessions run with `options`.
+    #[must_use]
+    pub fn new(
+        catalog: Arc<dyn Catalog>,
+        blobs: Blobs,
+        batcher: Arc<Batcher>,
+        metrics: Arc<Metrics>,
+        options: Options,
+    ) -> Arc<Registry> {
+        Arc::new(Registry {
+            catalog,
+            blobs,
+            batcher,
+            metrics,
+            options,
+            entries: RwLock::default(),
+            unloaded: RwLock::default(),
+            following: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// What runs the requests.
+    #[must_use]
+    pub fn batcher(&self) -> &Arc<Batcher> {
+        &self.batcher
+    }
+
+    /// A version of an endpoint that answers requests; the default version where none is named.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEndpoint`], [`Error::UnknownVersion`], [`Error::NotReady`].
+    pub fn find(&self, name: &str, version: Option<&str>) -> Result<Arc<Served>, Error> {
+        let (entry, number) = self.entry(name, version)?;
+        match entry.versions.get(&number) {
+            Some(State::Ready(served)) => Ok(Arc::clone(served)),
+            state => Err(Error::NotReady {
+                name: name.to_owned(),
+                version: number,
+                reason: state.map_or_else(|| "it is being loaded".to_owned(), State::reason),
+            }),
+        }
+    }
+
+    /// An endpoint, and the number of the version that is meant.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEndpoint`], [`Error::UnknownVersion`].
+    pub fn entry(&self, name: &str, version: Option<&str>) -> Result<(Arc<Entry>, u32), Error> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get(name).ok_or_else(|| Error::UnknownEndpoint { name: name.to_owned() })?;
+        let number = match version {
+            None => entry.endpoint.default_version.0,
+            // Triton takes leading zeros in a version; so do we, here.
+            Some(text) => match text.parse::<u32>() {
+                Ok(number) if entry.versions.contains_key(&number) => number,
+                _ => {
+                    return Err(Error::UnknownVersion {
+                        name: name.to_owned(),
+                        version: text.to_owned(),
+                        served: entry.versions.keys().copied().collect(),
+                    });
+                }
+            },
+        };
+        Ok((Arc::clone(entry), number))
+    }
+
+    /// All endpoints, by name.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Entry>> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let mut all: Vec<_> = entries.values().cloned().collect();
+        all.sort_by(|a, b| a.endpoint.name.cmp(&b.endpoint.name));
+        all
+    }
+
+    /// Takes an endpoint out of memory until [`Registry::reload`]; the catalog keeps it.
+    ///
+    /// # Errors
+    /// [`Error::UnknownEndpoint`].
+    pub fn unload(&self, name: &str) -> Result<(), Error> {
+        let (entry, _) = self.entry(name, None)?;
+        self.unloaded.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+        let versions = entry.versions.keys().map(|&v| (v, State::Unloaded)).collect();
+        self.set(Entry { endpoint: entry.endpoint.clone(), versions });
+        Ok(())
+    }
+
+    /// Loads an endpoint that was unloaded or could not be loaded.
+    ///
+    /// # Errors
+    /// As [`Registry::follow`].
+    pub async fn reload(&self, name: &str) -> Result<(), FollowError> {
+        self.unloaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        self.follow().await
+    }
+
+    /// Follows the catalog until the process ends.
+    pub async fn keep_following(self: Arc<Registry>) {
+        let mut changes = self.catalog.endpoint_changes();
+        loop {
+            // A change that comes while we look is seen by the next `changed`.
+            changes.borrow_and_update();
+            if let Err(error) = self.follow().await {
+                tracing::error!(%error, "The endpoints could not be read: {error}");
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Makes memory what the catalog says, now.
+    ///
+    /// # Errors
+    /// [`FollowError`] where the catalog does not answer. A version that cannot be loaded is
+    /// [`State::Failed`] and no error.
+    pub async fn follow(&self) -> Result<(), FollowError> {
+        let _one = self.following.lock().await;
+        let mut names = HashSet::new();
+        let mut page = Page::first(Page::LIMIT_MAX);
+        loop {
+            let slice = self.catalog.endpoints(&page).await?;
+            for endpoint in slice.items {
+                names.insert(endpoint.name.to_string());
+                self.follow_one(endpoint).await;
+            }
+            match slice.next {
+                Some(next) => page.after = Some(next),
+                None => break,
+            }
+        }
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
+        self.unloaded.write().unwrap_or_else(PoisonError::into_inner).retain(|name| names.contains(name));
+        Ok(())
+    }
+
+    async fn follow_one(&self, endpoint: Endpoint) {
+        let name = endpoint.name.to_string();
+        let before = self.entry(&name, None).ok().map(|(entry, _)| entry);
+        let unloaded = self.unloaded.read().unwrap_or_else(PoisonError::into_inner).contains(&name);
+        let mut versions = BTreeMap::new();
+        let mut to_load = Vec::new();
+        for source in &endpoint.versions {
+            let kept = before.as_ref().and_then(|b| b.versions.get(&source.version.0)).cloned();
+            let state = match kept {
+                _ if unloaded => State::Unloaded,
+                Some(State::Ready(served)) if served.source == *source => State::Ready(served),
+                _ => {
+                    to_load.push(source.clone());
+                    State::Loading
+                }
+            };
+            versions.insert(source.version.0, state);
+        }
+        // What answered before goes on answering while the new version loads.
+        let mut entry = Entry { endpoint: endpoint.clone(), versions };
+        let mut meanwhile = entry.clone();
+        if let Some(before) = &before {
+            let old = before.endpoint.default_version;
+            if let (Some(State::Ready(served)), false) = (before.versions.get(&old.0), to_load.is_empty()) {
+                meanwhile.endpoint.default_version = old;
+                meanwhile.versions.entry(old.0).or_insert_with(|| State::Ready(Arc::clone(served)));
+            }
+        }
+        if !to_load.is_empty() {
+            self.set(meanwhile);
+        }
+        for source in to_load {
+            let state = match self.load(&endpoint, &source).await {
+                Ok(served) => State::Ready(Arc::new(served)),
+                Err(reason) => {
+                    let version = source.version;
+                    tracing::warn!(endpoint = %name, %version, %reason, "Endpoint {name} version {version} cannot be loaded: {reason}");
+                    State::Failed(reason)
+                }
+            };
+            entry.versions.insert(source.version.0, state);
+        }
+        self.set(entry);
+    }
+
+    async fn load(&self, endpoint: &Endpoint, source: &EndpointVersion) -> Result<Served, String> {
+        let model =
+            self.catalog.model(&Wanted::from(source.model.clone())).await.map_err(|e| e.to_string())?;
+        let float = self.pin(model.sha256).await?;
+        let artifact = match source.artifact {
+            None => None,
+            Some(id) => Some(self.catalog.artifact(id).await.map_err(|e| e.to_string())?),
+        };
+        let int8 = match &artifact {
+            None => None,
+            Some(artifact) => Some(self.pin(artifact.sha256).await?),
+        };
+        let (name, source) = (endpoint.name.clone(), source.clone());
+        let (options, limits) = (self.options.clone(), self.batcher.limits().clone());
+        let metrics = Arc::clone(&self.metrics);
+        let loaded = tokio::task::spawn_blocking(move || {
+            let files = match &int8 {
+                Some(int8) => Files { main: int8.path(), twin: Some(float.path()) },
+                None => Files { main: float.path(), twin: None },
+            };
+            Served::load(&name, &source, &files, &options, &limits, &metrics)
+        });
+        let served =
+            loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;
+        if let Some(artifact) = &artifact {
+            served.show_accuracy(&artifact.accuracy);
+        }
+        let (name, version, load_ms) = (&served.name, served.source.version, served.load_time.as_millis());
+        let weight_bytes = served.weight_bytes;
+        tracing::info!(endpoint = %name, %version, load_ms, weight_bytes, "Endpoint {name} version {version} is ready");
+        Ok(served)
+    }
+
+    async fn pin(&self, digest: store::Digest) -> Result<blobs::Pin, String> {
+        self.blobs.pin(digest).await.map_err(|e| e.to_string())
+    }
+
+    fn set(&self, entry: Entry) {
+        let name = entry.endpoint.name.to_string();
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(entry));
+    }
+}
+
+impl State {
+    /// As Triton names it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            State::Ready(_) => "READY",
+            State::Loading => "LOADING",
+            State::Failed(_) | State::Unloaded => "UNAVAILABLE",
+        }
+    }
+
+    /// Why it does not answer; empty where it does.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            State::Ready(_) => String::new(),
+            State::Loading => "it is being loaded".to_owned(),
+            State::Failed(reason) => reason.clone(),
+            State::Unloaded => "unloaded".to_owned(),
+        }
+    }
+}
+
+impl Entry {
+    /// The version that answers when the client names none.
+    #[must_use]
+    pub fn default_version(&self) -> Version {
+        self.endpoint.default_version
+    }
+}

@@ -1,0 +1,515 @@
+//! Does the jobs: lease, files, engine on the rayon pool, one commit. Knows no SQL and no HTTP.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tracing::{error, info, warn};
+
+use super::queue::{self, Queue};
+use crate::engine::pipeline::{self, Outcome, Phase, Progress, Request};
+use crate::service::metrics::Metrics;
+use crate::service::store::blobs::{self, Blobs, Pin};
+use crate::service::store::{
+    self, AccuracySummary, ArtifactId, Catalog, Digest, Finish, Job, JobError, JobErrorCode, JobProgress,
+    JobState, LatencySummary, Lease, NewArtifact,
+};
+
+/// What does the work: `engine::pipeline::quantize`, or a stand-in in tests.
+pub type Engine = Arc<dyn Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pipeline::Error> + Send + Sync>;
+
+/// How often a worker looks after the job it does: progress goes to the catalog, a wish to stop comes from it.
+const BEAT: Duration = Duration::from_millis(500);
+/// How often expired leases are looked for and gauges are set.
+const TEND: Duration = Duration::from_secs(2);
+
+/// What the settings say about the workers.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// So many jobs run side by side.
+    pub workers: usize,
+    /// Threads that one job may use.
+    pub threads: usize,
+    /// Names this host; leases of an earlier process of the same host are released at start.
+    pub host: String,
+    /// Idle workers look at the queue again after this time, even if nothing woke them.
+    pub poll: Duration,
+}
+
+/// What workers work with.
+#[derive(Clone)]
+pub struct Workers {
+    /// The queue.
+    pub queue: Arc<Queue>,
+    /// The records.
+    pub catalog: Arc<dyn Catalog>,
+    /// The files.
+    pub blobs: Blobs,
+    /// The figures.
+    pub metrics: Arc<Metrics>,
+    /// What does the work.
+    pub engine: Engine,
+    /// Where it runs: at least `workers` threads.
+    pub pool: Arc<rayon::ThreadPool>,
+    /// What the settings say.
+    pub options: Options,
+}
+
+impl Workers {
+    /// Works until `stop` becomes `true` (or its sender is gone); then asks the engine to stop, hands running
+    /// jobs back, and returns.
+    ///
+    /// At start it takes the leases that an earlier process of this host has left and removes blobs that no
+    /// record refers to. With no workers it still looks after leases and gauges.
+    pub async fn run(self, stop: watch::Receiver<bool>) {
+        let owner = format!("{}/{}", self.options.host, uuid::Uuid::now_v7().simple());
+        match self.queue.release(&self.options.host, &owner).await {
+            Ok(0) => {}
+            Ok(jobs) => info!(jobs, "{jobs} jobs of an earlier process are taken up again"),
+            Err(error) => error!(error = %chain(&error), "Leases of an earlier process could not be taken"),
+        }
+        match self.blobs.sweep(&*self.catalog).await {
+            Ok(0) => {}
+            Ok(blobs) => info!(blobs, "{blobs} blobs that no record refers to were removed"),
+            Err(error) => error!(error = %chain(&error), "Blobs could not be swept"),
+        }
+        let mut tasks = JoinSet::new();
+        for _ in 0..self.options.workers {
+            tasks.spawn(self.clone().work(owner.clone(), stop.clone()));
+        }
+        tasks.spawn(self.tend(stop));
+        while let Some(ended) = tasks.join_next().await {
+            if let Err(error) = ended {
+                error!(%error, "A worker task ended by a fault");
+            }
+        }
+    }
+
+    async fn tend(self, mut stop: watch::Receiver<bool>) {
+        loop {
+            self.metrics.set_uploads_incomplete(self.blobs.incomplete());
+            if let Err(error) = self.queue.tend().await {
+                warn!(error = %chain(&error), "Looking after the queue failed");
+            }
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                () = tokio::time::sleep(TEND) => {}
+            }
+        }
+    }
+
+    async fn work(self, owner: String, mut stop: watch::Receiver<bool>) {
+        // `has_changed` fails once the sender is gone.
+        while !*stop.borrow() && stop.has_changed().is_ok() {
+            match self.queue.lease(&owner).await {
+                Ok(Some(job)) => {
+                    self.attempt(job, &mut stop).await;
+                    continue;
+                }
+                Ok(None) => {}
+                Err(error) => warn!(error = %chain(&error), "No job could be leased"),
+            }
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                () = self.queue.wait(self.options.poll) => {}
+            }
+        }
+    }
+
+    /// One attempt of one job, whatever comes of it.
+    async fn attempt(&self, job: Job, stop: &mut watch::Receiver<bool>) {
+        let Some(lease) = job.lease() else { return };
+        let (id, attempt) = (job.id, job.attempt);
+        info!(job.id = %id, attempt, model = %job.model, "Job {id} begins");
+        let begun = Instant::now();
+        let ended = match self.run_engine(&job, &lease, stop).await {
+            Ended::Made(made) => self.keep(&job, &lease, *made).await,
+            Ended::Failed(error) => self.queue.fail(&job, &lease, error).await,
+            Ended::Cancelled => self.queue.finish(&lease, Finish::Cancelled).await,
+            Ended::Stopping => self.queue.finish(&lease, Finish::HandBack).await,
+            Ended::Lost => Err(store::Error::LeaseLost { job: id, attempt }.into()),
+        };
+        let duration_ms = begun.elapsed().as_millis() as u64;
+        match ended {
+            Ok(job) => {
+                let error = job.error.as_ref().map(|error| error.message.as_str());
+                info!(job.id = %id, attempt, duration_ms, state = %job.state, error, "Job {id} is {}", job.state);
+            }
+            // The lease runs out, and the job is tried again; nothing of this attempt is visible.
+            Err(error) => {
+                warn!(job.id = %id, attempt, duration_ms, error = %chain(&error), "Job {id} goes on elsewhere");
+            }
+        }
+    }
+
+    /// Runs the engine on the pool and looks after the lease meanwhile.
+    async fn run_engine(&self, job: &Job, lease: &Lease, stop: &mut watch::Receiver<bool>) -> Ended {
+        let inputs = match self.inputs(job).await {
+            Ok(inputs) => inputs,
+            Err(error) => return Ended::Failed(error),
+        };
+        let monitor = Arc::new(Monitor::new(Arc::clone(&self.metrics)));
+        // Whatever ends this future stops the engine.
+        let _stop_engine = StopEngine(Arc::clone(&monitor));
+        let mut result = self.spawn(inputs, job.recipe.clone(), Arc::clone(&monitor));
+        let mut beat = tokio::time::interval(BEAT);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut prolonged = Instant::now();
+        let mut why = None;
+        let result = loop {
+            tokio::select! {
+                result = &mut result => break result,
+                () = stopped(stop), if why.is_none() => {
+                    why = Some(Ended::Stopping);
+                    monitor.stop();
+                }
+                _ = beat.tick() => match self.beat(lease, &monitor, &mut prolonged).await {
+                    Ok(job) if job.cancel_requested => {
+                        why = Some(Ended::Cancelled);
+                        monitor.stop();
+                    }
+                    Ok(_) => {}
+                    Err(queue::Error::Store(store::Error::LeaseLost { .. })) => {
+                        why = Some(Ended::Lost);
+                        monitor.stop();
+                    }
+                    // The lease holds until it runs out, and every write is fenced: going on is safe.
+                    Err(error) => warn!(job.id = %lease.job, error = %chain(&error), "Heartbeat failed"),
+                },
+            }
+        };
+        monitor.leave_phase();
+        match (result, why) {
+            (_, Some(Ended::Lost)) => Ended::Lost,
+            (Ok(Ok(made)), _) => Ended::Made(Box::new(made)),
+            (Ok(Err(pipeline::Error::Cancelled)), Some(why)) => why,
+            (Ok(Err(error)), _) => Ended::Failed(job_error(&error)),
+            (Err(_), _) => Ended::Failed(JobError {
+                code: JobErrorCode::Internal,
+                message: "a fault of octet itself; its log has the cause".to_owned(),
+                retriable: false,
+            }),
+        }
+    }
+
+    /// Starts the engine. The receiver gets nothing where the engine panics.
+    fn spawn(
+        &self,
+        inputs: Inputs,
+        recipe: Value,
+        monitor: Arc<Monitor>,
+    ) -> oneshot::Receiver<Result<Made, pipeline::Error>> {
+        let (sender, receiver) = oneshot::channel();
+        let engine = Arc::clone(&self.engine);
+        let threads = self.options.threads;
+        self.pool.spawn(move || {
+            let request = Request {
+                model: inputs.model.path(),
+                calibration: inputs.calibration.path(),
+                evaluation: inputs.evaluation.as_ref().map(Pin::path),
+                recipe: &recipe,
+                threads,
+            };
+            let work = || {
+                let outcome = engine(&request, &*monitor)?;
+                let report = outcome.report.to_string().into_bytes();
+                Ok(Made { outcome, report })
+            };
+            // Safe to look at after a panic: all that was shared is the monitor, which has only plain values.
+            match catch_unwind(AssertUnwindSafe(work)) {
+                // The worker may be gone; then nobody wants the result.
+                Ok(result) => drop(sender.send(result)),
+                Err(panic) => error!(panic = panic_text(&*panic), "The engine panicked"),
+            }
+        });
+        receiver
+    }
+
+    /// The files of a job, held while it runs.
+    async fn inputs(&self, job: &Job) -> Result<Inputs, JobError> {
+        let model = self.catalog.model(&job.model.clone().into()).await;
+        let model = model.map_err(|error| gone(error, JobErrorCode::ModelDeleted))?;
+        let data = |pinned: store::Pinned| async move {
+            let found = self.catalog.dataset(&pinned.into()).await;
+            let found = found.map_err(|error| gone(error, JobErrorCode::DatasetDeleted))?;
+            self.pin(found.sha256).await
+        };
+        Ok(Inputs {
+            model: self.pin(model.sha256).await?,
+            calibration: data(job.calibration.clone()).await?,
+            evaluation: match job.evaluation.clone() {
+                None => None,
+                Some(pinned) => Some(data(pinned).await?),
+            },
+        })
+    }
+
+    async fn pin(&self, digest: Digest) -> Result<Pin, JobError> {
+        self.blobs.pin(digest).await.map_err(|error| storage(&error))
+    }
+
+    /// Tells the catalog what has changed, or that the worker lives, or only asks whether to stop.
+    async fn beat(
+        &self,
+        lease: &Lease,
+        monitor: &Monitor,
+        prolonged: &mut Instant,
+    ) -> Result<Job, queue::Error> {
+        let progress = monitor.news();
+        if progress.is_none() && prolonged.elapsed() < self.queue.lease_time() / 3 {
+            // Reading costs no sync of the disk.
+            let job = self.queue.find(lease.job).await?;
+            if job.lease().as_ref() != Some(lease) {
+                return Err(store::Error::LeaseLost { job: lease.job, attempt: lease.attempt }.into());
+            }
+            return Ok(job);
+        }
+        let job = self.queue.heartbeat(lease, progress).await?;
+        *prolonged = Instant::now();
+        Ok(job)
+    }
+
+    /// Keeps what was made: blobs first, then one commit of artifact, endpoint and job.
+    async fn keep(&self, job: &Job, lease: &Lease, made: Made) -> Result<Job, queue::Error> {
+        let begun = Instant::now();
+        let progress = JobProgress { phase: "store".to_owned(), done: 0, total: 0 };
+        self.queue.heartbeat(lease, Some(progress)).await?;
+        let Made { outcome, report } = made;
+        let blobs = async {
+            let artifact = self.blobs.put(&outcome.artifact).await?;
+            let report = self.blobs.put(&report).await?;
+            let report_html = self.blobs.put(outcome.report_html.as_bytes()).await?;
+            Ok::<_, blobs::Error>([artifact, report, report_html])
+        };
+        // The pins live until the commit has answered.
+        let pins = match blobs.await {
+            Ok(pins) => pins,
+            Err(error) => return self.queue.fail(job, lease, storage(&error)).await,
+        };
+        let digests = pins.each_ref().map(Pin::digest);
+        let new = new_artifact(&pins, &outcome);
+        let size_ratio = new.size_ratio;
+        let ended = self.queue.finish(lease, Finish::Done(Box::new(new))).await;
+        drop(pins);
+        self.metrics.job_phase("store", begun.elapsed().as_secs_f64());
+        match &ended {
+            Ok(job) if matches!(job.state, JobState::Succeeded | JobState::GateFailed) => {
+                self.metrics.artifact(size_ratio);
+            }
+            // Cancelled meanwhile, model deleted, or lease lost: nothing refers to the blobs.
+            Ok(_) | Err(_) => {
+                if let Err(error) = self.blobs.discard(&*self.catalog, &digests).await {
+                    warn!(job.id = %job.id, error = %chain(&error), "Blobs are left until the next start");
+                }
+            }
+        }
+        ended
+    }
+}
+
+/// How the engine's part of an attempt ended.
+enum Ended {
+    Made(Box<Made>),
+    Failed(JobError),
+    /// The user asked to stop.
+    Cancelled,
+    /// The process stops.
+    Stopping,
+    /// Another attempt has begun.
+    Lost,
+}
+
+/// What the engine has made, and its report as bytes.
+struct Made {
+    outcome: Outcome,
+    report: Vec<u8>,
+}
+
+struct Inputs {
+    model: Pin,
+    calibration: Pin,
+    evaluation: Option<Pin>,
+}
+
+/// Hears of the work and stops it. Lives on both sides: the engine's threads write, the worker reads.
+struct Monitor {
+    metrics: Arc<Metrics>,
+    begun: Instant,
+    stop: AtomicBool,
+    now: Mutex<Now>,
+}
+
+#[derive(Default)]
+struct Now {
+    phase: Option<(Phase, Instant)>,
+    done: u64,
+    total: u64,
+    /// Whether the catalog does not know it yet.
+    news: bool,
+}
+
+impl Monitor {
+    fn new(metrics: Arc<Metrics>) -> Monitor {
+        Monitor { metrics, begun: Instant::now(), stop: AtomicBool::new(false), now: Mutex::default() }
+    }
+
+    fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// The progress, if there is any since the last call.
+    fn news(&self) -> Option<JobProgress> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let (phase, _) = now.phase.filter(|_| now.news)?;
+        now.news = false;
+        Some(JobProgress { phase: phase_name(phase).to_owned(), done: now.done, total: now.total })
+    }
+
+    fn leave_phase(&self) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        self.count_phase(&mut now);
+    }
+
+    fn count_phase(&self, now: &mut Now) {
+        let Some((phase, since)) = now.phase.take() else { return };
+        self.metrics.job_phase(phase_name(phase), since.elapsed().as_secs_f64());
+        if phase == Phase::Calibrate {
+            self.metrics.calibration_samples(now.done);
+        }
+    }
+}
+
+impl Progress for Monitor {
+    fn update(&self, phase: Phase, done: u64, total: u64) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.phase.is_none_or(|(current, _)| current != phase) {
+            self.count_phase(&mut now);
+            now.phase = Some((phase, Instant::now()));
+        }
+        (now.done, now.total, now.news) = (done, total, true);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    fn seconds(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
+    }
+}
+
+struct StopEngine(Arc<Monitor>);
+
+impl Drop for StopEngine {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+/// Waits until `stop` is `true` or nobody can set it any more.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the process that would have stopped us.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Import => "import",
+        Phase::Calibrate => "calibrate",
+        Phase::Quantize => "quantize",
+        Phase::Evaluate => "evaluate",
+        Phase::Measure => "measure",
+        Phase::Export => "export",
+    }
+}
+
+fn new_artifact([artifact, report, report_html]: &[Pin; 3], outcome: &Outcome) -> NewArtifact {
+    let accuracy = &outcome.accuracy;
+    NewArtifact {
+        id: ArtifactId::new(),
+        sha256: artifact.digest(),
+        bytes: artifact.bytes(),
+        size_ratio: finite(outcome.size_ratio),
+        manifest: outcome.manifest.clone(),
+        accuracy: AccuracySummary {
+            metric: accuracy.metric.clone(),
+            float: finite(accuracy.float),
+            int8: finite(accuracy.int8),
+            delta: finite(accuracy.delta),
+            agreement: finite(accuracy.agreement),
+            sqnr_db: finite(accuracy.sqnr_db),
+            samples: accuracy.samples,
+        },
+        latency: LatencySummary {
+            float_ms: finite(outcome.latency.float_ms),
+            int8_ms: finite(outcome.latency.int8_ms),
+        },
+        gate_failure: outcome.gate_failure.clone(),
+        report: report.digest(),
+        report_html: report_html.digest(),
+    }
+}
+
+/// JSON has no infinity and no NaN, and would turn them into `null`: an INT8 output that equals the float one
+/// has an infinite SQNR, shown as 999 dB. NaN becomes 0.
+fn finite(value: f64) -> f64 {
+    match value {
+        value if value.is_nan() => 0.0,
+        value if value.is_infinite() => 999f64.copysign(value),
+        value => value,
+    }
+}
+
+fn job_error(error: &pipeline::Error) -> JobError {
+    let (code, retriable) = match error {
+        // The engine refuses by name («Resize with mode=cubic is not supported») and has no variant for it.
+        pipeline::Error::Model(reason) if reason.contains("not supported") => {
+            (JobErrorCode::UnsupportedOp, false)
+        }
+        pipeline::Error::Model(_) => (JobErrorCode::BadModel, false),
+        pipeline::Error::Data { .. } => (JobErrorCode::BadData, false),
+        pipeline::Error::Recipe(_) => (JobErrorCode::BadRecipe, false),
+        pipeline::Error::Io { .. } => (JobErrorCode::Storage, true),
+        // Nobody asked it to stop.
+        pipeline::Error::Cancelled => (JobErrorCode::Internal, false),
+    };
+    JobError { code, message: error.to_string(), retriable }
+}
+
+fn gone(error: store::Error, code: JobErrorCode) -> JobError {
+    match error {
+        store::Error::NotFound { kind, id } => JobError {
+            code,
+            message: format!("{kind} `{id}` was deleted before the job began"),
+            retriable: false,
+        },
+        error => storage(&error),
+    }
+}
+
+fn storage(error: &dyn std::error::Error) -> JobError {
+    JobError { code: JobErrorCode::Storage, message: chain(error), retriable: true }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "no text",
+    }
+}

@@ -1,0 +1,1116 @@
+//! What is kept: ids, records, and the [`Catalog`] that keeps them. Knows no SQL dialect and no files.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use tokio::sync::watch;
+
+pub mod blobs;
+pub mod sqlite;
+
+/// Tells the time. Handed in by `app`, so that tests can set it; only sensible within one host.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// A moment: milliseconds since 1970-01-01T00:00:00Z. Shown as RFC 3339 (`2026-11-23T08:15:30.250Z`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// This moment and `wait` later.
+    #[must_use]
+    pub fn plus(self, wait: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// Seconds from `earlier` to this moment; 0 where `earlier` is later.
+    #[must_use]
+    pub fn seconds_since(self, earlier: Timestamp) -> f64 {
+        self.0.saturating_sub(earlier.0).max(0) as f64 / 1e3
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, ms) = (self.0.div_euclid(86_400_000), self.0.rem_euclid(86_400_000));
+        // Days to civil date (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms",
+        // civil_from_days): years start on March 1, eras have 400 years or 146,097 days.
+        let z = days + 719_468;
+        let era = z.div_euclid(146_097);
+        let day_of_era = z.rem_euclid(146_097);
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let shifted_month = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+        let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+        let year = year_of_era + era * 400 + i64::from(month <= 2);
+        let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1_000)
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Why a text is not a name, id, digest or cursor.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{text}` is not {what}: {rule}")]
+pub struct BadText {
+    /// What was given, at most 200 characters of it.
+    pub text: String,
+    /// What it should be, with its article: `a name`.
+    pub what: &'static str,
+    /// What it has to look like.
+    pub rule: &'static str,
+}
+
+fn bad(text: &str, what: &'static str, rule: &'static str) -> BadText {
+    BadText { text: text.chars().take(200).collect(), what, rule }
+}
+
+/// Serializes a type as its `Display` and reads it back with its `FromStr`.
+macro_rules! serde_as_text {
+    ($type:ty) => {
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    };
+}
+
+/// The name of a model, dataset or endpoint, chosen by the user.
+///
+/// 1 to 128 characters of `A-Z a-z 0-9 . _ -`, the first a letter or digit: safe in a path, a URL, a
+/// metric label and a log line without quoting.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Name, BadText> {
+        let fits = text.len() <= 128
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !fits {
+            return Err(bad(
+                text,
+                "a name",
+                "1 to 128 characters of A-Z a-z 0-9 . _ -, the first a letter or digit",
+            ));
+        }
+        Ok(Name(text.to_owned()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+serde_as_text!(Name);
+
+/// Counts the uploads under a name, or the changes of an endpoint: 1, 2, 3 … A number is never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub u32);
+
+impl FromStr for Version {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Version, BadText> {
+        let digits = text.bytes().all(|b| b.is_ascii_digit()) && !text.starts_with('0');
+        match text.parse() {
+            Ok(number) if digits => Ok(Version(number)),
+            _ => Err(bad(text, "a version", "a whole number from 1, without leading zeros")),
+        }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// One version of one name: `resnet18@3`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Pinned {
+    /// The name.
+    pub name: Name,
+    /// The version.
+    pub version: Version,
+}
+
+impl fmt::Display for Pinned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.name, self.version)
+    }
+}
+
+/// A name and perhaps a version; without it, the newest. Written `resnet18` or `resnet18@3`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    /// The name.
+    pub name: Name,
+    /// The version; `None` is the newest that is not deleted.
+    pub version: Option<Version>,
+}
+
+impl From<Pinned> for Wanted {
+    fn from(pinned: Pinned) -> Wanted {
+        Wanted { name: pinned.name, version: Some(pinned.version) }
+    }
+}
+
+impl From<Name> for Wanted {
+    fn from(name: Name) -> Wanted {
+        Wanted { name, version: None }
+    }
+}
+
+impl FromStr for Wanted {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Wanted, BadText> {
+        match text.split_once('@') {
+            None => Ok(Wanted { name: text.parse()?, version: None }),
+            Some((name, version)) => Ok(Wanted { name: name.parse()?, version: Some(version.parse()?) }),
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.version {
+            None => self.name.fmt(f),
+            Some(version) => write!(f, "{}@{version}", self.name),
+        }
+    }
+}
+serde_as_text!(Wanted);
+
+/// SHA-256 of some bytes. Shown as 64 lower-case hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl FromStr for Digest {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Digest, BadText> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(text, &mut bytes)
+            .map_err(|_| bad(text, "a SHA-256 digest", "64 hexadecimal digits"))?;
+        Ok(Digest(bytes))
+    }
+}
+serde_as_text!(Digest);
+
+/// An id made here: a prefix and a UUID version 7, so ids of one process sort by age.
+macro_rules! id {
+    ($(#[$doc:meta])* $type:ident, $prefix:literal, $what:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $type(uuid::Uuid);
+
+        impl $type {
+            /// A new one.
+            #[must_use]
+            #[expect(clippy::new_without_default, reason = "a default id would not be the same twice")]
+            pub fn new() -> $type {
+                $type(uuid::Uuid::now_v7())
+            }
+        }
+
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "_{}"), self.0.simple())
+            }
+        }
+
+        impl FromStr for $type {
+            type Err = BadText;
+            fn from_str(text: &str) -> Result<$type, BadText> {
+                let digits = text.strip_prefix(concat!($prefix, "_"));
+                // `try_parse` also takes hyphens, braces and upper case: one spelling is enough.
+                match digits.map(uuid::Uuid::try_parse) {
+                    Some(Ok(uuid)) if $type(uuid).to_string() == text => Ok($type(uuid)),
+                    _ => Err(bad(text, $what, concat!($prefix, "_ and 32 lower-case hexadecimal digits"))),
+                }
+            }
+        }
+        serde_as_text!($type);
+    };
+}
+
+id!(
+    /// Names a model version.
+    ModelId, "model", "a model id"
+);
+id!(
+    /// Names a dataset version.
+    DatasetId, "data", "a dataset id"
+);
+id!(
+    /// Names a job.
+    JobId, "job", "a job id"
+);
+id!(
+    /// Names an artifact.
+    ArtifactId, "art", "an artifact id"
+);
+
+/// A float model as uploaded. Never changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Model {
+    /// Its id; listings sort by it.
+    pub id: ModelId,
+    /// The name it was uploaded under.
+    pub name: Name,
+    /// Which upload under the name.
+    pub version: Version,
+    /// Of the file.
+    pub sha256: Digest,
+    /// Size of the file.
+    pub bytes: u64,
+    /// What `engine::pipeline::inspect` found: inputs, outputs, operators.
+    pub info: Value,
+    /// When it was uploaded first.
+    pub created_at: Timestamp,
+}
+
+impl Model {
+    /// Its name and version.
+    #[must_use]
+    pub fn pinned(&self) -> Pinned {
+        Pinned { name: self.name.clone(), version: self.version }
+    }
+}
+
+/// Calibration or evaluation inputs as uploaded. Never changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Dataset {
+    /// Its id; listings sort by it.
+    pub id: DatasetId,
+    /// The name it was uploaded under.
+    pub name: Name,
+    /// Which upload under the name.
+    pub version: Version,
+    /// Of the file.
+    pub sha256: Digest,
+    /// Size of the file.
+    pub bytes: u64,
+    /// How many samples it holds.
+    pub samples: u64,
+    /// What `engine::pipeline::inspect_dataset` found: arrays, types, shapes.
+    pub info: Value,
+    /// When it was uploaded first.
+    pub created_at: Timestamp,
+}
+
+impl Dataset {
+    /// Its name and version.
+    #[must_use]
+    pub fn pinned(&self) -> Pinned {
+        Pinned { name: self.name.clone(), version: self.version }
+    }
+}
+
+/// What kind of work a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// Model and data in, artifact and report out.
+    Quantize,
+}
+
+impl JobKind {
+    /// Every kind.
+    pub const ALL: [JobKind; 1] = [JobKind::Quantize];
+
+    /// As shown in the API, the database and the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobKind::Quantize => "quantize",
+        }
+    }
+}
+
+/// Where a job stands. `service::jobs::after` says which state may follow which.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobState {
+    /// Waits for a worker, perhaps after a failed attempt.
+    Queued,
+    /// A worker holds its lease.
+    Running,
+    /// Done; the artifact is kept and, where asked, served.
+    Succeeded,
+    /// Done, but the gate of the recipe is not kept; the artifact is kept and not served.
+    GateFailed,
+    /// Not done, and will not be tried again.
+    Failed,
+    /// Stopped by the user.
+    Cancelled,
+}
+
+impl JobState {
+    /// Every state.
+    pub const ALL: [JobState; 6] = [
+        JobState::Queued,
+        JobState::Running,
+        JobState::Succeeded,
+        JobState::GateFailed,
+        JobState::Failed,
+        JobState::Cancelled,
+    ];
+
+    /// Whether the job will never change again.
+    #[must_use]
+    pub fn is_final(self) -> bool {
+        !matches!(self, JobState::Queued | JobState::Running)
+    }
+
+    /// As shown in the API, the database and the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobState::Queued => "queued",
+            JobState::Running => "running",
+            JobState::Succeeded => "succeeded",
+            JobState::GateFailed => "gate_failed",
+            JobState::Failed => "failed",
+            JobState::Cancelled => "cancelled",
+        }
+    }
+}
+
+impl fmt::Display for JobState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for JobState {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<JobState, BadText> {
+        JobState::ALL.into_iter().find(|state| state.as_str() == text).ok_or_else(|| {
+            bad(text, "a job state", "queued, running, succeeded, gate_failed, failed or cancelled")
+        })
+    }
+}
+
+/// Why a job failed: a closed list, part of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobErrorCode {
+    /// The file is not a model that can be read or run.
+    BadModel,
+    /// The model uses an operator, or a mode of one, that is not supported.
+    UnsupportedOp,
+    /// The data do not fit the model.
+    BadData,
+    /// The recipe is not one.
+    BadRecipe,
+    /// The model was deleted before the job was done.
+    ModelDeleted,
+    /// A dataset was deleted before the job began.
+    DatasetDeleted,
+    /// The gate of the recipe is not kept.
+    GateFailed,
+    /// Workers died or hung while they held the job, `max_attempts` times.
+    LeaseLost,
+    /// A file or the database could not be read or written.
+    Storage,
+    /// A fault of ours; the log has the cause.
+    Internal,
+}
+
+impl JobErrorCode {
+    /// As shown in the API and the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            JobErrorCode::BadModel => "bad_model",
+            JobErrorCode::UnsupportedOp => "unsupported_op",
+            JobErrorCode::BadData => "bad_data",
+            JobErrorCode::BadRecipe => "bad_recipe",
+            JobErrorCode::ModelDeleted => "model_deleted",
+            JobErrorCode::DatasetDeleted => "dataset_deleted",
+            JobErrorCode::GateFailed => "gate_failed",
+            JobErrorCode::LeaseLost => "lease_lost",
+            JobErrorCode::Storage => "storage",
+            JobErrorCode::Internal => "internal",
+        }
+    }
+}
+
+/// Why a job failed, or why its last attempt did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobError {
+    /// For programs.
+    pub code: JobErrorCode,
+    /// For people; names the node, tensor, field or sample.
+    pub message: String,
+    /// Whether the same job may succeed later without a change.
+    pub retriable: bool,
+}
+
+/// How far a phase is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobProgress {
+    /// The phase: `import`, `calibrate`, `quantize`, `evaluate`, `measure`, `export`, `store`.
+    pub phase: String,
+    /// Units done.
+    pub done: u64,
+    /// Of so many; 0 where not known.
+    pub total: u64,
+}
+
+/// One unit of queued work.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Job {
+    /// Its id; listings sort by it.
+    pub id: JobId,
+    /// What is to be done.
+    pub kind: JobKind,
+    /// Where it stands.
+    pub state: JobState,
+    /// How far; `None` until an attempt has begun.
+    pub progress: Option<JobProgress>,
+    /// How often it has been leased. Goes up with each lease and so fences writes of an earlier holder.
+    pub attempt: u32,
+    /// After so many attempts that failed, the job fails. Attempts handed back in a graceful stop do not count.
+    pub attempts_max: u32,
+    /// Attempts that were handed back.
+    pub handed_back: u32,
+    /// Who works on it.
+    pub lease_owner: Option<String>,
+    /// Until when, unless prolonged.
+    pub lease_until: Option<Timestamp>,
+    /// Whether the user has asked to stop it.
+    pub cancel_requested: bool,
+    /// The model.
+    pub model: Pinned,
+    /// The calibration data.
+    pub calibration: Pinned,
+    /// The evaluation data, where there are any.
+    pub evaluation: Option<Pinned>,
+    /// The recipe with every default filled in.
+    pub recipe: Value,
+    /// The endpoint that serves the artifact on success.
+    pub endpoint: Option<Name>,
+    /// On success and gate failure: artifact, accuracy, latency, size; endpoint and its version.
+    pub result: Option<Value>,
+    /// Why it failed, or why its last attempt did.
+    pub error: Option<JobError>,
+    /// Goes up with every change: the id of the event and the ETag of the job.
+    pub seq: u64,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When the current or last attempt began.
+    pub started_at: Option<Timestamp>,
+    /// When it came to its final state.
+    pub finished_at: Option<Timestamp>,
+    /// When it changed last.
+    pub updated_at: Timestamp,
+}
+
+impl Job {
+    /// What proves that a worker holds this attempt; `None` unless it is running.
+    #[must_use]
+    pub fn lease(&self) -> Option<Lease> {
+        let owner = self.lease_owner.clone()?;
+        (self.state == JobState::Running).then_some(Lease { job: self.id, attempt: self.attempt, owner })
+    }
+}
+
+/// The right to work on a job: every write of a worker carries it, and fails once another attempt has begun.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The job.
+    pub job: JobId,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Whose.
+    pub owner: String,
+}
+
+/// Float against INT8 on the evaluation data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AccuracySummary {
+    /// `top1` or `agreement`.
+    pub metric: String,
+    /// The float model's figure, 0 to 1.
+    pub float: f64,
+    /// The INT8 model's figure, 0 to 1.
+    pub int8: f64,
+    /// `int8 − float`.
+    pub delta: f64,
+    /// Share of samples on which both choose the same class.
+    pub agreement: f64,
+    /// Signal to quantization noise of the first output, in dB.
+    pub sqnr_db: f64,
+    /// Number of samples.
+    pub samples: u64,
+}
+
+/// Median time of one run at batch 1, in milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencySummary {
+    /// The float model.
+    pub float_ms: f64,
+    /// The INT8 model.
+    pub int8_ms: f64,
+}
+
+/// The INT8 product of a job. Never changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Artifact {
+    /// Its id; listings sort by it.
+    pub id: ArtifactId,
+    /// The job that made it.
+    pub job: JobId,
+    /// The float model it was made from.
+    pub model: Pinned,
+    /// Of the QDQ ONNX file.
+    pub sha256: Digest,
+    /// Size of the QDQ ONNX file.
+    pub bytes: u64,
+    /// `bytes` over the bytes of the float model.
+    pub size_ratio: f64,
+    /// Digests of what went in, the recipe in full, versions.
+    pub manifest: Value,
+    /// Float against INT8.
+    pub accuracy: AccuracySummary,
+    /// Float against INT8.
+    pub latency: LatencySummary,
+    /// Why the gate of the recipe is not kept; `None` where it is.
+    pub gate_failure: Option<String>,
+    /// Blob of the report as JSON.
+    pub report: Digest,
+    /// Blob of the report as a page.
+    pub report_html: Digest,
+    /// When it was committed.
+    pub created_at: Timestamp,
+}
+
+/// In what numbers a version of an endpoint computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// The float model.
+    Fp32,
+    /// The artifact.
+    Int8,
+}
+
+impl Precision {
+    /// As shown in the API and the metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Precision::Fp32 => "fp32",
+            Precision::Int8 => "int8",
+        }
+    }
+}
+
+/// One version of an endpoint: what it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointVersion {
+    /// Its number in the endpoint; not the version of the model.
+    pub version: Version,
+    /// The artifact that is served; `None` serves the float `model` itself.
+    pub artifact: Option<ArtifactId>,
+    /// The float model: the twin of the artifact, or what is served.
+    pub model: Pinned,
+}
+
+impl EndpointVersion {
+    /// In what numbers it computes.
+    #[must_use]
+    pub fn precision(&self) -> Precision {
+        if self.artifact.is_some() { Precision::Int8 } else { Precision::Fp32 }
+    }
+}
+
+/// A name under `/v2/models/` that serves versions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Endpoint {
+    /// The name.
+    pub name: Name,
+    /// What is served, by ascending number; 1 to [`ENDPOINT_VERSIONS_MAX`].
+    pub versions: Vec<EndpointVersion>,
+    /// Which of them answers when the client names none.
+    pub default_version: Version,
+    /// Goes up with every change: the ETag. Not reset when the endpoint is deleted and made again.
+    pub revision: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it changed last.
+    pub updated_at: Timestamp,
+}
+
+/// So many versions an endpoint serves at most. A job that adds one more drops the oldest: with the current
+/// and the one before it, a swap can be taken back without loading anything.
+pub const ENDPOINT_VERSIONS_MAX: usize = 2;
+
+/// What an endpoint has to look like for a change to be made (`If-Match`, `If-None-Match`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    /// Anything, or nothing.
+    Any,
+    /// It must not exist.
+    Absent,
+    /// It must have this revision.
+    Revision(u64),
+}
+
+/// What an upload becomes. The blob must be there already.
+#[derive(Clone, Debug)]
+pub struct NewModel {
+    /// The name.
+    pub name: Name,
+    /// Of the file.
+    pub sha256: Digest,
+    /// Size of the file.
+    pub bytes: u64,
+    /// What `inspect` found.
+    pub info: Value,
+}
+
+/// What an upload becomes. The blob must be there already.
+#[derive(Clone, Debug)]
+pub struct NewDataset {
+    /// The name.
+    pub name: Name,
+    /// Of the file.
+    pub sha256: Digest,
+    /// Size of the file.
+    pub bytes: u64,
+    /// How many samples it holds.
+    pub samples: u64,
+    /// What `inspect_dataset` found.
+    pub info: Value,
+}
+
+/// A record, and whether this call made it: an upload of bytes that the name already has makes nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Created<T> {
+    /// The record.
+    pub record: T,
+    /// `false` where it was there before.
+    pub new: bool,
+}
+
+/// Makes a repeated request harmless: the same key gives the same job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyKey {
+    /// Chosen by the client; at most 255 bytes, checked by the API.
+    pub key: String,
+    /// Of the request: the same key with another digest is refused.
+    pub fingerprint: Digest,
+}
+
+/// A job to be. Models and datasets are resolved and exist.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    /// What is to be done.
+    pub kind: JobKind,
+    /// The model.
+    pub model: Pinned,
+    /// The calibration data.
+    pub calibration: Pinned,
+    /// The evaluation data, where there are any.
+    pub evaluation: Option<Pinned>,
+    /// The recipe with every default filled in.
+    pub recipe: Value,
+    /// The endpoint that serves the artifact on success.
+    pub endpoint: Option<Name>,
+    /// At most so many attempts, from 1.
+    pub attempts_max: u32,
+    /// Of the request.
+    pub idempotency: Option<IdempotencyKey>,
+    /// Refuse with [`Error::QueueFull`] where so many jobs are queued.
+    pub queued_max: u64,
+}
+
+/// What a worker has made. The blobs must be there already.
+#[derive(Clone, Debug)]
+pub struct NewArtifact {
+    /// Its id.
+    pub id: ArtifactId,
+    /// Of the QDQ ONNX file.
+    pub sha256: Digest,
+    /// Size of the QDQ ONNX file.
+    pub bytes: u64,
+    /// `bytes` over the bytes of the float model.
+    pub size_ratio: f64,
+    /// Digests of what went in, the recipe in full, versions.
+    pub manifest: Value,
+    /// Float against INT8.
+    pub accuracy: AccuracySummary,
+    /// Float against INT8.
+    pub latency: LatencySummary,
+    /// Why the gate of the recipe is not kept; `None` where it is.
+    pub gate_failure: Option<String>,
+    /// Blob of the report as JSON.
+    pub report: Digest,
+    /// Blob of the report as a page.
+    pub report_html: Digest,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub enum Finish {
+    /// With an artifact: `succeeded`, or `gate_failed` where the artifact has a `gate_failure`. One transaction
+    /// commits the artifact, the endpoint and the job. Where the user has asked to stop, or the model was
+    /// deleted, the job becomes `cancelled` or `failed` (`model_deleted`) and no artifact is kept.
+    Done(Box<NewArtifact>),
+    /// Without one, for good.
+    Failed(JobError),
+    /// Without one; queued again after the wait, or failed where no attempt is left.
+    Retry(JobError, Duration),
+    /// The worker stopped as the user asked.
+    Cancelled,
+    /// The worker stops: queued again at once, and the attempt does not count.
+    HandBack,
+}
+
+/// Which page of a listing. Newest first.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Begin after this record.
+    pub after: Option<Cursor>,
+    /// At most so many records, 1 to [`Page::LIMIT_MAX`]; other numbers are moved into that range.
+    pub limit: u32,
+}
+
+impl Page {
+    /// At most so many records come at once.
+    pub const LIMIT_MAX: u32 = 200;
+
+    /// The first `limit` records.
+    #[must_use]
+    pub fn first(limit: u32) -> Page {
+        Page { after: None, limit }
+    }
+}
+
+/// A part of a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slice<T> {
+    /// The records, newest first.
+    pub items: Vec<T>,
+    /// Where the next part begins; `None` at the end.
+    pub next: Option<Cursor>,
+}
+
+/// A place in a listing. Opaque to clients: keep it and hand it back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// Of the last record seen.
+    pub(super) created_at: Timestamp,
+    /// Of the last record seen.
+    pub(super) id: String,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(format!("{}/{}", self.created_at.0, self.id)))
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Cursor, BadText> {
+        let parse = || {
+            let plain = String::from_utf8(hex::decode(text).ok()?).ok()?;
+            let (created_at, id) = plain.split_once('/')?;
+            Some(Cursor { created_at: Timestamp(created_at.parse().ok()?), id: id.to_owned() })
+        };
+        parse().ok_or_else(|| bad(text, "a cursor", "the `next` of an earlier answer, unchanged"))
+    }
+}
+serde_as_text!(Cursor);
+
+/// Which jobs to list; `None` takes all.
+#[derive(Clone, Debug, Default)]
+pub struct JobFilter {
+    /// In this state.
+    pub state: Option<JobState>,
+    /// Of any version of this model.
+    pub model: Option<Name>,
+}
+
+/// Which artifacts to list; `None` takes all.
+#[derive(Clone, Debug, Default)]
+pub struct ArtifactFilter {
+    /// Made from any version of this model.
+    pub model: Option<Name>,
+    /// Made by this job.
+    pub job: Option<JobId>,
+}
+
+/// Figures for the metrics, all of one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Census {
+    /// Number of jobs, in the order of [`JobState::ALL`].
+    pub jobs: [u64; 6],
+    /// Age of the oldest queued job, in seconds; 0 without one.
+    pub oldest_queued_s: f64,
+    /// Bytes of float models that are not deleted.
+    pub float_bytes: u64,
+    /// Bytes of artifacts that are not deleted.
+    pub int8_bytes: u64,
+    /// Bytes of datasets that are not deleted.
+    pub dataset_bytes: u64,
+}
+
+/// What kind of record an error speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A [`Model`].
+    Model,
+    /// A [`Dataset`].
+    Dataset,
+    /// A [`Job`].
+    Job,
+    /// An [`Artifact`].
+    Artifact,
+    /// An [`Endpoint`].
+    Endpoint,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Model => "model",
+            Kind::Dataset => "dataset",
+            Kind::Job => "job",
+            Kind::Artifact => "artifact",
+            Kind::Endpoint => "endpoint",
+        })
+    }
+}
+
+/// Why the catalog could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no such record, or it was deleted.
+    #[error("no {kind} `{id}`")]
+    NotFound {
+        /// What was looked for.
+        kind: Kind,
+        /// Its name or id.
+        id: String,
+    },
+    /// The record cannot be deleted.
+    #[error("{kind} `{id}` is served by endpoint `{endpoint}`")]
+    InUse {
+        /// What was to be deleted.
+        kind: Kind,
+        /// Its name or id.
+        id: String,
+        /// What needs it.
+        endpoint: Name,
+    },
+    /// The endpoint is not as the caller expected.
+    #[error("endpoint `{name}`: expected {expected:?}, it has {}", revision_text(*.got))]
+    RevisionMismatch {
+        /// The endpoint.
+        name: Name,
+        /// What the caller expected.
+        expected: Expect,
+        /// What it has; `None` where it does not exist.
+        got: Option<u64>,
+    },
+    /// The versions given for an endpoint cannot be served.
+    #[error("endpoint `{name}`: {reason}")]
+    BadEndpoint {
+        /// The endpoint.
+        name: Name,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The worker does not hold the attempt any more: it must stop and throw away what it made.
+    #[error("attempt {attempt} of job `{job}` has lost its lease")]
+    LeaseLost {
+        /// The job.
+        job: JobId,
+        /// The attempt.
+        attempt: u32,
+    },
+    /// The job has ended otherwise.
+    #[error("job `{job}` is {state} already")]
+    AlreadyFinished {
+        /// The job.
+        job: JobId,
+        /// How it ended.
+        state: JobState,
+    },
+    /// The job has not ended, so it cannot be deleted.
+    #[error("job `{job}` is {state}: cancel it, and delete it when it has ended")]
+    NotFinished {
+        /// The job.
+        job: JobId,
+        /// Where it stands.
+        state: JobState,
+    },
+    /// The key was used before for another request.
+    #[error("idempotency key `{key}` was used for another request")]
+    KeyReused {
+        /// The key.
+        key: String,
+    },
+    /// Too many jobs wait.
+    #[error("{limit} jobs are queued already")]
+    QueueFull {
+        /// The limit.
+        limit: u64,
+    },
+    /// The database did not do it.
+    #[error("database: {tried}")]
+    Database {
+        /// What was tried.
+        tried: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+fn revision_text(got: Option<u64>) -> String {
+    got.map_or_else(|| "none (it does not exist)".to_owned(), |revision| format!("revision {revision}"))
+}
+
+/// What the catalog answers, later.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
+
+/// Keeps the records. Every call is one transaction and durable when it answers.
+///
+/// Deletions are logical: the row stays, with its number, so that versions are never given twice. Deleting gives
+/// back the blobs that the row held; the caller hands them to `Blobs::discard`, which removes those that no
+/// other row holds.
+///
+/// A model or dataset may be deleted while jobs need it, so that nobody has to wait for a queue to give memory
+/// back: a queued job then fails with `model_deleted` or `dataset_deleted` when its turn comes; a running one
+/// keeps its files until it ends and fails with `model_deleted`. A model or artifact that an endpoint serves, or
+/// has as its twin, is not deleted: [`Error::InUse`].
+pub trait Catalog: Send + Sync {
+    /// Adds a version, or gives the one that holds the same bytes under that name.
+    fn create_model(&self, new: NewModel) -> Answer<'_, Created<Model>>;
+    /// The model.
+    fn model<'a>(&'a self, wanted: &'a Wanted) -> Answer<'a, Model>;
+    /// Models, all versions; those of one name where given.
+    fn models<'a>(&'a self, name: Option<&'a Name>, page: &'a Page) -> Answer<'a, Slice<Model>>;
+    /// Deletes a version, or all of them; gives the blobs they held.
+    fn delete_model<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Digest>>;
+
+    /// Adds a version, or gives the one that holds the same bytes under that name.
+    fn create_dataset(&self, new: NewDataset) -> Answer<'_, Created<Dataset>>;
+    /// The dataset.
+    fn dataset<'a>(&'a self, wanted: &'a Wanted) -> Answer<'a, Dataset>;
+    /// Datasets, all versions; those of one name where given.
+    fn datasets<'a>(&'a self, name: Option<&'a Name>, page: &'a Page) -> Answer<'a, Slice<Dataset>>;
+    /// Deletes a version, or all of them; gives the blobs they held.
+    fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Digest>>;
+
+    /// The artifact.
+    fn artifact(&self, id: ArtifactId) -> Answer<'_, Artifact>;
+    /// Artifacts.
+    fn artifacts<'a>(&'a self, filter: &'a ArtifactFilter, page: &'a Page) -> Answer<'a, Slice<Artifact>>;
+    /// Deletes an artifact; gives the blobs it held.
+    fn delete_artifact(&self, id: ArtifactId) -> Answer<'_, Vec<Digest>>;
+
+    /// The endpoint.
+    fn endpoint<'a>(&'a self, name: &'a Name) -> Answer<'a, Endpoint>;
+    /// Endpoints.
+    fn endpoints<'a>(&'a self, page: &'a Page) -> Answer<'a, Slice<Endpoint>>;
+    /// Makes or replaces an endpoint that serves `versions` and answers with `default_version`.
+    fn put_endpoint<'a>(
+        &'a self,
+        name: &'a Name,
+        versions: Vec<EndpointVersion>,
+        default_version: Version,
+        expect: Expect,
+    ) -> Answer<'a, Endpoint>;
+    /// Adds a version that serves `artifact`, or the float `model`, makes it the default, and drops the oldest
+    /// beyond [`ENDPOINT_VERSIONS_MAX`]. The number is one more than any the name ever had.
+    fn promote<'a>(
+        &'a self,
+        name: &'a Name,
+        artifact: Option<ArtifactId>,
+        model: Pinned,
+        expect: Expect,
+    ) -> Answer<'a, Endpoint>;
+    /// Deletes an endpoint.
+    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect) -> Answer<'a, ()>;
+    /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
+    fn endpoint_changes(&self) -> watch::Receiver<u64>;
+
+    /// Adds a job, or gives the one that the same idempotency key made.
+    fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;
+    /// The job.
+    fn job(&self, id: JobId) -> Answer<'_, Job>;
+    /// Jobs.
+    fn jobs<'a>(&'a self, filter: &'a JobFilter, page: &'a Page) -> Answer<'a, Slice<Job>>;
+    /// Gives the oldest queued job that is due to `owner`.
+    fn lease_job<'a>(&'a self, owner: &'a str, lease: Duration) -> Answer<'a, Option<Job>>;
+    /// Prolongs a lease and notes the progress. The job tells whether to stop.
+    fn heartbeat<'a>(
+        &'a self,
+        lease: &'a Lease,
+        prolong: Duration,
+        progress: Option<JobProgress>,
+    ) -> Answer<'a, Job>;
+    /// Ends an attempt.
+    fn finish_job<'a>(&'a self, lease: &'a Lease, finish: Finish) -> Answer<'a, Job>;
+    /// A queued job is cancelled at once, a running one is asked to stop. Asking again changes nothing. Gives
+    /// the job, and whether this call changed it.
+    fn cancel_job(&self, id: JobId) -> Answer<'_, (Job, bool)>;
+    /// Deletes a job that has ended. Its artifact stays.
+    fn delete_job(&self, id: JobId) -> Answer<'_, ()>;
+    /// Takes leases that have run out: cancelled where asked, else queued again after `wait`, or failed
+    /// (`lease_lost`) where no attempt is left. Gives the jobs that changed.
+    fn reap_jobs(&self, wait: Duration) -> Answer<'_, Vec<Job>>;
+    /// The same at once for leases of owners that begin with `host` and a slash, other than `owner`: those of
+    /// a process that is gone. To be called once, at start.
+    fn release_jobs<'a>(&'a self, host: &'a str, owner: &'a str) -> Answer<'a, Vec<Job>>;
+
+    /// Whether a row that is not deleted holds the blob.
+    fn blob_referenced(&self, digest: Digest) -> Answer<'_, bool>;
+    /// Figures for the metrics.
+    fn census(&self) -> Answer<'_, Census>;
+}
