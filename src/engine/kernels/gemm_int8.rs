@@ -388,6 +388,24 @@ mod tests {
     }
 
     #[test]
+    fn products_out_of_range_saturate_alike() {
+        let factors = [1e30, -1e30, f32::INFINITY, f32::NAN, 3e4, -3e4, 1e-30, 0.0];
+        let outputs = 40;
+        let (x, codes) = ([255u8, 0, 7, 255], vec![127i8; outputs * 2]);
+        let bias: Vec<i32> = (0..outputs).map(|n| [0, i32::MAX, i32::MIN, -64_770, 5][n % 5]).collect();
+        let multiplier: Vec<f32> = (0..outputs).map(|n| factors[n % 8]).collect();
+        let requant =
+            Requant { bias: &bias, multiplier: &multiplier, zero_point: 100, lo: 2, hi: 251, table: None };
+        let mut want = None;
+        for isa in Isa::available() {
+            let mut y = vec![0; 2 * outputs];
+            let packed = PackedInt8::pack(isa, &codes, outputs, 1, 2);
+            packed.matmul(&x, 2, IntOutput::U8(&mut y, &requant), 1);
+            assert_eq!(&y, want.get_or_insert(y.clone()), "{isa:?}");
+        }
+    }
+
+    #[test]
     fn two_threads_give_what_one_gives() {
         check(&window(2, (24, 25), (3, 3), (1, 1), (1, 1), (1, 1)), dense(40, 33), 131, 2);
         check(&Window::of_rows(1), dense(2000, 500), 0, 2);
