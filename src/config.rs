@@ -304,7 +304,7 @@ fn readings(text: &str) -> Vec<Value> {
 }
 
 /// Every value of a provider with its key: `jobs.workers`. An empty section has none.
-fn leaves(provider: &impl Provider) -> Result<Vec<(String, Value)>, figment::Error> {
+fn leaves(provider: &impl Provider) -> Result<Vec<(String, Value)>, String> {
     fn walk(prefix: &str, dict: Dict, out: &mut Vec<(String, Value)>) {
         for (key, value) in dict {
             let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
@@ -315,7 +315,7 @@ fn leaves(provider: &impl Provider) -> Result<Vec<(String, Value)>, figment::Err
         }
     }
     let mut out = Vec::new();
-    for (_, dict) in provider.data()? {
+    for (_, dict) in provider.data().map_err(|error| error.to_string())? {
         walk("", dict, &mut out);
     }
     Ok(out)

@@ -815,6 +815,26 @@ mod tests {
     }
 
     #[test]
+    fn promtool_finds_no_fault() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let command = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        // Not installed everywhere (Debian: package `prometheus`); the rules above hold without it.
+        let Ok(mut promtool) = command else { return };
+        let (metrics, _endpoint) = full();
+        promtool.stdin.take().unwrap().write_all(metrics.render().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let told = [output.stderr, output.stdout].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(output.status.success() && told.trim().is_empty(), "{told}");
+    }
+
+    #[test]
     fn the_document_lists_exactly_these_metrics() {
         let mut table = String::from("| metric | kind | unit | labels | what it is | what one asks it |\n");
         table.push_str("|---|---|---|---|---|---|\n");
