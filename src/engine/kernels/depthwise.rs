@@ -210,6 +210,14 @@ mod tests {
     }
 
     #[test]
+    fn random_depthwise_convolutions_match_the_reference() {
+        let mut random = Random::new(97);
+        for _ in 0..100 {
+            check(&random.window(), 1 + random.next() as usize % 80, random.next() as u8, 1);
+        }
+    }
+
+    #[test]
     fn every_channel_count_matches_the_reference() {
         for channels in 1..=97 {
             check(&window(1, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)), channels, 130, 1);
