@@ -557,7 +557,11 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         fold_constants(&mut graph);
         passes::simplify(&mut graph);
         let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
-        let named = graph.nodes.iter().zip(&plan.decisions).filter(|(_, d)| **d == Decision::Integer);
+        let named = graph
+            .nodes
+            .iter()
+            .zip(&plan.decisions)
+            .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Lookup));
         integer = named.map(|(n, _)| n.name.clone()).collect();
         float = report::float_rows(&graph, &plan);
     }
