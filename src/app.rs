@@ -75,8 +75,7 @@ pub struct Server {
 pub async fn start(settings: &Settings) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
     let address = settings.listen;
-    let listener =
-        TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
+    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
     let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
     let clock: Clock = Arc::new(now);
     let blobs = Blobs::open(&settings.data_dir)?;
@@ -214,7 +213,8 @@ fn registry(
         batch_samples_max: size(settings.serving.batch_max),
         batch_delay: Duration::from_micros(settings.serving.batch_delay_us),
     };
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
     let batcher = Batcher::new(Arc::new(pool), limits);
     // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
     let options = Options { isa, threads: 1, passes: true };

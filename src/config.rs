@@ -4,6 +4,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Value};
+use figment::{Figment, Provider};
 use serde::{Deserialize, Serialize};
 
 /// The defaults, with every key commented: the reference of the settings.
@@ -128,13 +131,301 @@ pub struct Error {
     pub faults: Vec<String>,
 }
 
+/// Variables that begin with `OCTET_` and are no settings: the flag `--config`, and what Kubernetes sets in
+/// every pod of a namespace that has a service called `octet` (`OCTET_SERVICE_HOST`, `OCTET_PORT_8000_TCP` …).
+fn is_foreign(variable: &str) -> bool {
+    variable == "CONFIG"
+        || variable.starts_with("SERVICE_")
+        || variable == "PORT"
+        || variable.starts_with("PORT_")
+}
+
+/// Whole numbers: key, value, smallest, largest.
+type Range = (&'static str, fn(&Settings) -> u64, u64, u64);
+
+const TIB: u64 = 1 << 40;
+const RANGES: &[Range] = &[
+    ("limits.model_bytes", |s| s.limits.model_bytes, 1024, TIB),
+    ("limits.dataset_bytes", |s| s.limits.dataset_bytes, 1024, TIB),
+    ("limits.infer_body_bytes", |s| s.limits.infer_body_bytes, 1024, 1 << 32),
+    ("limits.json_body_bytes", |s| s.limits.json_body_bytes, 1024, 1 << 26),
+    ("limits.json_depth", |s| s.limits.json_depth, 4, 128),
+    ("limits.request_timeout_ms", |s| s.limits.request_timeout_ms, 100, 3_600_000),
+    ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
+    ("jobs.workers", |s| s.jobs.workers, 0, 64),
+    ("jobs.threads", |s| s.jobs.threads, 0, 1024),
+    ("jobs.attempts_max", |s| s.jobs.attempts_max, 1, 100),
+    ("jobs.queued_max", |s| s.jobs.queued_max, 1, 1_000_000),
+    ("jobs.lease_seconds", |s| s.jobs.lease_seconds, 5, 3600),
+    ("jobs.retry_wait_ms", |s| s.jobs.retry_wait_ms, 0, 3_600_000),
+    ("jobs.poll_ms", |s| s.jobs.poll_ms, 10, 60_000),
+    ("serving.threads", |s| s.serving.threads, 0, 1024),
+    ("serving.queue_limit", |s| s.serving.queue_limit, 1, 100_000),
+    ("serving.batch_max", |s| s.serving.batch_max, 1, 1024),
+    ("serving.batch_delay_us", |s| s.serving.batch_delay_us, 0, 1_000_000),
+    ("serving.memory_bytes", |s| s.serving.memory_bytes, 0, TIB),
+    ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
+    ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
+];
+
 impl Settings {
     /// Defaults, then the file, the environment of this process, the flags.
     ///
     /// # Errors
     /// [`Error`] with all faults.
     pub fn load(file: Option<&Path>, flags: &Flags) -> Result<Settings, Error> {
-        let _ = (file, flags);
-        Err(Error { faults: Vec::new() })
+        let file = match file {
+            None => None,
+            Some(path) => {
+                let name = path.display().to_string();
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error { faults: vec![format!("reading `{name}`: {error}")] })?;
+                Some((name, text))
+            }
+        };
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Settings::assemble(file, env, flags)
+    }
+
+    /// The same from values: `file` is a name and a text, `env` all variables.
+    ///
+    /// # Errors
+    /// [`Error`] with all faults.
+    pub fn assemble(
+        file: Option<(String, String)>,
+        env: impl IntoIterator<Item = (String, String)>,
+        flags: &Flags,
+    ) -> Result<Settings, Error> {
+        let mut faults = Vec::new();
+        let mut figment = Figment::from(Toml::string(DEFAULT));
+        let known: Vec<String> = leaves(&Toml::string(DEFAULT))
+            .expect("the defaults are TOML; a test reads them")
+            .into_iter()
+            .map(|(key, _)| key)
+            .collect();
+        let mut given = Vec::new();
+        if let Some((name, text)) = file {
+            match leaves(&Toml::string(&text)) {
+                Ok(leaves) => given.extend(
+                    leaves.into_iter().map(|(key, value)| (format!("{name}: `{key}`"), key, vec![value])),
+                ),
+                Err(error) => faults.push(format!("{name}: {error}")),
+            }
+        }
+        for (variable, text) in env {
+            let Some(name) = variable.strip_prefix("OCTET_") else { continue };
+            if !is_foreign(name) {
+                let key = name.to_ascii_lowercase().replace("__", ".");
+                given.push((format!("environment: `{variable}`"), key, readings(&text)));
+            }
+        }
+        if let Some(listen) = &flags.listen {
+            given.push(("`--listen`".to_owned(), "listen".to_owned(), readings(listen)));
+        }
+        if let Some(data_dir) = &flags.data_dir {
+            let value = Value::from(data_dir.to_string_lossy().into_owned());
+            given.push(("`--data-dir`".to_owned(), "data_dir".to_owned(), vec![value]));
+        }
+        for (key, text) in &flags.set {
+            given.push((format!("`--set {key}`"), key.clone(), readings(text)));
+        }
+        // Each by itself over the defaults: so each fault is found, and its place is known.
+        let defaults = figment.clone();
+        for (source, key, readings) in given {
+            if !known.contains(&key) {
+                faults.push(format!("{source}: no such setting"));
+                continue;
+            }
+            let mut fault = None;
+            let fitting = readings.into_iter().find(|value| {
+                match defaults.clone().merge((&key, value)).extract::<Settings>() {
+                    Ok(_) => true,
+                    Err(error) => {
+                        fault.get_or_insert(error.kind.to_string());
+                        false
+                    }
+                }
+            });
+            match (fitting, fault) {
+                (Some(value), _) => figment = figment.merge((key, value)),
+                (None, fault) => faults.push(format!("{source}: {}", fault.unwrap_or_default())),
+            }
+        }
+        match figment.extract::<Settings>() {
+            Ok(settings) => {
+                faults.extend(settings.range_faults());
+                if faults.is_empty() { Ok(settings) } else { Err(Error { faults }) }
+            }
+            Err(error) => {
+                faults.extend(error.into_iter().map(|error| error.to_string()));
+                Err(Error { faults })
+            }
+        }
+    }
+
+    /// Whether every value is in its range.
+    ///
+    /// # Errors
+    /// [`Error`] with all faults.
+    pub fn validate(&self) -> Result<(), Error> {
+        let faults = self.range_faults();
+        if faults.is_empty() { Ok(()) } else { Err(Error { faults }) }
+    }
+
+    fn range_faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        for &(key, value, min, max) in RANGES {
+            let value = value(self);
+            if !(min..=max).contains(&value) {
+                faults.push(format!("`{key}` is {value}, it must be {min} to {max}"));
+            }
+        }
+        let texts = [
+            ("data_dir", self.data_dir.as_os_str().is_empty()),
+            ("isa", self.isa.is_empty()),
+            ("log.level", self.log.level.is_empty()),
+        ];
+        faults.extend(
+            texts.iter().filter(|(_, empty)| *empty).map(|(key, _)| format!("`{key}` must not be empty")),
+        );
+        faults
+    }
+}
+
+/// What a text of the environment or a flag may mean: a number or a truth value, else the text itself
+/// (a folder may be called `7`).
+fn readings(text: &str) -> Vec<Value> {
+    let parsed: Value = match text.parse() {
+        Ok(value) => value,
+        Err(never) => match never {},
+    };
+    vec![parsed, Value::from(text)]
+}
+
+/// Every value of a provider with its key: `jobs.workers`. An empty section has none.
+fn leaves(provider: &impl Provider) -> Result<Vec<(String, Value)>, String> {
+    fn walk(prefix: &str, dict: Dict, out: &mut Vec<(String, Value)>) {
+        for (key, value) in dict {
+            let key = if prefix.is_empty() { key } else { format!("{prefix}.{key}") };
+            match value {
+                Value::Dict(_, dict) => walk(&key, dict, out),
+                value => out.push((key, value)),
+            }
+        }
+    }
+    let mut out = Vec::new();
+    for (_, dict) in provider.data().map_err(|error| error.to_string())? {
+        walk("", dict, &mut out);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assemble(file: &str, env: &[(&str, &str)], flags: &Flags) -> Result<Settings, Error> {
+        let env = env.iter().map(|&(name, value)| (name.to_owned(), value.to_owned()));
+        Settings::assemble(Some(("octet.toml".to_owned(), file.to_owned())), env, flags)
+    }
+
+    fn defaults() -> Settings {
+        assemble("", &[], &Flags::default()).unwrap()
+    }
+
+    #[test]
+    fn the_defaults_are_valid_and_hold_every_key() {
+        let settings = defaults();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        settings.validate().unwrap();
+        // `Settings` has no serde default, so that a key missing in the file would not have been read; and
+        // what it writes has no key more.
+        let written = leaves(&figment::providers::Serialized::defaults(&settings)).unwrap();
+        let read = leaves(&Toml::string(DEFAULT)).unwrap();
+        let keys = |leaves: &[(String, Value)]| leaves.iter().map(|leaf| leaf.0.clone()).collect::<Vec<_>>();
+        assert_eq!(keys(&written), keys(&read));
+    }
+
+    #[test]
+    fn every_number_has_its_range_in_the_comment_above_it() {
+        let numbers = leaves(&Toml::string(DEFAULT)).unwrap();
+        let numbers = numbers.iter().filter(|(_, value)| value.to_i128().is_some());
+        assert_eq!(numbers.count(), RANGES.len());
+        for (key, _, min, max) in RANGES {
+            let (section, name) = key.split_once('.').unwrap();
+            let (_, section) = DEFAULT.split_once(&format!("\n[{section}]\n")).unwrap();
+            let (above, _) = section.split_once(&format!("\n{name} = ")).unwrap();
+            let comment = &above[above.rfind(" = ").unwrap_or(0)..];
+            assert!(comment.contains(&format!("{min} to {max}")), "{key}: {min} to {max} in {comment}");
+        }
+    }
+
+    #[test]
+    fn a_later_layer_wins() {
+        let none = Flags::default();
+        let file = "listen = \"0.0.0.0:1\"\n[jobs]\nworkers = 2";
+        let env = [("OCTET_LISTEN", "0.0.0.0:2"), ("OCTET_JOBS__WORKERS", "3"), ("HOME", "/root")];
+        let flags = Flags {
+            listen: Some("0.0.0.0:4".to_owned()),
+            data_dir: Some("/data".into()),
+            set: vec![("jobs.workers".to_owned(), "5".to_owned())],
+        };
+        let seen = |settings: Settings| (settings.listen.port(), settings.jobs.workers);
+        assert_eq!(seen(assemble(file, &[], &none).unwrap()), (1, 2));
+        assert_eq!(seen(assemble(file, &env, &none).unwrap()), (2, 3));
+        assert_eq!(seen(assemble(file, &env, &flags).unwrap()), (4, 5));
+        assert_eq!(assemble(file, &env, &flags).unwrap().data_dir, PathBuf::from("/data"));
+    }
+
+    #[test]
+    fn the_environment_reaches_every_key() {
+        for (key, value) in leaves(&Toml::string(DEFAULT)).unwrap() {
+            let variable = format!("OCTET_{}", key.to_uppercase().replace('.', "__"));
+            let text = value.as_str().map_or_else(|| value.to_i128().unwrap().to_string(), str::to_owned);
+            let settings = assemble("", &[(&variable, &text)], &Flags::default());
+            assert_eq!(settings, Ok(defaults()), "{variable}={text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_may_have_a_number_for_a_name() {
+        let settings = assemble("", &[("OCTET_DATA_DIR", "7")], &Flags::default()).unwrap();
+        assert_eq!(settings.data_dir, PathBuf::from("7"));
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let file = "listen = \"here\"\njobs = 3\n[serving]\nbatch_maxi = 1\nbatch_max = 0\n";
+        let env = [
+            ("OCTET_JOBS__WORKERS", "many"),
+            ("OCTET_NOTHING", "1"),
+            ("OCTET_SERVICE_HOST", "10.0.0.1"),
+            ("OCTET_LOG__FORMAT", "xml"),
+        ];
+        let error = assemble(file, &env, &Flags::default()).unwrap_err();
+        let expected = [
+            "octet.toml: `jobs`: no such setting",
+            "octet.toml: `listen`: invalid socket address syntax",
+            "octet.toml: `serving.batch_maxi`: no such setting",
+            "environment: `OCTET_JOBS__WORKERS`: invalid type: found string \"many\", expected u64",
+            "environment: `OCTET_NOTHING`: no such setting",
+            "environment: `OCTET_LOG__FORMAT`: unknown variant: found `xml`, expected ``text` or `json``",
+            "`serving.batch_max` is 0, it must be 1 to 1024",
+        ];
+        assert_eq!(error.faults, expected, "{error}");
+    }
+
+    #[test]
+    fn the_example_for_production_is_valid() {
+        let text = include_str!("../config/production.example.toml");
+        assemble(text, &[], &Flags::default()).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_a_fault() {
+        let error = assemble("listen = ", &[], &Flags::default()).unwrap_err();
+        assert_eq!(error.faults.len(), 1);
+        assert!(error.faults[0].starts_with("octet.toml: "), "{error}");
     }
 }

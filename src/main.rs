@@ -12,7 +12,11 @@ use clap::{Parser, Subcommand};
 /// Takes a float ONNX model and calibration data, quantizes the model to INT8, serves it, and tells what was
 /// gained and what was lost.
 #[derive(Parser)]
-#[command(version, about, after_help = "Exit codes: 0 done; 1 not done; 2 wrong command line or settings; 3 gate not kept.")]
+#[command(
+    version,
+    about,
+    after_help = "Exit codes: 0 done; 1 not done; 2 wrong command line or settings; 3 gate not kept."
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

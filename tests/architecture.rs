@@ -136,7 +136,7 @@ fn wrong_names(rules: &Rules, sources: &[Source]) -> Vec<String> {
         let is_crate = name.ends_with("::");
         for source in sources {
             let at_home = homes.iter().any(|h| within(&source.module, h));
-            for path in source.paths() {
+            for path in &source.paths {
                 let segments: Vec<&str> = path.segments.iter().map(String::as_str).collect();
                 let hit = match is_crate {
                     true => segments.first() == pattern.first() && !source.children().contains(pattern[0]),

@@ -112,9 +112,11 @@ impl Code {
                 (StatusCode::PRECONDITION_FAILED, "revision_mismatch", "It was changed in the meantime")
             }
             Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large"),
-            Code::UnsupportedMedia => {
-                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media", "The body comes in a form not taken")
-            }
+            Code::UnsupportedMedia => (
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "unsupported_media",
+                "The body comes in a form not taken",
+            ),
             Code::BadRange => {
                 (StatusCode::RANGE_NOT_SATISFIABLE, "bad_range", "The range is outside of the file")
             }
@@ -128,7 +130,9 @@ impl Code {
             Code::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many requests"),
             Code::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", "Not ready"),
             Code::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline", "It took too long"),
-            Code::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not_implemented", "Not part of this server"),
+            Code::NotImplemented => {
+                (StatusCode::NOT_IMPLEMENTED, "not_implemented", "Not part of this server")
+            }
             Code::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal", "A fault of the server"),
         }
     }

@@ -20,9 +20,8 @@ const FILES: [(&str, &[u8]); 4] = [
 ];
 
 /// What the outputs of the network stand for.
-const CLASSES: [&str; 10] = [
-    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-];
+const CLASSES: [&str; 10] =
+    ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"];
 
 /// Pixels of the picture in `request.json` are `(u8 / 255 - MEAN) / STD`.
 const MEAN: f64 = 0.286;
@@ -151,7 +150,8 @@ impl Demo {
         println!("   curl -T {} {}{route}", self.folder.join(name).display(), self.url);
         let bar = self.bar(name, bytes.len() as u64, "{bytes}/{total_bytes}");
         let body = Body::sized(bar.wrap_read(Cursor::new(bytes)), bytes.len() as u64);
-        let answer = self.send(&format!("PUT {route}"), self.client.put(format!("{}{route}", self.url)).body(body));
+        let answer =
+            self.send(&format!("PUT {route}"), self.client.put(format!("{}{route}", self.url)).body(body));
         bar.finish_and_clear();
         answer?;
         println!("   {name}: {} kept", size(bytes.len() as f64));
@@ -175,11 +175,15 @@ impl Demo {
                 if state == "succeeded" {
                     return Ok(job);
                 }
-                return Err(Error::Answer { tried: format!("GET {route}"), answer: format!("the job is {state}: {}", job["error"]) });
+                return Err(Error::Answer {
+                    tried: format!("GET {route}"),
+                    answer: format!("the job is {state}: {}", job["error"]),
+                });
             }
             if let Some(phase) = job["phase"].as_str() {
                 let progress = &job["progress"];
-                let (done, total) = (progress["done"].as_u64().unwrap_or(0), progress["total"].as_u64().unwrap_or(0));
+                let (done, total) =
+                    (progress["done"].as_u64().unwrap_or(0), progress["total"].as_u64().unwrap_or(0));
                 if shown.as_ref().is_none_or(|s| s.0 != phase) {
                     end(&mut shown);
                     shown = Some((phase.to_owned(), self.bar(phase, total, "{pos}/{len}"), Instant::now()));
@@ -206,8 +210,10 @@ impl Demo {
         let answer = checked(tried, request.send())?;
         let status = answer.status();
         let body = answer.text().map_err(|source| Error::Http { tried: tried.to_owned(), source })?;
-        serde_json::from_str(&body)
-            .map_err(|e| Error::Answer { tried: tried.to_owned(), answer: format!("{status}, but no JSON: {e}") })
+        serde_json::from_str(&body).map_err(|e| Error::Answer {
+            tried: tried.to_owned(),
+            answer: format!("{status}, but no JSON: {e}"),
+        })
     }
 }
 
@@ -238,7 +244,8 @@ fn missing(value: &Value, pointer: &str) -> Error {
 /// Float against INT8, from the job's result.
 fn table(job: &Value) -> Result<String, Error> {
     let (float, int8) = (number(job, "/result/accuracy/float")?, number(job, "/result/accuracy/int8")?);
-    let (float_ms, int8_ms) = (number(job, "/result/latency/float_ms")?, number(job, "/result/latency/int8_ms")?);
+    let (float_ms, int8_ms) =
+        (number(job, "/result/latency/float_ms")?, number(job, "/result/latency/int8_ms")?);
     let (bytes, ratio) = (number(job, "/result/artifact/bytes")?, number(job, "/result/size_ratio")?);
     let samples = number(job, "/result/accuracy/samples")?;
     let mut out = String::new();
@@ -279,8 +286,12 @@ fn best(answer: &Value) -> Result<(&'static str, f64), Error> {
 /// The picture of an inference request, two rows of pixels a line.
 fn picture(request: &Value) -> String {
     let data = request.pointer("/inputs/0/data").and_then(Value::as_array);
-    let pixels: Vec<f64> =
-        data.into_iter().flatten().filter_map(Value::as_f64).map(|x| (x * STD + MEAN).clamp(0.0, 1.0)).collect();
+    let pixels: Vec<f64> = data
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_f64)
+        .map(|x| (x * STD + MEAN).clamp(0.0, 1.0))
+        .collect();
     let mut out = String::new();
     for rows in pixels.chunks_exact(2 * 28) {
         let _ = write!(out, "\n     ");

@@ -73,7 +73,11 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, Error> {
 
 /// Writes a file.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    std::fs::write(path, bytes).map_err(|source| Error::File { tried: "writing", path: path.to_owned(), source })
+    std::fs::write(path, bytes).map_err(|source| Error::File {
+        tried: "writing",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Loads a model, float or INT8.

@@ -45,10 +45,12 @@ impl Run {
         let options = Options { isa: isa(self.isa.as_deref())?, threads, passes: !self.no_passes };
         let pool = pool(threads)?;
         let session = pool.install(|| load(&self.model, options))?;
-        let arrays = npy::read_npz(&self.inputs, ARRAY_BYTES_MAX).map_err(|e| Error::work(&self.inputs, e))?;
+        let arrays =
+            npy::read_npz(&self.inputs, ARRAY_BYTES_MAX).map_err(|e| Error::work(&self.inputs, e))?;
         let inputs = pick(&self.inputs, arrays, session.inputs())?;
         let batch = self.batch.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        let outputs = pool.install(|| run(&session, &inputs, batch)).map_err(|e| Error::work(&self.model, e))?;
+        let outputs =
+            pool.install(|| run(&session, &inputs, batch)).map_err(|e| Error::work(&self.model, e))?;
         save(&self.output, &session, &outputs)
     }
 }
@@ -99,7 +101,9 @@ fn samples(inputs: &[(String, Tensor)]) -> Result<usize, String> {
         return Err("--batch needs inputs with a first dimension".to_owned());
     };
     match lengths.find(|(_, length)| *length != Some(samples)) {
-        Some((name, _)) => Err(format!("--batch: input `{name}` has not {samples} samples as the first input has")),
+        Some((name, _)) => {
+            Err(format!("--batch: input `{name}` has not {samples} samples as the first input has"))
+        }
         None => Ok(samples),
     }
 }

@@ -46,7 +46,8 @@ impl Serve {
     /// Serves until SIGTERM or Ctrl-C.
     pub(crate) fn run(self) -> Result<(), Error> {
         let flags = Flags { listen: self.listen, data_dir: self.data_dir, set: self.set };
-        let settings = Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
+        let settings =
+            Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
         log(&settings)?;
         runtime()?.block_on(app::serve(&settings)).map_err(start_error)
     }
@@ -66,11 +67,8 @@ impl Demo {
         let made = std::fs::create_dir_all(folder);
         made.map_err(|source| Error::File { tried: "making", path: folder.to_owned(), source })?;
         let quiet = [("log.level".to_owned(), "warn".to_owned())];
-        let flags = Flags {
-            listen: Some(self.listen),
-            data_dir: Some(folder.join("data")),
-            set: quiet.to_vec(),
-        };
+        let flags =
+            Flags { listen: Some(self.listen), data_dir: Some(folder.join("data")), set: quiet.to_vec() };
         let settings = Settings::load(None, &flags).map_err(|e| Error::Usage(e.to_string()))?;
         log(&settings)?;
         let runtime = runtime()?;

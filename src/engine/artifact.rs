@@ -104,7 +104,11 @@ mod tests {
         let bytes: Vec<u8> = (0..200_000u32).map(|i| i as u8).collect();
         let source = source(&mut &bytes[..]).unwrap();
         assert_eq!((source.sha256, source.bytes), (sha256(&bytes), 200_000));
-        assert_eq!(sha256(b"abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", "FIPS 180-2");
+        assert_eq!(
+            sha256(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+            "FIPS 180-2"
+        );
     }
 
     #[test]
@@ -113,7 +117,13 @@ mod tests {
         let recipe = Recipe::default();
         let values = [("x".to_owned(), QuantParams::per_tensor(0.1, 3, DType::U8))];
         let make = || {
-            manifest(&Origin { model: &source, calibration: &source, evaluation: None, recipe: &recipe, values: &values })
+            manifest(&Origin {
+                model: &source,
+                calibration: &source,
+                evaluation: None,
+                recipe: &recipe,
+                values: &values,
+            })
         };
         assert_eq!(make().to_string(), make().to_string());
         assert_eq!(make()["values"][0]["zero_point"], 3);

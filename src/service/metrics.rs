@@ -766,3 +766,146 @@ impl Make {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Names of the families, as `# TYPE` lines tell them.
+    fn families(text: &str) -> Vec<&str> {
+        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect()
+    }
+
+    fn full() -> (Metrics, EndpointMetrics) {
+        let metrics = Metrics::new("0.1.0", "avx2");
+        metrics.http_request("GET", "/v1/jobs/{id}", 200, 0.01);
+        let endpoint = metrics.load_endpoint("resnet", 1, "int8", 0.5);
+        endpoint.set_accuracy("top1", 0.75, 0.74, -0.01);
+        endpoint.set_memory(1000, 10);
+        (metrics, endpoint)
+    }
+
+    #[test]
+    fn every_declared_metric_is_rendered_and_no_other() {
+        let (metrics, _endpoint) = full();
+        let text = metrics.render();
+        let mut declared: Vec<_> = DECLARATIONS.iter().map(|declared| declared.name).collect();
+        declared.sort_unstable();
+        let rendered: Vec<_> =
+            families(&text).into_iter().filter(|name| !name.starts_with("process_")).collect();
+        assert_eq!(rendered, declared);
+        if cfg!(target_os = "linux") {
+            assert!(text.contains("\nprocess_resident_memory_bytes "), "{text}");
+        }
+    }
+
+    #[test]
+    fn names_and_help_follow_the_rules_of_prometheus() {
+        for declared in DECLARATIONS {
+            let Declaration { name, kind, unit, help, question, .. } = declared;
+            assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert!(help.ends_with('.') && question.ends_with('?'), "{name}");
+            for (ending, base) in [("_seconds", "seconds"), ("_bytes", "bytes"), ("_ratio", "ratio")] {
+                assert!(!name.trim_end_matches("_total").ends_with(ending) || *unit == base, "{name}");
+            }
+            if let Kind::Histogram(buckets) = kind {
+                assert!(buckets.bounds().is_sorted(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn promtool_finds_no_fault() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let command = Command::new("promtool")
+            .args(["check", "metrics"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        // Not installed everywhere (Debian: package `prometheus`); the rules above hold without it.
+        let Ok(mut promtool) = command else { return };
+        let (metrics, _endpoint) = full();
+        promtool.stdin.take().unwrap().write_all(metrics.render().as_bytes()).unwrap();
+        let output = promtool.wait_with_output().unwrap();
+        let told = [output.stderr, output.stdout].concat();
+        let told = String::from_utf8_lossy(&told);
+        assert!(output.status.success() && told.trim().is_empty(), "{told}");
+    }
+
+    #[test]
+    fn the_document_lists_exactly_these_metrics() {
+        let mut table = String::from("| metric | kind | unit | labels | what it is | what one asks it |\n");
+        table.push_str("|---|---|---|---|---|---|\n");
+        for declared in DECLARATIONS {
+            let Declaration { name, kind, unit, labels, help, question } = declared;
+            let kind = match kind {
+                Kind::Counter => "counter".to_owned(),
+                Kind::Gauge => "gauge".to_owned(),
+                Kind::Histogram(buckets) => format!("histogram ({buckets:?})"),
+            };
+            let labels: Vec<_> = labels.iter().map(|label| format!("`{label}`")).collect();
+            let labels = labels.join(", ");
+            table.push_str(&format!("| `{name}` | {kind} | {unit} | {labels} | {help} | {question} |\n"));
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/METRICS.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let (before, rest) = document.split_once("<!-- table -->\n").unwrap();
+        let (now, after) = rest.split_once("<!-- end -->").unwrap();
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(path, format!("{before}<!-- table -->\n{table}<!-- end -->{after}")).unwrap();
+        } else {
+            assert_eq!(now, table, "run this test with UPDATE=1 to write docs/METRICS.md");
+        }
+    }
+
+    #[test]
+    fn series_of_an_endpoint_begin_at_zero_and_go_with_its_last_handle() {
+        let metrics = Metrics::new("0.1.0", "avx2");
+        let before = metrics.render().lines().filter(|line| line.contains("endpoint=")).count();
+        assert_eq!(before, 0);
+        let (metrics, first) = full();
+        let second = metrics.load_endpoint("resnet", 1, "int8", 0.5);
+        let line = "octet_inference_requests_total{endpoint=\"resnet\",outcome=\"rejected\",\
+                    precision=\"int8\",protocol=\"grpc\",version=\"1\"} 0";
+        assert!(metrics.render().contains(line));
+        drop(first);
+        assert!(metrics.render().contains(line), "a reload keeps the series");
+        assert!(metrics.render().contains("octet_models_loaded{precision=\"int8\"} 1"));
+        drop(second.clone());
+        drop(second);
+        let text = metrics.render();
+        let left: Vec<_> = text.lines().filter(|line| line.contains("endpoint=")).collect();
+        assert!(left.is_empty(), "{left:?}");
+        assert!(text.contains("octet_models_loaded{precision=\"int8\"} 0"));
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let metrics = Metrics::new("0.1.0", "avx2");
+        for index in 0..2 * ROUTE_SERIES_MAX {
+            metrics.http_request(&format!("METHOD{index}"), "_none", 404, 0.0);
+            metrics.http_request("GET", &format!("/{index}"), 404, 0.0);
+        }
+        let handles: Vec<_> = (0..2 * ENDPOINT_SERIES_MAX)
+            .map(|index| metrics.load_endpoint(&format!("e{index}"), 1, "int8", 0.0))
+            .collect();
+        let text = metrics.render();
+        let count = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
+        assert!(count("octet_http_requests_total{") <= ROUTE_SERIES_MAX + 2);
+        assert_eq!(count("octet_inference_in_flight{"), ENDPOINT_SERIES_MAX + 1);
+        drop(handles);
+        assert_eq!(metrics.render().lines().filter(|line| line.contains("endpoint=")).count(), 0);
+    }
+
+    #[test]
+    fn a_guard_counts_while_it_lives() {
+        let (metrics, endpoint) = full();
+        let guards = [endpoint.begin(), endpoint.begin()];
+        let line = "octet_inference_in_flight{endpoint=\"resnet\",precision=\"int8\",version=\"1\"}";
+        assert!(metrics.render().contains(&format!("{line} 2")));
+        drop(guards);
+        assert!(metrics.render().contains(&format!("{line} 0")));
+    }
+}

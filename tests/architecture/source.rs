@@ -9,6 +9,8 @@ pub struct Source {
     pub module: String,
     pub text: String,
     pub tokens: Vec<Token>,
+    /// Every path of two segments or more, and every `use` of one.
+    pub paths: Vec<PathIn>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -39,7 +41,10 @@ pub struct Import {
 impl Source {
     pub fn new(path: &str, text: &str) -> Source {
         let module = path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
-        Source { path: path.to_owned(), module, text: text.to_owned(), tokens: tokens(text) }
+        let (path, text, tokens) = (path.to_owned(), text.to_owned(), tokens(text));
+        let mut source = Source { path, module, text, tokens, paths: Vec::new() };
+        source.paths = source.find_paths();
+        source
     }
 
     /// Modules that the file declares with `mod name;`.
@@ -53,7 +58,7 @@ impl Source {
         let is_root = self.module == "lib" || self.module == "main";
         let children = self.children();
         let mut out = Vec::new();
-        for path in self.paths() {
+        for path in &self.paths {
             let own = if is_root { "" } else { &self.module };
             let mut base: Vec<&str> = own.split("::").filter(|s| !s.is_empty()).collect();
             base.extend(path.inline.iter().map(String::as_str));
@@ -73,13 +78,15 @@ impl Source {
             }
             // `use a::{self}` names `a`.
             base.extend(rest.iter().map(String::as_str).filter(|s| *s != "self"));
-            out.push(Import { path: base.join("::"), line: path.line, in_test: path.in_test });
+            // What a root file names of itself, as `use super::*` in its tests, is no import.
+            if !(is_root && base.is_empty()) {
+                out.push(Import { path: base.join("::"), line: path.line, in_test: path.in_test });
+            }
         }
         out
     }
 
-    /// Every path of two segments or more, and every `use` of one.
-    pub fn paths(&self) -> Vec<PathIn> {
+    fn find_paths(&self) -> Vec<PathIn> {
         let word = |at: usize| self.tokens.get(at).is_some_and(|t| is_word(&t.text));
         let text = |at: usize| self.tokens.get(at).map_or("", |t| t.text.as_str());
         let mut out = Vec::new();

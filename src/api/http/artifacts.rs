@@ -315,7 +315,8 @@ async fn blob(shared: &Shared, headers: &HeaderMap, digest: Digest) -> Result<Re
 /// RFC 9110 allows (14.2). `Err` where it is, and lies outside.
 fn parse_range(text: &str, length: u64) -> Option<Result<(u64, u64), ()>> {
     let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
-    let number = |text: &str| if text.is_empty() { Some(None) } else { text.trim().parse::<u64>().ok().map(Some) };
+    let number =
+        |text: &str| if text.is_empty() { Some(None) } else { text.trim().parse::<u64>().ok().map(Some) };
     let (first, last) = match (number(first)?, number(last)?) {
         (Some(first), last) => (first, last.unwrap_or(u64::MAX)),
         (None, Some(count)) => match length.checked_sub(count) {

@@ -18,11 +18,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
-use crate::api::http::{Listing, ProblemBody, Shared, etag, header_text, listing, page, parse_json, read_body};
-use crate::service::jobs::JobSpec;
-use crate::service::store::{
-    Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Wanted,
+use crate::api::http::{
+    Listing, ProblemBody, Shared, etag, header_text, listing, page, parse_json, read_body,
 };
+use crate::service::jobs::JobSpec;
+use crate::service::store::{Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Wanted};
 
 /// What is to be done.
 #[derive(Deserialize, ToSchema)]

@@ -109,7 +109,9 @@ pub(crate) async fn post(State(shared): State<Shared>, mut form: Multipart) -> R
                 return keep(&shared, name, &pin, info).await;
             }
             other => {
-                return Err(Problem::bad_request(format!("unknown field {other:?}; send `name`, then `file`")));
+                return Err(Problem::bad_request(format!(
+                    "unknown field {other:?}; send `name`, then `file`"
+                )));
             }
         }
     }

@@ -84,7 +84,9 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 fn request_id(request: &Request) -> String {
     let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
     match given {
-        Some(id) if !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()) => id.to_owned(),
+        Some(id) if !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()) => {
+            id.to_owned()
+        }
         _ => uuid::Uuid::now_v7().simple().to_string(),
     }
 }
@@ -108,8 +110,8 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
     } else {
         let kind = format!("urn:octet:error:{code}");
         let title = problem.code.title();
-        let mut body =
-            Json(ProblemBody { kind, title, status: status.as_u16(), detail, code, request_id }).into_response();
+        let mut body = Json(ProblemBody { kind, title, status: status.as_u16(), detail, code, request_id })
+            .into_response();
         let kind = HeaderValue::from_static("application/problem+json");
         body.headers_mut().insert(header::CONTENT_TYPE, kind);
         body

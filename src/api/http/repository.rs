@@ -79,7 +79,9 @@ pub(crate) async fn load(
     if !bytes.trim_ascii().is_empty() {
         let request: serde_json::Value = parse_json(&bytes, shared.limits.json_depth)?;
         let parameters = request.get("parameters").and_then(serde_json::Value::as_object);
-        if let Some(key) = parameters.and_then(|p| p.keys().find(|k| *k == "config" || k.starts_with("file:"))) {
+        if let Some(key) =
+            parameters.and_then(|p| p.keys().find(|k| *k == "config" || k.starts_with("file:")))
+        {
             return Err(Problem::bad_request(format!(
                 "`{key}`: models are uploaded with PUT /v1/models/NAME and served with PUT /v1/endpoints/NAME"
             )));

@@ -96,7 +96,9 @@ fn endpoint_table(html: &mut String, endpoints: &[std::sync::Arc<Entry>]) {
                     let precision = served.source.precision().as_str();
                     (precision, bytes(served.weight_bytes), figures.success.count, format!("{mean_ms:.2} ms"))
                 }
-                Loaded::Loading | Loaded::Failed(_) | Loaded::Unloaded => ("", String::new(), 0, String::new()),
+                Loaded::Loading | Loaded::Failed(_) | Loaded::Unloaded => {
+                    ("", String::new(), 0, String::new())
+                }
             };
             rows.push(vec![
                 format!("<code>{}</code>", escape(entry.endpoint.name.as_str())),

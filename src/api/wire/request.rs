@@ -17,9 +17,9 @@ pub(crate) fn framing(header: Option<&str>) -> Result<Framing, Error> {
     match text.trim().parse::<usize>() {
         Ok(0) => Ok(Framing::Raw),
         Ok(n) => Ok(Framing::Binary(n)),
-        Err(_) => {
-            Err(Error::Framing(format!("Inference-Header-Content-Length must be a number of bytes, got `{text}`")))
-        }
+        Err(_) => Err(Error::Framing(format!(
+            "Inference-Header-Content-Length must be a number of bytes, got `{text}`"
+        ))),
     }
 }
 
@@ -97,7 +97,10 @@ fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
     }
     if !tail.is_empty() {
         // The words of Triton's http_server.cc; people search for them.
-        return Err(Error::Framing(format!("unexpected additional input data: {} bytes too many", tail.len())));
+        return Err(Error::Framing(format!(
+            "unexpected additional input data: {} bytes too many",
+            tail.len()
+        )));
     }
     Ok(request)
 }
@@ -105,16 +108,19 @@ fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
 fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
     let value = s.value()?;
     if let Some(binary) = value.get("binary_data_output") {
-        request.binary_output =
-            binary.as_bool().ok_or_else(|| Error::Field("`binary_data_output` must be a boolean".to_owned()))?;
+        request.binary_output = binary
+            .as_bool()
+            .ok_or_else(|| Error::Field("`binary_data_output` must be a boolean".to_owned()))?;
     }
     if let Some(precision) = value.get("precision") {
-        let text = precision.as_str().ok_or_else(|| Error::Field("`precision` must be a string".to_owned()))?;
+        let text =
+            precision.as_str().ok_or_else(|| Error::Field("`precision` must be a string".to_owned()))?;
         request.precision = Some(text.to_owned());
     }
     if let Some(timeout) = value.get("timeout") {
         let us = timeout.as_u64().or_else(|| timeout.as_str().and_then(|t| t.parse().ok()));
-        let us = us.ok_or_else(|| Error::Field("`timeout` must be microseconds, a whole number".to_owned()))?;
+        let us =
+            us.ok_or_else(|| Error::Field("`timeout` must be microseconds, a whole number".to_owned()))?;
         request.timeout_us = Some(us).filter(|&us| us > 0);
     }
     Ok(())
@@ -236,7 +242,9 @@ fn binary_tensor(
 ) -> Result<Tensor, String> {
     if size != needed {
         let name = datatype_name(dtype);
-        return Err(format!("binary_data_size is {size}, but {name} of shape {shape:?} takes {needed} bytes"));
+        return Err(format!(
+            "binary_data_size is {size}, but {name} of shape {shape:?} takes {needed} bytes"
+        ));
     }
     if tail.len() < size {
         return Err(format!("the body ends {} bytes before its {size} bytes of data do", size - tail.len()));
@@ -318,7 +326,8 @@ mod tests {
 
     #[test]
     fn every_datatype_but_halves_and_strings_reads_from_json() {
-        for name in ["FP32", "FP64", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"] {
+        for name in ["FP32", "FP64", "INT64", "INT32", "INT16", "INT8", "UINT64", "UINT32", "UINT16", "UINT8"]
+        {
             let request = input(&format!(r#""shape":[2],"datatype":"{name}","data":[1,0]"#)).unwrap();
             assert_eq!(request.inputs[0].1.to_f64(), [1.0, 0.0], "{name}");
         }
@@ -345,7 +354,9 @@ mod tests {
             let error = input(rest).expect_err(rest);
             assert!(error.starts_with("input `x`: ") && error.contains(want), "{rest}: {error}");
         }
-        assert!(input(r#""shape":[-1],"datatype":"FP32","data":[1]"#).unwrap_err().contains("a dimension of -1"));
+        assert!(
+            input(r#""shape":[-1],"datatype":"FP32","data":[1]"#).unwrap_err().contains("a dimension of -1")
+        );
         assert!(read("{}").unwrap_err().contains("no `inputs`"));
         assert!(read(r#"{"inputs":[{"shape":[1]}]}"#).unwrap_err().contains("without `name`"));
         let twice = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
@@ -354,7 +365,8 @@ mod tests {
 
     #[test]
     fn a_fault_in_the_data_is_told_with_its_place_in_the_body() {
-        let error = read("{\"inputs\":[{\"name\":\"x\",\"shape\":[2],\"datatype\":\"FP32\",\n\"data\":[1,y]}]}");
+        let error =
+            read("{\"inputs\":[{\"name\":\"x\",\"shape\":[2],\"datatype\":\"FP32\",\n\"data\":[1,y]}]}");
         assert!(error.unwrap_err().contains("line 2 column 11"));
     }
 
@@ -376,7 +388,11 @@ mod tests {
         assert_eq!(request.inputs[2].1.to_f64(), [1.0, 2.0]);
         assert_eq!(request.inputs[3].1.shape(), [0, 4]);
         assert!(binary(json, &tail[..7]).unwrap_err().contains("ends 1 bytes before"));
-        assert!(binary(json, &[&tail[..], &[0]].concat()).unwrap_err().contains("unexpected additional input data"));
+        assert!(
+            binary(json, &[&tail[..], &[0]].concat())
+                .unwrap_err()
+                .contains("unexpected additional input data")
+        );
     }
 
     #[test]

@@ -85,10 +85,14 @@ fn choose<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Ch
         return Ok(all.collect());
     }
     let find = |wanted: &crate::api::wire::OutputRequest| {
-        let (name, tensor) = answer.outputs.iter().find(|(name, _)| *name == wanted.name).ok_or_else(|| {
-            let names: Vec<&str> = answer.outputs.iter().map(|(name, _)| *name).collect();
-            Error::Output { name: wanted.name.clone(), reason: format!("the model has no such output, only {names:?}") }
-        })?;
+        let (name, tensor) =
+            answer.outputs.iter().find(|(name, _)| *name == wanted.name).ok_or_else(|| {
+                let names: Vec<&str> = answer.outputs.iter().map(|(name, _)| *name).collect();
+                Error::Output {
+                    name: wanted.name.clone(),
+                    reason: format!("the model has no such output, only {names:?}"),
+                }
+            })?;
         let binary = wanted.binary.unwrap_or(request.binary_output);
         Ok(Chosen { name, tensor, binary, classification: wanted.classification })
     };
@@ -189,7 +193,8 @@ fn text(json: &mut Vec<u8>, value: &str) {
 
 /// `serde_json` writes the shortest text that reads back as the same float, and `null` for what is not finite.
 fn item<T: Serialize + ?Sized>(json: &mut Vec<u8>, value: &T) {
-    serde_json::to_writer(json, value).expect("numbers and strings always serialize, and a Vec takes all bytes");
+    serde_json::to_writer(json, value)
+        .expect("numbers and strings always serialize, and a Vec takes all bytes");
 }
 
 #[cfg(test)]

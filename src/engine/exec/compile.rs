@@ -51,8 +51,8 @@ pub(super) fn compile(
         Op::AveragePool { sliding, count_include_pad } => {
             ops_product::average_pool(context, sliding, *count_include_pad, need(0)?)
         }
-        Op::GlobalAveragePool { .. } => ops_product::global_pool(context, false, need(0)?),
-        Op::GlobalMaxPool { .. } => ops_product::global_pool(context, true, need(0)?),
+        Op::GlobalAveragePool => ops_product::global_pool(context, false, need(0)?),
+        Op::GlobalMaxPool => ops_product::global_pool(context, true, need(0)?),
         Op::Unary(unary) => ops_math::unary(*unary, need(0)?),
         Op::Clip => ops_math::clip(need(0)?),
         Op::Binary(op) => ops_math::binary(*op, need(0)?, need(1)?, shape),
@@ -95,7 +95,7 @@ pub(super) fn compile(
         }
         Op::QBinary { op, clamp } => ops_int8::binary(context, node, graph, (*op, *clamp), inputs, shape),
         Op::QTable { table } => Ok(ops_int8::table(context, table)),
-        Op::QAveragePool { .. } | Op::QGlobalAveragePool { .. } => {
+        Op::QAveragePool { .. } | Op::QGlobalAveragePool => {
             ops_int8::average_pool(context, node, graph, &node.op, need(0)?)
         }
         Op::QConcat { axis } => ops_int8::concat(node, graph, in_memory(*axis)?, inputs, shape),

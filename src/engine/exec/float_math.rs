@@ -35,7 +35,7 @@ pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// `tanh x`; a quotient of polynomials as Eigen's, absolute error at most 3e-7.
+/// `tanh x`; a quotient of polynomials as Eigen's, absolute error at most 5e-7.
 #[inline(always)]
 pub(super) fn tanh(x: f32) -> f32 {
     let c = x.clamp(-7.905_311, 7.905_311);
@@ -173,7 +173,7 @@ mod tests {
     fn tanh_and_sigmoid_are_close() {
         for i in -1000..=1000 {
             let x = i as f32 * 0.01;
-            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 3e-7, "tanh({x})");
+            assert!((f64::from(tanh(x)) - f64::from(x).tanh()).abs() < 5e-7, "tanh({x})");
             let want = 1.0 / (1.0 + (-f64::from(x)).exp());
             assert!((f64::from(sigmoid(x)) - want).abs() < 2e-7, "sigmoid({x})");
         }

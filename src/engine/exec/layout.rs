@@ -74,9 +74,9 @@ pub(super) fn rule(op: &Op) -> Rule {
         | Op::MaxPool { .. }
         | Op::AveragePool { .. }
         | Op::QAveragePool { .. }
-        | Op::GlobalAveragePool { .. }
-        | Op::GlobalMaxPool { .. }
-        | Op::QGlobalAveragePool { .. } => Rule::ChannelsLast,
+        | Op::GlobalAveragePool
+        | Op::GlobalMaxPool
+        | Op::QGlobalAveragePool => Rule::ChannelsLast,
         Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Pad { .. } => Rule::Follow,
         Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => Rule::Follow,
         Op::Binary(_) | Op::QBinary { .. } => Rule::FollowBroadcast,

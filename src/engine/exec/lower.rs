@@ -207,12 +207,10 @@ impl Lowering {
                 let op = Op::QAveragePool { sliding: sliding.clone(), count_include_pad: *count_include_pad };
                 self.average(&node, op)
             }
-            Op::GlobalAveragePool { .. } => {
-                self.average(&node, Op::QGlobalAveragePool { channels_last: false })
-            }
+            Op::GlobalAveragePool => self.average(&node, Op::QGlobalAveragePool),
             Op::Concat { axis } => self.on_codes(&node).or_else(|| self.concat(&node, *axis)),
             Op::MaxPool { .. }
-            | Op::GlobalMaxPool { .. }
+            | Op::GlobalMaxPool
             | Op::Reshape { .. }
             | Op::Flatten { .. }
             | Op::Squeeze

@@ -219,7 +219,6 @@ fn flag(name: &str, value: bool, default: bool) -> Option<AttributeProto> {
 }
 
 fn sliding(s: &Sliding) -> Vec<AttributeProto> {
-    assert!(!s.channels_last, "the layout of the executor has no ONNX form");
     let mut all: Vec<AttributeProto> = Vec::new();
     all.extend(sizes("kernel_shape", &s.kernel));
     all.extend(sizes("strides", &s.strides).filter(|_| s.strides.iter().any(|&v| v != 1)));
@@ -276,8 +275,8 @@ fn attributes(op: &Op) -> Vec<AttributeProto> {
             all.extend(unless(*axis, 1, |v| int("axis", v)));
         }
         Op::MatMul
-        | Op::GlobalAveragePool { .. }
-        | Op::GlobalMaxPool { .. }
+        | Op::GlobalAveragePool
+        | Op::GlobalMaxPool
         | Op::Clip
         | Op::Binary(_)
         | Op::Squeeze
@@ -293,7 +292,7 @@ fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::QBinary { .. }
         | Op::QTable { .. }
         | Op::QAveragePool { .. }
-        | Op::QGlobalAveragePool { .. }
+        | Op::QGlobalAveragePool
         | Op::QConcat { .. } => panic!("{} is the executor's and has no ONNX form", op.name()),
     }
     all

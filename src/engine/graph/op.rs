@@ -18,8 +18,6 @@ pub struct Sliding {
     pub auto_pad: AutoPad,
     /// Whether a last partial window counts (pooling).
     pub ceil_mode: bool,
-    /// `[N, H, W, C]` in memory instead of `[N, C, H, W]`; set by the layout pass only.
-    pub channels_last: bool,
 }
 
 /// Where pads come from.
@@ -120,9 +118,9 @@ pub enum Op {
     /// `x`.
     AveragePool { sliding: Sliding, count_include_pad: bool },
     /// `x`: the mean over all spatial axes.
-    GlobalAveragePool { channels_last: bool },
+    GlobalAveragePool,
     /// `x`: the maximum over all spatial axes.
-    GlobalMaxPool { channels_last: bool },
+    GlobalMaxPool,
     /// `x`.
     Unary(Unary),
     /// `x [, min] [, max]`.
@@ -187,7 +185,7 @@ pub enum Op {
     /// `x: u8`.
     QAveragePool { sliding: Sliding, count_include_pad: bool },
     /// `x: u8`.
-    QGlobalAveragePool { channels_last: bool },
+    QGlobalAveragePool,
     /// `x: u8…`, each with its own parameters.
     QConcat { axis: i64 },
 }
@@ -216,8 +214,8 @@ impl Op {
             Op::LayerNorm { .. } => "LayerNormalization",
             Op::MaxPool { .. } => "MaxPool",
             Op::AveragePool { .. } => "AveragePool",
-            Op::GlobalAveragePool { .. } => "GlobalAveragePool",
-            Op::GlobalMaxPool { .. } => "GlobalMaxPool",
+            Op::GlobalAveragePool => "GlobalAveragePool",
+            Op::GlobalMaxPool => "GlobalMaxPool",
             Op::Unary(unary) => unary.name(),
             Op::Clip => "Clip",
             Op::Binary(binary) => binary.name(),
@@ -250,7 +248,7 @@ impl Op {
             Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
             Op::QAveragePool { .. } => "QAveragePool",
-            Op::QGlobalAveragePool { .. } => "QGlobalAveragePool",
+            Op::QGlobalAveragePool => "QGlobalAveragePool",
             Op::QConcat { .. } => "QConcat",
         }
     }
@@ -264,7 +262,7 @@ impl Op {
                 | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }
-                | Op::QGlobalAveragePool { .. }
+                | Op::QGlobalAveragePool
                 | Op::QConcat { .. }
         )
     }

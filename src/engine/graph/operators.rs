@@ -121,8 +121,8 @@ pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, Strin
         "AveragePool" => {
             Op::AveragePool { sliding: sliding(&a)?, count_include_pad: a.flag("count_include_pad", false)? }
         }
-        "GlobalAveragePool" => Op::GlobalAveragePool { channels_last: false },
-        "GlobalMaxPool" => Op::GlobalMaxPool { channels_last: false },
+        "GlobalAveragePool" => Op::GlobalAveragePool,
+        "GlobalMaxPool" => Op::GlobalMaxPool,
         "LeakyRelu" => Op::Unary(Unary::LeakyRelu { alpha: a.float_or("alpha", 0.01)? }),
         "Elu" => Op::Unary(Unary::Elu { alpha: a.float_or("alpha", 1.0)? }),
         "HardSigmoid" => {
@@ -213,7 +213,6 @@ fn sliding(a: &Attributes<'_>) -> Result<Sliding, String> {
         pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
         auto_pad,
         ceil_mode: a.flag("ceil_mode", false)?,
-        channels_last: false,
     })
 }
 

@@ -257,7 +257,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             shape[2..].copy_from_slice(&out);
             one(shape)
         }
-        Op::GlobalAveragePool { .. } | Op::GlobalMaxPool { .. } | Op::QGlobalAveragePool { .. } => {
+        Op::GlobalAveragePool | Op::GlobalMaxPool | Op::QGlobalAveragePool => {
             if x.shape.len() < 3 {
                 return Err(format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape));
             }

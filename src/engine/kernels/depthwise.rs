@@ -6,21 +6,30 @@ use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::tiles::Place;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
+use bytemuck::Pod;
 use std::ops::Range;
-
-/// Taps whose weights lie side by side.
-const GROUP: usize = 2;
 
 /// Weights of a depthwise convolution with one output channel an input channel, packed.
 #[derive(Clone)]
 pub struct PackedDepthwise {
     isa: Isa,
-    /// `[block, taps / 2, 4, 8, 2]`: pairs of taps, and of 32 channels first 0-3 16-19, then 4-7 20-23, 8-11 24-27,
-    /// 12-15 28-31, which is the order in which vector registers interleave bytes.
-    weights: Aligned<i16>,
+    weights: Weights,
     column_sums: Vec<i32>,
     taps: usize,
+}
+
+/// `[block, taps / group, 4, 8, group]`: groups of taps, and of 32 channels first 0-3 16-19, then 4-7 20-23, 8-11 24-27,
+/// 12-15 28-31, which is the order in which vector registers interleave bytes.
+#[derive(Clone)]
+enum Weights {
+    /// Groups of two taps.
+    Pairs(Aligned<i16>),
+    /// Groups of four taps.
+    #[cfg(target_arch = "x86_64")]
+    Quads(Avx512Vnni, Aligned<i8>),
 }
 
 impl PackedDepthwise {
@@ -28,15 +37,11 @@ impl PackedDepthwise {
     pub fn pack(isa: Isa, codes: &[i8], channels: usize, taps: usize) -> PackedDepthwise {
         assert_eq!(codes.len(), channels * taps, "codes [channels, taps]");
         assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
-        let padded = taps.next_multiple_of(GROUP);
-        let blocks = blocks(channels);
-        let mut weights = Aligned::zeros(blocks.len() * padded * BLOCK);
-        for (block, weights) in blocks.zip(weights.chunks_exact_mut(padded * BLOCK)) {
-            for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
-                let code = i16::from(codes[c * taps + t]);
-                weights[t / GROUP * BLOCK * GROUP + lane(c - block.start) * GROUP + t % GROUP] = code;
-            }
-        }
+        let weights = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(vnni) => Weights::Quads(vnni, pack_groups(codes, channels, taps, 4)),
+            _ => Weights::Pairs(pack_groups(codes, channels, taps, 2)),
+        };
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
         PackedDepthwise { isa, weights, column_sums, taps }
@@ -49,7 +54,12 @@ impl PackedDepthwise {
 
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
-        self.weights.bytes() + size_of_val(&self.column_sums[..])
+        let weights = match &self.weights {
+            Weights::Pairs(weights) => weights.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Weights::Quads(_, weights) => weights.bytes(),
+        };
+        weights + size_of_val(&self.column_sums[..])
     }
 
     /// Convolution of `x`, `[batch, in_h, in_w, channels]`, to `out`, `[batch, out_h, out_w, channels]`, with up to
@@ -74,17 +84,28 @@ impl PackedDepthwise {
     fn part(&self, x: &[u8], window: &Window, pad: u8, lines: Range<usize>, out: &mut IntOutput) {
         let (first, channels) = (lines.start, self.column_sums.len());
         let line_len = window.out_w * channels;
-        halo::for_each_line(x, channels, window, pad, lines, GROUP, |line, rows, taps| {
+        let group = match self.weights {
+            Weights::Pairs(_) => 2,
+            #[cfg(target_arch = "x86_64")]
+            Weights::Quads(..) => 4,
+        };
+        halo::for_each_line(x, channels, window, pad, lines, group, |line, rows, taps| {
             let at = (line - first) * line_len;
-            let step = window.stride_w * channels;
-            for (block, weights) in blocks(channels).zip(self.weights.chunks_exact(taps.len() * BLOCK)) {
-                let place = Place {
-                    at: at + block.start,
-                    stride: channels,
-                    channel: block.start,
-                    columns: block.len(),
-                };
-                line_of_block(self.isa, &rows[block.start..], taps, step, window.out_w, weights, out, place);
+            let (step, count) = (window.stride_w * channels, window.out_w);
+            for (i, block) in blocks(channels).enumerate() {
+                let (start, columns) = (block.start, block.len());
+                let place = Place { at: at + start, stride: channels, channel: start, columns };
+                let (x, len) = (&rows[start..], taps.len() * BLOCK);
+                match &self.weights {
+                    Weights::Pairs(weights) => {
+                        pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Weights::Quads(vnni, weights) => {
+                        let weights = &weights[i * len..][..len];
+                        vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
+                    }
+                }
             }
             if let IntOutput::U8(out, requant) = out
                 && let Some(table) = requant.table
@@ -95,14 +116,29 @@ impl PackedDepthwise {
     }
 }
 
+/// Packs codes in groups of `group` taps, zeros after the last.
+fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, group: usize) -> Aligned<T> {
+    let padded = taps.next_multiple_of(group);
+    let blocks = blocks(channels);
+    let mut packed = Aligned::zeros(blocks.len() * padded * BLOCK);
+    for (block, packed) in blocks.zip(packed.chunks_exact_mut(padded * BLOCK)) {
+        for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
+            let at = t / group * BLOCK * group + lane(c - block.start) * group + t % group;
+            packed[at] = T::from(codes[c * taps + t]);
+        }
+    }
+    packed
+}
+
 /// Where channel `c` of a block stands among the 32 lanes of the packed order.
 fn lane(c: usize) -> usize {
     (c % 16) / 4 * 8 + c / 16 * 4 + c % 4
 }
 
+/// One line of one block with weights in pairs, by AVX2 or in plain Rust.
 #[expect(clippy::too_many_arguments, reason = "a line is its operands and its place")]
 #[inline(always)]
-fn line_of_block(
+fn pairs(
     isa: Isa,
     x: &[u8],
     taps: &[usize],
@@ -119,10 +155,10 @@ fn line_of_block(
     let _ = isa;
     for i in 0..count {
         let mut acc = [0i32; BLOCK];
-        for (pair, weights) in taps.chunks_exact(GROUP).zip(weights.chunks_exact(GROUP * BLOCK)) {
+        for (pair, weights) in taps.chunks_exact(2).zip(weights.chunks_exact(2 * BLOCK)) {
             let [a, b] = [pair[0], pair[1]].map(|tap| &x[tap + i * step..][..BLOCK]);
             for c in 0..BLOCK {
-                let w = &weights[lane(c) * GROUP..][..GROUP];
+                let w = &weights[lane(c) * 2..][..2];
                 acc[c] += i32::from(a[c]) * i32::from(w[0]) + i32::from(b[c]) * i32::from(w[1]);
             }
         }
@@ -170,6 +206,14 @@ mod tests {
             for (channels, pad) in [(1, 0), (16, 255), (31, 7), (32, 128), (33, 0), (64, 3), (100, 255)] {
                 check(window, channels, pad, 1 + i % 2);
             }
+        }
+    }
+
+    #[test]
+    fn random_depthwise_convolutions_match_the_reference() {
+        let mut random = Random::new(97);
+        for _ in 0..100 {
+            check(&random.window(), 1 + random.next() as usize % 80, random.next() as u8, 1);
         }
     }
 

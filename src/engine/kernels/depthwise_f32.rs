@@ -144,6 +144,10 @@ mod tests {
                 check(window, channels, 1 + i % 2);
             }
         }
+        let mut random = Random::new(96);
+        for _ in 0..40 {
+            check(&random.window(), 1 + random.next() as usize % 80, 1);
+        }
         check(&window(2, (20, 21), (3, 3), (1, 1), (1, 1), (1, 1)), 40, 2);
     }
 }

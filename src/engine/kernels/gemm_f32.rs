@@ -170,6 +170,9 @@ impl Product<'_> {
         assert_eq!(out.len(), rows * self.out_stride, "output [rows, out_stride]");
         assert!(self.out_offset + self.columns <= self.out_stride, "channels within a pixel");
         assert!(self.epilogue.bias.is_none_or(|bias| bias.len() == self.columns), "one bias a channel");
+        if rows == 0 {
+            return;
+        }
         let parts = parts(threads, rows * self.columns * self.depth / self.isa.products_per_ns());
         if rows == 1 && self.out_stride == self.columns {
             split_rows(out, 0..self.columns, 1, F32.columns, parts, &|range, out: &mut [f32]| {
@@ -285,6 +288,10 @@ mod tests {
             for (inputs, outputs) in [(3, 16), (5, 7), (16, 25)] {
                 check(window, inputs, outputs, 1 + i % 2);
             }
+        }
+        let mut random = Random::new(98);
+        for _ in 0..40 {
+            check(&random.window(), 1 + random.next() as usize % 20, 1 + random.next() as usize % 40, 1);
         }
         check(&window(2, (24, 25), (3, 3), (1, 1), (1, 1), (1, 1)), 20, 33, 2);
     }

@@ -107,6 +107,9 @@ impl PackedInt8 {
         assert_eq!(out.len(), rows * out_stride, "output [batch, out_h, out_w, out_stride]");
         assert!(out_offset + columns <= out_stride, "channels within a pixel");
         out.assert_channels(columns);
+        if rows == 0 {
+            return;
+        }
         let patches = Patches::new(x, in_stride, in_offset, self.inputs, window, pad);
         let products = rows * columns * self.taps * self.inputs;
         let parts = parts(threads, products / self.isa.products_per_ns());
@@ -361,6 +364,45 @@ mod tests {
             Channels { inputs: 4, in_stride: 7, in_offset: 3, outputs: 5, out_stride: 9, out_offset: 4 };
         check(&window(2, (6, 6), (3, 3), (1, 1), (1, 1), (1, 1)), last, 255, 1);
         check(&Window::of_rows(1), last, 0, 2);
+        check(&Window::of_rows(0), last, 0, 2);
+    }
+
+    #[test]
+    fn random_convolutions_match_the_reference() {
+        let mut random = Random::new(99);
+        for _ in 0..150 {
+            let window = random.window();
+            let [inputs, outputs, before, after] =
+                [40, 70, 5, 5].map(|most| 1 + random.next() as usize % most);
+            let part = Channels {
+                inputs,
+                in_stride: inputs + before + after,
+                in_offset: before,
+                outputs,
+                out_stride: outputs + after,
+                out_offset: after - 1,
+            };
+            let pad = random.next() as u8;
+            check(&window, if before == 1 { part } else { dense(inputs, outputs) }, pad, 1);
+        }
+    }
+
+    #[test]
+    fn products_out_of_range_saturate_alike() {
+        let factors = [1e30, -1e30, f32::INFINITY, f32::NAN, 3e4, -3e4, 1e-30, 0.0];
+        let outputs = 40;
+        let (x, codes) = ([255u8, 0, 7, 255], vec![127i8; outputs * 2]);
+        let bias: Vec<i32> = (0..outputs).map(|n| [0, i32::MAX, i32::MIN, -64_770, 5][n % 5]).collect();
+        let multiplier: Vec<f32> = (0..outputs).map(|n| factors[n % 8]).collect();
+        let requant =
+            Requant { bias: &bias, multiplier: &multiplier, zero_point: 100, lo: 2, hi: 251, table: None };
+        let mut want = None;
+        for isa in Isa::available() {
+            let mut y = vec![0; 2 * outputs];
+            let packed = PackedInt8::pack(isa, &codes, outputs, 1, 2);
+            packed.matmul(&x, 2, IntOutput::U8(&mut y, &requant), 1);
+            assert_eq!(&y, want.get_or_insert(y.clone()), "{isa:?}");
+        }
     }
 
     #[test]

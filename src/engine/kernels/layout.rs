@@ -47,6 +47,9 @@ fn transpose<T: Copy + Send + Sync>(
     if rows == 1 || columns == 1 {
         return out.copy_from_slice(x);
     }
+    if rows == 3 {
+        return interleave(x, columns, out, threads);
+    }
     let parts = parts(threads, len);
     split_rows(out, 0..batch * columns, rows, 1, parts, &|range: Range<usize>, out: &mut [T]| {
         let mut start = range.start;
@@ -69,6 +72,26 @@ fn transpose<T: Copy + Send + Sync>(
     });
 }
 
+/// Three planes of `columns` elements, [`transpose`]d: an image on its way in, whose rows are too short for blocks.
+fn interleave<T: Copy + Send + Sync>(x: &[T], columns: usize, out: &mut [T], threads: usize) {
+    let parts = parts(threads, out.len() / 3);
+    split_rows(out, 0..x.len() / 3, 3, 1, parts, &|range: Range<usize>, mut out: &mut [T]| {
+        let mut start = range.start;
+        while start < range.end {
+            let (image, first) = (start / columns, start % columns);
+            let count = (columns - first).min(range.end - start);
+            let plane = |i: usize| &x[(image * 3 + i) * columns + first..][..count];
+            let (to, rest) = out.split_at_mut(count * 3);
+            for (((y, &a), &b), &c) in
+                to.as_chunks_mut::<3>().0.iter_mut().zip(plane(0)).zip(plane(1)).zip(plane(2))
+            {
+                *y = [a, b, c];
+            }
+            (out, start) = (rest, start + count);
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::Random;
@@ -84,6 +107,7 @@ mod tests {
             (1, 64, 32, 1),
             (2, 100, 1, 1),
             (2, 40, 3000, 2),
+            (3, 3, 9000, 2),
             (0, 3, 4, 1),
         ] {
             let x = random.u8s(batch * channels * pixels);

@@ -262,23 +262,17 @@ mod tests {
 
     #[test]
     fn a_code_saturates_at_its_bounds_whatever_the_product() {
-        let requant = |multiplier: &'static [f32]| Requant {
-            bias: &[1],
-            multiplier,
-            zero_point: 10,
-            lo: 3,
-            hi: 200,
-            table: None,
-        };
         for (acc, multiplier, want) in [
-            (i32::MAX - 1, &[1e30f32][..], 200),
-            (i32::MIN, &[1e30], 3),
-            (0, &[f32::NAN], 3),
-            (-1, &[f32::INFINITY], 3),
-            (4, &[0.5], 12),
-            (6, &[0.5], 14),
+            (i32::MAX - 1, 1e30f32, 200),
+            (i32::MIN, 1e30, 3),
+            (0, f32::NAN, 3),
+            (-1, f32::INFINITY, 3),
+            (4, 0.5, 12),
+            (6, 0.5, 14),
         ] {
-            assert_eq!(requant(Box::leak(multiplier.into())).code(acc, 0), want, "{acc} * {multiplier:?}");
+            let multiplier = &[multiplier];
+            let requant = Requant { bias: &[1], multiplier, zero_point: 10, lo: 3, hi: 200, table: None };
+            assert_eq!(requant.code(acc, 0), want, "{acc} * {multiplier:?}");
         }
     }
 

@@ -41,6 +41,9 @@ pub(super) fn parts(threads: usize, nanoseconds: usize) -> usize {
 
 /// Cuts `rows` and `out`, of `row_len` elements a row, into `parts` of about equal size and calls `work` with
 /// each. All parts but the last hold a multiple of `quantum` rows.
+///
+/// A caller that is not on a rayon thread waits for one to take the work, some 10 us; run models inside
+/// `ThreadPool::install`.
 pub(super) fn split_rows<O: Split>(
     out: O,
     rows: Range<usize>,

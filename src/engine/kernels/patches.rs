@@ -2,6 +2,10 @@
 //! scratch. No im2col tensor. Knows no weights.
 
 use super::Window;
+use std::ops::Range;
+
+/// Elements that are copied at once, and that a copy may write too many.
+const STEP: usize = 16;
 
 /// The input of a convolution, seen as a matrix `[window.rows(), taps * inputs]`.
 pub(super) struct Patches<'a, T> {
@@ -36,60 +40,99 @@ impl<'a, T: Copy> Patches<'a, T> {
         self.window.is_pointwise().then(|| (&self.x[start..], self.in_stride))
     }
 
-    /// Writes rows `first_row ..` to `rows`, `[count, stride]`; what lies past the first `taps * inputs` elements of
-    /// each means nothing.
+    /// Elements that [`Patches::gather`] needs between its rows.
+    pub(super) fn spare(&self) -> usize {
+        if self.window.is_pointwise() { 0 } else { STEP }
+    }
+
+    /// Writes rows `first_row ..` to `rows`, `[count, stride]`, where `stride` is [`Patches::spare`] longer than a row or
+    /// more; what lies past the first `taps * inputs` elements of each means nothing.
     #[inline(always)]
     pub(super) fn gather<D: Copy + From<T>>(&self, first_row: usize, rows: &mut [D], stride: usize) {
         let window = self.window;
-        let (line, image) = (first_row / window.out_w, first_row / window.out_w / window.out_h);
-        let (mut image, mut oy, mut ox) = (image, line % window.out_h, first_row % window.out_w);
-        for start in (0..rows.len()).step_by(stride) {
-            // Rows are written in order, so each may spill into the next.
-            self.gather_one(image, oy, ox, &mut rows[start..]);
-            ox += 1;
-            if ox == window.out_w {
-                (ox, oy) = (0, oy + 1);
-                if oy == window.out_h {
-                    (oy, image) = (0, image + 1);
-                }
+        assert!(stride >= window.taps() * self.inputs + self.spare(), "rows apart");
+        if stride == self.inputs
+            && let Some((x, in_stride)) = self.in_place(first_row)
+            && in_stride == stride
+        {
+            copy(x, rows, rows.len());
+            return;
+        }
+        let count = rows.len() / stride;
+        let mut done = 0;
+        while done < count {
+            // Output pixels of one line share the input lines.
+            let (line, ox) = ((first_row + done) / window.out_w, (first_row + done) % window.out_w);
+            let columns = ox..(ox + count - done).min(window.out_w);
+            let rows = &mut rows[done * stride..];
+            done += columns.len();
+            for ky in 0..window.kernel_h {
+                let y = line % window.out_h * window.stride_h + ky * window.dilation_h;
+                let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
+                let start = (line / window.out_h * window.in_h + y).wrapping_sub(window.pad_top);
+                let from = inside.then(|| start * window.in_w * self.in_stride);
+                self.gather_line(
+                    from,
+                    columns.clone(),
+                    &mut rows[ky * window.kernel_w * self.inputs..],
+                    stride,
+                );
             }
         }
     }
 
+    /// Writes one kernel row of the output pixels `columns`, `stride` apart. `line` is where the input line begins, if
+    /// it is one.
     #[inline(always)]
-    fn gather_one<D: Copy + From<T>>(&self, image: usize, oy: usize, ox: usize, mut to: &mut [D]) {
+    fn gather_line<D: Copy + From<T>>(
+        &self,
+        line: Option<usize>,
+        columns: Range<usize>,
+        to: &mut [D],
+        stride: usize,
+    ) {
         let (window, inputs) = (self.window, self.inputs);
-        let (y0, x0) = (oy * window.stride_h, ox * window.stride_w);
+        let Some(line) = line else {
+            for i in 0..columns.len() {
+                fill(&mut to[i * stride..], self.pad, window.kernel_w * inputs);
+            }
+            return;
+        };
+        let column = |ox: usize| (ox - columns.start) * stride;
+        if window.dilation_w > 1 || self.in_stride > inputs {
+            for ox in columns.clone() {
+                let (x0, mut to) = (ox * window.stride_w, &mut to[column(ox)..]);
+                for kx in 0..window.kernel_w {
+                    let x = x0 + kx * window.dilation_w;
+                    if x < window.pad_left || x - window.pad_left >= window.in_w {
+                        to = fill(to, self.pad, inputs);
+                    } else {
+                        let from = line + (x - window.pad_left) * self.in_stride + self.in_offset;
+                        to = copy(&self.x[from..], to, inputs);
+                    }
+                }
+            }
+            return;
+        }
         // Neighbouring taps of dense channels lie side by side in memory: one run, which is what makes a stem of
-        // three channels cheap.
-        let dense = window.dilation_w == 1 && self.in_stride == inputs;
-        let left = window.pad_left.saturating_sub(x0).min(window.kernel_w);
-        let right = (window.in_w + window.pad_left).saturating_sub(x0).clamp(left, window.kernel_w);
-        for ky in 0..window.kernel_h {
-            let y = y0 + ky * window.dilation_h;
-            if y < window.pad_top || y - window.pad_top >= window.in_h {
-                to = fill(to, self.pad, window.kernel_w * inputs);
-                continue;
+        // three channels cheap. Pixels whose run is whole come without a test.
+        let whole_to = (window.in_w + window.pad_left + window.stride_w).saturating_sub(window.kernel_w);
+        let first_whole = window.pad_left.div_ceil(window.stride_w).clamp(columns.start, columns.end);
+        let end_whole = (whole_to / window.stride_w).clamp(first_whole, columns.end);
+        for ox in (columns.start..first_whole).chain(end_whole..columns.end) {
+            let (x0, mut to) = (ox * window.stride_w, &mut to[column(ox)..]);
+            let left = window.pad_left.saturating_sub(x0).min(window.kernel_w);
+            let right = (window.in_w + window.pad_left).saturating_sub(x0).clamp(left, window.kernel_w);
+            to = fill(to, self.pad, left * inputs);
+            if left < right {
+                let from = line + (x0 + left - window.pad_left) * inputs;
+                to = copy(&self.x[from..], to, (right - left) * inputs);
             }
-            let line = (image * window.in_h + y - window.pad_top) * window.in_w;
-            if dense {
-                to = fill(to, self.pad, left * inputs);
-                if left < right {
-                    let from = (line + x0 + left - window.pad_left) * inputs;
-                    to = copy(&self.x[from..], to, (right - left) * inputs);
-                }
-                to = fill(to, self.pad, (window.kernel_w - right) * inputs);
-                continue;
-            }
-            for kx in 0..window.kernel_w {
-                let x = x0 + kx * window.dilation_w;
-                if x < window.pad_left || x - window.pad_left >= window.in_w {
-                    to = fill(to, self.pad, inputs);
-                } else {
-                    let from = (line + x - window.pad_left) * self.in_stride + self.in_offset;
-                    to = copy(&self.x[from..], to, inputs);
-                }
-            }
+            fill(to, self.pad, (window.kernel_w - right) * inputs);
+        }
+        for ox in first_whole..end_whole {
+            let from = line + (ox * window.stride_w - window.pad_left) * inputs;
+            copy(&self.x[from..], &mut to[column(ox)..], window.kernel_w * inputs);
         }
     }
 }
@@ -108,23 +151,20 @@ fn fill<S, D: Copy + From<S>>(to: &mut [D], pad: S, len: usize) -> &mut [D] {
 
 /// Copies `len` elements, widening each, and gives the rest of `to`.
 ///
-/// A short run is copied in whole steps where both sides are long enough, and so spills into the rest, which is
-/// written later: a run of 9 bytes takes one move instead of a loop.
+/// Whole steps first, each a move or two. What is left is a step as well where both sides are long enough, and so
+/// spills into the rest, which is written later: a run of 9 bytes takes one move instead of a loop.
 #[inline(always)]
 fn copy<'t, S: Copy, D: Copy + From<S>>(from: &[S], to: &'t mut [D], len: usize) -> &'t mut [D] {
-    const STEP: usize = 16;
-    if len <= STEP
-        && let (Some(from), Some(to)) = (from.first_chunk::<STEP>(), to.first_chunk_mut::<STEP>())
-    {
+    let (whole, left) = (len / STEP * STEP, len % STEP);
+    let steps = to[..whole].as_chunks_mut::<STEP>().0.iter_mut().zip(from[..whole].as_chunks::<STEP>().0);
+    for (to, from) in steps {
         *to = from.map(D::from);
-    } else if len <= 2 * STEP
-        && let (Some(from), Some(to)) =
-            (from.first_chunk::<{ 2 * STEP }>(), to.first_chunk_mut::<{ 2 * STEP }>())
-    {
-        *to = from.map(D::from);
-    } else {
-        for (to, from) in to[..len].iter_mut().zip(&from[..len]) {
-            *to = D::from(*from);
+    }
+    if left > 0 {
+        let (from, to) = (&from[whole..], &mut to[whole..]);
+        match (from.first_chunk::<STEP>(), to.first_chunk_mut::<STEP>()) {
+            (Some(from), Some(to)) => *to = from.map(D::from),
+            _ => to[..left].iter_mut().zip(from).for_each(|(to, from)| *to = D::from(*from)),
         }
     }
     &mut to[len..]

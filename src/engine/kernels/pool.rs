@@ -285,6 +285,10 @@ mod tests {
         for (i, window) in windows().iter().enumerate() {
             check([1, 3, 64, 65, 130][i % 5], window, 1 + i % 2);
         }
+        let mut random = Random::new(95);
+        for _ in 0..40 {
+            check(1 + random.next() as usize % 80, &random.window(), 1);
+        }
         check(70, &whole_image(3, 49), 2);
     }
 

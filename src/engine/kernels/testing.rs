@@ -35,6 +35,24 @@ impl Random {
         (0..len).map(|_| code(self.next())).collect()
     }
 
+    /// A small window: kernel up to 4, stride up to 3, dilation up to 2, padding up to 3, often more than the kernel.
+    pub(super) fn window(&mut self) -> Window {
+        loop {
+            let mut pair = |least: usize, most: usize| {
+                let mut one = || least + self.next() as usize % (most - least + 1);
+                (one(), one())
+            };
+            let (input, kernel, stride) = (pair(1, 9), pair(1, 4), pair(1, 3));
+            let (dilation, pad, (batch, _)) = (pair(1, 2), pair(0, 3), pair(1, 3));
+            let fits = |len: usize, pad: usize, kernel: usize, dilation: usize| {
+                len + 2 * pad > (kernel - 1) * dilation
+            };
+            if fits(input.0, pad.0, kernel.0, dilation.0) && fits(input.1, pad.1, kernel.1, dilation.1) {
+                return window(batch, input, kernel, stride, dilation, pad);
+            }
+        }
+    }
+
     /// Floats from -4 to 4.
     pub(super) fn f32s(&mut self, len: usize) -> Vec<f32> {
         (0..len).map(|_| self.next() as f32 / (1u32 << 28) as f32 - 4.0).collect()

@@ -59,8 +59,10 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
         }
         return;
     }
-    let spare = if collides(row_len * size_of::<D>()) { 64 / size_of::<D>() } else { 0 };
-    let stride = row_len + spare;
+    let mut stride = row_len + patches.spare();
+    if collides(stride * size_of::<D>()) {
+        stride += 64 / size_of::<D>();
+    }
     with_scratch::<D, _>(block_rows.min(rows.len()) * stride, |gathered| {
         for block in blocks {
             let gathered = &mut gathered[..block.len() * stride];

@@ -4,7 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::tiles::{FloatEpilogue, Place};
-use super::{Dequant, IntOutput, Requant};
+use super::{IntOutput, Requant};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX2 and FMA: only [`Avx2::detect`] makes one.
@@ -89,6 +89,7 @@ impl Avx2 {
         place: Place,
     ) {
         assert!(a.len() >= (rows - 1) * lda + depth && panel.len() >= width * depth);
+        assert!(place.columns <= width, "the columns of a panel");
         assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
         assert!(panel.as_ptr().addr().is_multiple_of(32), "panels are aligned");
         place.assert_within(rows, out.len());
@@ -197,7 +198,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     out: &mut IntOutput,
     place: Place,
 ) {
-    let mut acc = [[_mm256_setzero_si256(); V]; R];
+    let mut acc = [bias_lanes::<V>(out, place); R];
     let (a, b) = (a.as_ptr(), panel.as_ptr());
     for k in (0..depth).step_by(2) {
         // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
@@ -218,10 +219,10 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     unsafe { store_int::<R, V>(acc, out, place) }
 }
 
-/// The epilogue of a tile in natural column order.
+/// The epilogue of a tile whose accumulators began at the bias, in natural column order.
 ///
 /// # Safety
-/// `out` holds `R` rows at `place`, and its bias and factors hold the tile's channels.
+/// `out` holds `R` rows at `place`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn store_int<const R: usize, const V: usize>(
@@ -231,36 +232,40 @@ unsafe fn store_int<const R: usize, const V: usize>(
 ) {
     match out {
         IntOutput::U8(out, requant) => {
-            let epilogue = Epilogue::<V>::requant(requant, place);
-            for (r, acc) in acc.iter().enumerate() {
-                let mut q = [_mm256_setzero_si256(); 2];
+            let epilogue = Codes::new(requant);
+            let factor = factor_lanes::<V>(requant.multiplier, place);
+            // Two rows fill a register of bytes; an odd last row is its own partner.
+            for r in (0..R).step_by(2) {
+                let partner = (r + 1).min(R - 1);
+                let mut q = [_mm256_setzero_si256(); 4];
                 for v in 0..V {
-                    q[v] = epilogue.code(acc[v], v);
+                    q[v] = epilogue.rounded(acc[r][v], factor[v]);
+                    q[2 + v] = epilogue.rounded(acc[partner][v], factor[v]);
                 }
-                let words = _mm256_permute4x64_epi64::<0xD8>(_mm256_packs_epi32(q[0], q[1]));
-                let words_hi = _mm256_extracti128_si256::<1>(words);
-                let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), words_hi);
-                let at = place.at + r * place.stride;
-                // SAFETY: the caller promises row `r` of the tile, `columns` elements.
-                unsafe {
-                    let to = out.as_mut_ptr().add(at);
-                    match place.columns {
-                        16 => _mm_storeu_si128(to.cast(), bytes),
-                        columns => {
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                let bytes = _mm256_permutevar8x32_epi32(epilogue.bytes(q), order);
+                let rows = [_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes)];
+                for (r, bytes) in (r..=partner).zip(rows) {
+                    // SAFETY: the caller promises row `r` of the tile, `columns` elements.
+                    unsafe {
+                        let to = out.as_mut_ptr().add(place.at + r * place.stride);
+                        if place.columns == 16 {
+                            _mm_storeu_si128(to.cast(), bytes);
+                        } else {
                             let mut row = [0u8; 16];
                             _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
-                            std::ptr::copy_nonoverlapping(row.as_ptr(), to, columns);
+                            std::ptr::copy_nonoverlapping(row.as_ptr(), to, place.columns);
                         }
                     }
                 }
             }
         }
         IntOutput::F32(out, dequant) => {
-            let epilogue = Epilogue::<V>::dequant(dequant, place);
+            let factor = factor_lanes::<V>(dequant.scale, place);
             for (r, acc) in acc.iter().enumerate() {
                 let mut y = [_mm256_setzero_ps(); V];
                 for v in 0..V {
-                    y[v] = epilogue.value(acc[v], v);
+                    y[v] = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[v]), factor[v]);
                 }
                 // SAFETY: the caller promises row `r` of the tile.
                 unsafe { store_floats::<V>(y, out, place.at + r * place.stride, place.columns) }
@@ -291,78 +296,82 @@ unsafe fn store_floats<const V: usize>(y: [__m256; V], out: &mut [f32], at: usiz
     }
 }
 
-/// The integer epilogue's operands for `V * 8` channels, in registers.
-struct Epilogue<const V: usize> {
-    bias: [__m256i; V],
-    factor: [__m256; V],
-    lo: __m256,
-    hi: __m256,
-    zero_point: __m256i,
+/// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
+    let bias = match out {
+        IntOutput::U8(_, requant) => requant.bias,
+        IntOutput::F32(_, dequant) => dequant.bias,
+    };
+    lanes::<i32, V>(bias, place)
 }
 
-impl<const V: usize> Epilogue<V> {
+/// The factors of the tile's channels.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
+    lanes::<f32, V>(factor, place).map(|lanes| _mm256_castsi256_ps(lanes))
+}
+
+/// The 32-bit values of the tile's channels; zeros past the last column.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m256i; V] {
+    const { assert!(size_of::<T>() == 4) };
+    let values = &values[place.channel..][..place.columns];
+    let mut tail = [[T::zeroed(); 8]; V];
+    let from = if values.len() == V * 8 {
+        values.as_ptr()
+    } else {
+        tail.as_flattened_mut()[..values.len()].copy_from_slice(values);
+        tail.as_ptr().cast()
+    };
+    let mut lanes = [_mm256_setzero_si256(); V];
+    for v in 0..V {
+        // SAFETY: `from` leads to `V * 8` values of 32 bits: the slice if that is its length, else the tail.
+        lanes[v] = unsafe { _mm256_loadu_si256(from.add(v * 8).cast()) };
+    }
+    lanes
+}
+
+/// The end of an integer epilogue: what all channels share.
+struct Codes {
+    hi: __m256,
+    zero_point: __m256i,
+    lo_code: __m256i,
+    hi_code: __m256i,
+}
+
+impl Codes {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn requant(requant: &Requant, place: Place) -> Self {
-        let (lo, hi) = requant.bounds();
-        Epilogue {
-            lo: _mm256_set1_ps(lo),
-            hi: _mm256_set1_ps(hi),
-            zero_point: _mm256_set1_epi32(i32::from(requant.zero_point)),
-            ..Self::operands(requant.bias, requant.multiplier, place)
+    fn new(requant: &Requant) -> Self {
+        Codes {
+            hi: _mm256_set1_ps(requant.bounds().1),
+            zero_point: _mm256_set1_epi16(i16::from(requant.zero_point)),
+            lo_code: _mm256_set1_epi8(requant.lo as i8),
+            hi_code: _mm256_set1_epi8(requant.hi as i8),
         }
     }
 
+    /// Distances from the zero point. Products too low for `i32` and what is not a number (`minps` gives its second
+    /// operand then) become its least value, which the packs bring to `lo`; products too high would become that
+    /// too, so they are cut before.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn dequant(dequant: &Dequant, place: Place) -> Self {
-        Self::operands(dequant.bias, dequant.scale, place)
+    fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
+        _mm256_cvtps_epi32(_mm256_min_ps(self.hi, _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor)))
     }
 
+    /// Codes of 32 distances: in each 128-bit lane four of every register.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn operands(bias: &[i32], factor: &[f32], place: Place) -> Self {
-        let channels = place.channel..place.channel + place.columns;
-        let (bias, factor) = (&bias[channels.clone()], &factor[channels]);
-        // A narrow tile reads its operands from a copy that is as long as the registers.
-        let (mut bias_tail, mut factor_tail) = ([[0i32; 8]; V], [[0f32; 8]; V]);
-        let (bias, factor) = if place.columns == V * 8 {
-            (bias.as_ptr(), factor.as_ptr())
-        } else {
-            bias_tail.as_flattened_mut()[..place.columns].copy_from_slice(bias);
-            factor_tail.as_flattened_mut()[..place.columns].copy_from_slice(factor);
-            (bias_tail.as_ptr().cast(), factor_tail.as_ptr().cast())
-        };
-        let zero = _mm256_setzero_ps();
-        let mut epilogue = Epilogue {
-            bias: [_mm256_setzero_si256(); V],
-            factor: [zero; V],
-            lo: zero,
-            hi: zero,
-            zero_point: _mm256_setzero_si256(),
-        };
-        for v in 0..V {
-            // SAFETY: both pointers lead to `V * 8` elements: the slices if that is their length, else the tails.
-            unsafe {
-                epilogue.bias[v] = _mm256_loadu_si256(bias.add(v * 8).cast());
-                epilogue.factor[v] = _mm256_loadu_ps(factor.add(v * 8));
-            }
-        }
-        epilogue
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn value(&self, acc: __m256i, v: usize) -> __m256 {
-        _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_add_epi32(acc, self.bias[v])), self.factor[v])
-    }
-
-    /// `maxps` gives its second operand where the first is not a number: `lo`, as [`Requant`] has it.
-    #[target_feature(enable = "avx2,fma")]
-    #[inline]
-    fn code(&self, acc: __m256i, v: usize) -> __m256i {
-        let clamped = _mm256_min_ps(_mm256_max_ps(self.value(acc, v), self.lo), self.hi);
-        _mm256_add_epi32(_mm256_cvtps_epi32(clamped), self.zero_point)
+    fn bytes(&self, q: [__m256i; 4]) -> __m256i {
+        let low = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), self.zero_point);
+        let high = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), self.zero_point);
+        let codes = _mm256_packus_epi16(low, high);
+        _mm256_min_epu8(_mm256_max_epu8(codes, self.lo_code), self.hi_code)
     }
 }
 
@@ -506,16 +515,41 @@ unsafe fn depthwise_row<const P: usize>(
     out: &mut IntOutput,
     place: Place,
 ) {
-    let zero = _mm256_setzero_si256();
     let pairs = if P == 0 { taps.len() / 2 } else { P };
-    let sums = |i: usize| {
-        let mut acc = [zero; 4];
-        for p in 0..pairs {
-            // SAFETY: `p` is a pair of taps and `i` an output; the caller promises their elements and weights.
+    let weight = weights.as_ptr();
+    finish_depthwise(
+        count,
+        out,
+        place,
+        // SAFETY: the caller promises the elements of every tap of the outputs asked for, and the weights.
+        |i, start| unsafe { pair_sums(x.as_ptr().add(i * step), step, taps, pairs, weight, start) },
+        // SAFETY: likewise.
+        |i, start| unsafe { pair_sums(x.as_ptr().add(i * step), step, taps, pairs, weight, start) },
+    )
+}
+
+/// Sums of `R` neighbouring outputs over pairs of taps, so that a weight is loaded once for them.
+///
+/// # Safety
+/// Every tap has 32 elements from each of `R` places `step` apart from `x` on, and `weight` leads to `[pairs, 4, 8, 2]`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn pair_sums<const R: usize>(
+    x: *const u8,
+    step: usize,
+    taps: &[usize],
+    pairs: usize,
+    weight: *const i16,
+    start: [__m256i; 4],
+) -> [[__m256i; 4]; R] {
+    let zero = _mm256_setzero_si256();
+    let mut acc = [start; R];
+    for p in 0..pairs {
+        for r in 0..R {
+            // SAFETY: `p` is a pair of taps; the caller promises their elements and weights.
             unsafe {
-                let from = x.as_ptr().add(i * step);
-                let a = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p)).cast());
-                let b = _mm256_loadu_si256(from.add(*taps.get_unchecked(2 * p + 1)).cast());
+                let a = _mm256_loadu_si256(x.add(r * step + *taps.get_unchecked(2 * p)).cast());
+                let b = _mm256_loadu_si256(x.add(r * step + *taps.get_unchecked(2 * p + 1)).cast());
                 let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
                 let words = [
                     _mm256_unpacklo_epi8(low, zero),
@@ -523,57 +557,70 @@ unsafe fn depthwise_row<const P: usize>(
                     _mm256_unpacklo_epi8(high, zero),
                     _mm256_unpackhi_epi8(high, zero),
                 ];
-                let w = weights.as_ptr().add(p * 64);
                 for v in 0..4 {
-                    let product = _mm256_madd_epi16(words[v], _mm256_loadu_si256(w.add(v * 16).cast()));
-                    acc[v] = _mm256_add_epi32(acc[v], product);
+                    let w = _mm256_loadu_si256(weight.add(p * 64 + v * 16).cast());
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(words[v], w));
                 }
-            }
-        }
-        acc
-    };
-    // A whole block takes the short way; a narrow one goes through memory, in plain code.
-    match out {
-        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => {
-            let epilogue = interleaved(Epilogue::<4>::requant(requant, place));
-            for i in 0..count {
-                let acc = sums(i);
-                let q = [0, 1, 2, 3].map(|v| epilogue.code(acc[v], v));
-                let (low, high) = (_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
-                // SAFETY: the caller promises row `i`, here of 32 elements.
-                unsafe {
-                    let to = out.as_mut_ptr().add(place.at + i * place.stride);
-                    _mm256_storeu_si256(to.cast(), _mm256_packus_epi16(low, high));
-                }
-            }
-        }
-        _ => {
-            for i in 0..count {
-                let row = natural_order(sums(i));
-                out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
             }
         }
     }
+    acc
 }
 
-/// The operands of 32 channels in the order of the depthwise accumulators.
+/// Turns sums of a depthwise row into its `count` outputs. `two` and `one` give the sums of outputs `i..`, in the order
+/// of [`interleaved`], begun at the values they get.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn interleaved(epilogue: Epilogue<4>) -> Epilogue<4> {
-    let Epilogue { bias: b, factor: f, lo, hi, zero_point } = epilogue;
-    let bias = [
-        _mm256_permute2x128_si256::<0x20>(b[0], b[2]),
-        _mm256_permute2x128_si256::<0x31>(b[0], b[2]),
-        _mm256_permute2x128_si256::<0x20>(b[1], b[3]),
-        _mm256_permute2x128_si256::<0x31>(b[1], b[3]),
-    ];
-    let factor = [
-        _mm256_permute2f128_ps::<0x20>(f[0], f[2]),
-        _mm256_permute2f128_ps::<0x31>(f[0], f[2]),
-        _mm256_permute2f128_ps::<0x20>(f[1], f[3]),
-        _mm256_permute2f128_ps::<0x31>(f[1], f[3]),
-    ];
-    Epilogue { bias, factor, lo, hi, zero_point }
+pub(super) fn finish_depthwise(
+    count: usize,
+    out: &mut IntOutput,
+    place: Place,
+    two: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 2],
+    one: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 1],
+) {
+    // A whole block takes the short way; a narrow one goes through memory, in plain code.
+    let (out, requant) = match out {
+        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => (out, requant),
+        _ => {
+            for i in 0..count {
+                let [acc] = one(i, [_mm256_setzero_si256(); 4]);
+                let row = natural_order(acc);
+                out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
+            }
+            return;
+        }
+    };
+    let epilogue = Codes::new(requant);
+    let start = interleaved(lanes::<i32, 4>(requant.bias, place));
+    let factor = interleaved(lanes::<f32, 4>(requant.multiplier, place));
+    let mut put = |i: usize, acc: [__m256i; 4]| {
+        let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
+        let to = &mut out[place.at + i * place.stride..][..DEPTHWISE_CHANNELS];
+        // SAFETY: the slice is 32 elements long.
+        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), epilogue.bytes(q)) }
+    };
+    for i in (0..count / 2 * 2).step_by(2) {
+        let [first, second] = two(i, start);
+        put(i, first);
+        put(i + 1, second);
+    }
+    if !count.is_multiple_of(2) {
+        let [last] = one(count - 1, start);
+        put(count - 1, last);
+    }
+}
+
+/// 32 values in the order of the depthwise accumulators.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
+    let [a, b, c, d] = natural;
+    [
+        _mm256_permute2x128_si256::<0x20>(a, c),
+        _mm256_permute2x128_si256::<0x31>(a, c),
+        _mm256_permute2x128_si256::<0x20>(b, d),
+        _mm256_permute2x128_si256::<0x31>(b, d),
+    ]
 }
 
 /// The depthwise accumulators as 32 channels in order.

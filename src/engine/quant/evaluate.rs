@@ -211,7 +211,9 @@ impl<'a> Judge<'a> {
         let rows = if self.data.whole_runs() { 1 } else { batch.samples };
         if !self.data.whole_runs() && float.shape().first() != Some(&rows) {
             let shape = float.shape();
-            return Err(Error::Outputs(format!("the first output has shape {shape:?}, expected {rows} samples first")));
+            return Err(Error::Outputs(format!(
+                "the first output has shape {shape:?}, expected {rows} samples first"
+            )));
         }
         let by = *self.by.get_or_insert_with(|| how_to_judge(float, self.data.whole_runs()));
         let (a, b) = (float.to_f64(), int8.to_f64());
@@ -242,7 +244,8 @@ impl<'a> Judge<'a> {
         if let (Some(label), By::Class) = (label, by) {
             if usize::try_from(label).map_or(true, |l| l >= float.len()) {
                 let classes = float.len();
-                let reason = format!("label {label} of sample {sample} is no class of the model, which has {classes}");
+                let reason =
+                    format!("label {label} of sample {sample} is no class of the model, which has {classes}");
                 return Err(Error::Outputs(reason));
             }
             if float.len() > 5 {
@@ -267,7 +270,14 @@ impl<'a> Judge<'a> {
         {
             self.slices.entry(slices[sample].clone()).or_default().add(float_right, int8_right, agrees);
         }
-        self.keep_if_bad(WorstSample { sample, agrees, sqnr_db: noise.sqnr_db(), label, float_class, int8_class });
+        self.keep_if_bad(WorstSample {
+            sample,
+            agrees,
+            sqnr_db: noise.sqnr_db(),
+            label,
+            float_class,
+            int8_class,
+        });
         Ok(())
     }
 
@@ -427,11 +437,8 @@ pub fn layers(
             return Err(Error::Cancelled);
         }
     }
-    let noise = |n: Noise| LayerNoise {
-        sqnr_db: n.sqnr_db(),
-        cosine: n.cosine(),
-        max_abs_error: n.max_abs_error,
-    };
+    let noise =
+        |n: Noise| LayerNoise { sqnr_db: n.sqnr_db(), cosine: n.cosine(), max_abs_error: n.max_abs_error };
     Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
 }
 
@@ -487,7 +494,9 @@ mod tests {
     #[test]
     fn the_interval_is_that_of_wilson() {
         // Brown, Cai, DasGupta 2001 and scipy.stats.binomtest(…).proportion_ci(method="wilson").
-        for (count, samples, low, high) in [(0, 10, 0.0, 0.277_54), (10, 10, 0.722_46, 1.0), (8, 10, 0.490_16, 0.943_32)] {
+        for (count, samples, low, high) in
+            [(0, 10, 0.0, 0.277_54), (10, 10, 0.722_46, 1.0), (8, 10, 0.490_16, 0.943_32)]
+        {
             let share = wilson(count, samples);
             assert!((share.low - low).abs() < 1e-4 && (share.high - high).abs() < 1e-4, "{share:?}");
         }
@@ -505,7 +514,9 @@ mod tests {
 
     #[test]
     fn noise_is_never_infinite_nor_nan() {
-        for (a, b, db) in [(&[1.0, 2.0][..], &[1.0, 2.0][..], 200.0), (&[0.0], &[1.0], -200.0), (&[10.0], &[9.0], 20.0)] {
+        for (a, b, db) in
+            [(&[1.0, 2.0][..], &[1.0, 2.0][..], 200.0), (&[0.0], &[1.0], -200.0), (&[10.0], &[9.0], 20.0)]
+        {
             let noise = Noise::of(a, b);
             assert!((noise.sqnr_db() - db).abs() < 1e-9, "{a:?} {b:?}: {}", noise.sqnr_db());
             assert!(noise.cosine().is_finite());

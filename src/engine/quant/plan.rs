@@ -207,7 +207,8 @@ impl<'a> Planner<'a> {
     }
 
     fn candidate(&mut self, n: usize, node: &Node) -> Decision {
-        let behind = |planner: &Planner<'_>, index| node.input(index).and_then(|v| planner.codeable.get(&v).copied());
+        let behind =
+            |planner: &Planner<'_>, index| node.input(index).and_then(|v| planner.codeable.get(&v).copied());
         match &node.op {
             Op::Conv { .. } | Op::Gemm { .. } => {
                 if let Err(reason) = self.multiplies(node) {
@@ -291,7 +292,8 @@ impl<'a> Planner<'a> {
     fn wanted(&self, value: ValueId) -> bool {
         let wants = |&n: &usize| {
             let multiplies = matches!(self.graph.nodes[n].op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul);
-            self.decisions[n] == Decision::Integer && (!multiplies || self.graph.nodes[n].input(0) == Some(value))
+            self.decisions[n] == Decision::Integer
+                && (!multiplies || self.graph.nodes[n].input(0) == Some(value))
         };
         self.readers[value.0 as usize].iter().any(wants)
     }
@@ -310,7 +312,8 @@ impl<'a> Planner<'a> {
                 ref op => {
                     let data = passes_codes(op) && !matches!(op, Op::MaxPool { .. });
                     let reason = "no integer operator reads its result";
-                    self.decisions[n] = if data { Decision::Data } else { Decision::Float(reason.to_owned()) };
+                    self.decisions[n] =
+                        if data { Decision::Data } else { Decision::Float(reason.to_owned()) };
                     self.release(n, reason);
                 }
             }
@@ -368,13 +371,18 @@ pub fn coded_operands(node: &Node) -> Vec<ValueId> {
 fn passes_codes(op: &Op) -> bool {
     matches!(
         op,
-        Op::MaxPool { .. } | Op::Flatten { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Squeeze | Op::Unsqueeze
+        Op::MaxPool { .. }
+            | Op::Flatten { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Squeeze
+            | Op::Unsqueeze
     )
 }
 
 /// Whether an operator computes new codes from those of one input.
 fn computes_mean(op: &Op) -> bool {
-    matches!(op, Op::AveragePool { .. } | Op::GlobalAveragePool { .. })
+    matches!(op, Op::AveragePool { .. } | Op::GlobalAveragePool)
 }
 
 /// Whether an operator does no arithmetic on reals.
@@ -438,7 +446,10 @@ mod tests {
                         (_, "Conv") => &[8, 8, 1, 1],
                         _ => &[8, 8],
                     };
-                    let value = [("six", 6.0f32), ("zero", 0.0)].iter().find(|(n, _)| *n == operand).map_or(1.0, |p| p.1);
+                    let value = [("six", 6.0f32), ("zero", 0.0)]
+                        .iter()
+                        .find(|(n, _)| *n == operand)
+                        .map_or(1.0, |p| p.1);
                     let tensor = Tensor::from_slice(shape, &vec![value; shape.iter().product()]);
                     ids.insert(operand.to_owned(), graph.add_constant(operand, tensor));
                 }
@@ -453,7 +464,7 @@ mod tests {
                 "Clip" => Op::Clip,
                 "Add" => Op::Binary(Binary::Add),
                 "MaxPool" => Op::MaxPool { sliding: Sliding::default() },
-                "Gap" => Op::GlobalAveragePool { channels_last: false },
+                "Gap" => Op::GlobalAveragePool,
                 "Flatten" => Op::Flatten { axis: 1 },
                 "Norm" => Op::LayerNorm { axis: -1, epsilon: 1e-5 },
                 other => panic!("{other}"),
@@ -520,7 +531,12 @@ mod tests {
     fn codes_end_where_nobody_computes_with_them() {
         check("c = Conv(x, w); m = MaxPool(c); y = Gelu(m)", &["y"], serde_json::json!({}), "IFF x c");
         check("c = Conv(x, w); f = Flatten(c); y = Gelu(f)", &["y"], serde_json::json!({}), "IDF x c");
-        check("a = Conv(x, w); b = Conv(x, v); s = Add(a, b); r = Relu(s); y = Norm(r, g)", &["y"], serde_json::json!({}), "IIFFF x a b");
+        check(
+            "a = Conv(x, w); b = Conv(x, v); s = Add(a, b); r = Relu(s); y = Norm(r, g)",
+            &["y"],
+            serde_json::json!({}),
+            "IIFFF x a b",
+        );
         check("f = Flatten(x); y = Gemm(f, w)", &["y"], serde_json::json!({}), "DI f");
     }
 

@@ -236,7 +236,9 @@ pub fn advice(layers: &[LayerRow], activations: &[Activation]) -> Vec<Advice> {
         }
         let range = activations.iter().find(|a| a.value == layer.value).and_then(|a| a.sqnr_db);
         let cause = match (layer.weight_sqnr_db, range) {
-            (Some(w), Some(r)) if w < r => format!("its weights hold {w:.1} dB in 8 bits, its range {r:.1} dB"),
+            (Some(w), Some(r)) if w < r => {
+                format!("its weights hold {w:.1} dB in 8 bits, its range {r:.1} dB")
+            }
             (_, Some(r)) => format!("its result holds {r:.1} dB in 8 bits"),
             (Some(w), None) => format!("its weights hold {w:.1} dB in 8 bits"),
             (None, None) => "noise gathers from the layers before".to_owned(),
@@ -251,7 +253,8 @@ pub fn advice(layers: &[LayerRow], activations: &[Activation]) -> Vec<Advice> {
 
 /// Number of float weights that nodes read.
 pub fn parameters(graph: &Graph) -> u64 {
-    let mut read: Vec<ValueId> = graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+    let mut read: Vec<ValueId> =
+        graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
     read.sort_unstable();
     read.dedup();
     let float = |id: &ValueId| {

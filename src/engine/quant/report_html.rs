@@ -55,13 +55,26 @@ pub fn page(f: &Findings) -> String {
         None => ("badge", "gate kept"),
         Some(_) => ("badge bad", "gate failed"),
     };
-    put(&mut page, format_args!(
-        "<div class=\"head\"><div><h1>{} in INT8</h1><p class=\"sub\">{} samples of {} data · {} weights · {}</p></div>\
+    put(
+        &mut page,
+        format_args!(
+            "<div class=\"head\"><div><h1>{} in INT8</h1><p class=\"sub\">{} samples of {} data · {} weights · {}</p></div>\
          <span class=\"{badge}\">{text}</span></div>",
-        escape(title), f.evaluation.samples, f.evaluated_on, grouped(f.model.parameters), f.engine
-    ));
+            escape(title),
+            f.evaluation.samples,
+            f.evaluated_on,
+            grouped(f.model.parameters),
+            f.engine
+        ),
+    );
     if let Some(reason) = &f.gate_failure {
-        put(&mut page, format_args!("<div class=\"fail\"><b class=\"poor\">The gate is not kept.</b> {}</div>", escape(reason)));
+        put(
+            &mut page,
+            format_args!(
+                "<div class=\"fail\"><b class=\"poor\">The gate is not kept.</b> {}</div>",
+                escape(reason)
+            ),
+        );
     }
     cards(&mut page, f);
     advice(&mut page, f);
@@ -71,10 +84,16 @@ pub fn page(f: &Findings) -> String {
     worst(&mut page, f);
     groups(&mut page, "Classes", "Class", &f.evaluation.classes);
     groups(&mut page, "Slices", "Slice", &f.evaluation.slices);
-    put(&mut page, format_args!(
-        "<footer>{} · numeric contract {} · model sha256 {} · recipe <code>{}</code></footer></main></html>",
-        f.engine, f.contract, f.model.sha256, escape(&serde_json::to_string(&f.recipe).unwrap_or_default())
-    ));
+    put(
+        &mut page,
+        format_args!(
+            "<footer>{} · numeric contract {} · model sha256 {} · recipe <code>{}</code></footer></main></html>",
+            f.engine,
+            f.contract,
+            f.model.sha256,
+            escape(&serde_json::to_string(&f.recipe).unwrap_or_default())
+        ),
+    );
     page
 }
 
@@ -93,7 +112,12 @@ fn cards(page: &mut String, f: &Findings) {
     };
     put(page, format_args!("<div class=\"cards\">"));
     let mut card = |key: &str, value: String, note: String| {
-        put(page, format_args!("<div class=\"card\"><div class=\"k\">{key}</div><div class=\"v\">{value}</div><div class=\"n\">{note}</div></div>"));
+        put(
+            page,
+            format_args!(
+                "<div class=\"card\"><div class=\"k\">{key}</div><div class=\"v\">{value}</div><div class=\"n\">{note}</div></div>"
+            ),
+        );
     };
     card(name, format!("{:.2} %", 100.0 * e.int8.value), against);
     if e.metric == "top1" {
@@ -117,10 +141,15 @@ fn advice(page: &mut String, f: &Findings) {
     }
     put(page, format_args!("<h2>What could be better</h2>"));
     for a in &f.advice {
-        put(page, format_args!(
-            "<div class=\"tip\"><b>{}</b>: {}. Try <code>{}</code></div>",
-            escape(&a.node), escape(&a.finding), escape(&a.recipe.to_string())
-        ));
+        put(
+            page,
+            format_args!(
+                "<div class=\"tip\"><b>{}</b>: {}. Try <code>{}</code></div>",
+                escape(&a.node),
+                escape(&a.finding),
+                escape(&a.recipe.to_string())
+            ),
+        );
     }
 }
 
@@ -140,35 +169,56 @@ fn bar(db: Option<f64>) -> String {
 }
 
 fn layers(page: &mut String, rows: &[LayerRow]) {
-    put(page, format_args!(
-        "<h2>Layers</h2><p class=\"sub\">Signal to noise of each result against the float model, with the noise of all layers before it.</p>\
+    put(
+        page,
+        format_args!(
+            "<h2>Layers</h2><p class=\"sub\">Signal to noise of each result against the float model, with the noise of all layers before it.</p>\
          <div class=\"wrap\"><table><tr><th>Node<th>Operator<th>Weights<th>Result<th>Weight codes<th class=\"r\">Largest error"
-    ));
+        ),
+    );
     for row in rows {
-        let shape = row.weight_shape.as_ref().map_or(String::new(), |s| {
-            s.iter().map(usize::to_string).collect::<Vec<_>>().join("×")
-        });
+        let shape = row
+            .weight_shape
+            .as_ref()
+            .map_or(String::new(), |s| s.iter().map(usize::to_string).collect::<Vec<_>>().join("×"));
         let error = row.noise.as_ref().map_or("–".to_owned(), |n| format!("{:.3}", n.max_abs_error));
         let (result, weights) = (bar(row.noise.as_ref().map(|n| n.sqnr_db)), bar(row.weight_sqnr_db));
-        put(page, format_args!(
-            "<tr><td class=\"name\">{}<td>{}<td>{shape}<td>{result}<td>{weights}<td class=\"r\">{error}",
-            escape(&row.node), row.op
-        ));
+        put(
+            page,
+            format_args!(
+                "<tr><td class=\"name\">{}<td>{}<td>{shape}<td>{result}<td>{weights}<td class=\"r\">{error}",
+                escape(&row.node),
+                row.op
+            ),
+        );
     }
     put(page, format_args!("</table></div>"));
 }
 
 fn activations(page: &mut String, rows: &[Activation]) {
-    put(page, format_args!(
-        "<h2>Activations</h2><p class=\"sub\">Values seen in calibration (counts on a logarithmic scale); the shaded span is what the 256 codes stand for.</p><div class=\"grid\">"
-    ));
+    put(
+        page,
+        format_args!(
+            "<h2>Activations</h2><p class=\"sub\">Values seen in calibration (counts on a logarithmic scale); the shaded span is what the 256 codes stand for.</p><div class=\"grid\">"
+        ),
+    );
     for row in rows {
         let sqnr = row.sqnr_db.map_or("exact".to_owned(), |db| format!("{db:.1} dB"));
-        put(page, format_args!(
-            "<div class=\"act\"><b>{}</b>{}<p>{} … {} of {} … {}</p><p>{} · {sqnr} · {:.3} % clipped · {:.0} % zeros</p></div>",
-            escape(&row.value), picture(row), short(row.lo), short(row.hi), short(row.min), short(row.max),
-            row.method, 100.0 * row.clipped, 100.0 * row.zeros
-        ));
+        put(
+            page,
+            format_args!(
+                "<div class=\"act\"><b>{}</b>{}<p>{} … {} of {} … {}</p><p>{} · {sqnr} · {:.3} % clipped · {:.0} % zeros</p></div>",
+                escape(&row.value),
+                picture(row),
+                short(row.lo),
+                short(row.hi),
+                short(row.min),
+                short(row.max),
+                row.method,
+                100.0 * row.clipped,
+                100.0 * row.zeros
+            ),
+        );
     }
     put(page, format_args!("</div>"));
 }
@@ -191,7 +241,8 @@ fn picture(row: &Activation) -> String {
     format!(
         "<svg viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"histogram\">\
          <rect x=\"{:.1}\" width=\"{:.1}\" height=\"{height}\" fill=\"var(--kept)\"/><path d=\"{path}\" fill=\"var(--accent)\"/></svg>",
-        x(row.lo), (x(row.hi) - x(row.lo)).max(0.5)
+        x(row.lo),
+        (x(row.hi) - x(row.lo)).max(0.5)
     )
 }
 
@@ -199,9 +250,22 @@ fn float_nodes(page: &mut String, f: &Findings) {
     if f.float_nodes.is_empty() {
         return;
     }
-    put(page, format_args!("<h2>What stays in float, and why</h2><div class=\"wrap\"><table><tr><th>Node<th>Operator<th>Reason"));
+    put(
+        page,
+        format_args!(
+            "<h2>What stays in float, and why</h2><div class=\"wrap\"><table><tr><th>Node<th>Operator<th>Reason"
+        ),
+    );
     for row in f.float_nodes.iter().take(ROWS_MAX) {
-        put(page, format_args!("<tr><td class=\"name\">{}<td>{}<td>{}", escape(&row.node), row.op, escape(&row.reason)));
+        put(
+            page,
+            format_args!(
+                "<tr><td class=\"name\">{}<td>{}<td>{}",
+                escape(&row.node),
+                row.op,
+                escape(&row.reason)
+            ),
+        );
     }
     put(page, format_args!("</table></div>"));
     left_out(page, f.float_nodes.len());
@@ -212,16 +276,26 @@ fn worst(page: &mut String, f: &Findings) {
         return;
     }
     let class = |c: Option<i64>| c.map_or("–".to_owned(), |c| c.to_string());
-    put(page, format_args!(
-        "<h2>Samples that changed most</h2><div class=\"wrap\"><table><tr><th class=\"r\">Sample<th class=\"r\">Label\
+    put(
+        page,
+        format_args!(
+            "<h2>Samples that changed most</h2><div class=\"wrap\"><table><tr><th class=\"r\">Sample<th class=\"r\">Label\
          <th class=\"r\">Float says<th class=\"r\">INT8 says<th>Output"
-    ));
+        ),
+    );
     for w in &f.evaluation.worst {
         let int8 = if w.agrees { "r" } else { "r poor" };
-        put(page, format_args!(
-            "<tr><td class=\"r\">{}<td class=\"r\">{}<td class=\"r\">{}<td class=\"{int8}\">{}<td>{}",
-            w.sample, class(w.label), class(w.float_class), class(w.int8_class), bar(Some(w.sqnr_db))
-        ));
+        put(
+            page,
+            format_args!(
+                "<tr><td class=\"r\">{}<td class=\"r\">{}<td class=\"r\">{}<td class=\"{int8}\">{}<td>{}",
+                w.sample,
+                class(w.label),
+                class(w.float_class),
+                class(w.int8_class),
+                bar(Some(w.sqnr_db))
+            ),
+        );
     }
     put(page, format_args!("</table></div>"));
 }
@@ -230,18 +304,29 @@ fn groups(page: &mut String, title: &str, key: &str, rows: &[Group]) {
     if rows.is_empty() {
         return;
     }
-    put(page, format_args!(
-        "<h2>{title}</h2><div class=\"wrap\"><table><tr><th>{key}<th class=\"r\">Samples<th class=\"r\">Float\
+    put(
+        page,
+        format_args!(
+            "<h2>{title}</h2><div class=\"wrap\"><table><tr><th>{key}<th class=\"r\">Samples<th class=\"r\">Float\
          <th class=\"r\">INT8<th class=\"r\">Change<th class=\"r\">95 % interval"
-    ));
+        ),
+    );
     for g in rows.iter().take(ROWS_MAX) {
         let change = if g.delta < -0.01 { "r poor" } else { "r" };
-        put(page, format_args!(
-            "<tr><td class=\"name\">{}<td class=\"r\">{}<td class=\"r\">{:.2} %<td class=\"r\">{:.2} %<td class=\"{change}\">{:+.2}\
+        put(
+            page,
+            format_args!(
+                "<tr><td class=\"name\">{}<td class=\"r\">{}<td class=\"r\">{:.2} %<td class=\"r\">{:.2} %<td class=\"{change}\">{:+.2}\
              <td class=\"r\">{:.1}–{:.1} %",
-            escape(&g.name), g.samples, 100.0 * g.float, 100.0 * g.int8.value, 100.0 * g.delta,
-            100.0 * g.int8.low, 100.0 * g.int8.high
-        ));
+                escape(&g.name),
+                g.samples,
+                100.0 * g.float,
+                100.0 * g.int8.value,
+                100.0 * g.delta,
+                100.0 * g.int8.low,
+                100.0 * g.int8.high
+            ),
+        );
     }
     put(page, format_args!("</table></div>"));
     left_out(page, rows.len());
@@ -315,12 +400,17 @@ mod tests {
 
     #[test]
     fn what_a_stranger_wrote_is_escaped() {
-        assert_eq!(escape("<script>'a' & \"b\"</script>"), "&lt;script&gt;&#39;a&#39; &amp; &quot;b&quot;&lt;/script&gt;");
+        assert_eq!(
+            escape("<script>'a' & \"b\"</script>"),
+            "&lt;script&gt;&#39;a&#39; &amp; &quot;b&quot;&lt;/script&gt;"
+        );
     }
 
     #[test]
     fn numbers_are_short() {
-        for (x, want) in [(0.0, "0"), (0.123_456, "0.123"), (-12.345, "-12.35"), (123_456.0, "1.23e5"), (1e-5, "1.00e-5")] {
+        for (x, want) in
+            [(0.0, "0"), (0.123_456, "0.123"), (-12.345, "-12.35"), (123_456.0, "1.23e5"), (1e-5, "1.00e-5")]
+        {
             assert_eq!(short(x), want);
         }
         assert_eq!(grouped(1_234_567), "1\u{202f}234\u{202f}567");

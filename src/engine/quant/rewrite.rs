@@ -56,7 +56,12 @@ pub struct LayerWeights {
 ///
 /// # Panics
 /// If a root has no parameters.
-pub fn rewrite(graph: &Graph, plan: &Plan, params: &HashMap<ValueId, QuantParams>, recipe: &Recipe) -> Rewritten {
+pub fn rewrite(
+    graph: &Graph,
+    plan: &Plan,
+    params: &HashMap<ValueId, QuantParams>,
+    recipe: &Recipe,
+) -> Rewritten {
     let mut writer = Writer {
         source: graph,
         plan,
@@ -164,7 +169,12 @@ impl Writer<'_> {
     fn quantization(&mut self, quantize: bool, from: ValueId, scale: ValueId, zero: ValueId, to: ValueId) {
         let op = if quantize { Op::QuantizeLinear { axis: 1 } } else { Op::DequantizeLinear { axis: 1 } };
         let name = self.out.value(to).name.clone();
-        self.out.nodes.push(Node { name, op, inputs: vec![Some(from), Some(scale), Some(zero)], outputs: vec![to] });
+        self.out.nodes.push(Node {
+            name,
+            op,
+            inputs: vec![Some(from), Some(scale), Some(zero)],
+            outputs: vec![to],
+        });
     }
 
     /// Scale and zero point of a root as constants.
@@ -182,8 +192,10 @@ impl Writer<'_> {
 
     /// Weights and bias of a node as dequantized integers.
     fn weighted(&mut self, node: &Node) -> (ValueId, Option<ValueId>, LayerWeights) {
-        let (operand, axis, terms) = plan::weights_of(self.source, node).expect("the plan checked the weights");
-        let mut tensor = self.source.constant(operand).expect("the plan checked the weights").as_ref().clone();
+        let (operand, axis, terms) =
+            plan::weights_of(self.source, node).expect("the plan checked the weights");
+        let mut tensor =
+            self.source.constant(operand).expect("the plan checked the weights").as_ref().clone();
         if let Op::Gemm { alpha, .. } = node.op {
             tensor.slice_mut::<f32>().iter_mut().for_each(|w| *w *= alpha);
         }
@@ -310,7 +322,8 @@ mod tests {
     /// `x → Conv → Relu → Flatten → Gemm → y`, with a second output `r` on request.
     fn small(relu_is_output: bool) -> Graph {
         let mut g = Graph::default();
-        let value = |g: &mut Graph, name: &str| g.add_value(Value { name: name.to_owned(), ..Value::default() });
+        let value =
+            |g: &mut Graph, name: &str| g.add_value(Value { name: name.to_owned(), ..Value::default() });
         let [x, c, r, f, y] = ["x", "c", "r", "f", "y"].map(|n| value(&mut g, n));
         let w = g.add_constant("w", Tensor::from_slice(&[2, 1, 1, 1], &[1.27f32, -0.5]));
         let b = g.add_constant("b", Tensor::from_slice(&[2], &[0.1f32, 1.0]));
@@ -340,7 +353,8 @@ mod tests {
     fn rewritten(graph: &Graph) -> Rewritten {
         let recipe = Recipe::default();
         let plan = plan::plan(graph, &recipe).unwrap();
-        let params = plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
+        let params =
+            plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
         rewrite(graph, &plan, &params, &recipe)
     }
 
@@ -368,11 +382,20 @@ mod tests {
         };
         assert_eq!(constant("w_q").slice::<i8>(), [127, -127]);
         assert_eq!(constant("w_z").shape(), [2]);
-        assert_eq!(constant("b_s").slice::<f32>(), [0.5 * constant("w_s").slice::<f32>()[0], 0.5 * constant("w_s").slice::<f32>()[1]]);
+        assert_eq!(
+            constant("b_s").slice::<f32>(),
+            [0.5 * constant("w_s").slice::<f32>()[0], 0.5 * constant("w_s").slice::<f32>()[1]]
+        );
         // alpha is in the weights: column 1 is [1, 2.5].
         assert_eq!(constant("v_s").slice::<f32>()[1], 2.5 / 127.0);
-        assert!(result.graph.values.iter().all(|v| !["w", "v", "b", "c"].contains(&v.name.as_str())), "what is not read is gone");
-        assert_eq!(result.layers.iter().map(|l| l.node.as_str()).collect::<Vec<_>>(), ["conv", "flat", "gemm"]);
+        assert!(
+            result.graph.values.iter().all(|v| !["w", "v", "b", "c"].contains(&v.name.as_str())),
+            "what is not read is gone"
+        );
+        assert_eq!(
+            result.layers.iter().map(|l| l.node.as_str()).collect::<Vec<_>>(),
+            ["conv", "flat", "gemm"]
+        );
     }
 
     #[test]

@@ -374,6 +374,11 @@ impl Archive {
         if zip.len() > ARRAYS_MAX {
             return Err(Error::TooManyArrays { got: zip.len() });
         }
+        if zip.has_duplicate_names() {
+            let reason = "stands in the archive more than once (or another does)".to_owned();
+            let array = zip.name_for_index(0).transpose()?.map_or_else(String::new, |n| n.into_owned());
+            return Err(Error::Unsupported { array, reason });
+        }
         let mut arrays = Vec::with_capacity(zip.len());
         for index in 0..zip.len() {
             let mut member = zip.by_index(index)?;

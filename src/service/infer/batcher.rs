@@ -434,7 +434,9 @@ mod tests {
         let first = task(vec![0.0]);
         began.recv().unwrap();
         let mut others = Vec::new();
-        for (n, values) in [vec![1.0], vec![2.0, 3.0], vec![4.0], vec![5.0], vec![6.0; 5]].into_iter().enumerate() {
+        for (n, values) in
+            [vec![1.0], vec![2.0, 3.0], vec![4.0], vec![5.0], vec![6.0; 5]].into_iter().enumerate()
+        {
             others.push(task(values));
             while lane.depth() <= n {
                 tokio::task::yield_now().await;
@@ -491,7 +493,8 @@ mod tests {
         let first = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None).await.map(drop) });
         began.recv().unwrap();
         let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
-        let late = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, Some(Instant::now())).await.map(drop) });
+        let late =
+            tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, Some(Instant::now())).await.map(drop) });
         while lane.depth() < 1 {
             tokio::task::yield_now().await;
         }
@@ -506,10 +509,8 @@ mod tests {
             Limits { batch_samples_max: 2, batch_delay: Duration::from_secs(3600), ..Limits::default() };
         let batcher = batcher(limits);
         let (lane, heard) = lane(true, Box::new(doubling));
-        let (a, b) = tokio::join!(
-            batcher.infer(&lane, x(&[1.0]), 1, None),
-            batcher.infer(&lane, x(&[2.0]), 1, None)
-        );
+        let (a, b) =
+            tokio::join!(batcher.infer(&lane, x(&[1.0]), 1, None), batcher.infer(&lane, x(&[2.0]), 1, None));
         assert_eq!(a.unwrap().outputs[0].to_f64(), [2.0]);
         assert_eq!(b.unwrap().outputs[0].to_f64(), [4.0]);
         assert_eq!(heard.recv(), Ok(2));

@@ -30,12 +30,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits {
-            runs_max: 1,
-            queue_max: 256,
-            batch_samples_max: 8,
-            batch_delay: Duration::ZERO,
-        }
+        Limits { runs_max: 1, queue_max: 256, batch_samples_max: 8, batch_delay: Duration::ZERO }
     }
 }
 

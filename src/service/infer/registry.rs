@@ -239,7 +239,8 @@ impl Registry {
     }
 
     async fn load(&self, endpoint: &Endpoint, source: &EndpointVersion) -> Result<Served, String> {
-        let model = self.catalog.model(&Wanted::from(source.model.clone())).await.map_err(|e| e.to_string())?;
+        let model =
+            self.catalog.model(&Wanted::from(source.model.clone())).await.map_err(|e| e.to_string())?;
         let float = self.pin(model.sha256).await?;
         let artifact = match source.artifact {
             None => None,
@@ -259,7 +260,8 @@ impl Registry {
             };
             Served::load(&name, &source, &files, &options, &limits, &metrics)
         });
-        let served = loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;
+        let served =
+            loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;
         if let Some(artifact) = &artifact {
             served.show_accuracy(&artifact.accuracy);
         }

@@ -71,8 +71,7 @@ impl Served {
         let twin = files.twin.map(|path| session(path, options).map(Arc::new)).transpose()?;
         let inputs: Vec<Port> = main.inputs().iter().map(Port::from).collect();
         let outputs: Vec<Port> = main.outputs().iter().map(Port::from).collect();
-        let has_samples =
-            inputs.iter().chain(&outputs).all(|p| p.shape.first().is_some_and(Option::is_none));
+        let has_samples = inputs.iter().chain(&outputs).all(|p| p.shape.first().is_some_and(Option::is_none));
         let warm = warm_up(&main, &inputs, name);
         let twin_warm = twin.as_ref().is_none_or(|twin| warm_up(twin, &inputs, name));
         let batching = has_samples && !inputs.is_empty() && warm && twin_warm;
@@ -171,7 +170,9 @@ impl Served {
         let mut symbols: Vec<(&str, usize, &str)> = Vec::new();
         for port in &self.inputs {
             let Some(at) = given.iter().position(|(name, _)| *name == port.name) else {
-                return Err(exec::Error::MissingInput { name: port.name.clone(), expected: expected() }.into());
+                return Err(
+                    exec::Error::MissingInput { name: port.name.clone(), expected: expected() }.into()
+                );
             };
             let (name, tensor) = given.swap_remove(at);
             fit_one(port, &tensor)?;
@@ -274,7 +275,10 @@ fn fit_one(port: &Port, tensor: &Tensor) -> Result<(), Error> {
     }
     if tensor.is_empty() {
         let shape = tensor.shape();
-        return Err(Error::BadInput(format!("input `{}` has shape {shape:?}: there is nothing to run", port.name)));
+        return Err(Error::BadInput(format!(
+            "input `{}` has shape {shape:?}: there is nothing to run",
+            port.name
+        )));
     }
     Ok(())
 }
@@ -325,13 +329,17 @@ fn made_up(inputs: &[Port], samples: usize, length: usize, from: usize) -> Optio
         let floats: Vec<f32> = (0..count).map(value).collect();
         let tensor = match port.dtype {
             DType::F32 => Tensor::from_slice(&shape, &floats),
-            DType::F64 => Tensor::from_slice(&shape, &floats.iter().map(|&x| f64::from(x)).collect::<Vec<_>>()),
-            DType::F16 => {
-                Tensor::from_slice(&shape, &floats.iter().map(|&x| half::f16::from_f32(x)).collect::<Vec<_>>())
+            DType::F64 => {
+                Tensor::from_slice(&shape, &floats.iter().map(|&x| f64::from(x)).collect::<Vec<_>>())
             }
-            DType::BF16 => {
-                Tensor::from_slice(&shape, &floats.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>())
-            }
+            DType::F16 => Tensor::from_slice(
+                &shape,
+                &floats.iter().map(|&x| half::f16::from_f32(x)).collect::<Vec<_>>(),
+            ),
+            DType::BF16 => Tensor::from_slice(
+                &shape,
+                &floats.iter().map(|&x| half::bf16::from_f32(x)).collect::<Vec<_>>(),
+            ),
             // Indices and codes: 0 is in every vocabulary.
             DType::I64
             | DType::I32
@@ -354,6 +362,7 @@ fn is_pair(one: &Tensor, two: &Tensor, both: &Tensor) -> bool {
         return false;
     }
     let apart = one.to_f64().into_iter().chain(two.to_f64());
-    let close = |(a, b): (f64, f64)| a == b || (a - b).abs() <= 1e-3 * (1.0 + a.abs()) || (a.is_nan() && b.is_nan());
+    let close =
+        |(a, b): (f64, f64)| a == b || (a - b).abs() <= 1e-3 * (1.0 + a.abs()) || (a.is_nan() && b.is_nan());
     both.len() == one.len() * 2 && apart.zip(both.to_f64()).all(close)
 }

@@ -311,3 +311,236 @@ impl Queue {
         self.watched.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Event, after};
+    use super::*;
+    use crate::service::store::sqlite::tests::{
+        Scratch, name, new_artifact, new_dataset, new_job, new_model,
+    };
+    use crate::service::store::{Digest, JobErrorCode, Wanted};
+
+    const OPTIONS: Options = Options {
+        attempts_max: 3,
+        queued_max: 10,
+        lease: Duration::from_secs(30),
+        retry_wait: Duration::from_secs(2),
+    };
+
+    async fn queue() -> (Scratch, Arc<Queue>) {
+        let scratch = Scratch::new().await;
+        let queue = Queue::new(scratch.catalog.clone(), Arc::new(Metrics::new("0", "scalar")), OPTIONS);
+        (scratch, queue)
+    }
+
+    fn spec() -> JobSpec {
+        JobSpec {
+            model: Wanted::from(name("m")),
+            calibration: Wanted::from(name("d")),
+            evaluation: None,
+            recipe: Value::Null,
+            endpoint: None,
+            attempts_max: None,
+        }
+    }
+
+    fn error(retriable: bool) -> JobError {
+        JobError { code: JobErrorCode::Storage, message: "no space left".to_owned(), retriable }
+    }
+
+    /// Brings a fresh job into `state`; gives its lease where it is or was running.
+    async fn bring(scratch: &Scratch, queue: &Queue, state: JobState, attempts_max: u32) -> (JobId, Lease) {
+        let new = NewJob { attempts_max, ..new_job(&scratch.catalog).await };
+        let id = scratch.catalog.create_job(new).await.unwrap().record.id;
+        if state == JobState::Queued {
+            return (id, Lease { job: id, attempt: 0, owner: "host/a".to_owned() });
+        }
+        let lease = queue.lease("host/a").await.unwrap().unwrap().lease().unwrap();
+        let finish = match state {
+            JobState::Queued | JobState::Running => return (id, lease),
+            JobState::Succeeded => Finish::Done(Box::new(new_artifact(None))),
+            JobState::GateFailed => Finish::Done(Box::new(new_artifact(Some("too far off")))),
+            JobState::Failed => Finish::Failed(error(false)),
+            JobState::Cancelled => Finish::Cancelled,
+        };
+        assert_eq!(queue.finish(&lease, finish).await.unwrap().state, state);
+        (id, lease)
+    }
+
+    #[tokio::test]
+    async fn catalog_and_table_agree_on_every_pair() {
+        for state in JobState::ALL {
+            for event in Event::ALL {
+                let (scratch, queue) = queue().await;
+                let attempts_max = if event == Event::ExpireLast { 1 } else { 3 };
+                let (id, lease) = bring(&scratch, &queue, state, attempts_max).await;
+                let finish = |finish| async { queue.finish(&lease, finish).await.map(|job| job.state) };
+                let happened = match event {
+                    Event::Lease => {
+                        queue.lease("host/b").await.map(|job| job.map(|job| job.state)).unwrap().ok_or(())
+                    }
+                    Event::Succeed => finish(Finish::Done(Box::new(new_artifact(None)))).await.map_err(drop),
+                    Event::FailGate => {
+                        finish(Finish::Done(Box::new(new_artifact(Some("off"))))).await.map_err(drop)
+                    }
+                    Event::Fail => finish(Finish::Failed(error(false))).await.map_err(drop),
+                    Event::Retry => finish(Finish::Retry(error(true), Duration::ZERO)).await.map_err(drop),
+                    Event::Stop => finish(Finish::Cancelled).await.map_err(drop),
+                    Event::HandBack => finish(Finish::HandBack).await.map_err(drop),
+                    Event::Cancel => queue.cancel(id).await.map(|job| job.state).map_err(drop),
+                    Event::Expire | Event::ExpireLast => {
+                        scratch.pass(30_001);
+                        let jobs = scratch.catalog.reap_jobs(Duration::ZERO).await.unwrap();
+                        jobs.first().map(|job| job.state).ok_or(())
+                    }
+                };
+                assert_eq!(happened.ok(), after(state, event), "{state} after {event:?}");
+                let expected = after(state, event).unwrap_or(state);
+                assert_eq!(queue.find(id).await.unwrap().state, expected, "{state} after {event:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_follows_a_final_state() {
+        for state in JobState::ALL {
+            let follows =
+                Event::ALL.iter().any(|&event| after(state, event).is_some_and(|next| next != state));
+            assert_eq!(follows, !state.is_final(), "{state}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_job_needs_model_data_and_attempts() {
+        let (scratch, queue) = queue().await;
+        let refused = queue.enqueue(spec(), None).await.unwrap_err().to_string();
+        assert_eq!(refused, "no model `m`");
+        scratch.catalog.create_model(new_model("m", Digest([1; 32]))).await.unwrap();
+        assert_eq!(queue.enqueue(spec(), None).await.unwrap_err().to_string(), "no dataset `d`");
+        scratch.catalog.create_dataset(new_dataset("d", Digest([2; 32]))).await.unwrap();
+        for attempts_max in [0, 4] {
+            let spec = JobSpec { attempts_max: Some(attempts_max), ..spec() };
+            assert!(matches!(queue.enqueue(spec, None).await, Err(Error::BadAttempts { limit: 3, .. })));
+        }
+        let job = queue.enqueue(spec(), None).await.unwrap().record;
+        assert_eq!((job.state, job.attempts_max, job.seq), (JobState::Queued, 3, 1));
+        assert!(queue.metrics.render().contains("octet_jobs_submitted_total{kind=\"quantize\"} 1"));
+        // An idle worker is woken, whether it waits before or after.
+        tokio::time::timeout(Duration::from_secs(5), queue.wait(Duration::from_secs(60))).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn waits_double_until_no_attempt_is_left() {
+        let (scratch, queue) = queue().await;
+        let (id, mut lease) = bring(&scratch, &queue, JobState::Running, 3).await;
+        for wait_ms in [2_000, 4_000] {
+            let job = queue.find(id).await.unwrap();
+            let job = queue.fail(&job, &lease, error(true)).await.unwrap();
+            assert_eq!((job.state, job.error), (JobState::Queued, Some(error(true))));
+            scratch.pass(wait_ms - 1);
+            assert!(queue.lease("host/a").await.unwrap().is_none());
+            scratch.pass(1);
+            lease = queue.lease("host/a").await.unwrap().unwrap().lease().unwrap();
+        }
+        let job = queue.find(id).await.unwrap();
+        assert_eq!(queue.fail(&job, &lease, error(true)).await.unwrap().state, JobState::Failed);
+        assert!(queue.metrics.render().contains("outcome=\"failed\"} 1"));
+    }
+
+    #[tokio::test]
+    async fn an_attempt_handed_back_does_not_count() {
+        let (scratch, queue) = queue().await;
+        let (id, mut lease) = bring(&scratch, &queue, JobState::Running, 1).await;
+        for attempt in 2..=4 {
+            queue.finish(&lease, Finish::HandBack).await.unwrap();
+            let job = queue.lease("host/a").await.unwrap().unwrap();
+            assert_eq!(job.attempt, attempt);
+            lease = job.lease().unwrap();
+        }
+        let job = queue.find(id).await.unwrap();
+        assert_eq!(queue.fail(&job, &lease, error(true)).await.unwrap().state, JobState::Failed);
+    }
+
+    #[tokio::test]
+    async fn asked_to_stop_a_job_ends_cancelled_however_its_attempt_ends() {
+        for finish in [
+            Finish::Done(Box::new(new_artifact(None))),
+            Finish::Retry(error(true), Duration::ZERO),
+            Finish::Cancelled,
+            Finish::HandBack,
+        ] {
+            let (scratch, queue) = queue().await;
+            let (id, lease) = bring(&scratch, &queue, JobState::Running, 3).await;
+            let asked = queue.cancel(id).await.unwrap();
+            assert!(asked.cancel_requested && asked.state == JobState::Running);
+            assert_eq!(queue.cancel(id).await.unwrap().seq, asked.seq, "again changes nothing");
+            assert!(queue.heartbeat(&lease, None).await.unwrap().cancel_requested);
+            let text = format!("{finish:?}");
+            assert_eq!(queue.finish(&lease, finish).await.unwrap().state, JobState::Cancelled, "{text}");
+            assert!(!scratch.catalog.blob_referenced(Digest([7; 32])).await.unwrap(), "{text}");
+        }
+        let (scratch, queue) = queue().await;
+        let (id, _) = bring(&scratch, &queue, JobState::Running, 3).await;
+        queue.cancel(id).await.unwrap();
+        scratch.pass(30_001);
+        queue.tend().await.unwrap();
+        assert_eq!(queue.find(id).await.unwrap().state, JobState::Cancelled, "its worker has died");
+    }
+
+    #[tokio::test]
+    async fn watchers_see_the_last_state_and_then_the_end() {
+        let (scratch, queue) = queue().await;
+        let (id, _) = bring(&scratch, &queue, JobState::Queued, 3).await;
+        let mut watcher = queue.watch(id).await.unwrap();
+        assert_eq!(watcher.borrow_and_update().state, JobState::Queued);
+        let lease = queue.lease("host/a").await.unwrap().unwrap().lease().unwrap();
+        watcher.changed().await.unwrap();
+        assert_eq!(watcher.borrow_and_update().seq, 2);
+        // Of another process: seen at the next look.
+        let progress = JobProgress { phase: "import".to_owned(), done: 1, total: 1 };
+        scratch.catalog.heartbeat(&lease, OPTIONS.lease, Some(progress.clone())).await.unwrap();
+        queue.tend().await.unwrap();
+        watcher.changed().await.unwrap();
+        assert_eq!(watcher.borrow_and_update().progress, Some(progress));
+        queue.finish(&lease, Finish::Done(Box::new(new_artifact(None)))).await.unwrap();
+        watcher.changed().await.unwrap();
+        assert_eq!(watcher.borrow_and_update().state, JobState::Succeeded);
+        assert!(watcher.changed().await.is_err());
+        let mut late = queue.watch(id).await.unwrap();
+        assert_eq!(late.borrow_and_update().state, JobState::Succeeded);
+        assert!(late.changed().await.is_err());
+        assert!(queue.watched.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_what_has_ended_is_deleted() {
+        let (scratch, queue) = queue().await;
+        let (id, _) = bring(&scratch, &queue, JobState::Queued, 3).await;
+        assert!(matches!(queue.delete(id).await, Err(Error::Store(store::Error::NotFinished { .. }))));
+        queue.cancel(id).await.unwrap();
+        queue.delete(id).await.unwrap();
+        assert!(matches!(queue.find(id).await, Err(Error::Store(store::Error::NotFound { .. }))));
+        let jobs = queue.list(&JobFilter::default(), &Page::first(9)).await.unwrap();
+        assert!(jobs.items.is_empty());
+    }
+
+    #[tokio::test]
+    async fn tending_sets_the_gauges() {
+        let (scratch, queue) = queue().await;
+        bring(&scratch, &queue, JobState::Running, 3).await;
+        bring(&scratch, &queue, JobState::Queued, 3).await;
+        scratch.pass(30_001);
+        queue.tend().await.unwrap();
+        let text = queue.metrics.render();
+        for line in [
+            "octet_jobs{state=\"queued\"} 2",
+            "octet_jobs{state=\"running\"} 0",
+            "octet_job_lease_expired_total 1",
+            "octet_job_oldest_queued_age_seconds 30.001",
+            "octet_artifact_bytes{kind=\"float\"} 1000",
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+    }
+}

@@ -513,3 +513,358 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
         _ => "no text",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use serde_json::json;
+
+    use super::super::JobSpec;
+    use super::*;
+    use crate::service::store::sqlite::tests::{Scratch, name, new_dataset, new_model};
+    use crate::service::store::{ArtifactFilter, JobId, Page};
+
+    /// A service without HTTP, and with an engine of the test's choice.
+    struct Bench {
+        scratch: Scratch,
+        workers: Workers,
+        stop: watch::Sender<bool>,
+    }
+
+    impl Bench {
+        async fn new(
+            engine: impl Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pipeline::Error>
+            + Send
+            + Sync
+            + 'static,
+        ) -> Bench {
+            let scratch = Scratch::new().await;
+            let blobs = Blobs::open(scratch.folder.path()).unwrap();
+            let catalog: Arc<dyn Catalog> = scratch.catalog.clone();
+            let metrics = Arc::new(Metrics::new("0", "scalar"));
+            let options = queue::Options {
+                attempts_max: 3,
+                queued_max: 10,
+                lease: Duration::from_secs(30),
+                retry_wait: Duration::ZERO,
+            };
+            let workers = Workers {
+                queue: Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), options),
+                catalog,
+                blobs,
+                metrics,
+                engine: Arc::new(engine),
+                pool: Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap()),
+                options: Options {
+                    workers: 1,
+                    threads: 1,
+                    host: "host".to_owned(),
+                    poll: Duration::from_millis(20),
+                },
+            };
+            let model = workers.blobs.put(b"a model").await.unwrap();
+            let data = workers.blobs.put(b"data").await.unwrap();
+            workers.catalog.create_model(new_model("m", model.digest())).await.unwrap();
+            workers.catalog.create_dataset(new_dataset("d", data.digest())).await.unwrap();
+            Bench { scratch, workers, stop: watch::Sender::new(false) }
+        }
+
+        async fn enqueue(&self) -> JobId {
+            let spec = JobSpec {
+                model: name("m").into(),
+                calibration: name("d").into(),
+                evaluation: None,
+                recipe: json!({}),
+                endpoint: Some(name("prod")),
+                attempts_max: None,
+            };
+            self.workers.queue.enqueue(spec, None).await.unwrap().record.id
+        }
+
+        fn start(&self) -> tokio::task::JoinHandle<()> {
+            tokio::spawn(self.workers.clone().run(self.stop.subscribe()))
+        }
+
+        /// Waits for the job to be as wanted.
+        async fn until(&self, id: JobId, wanted: impl Fn(&Job) -> bool) -> Job {
+            let mut watcher = self.workers.queue.watch(id).await.unwrap();
+            let job = watcher.wait_for(|job| wanted(job));
+            let job = tokio::time::timeout(Duration::from_secs(20), job).await.expect("in time");
+            Job::clone(&job.expect("before the job ended otherwise"))
+        }
+
+        async fn done(&self, id: JobId) -> Job {
+            self.until(id, |job| job.state.is_final()).await
+        }
+
+        async fn artifacts(&self) -> usize {
+            let filter = ArtifactFilter::default();
+            self.workers.catalog.artifacts(&filter, &Page::first(99)).await.unwrap().items.len()
+        }
+
+        /// How many blobs there are, whole or half.
+        fn blobs(&self) -> usize {
+            let root = self.scratch.folder.path().join("blobs");
+            let folders = std::fs::read_dir(root).unwrap();
+            let count = |folder: std::io::Result<std::fs::DirEntry>| {
+                std::fs::read_dir(folder.unwrap().path()).unwrap().count()
+            };
+            folders.map(count).sum::<usize>() + usize::try_from(self.workers.blobs.incomplete()).unwrap()
+        }
+    }
+
+    fn outcome(gate_failure: Option<&str>) -> Outcome {
+        Outcome {
+            artifact: b"an artifact".to_vec(),
+            manifest: json!({ "contract": 1 }),
+            report: json!({ "layers": [] }),
+            report_html: "<html>".to_owned(),
+            accuracy: pipeline::Accuracy {
+                metric: "top1".to_owned(),
+                float: 0.75,
+                int8: 0.75,
+                delta: 0.0,
+                agreement: 1.0,
+                sqnr_db: f64::INFINITY,
+                samples: 8,
+            },
+            latency: pipeline::Latency { float_ms: 2.0, int8_ms: 1.0 },
+            size_ratio: 0.26,
+            gate_failure: gate_failure.map(str::to_owned),
+        }
+    }
+
+    /// An engine that goes on until it is stopped.
+    fn endless(_: &Request<'_>, progress: &dyn Progress) -> Result<Outcome, pipeline::Error> {
+        progress.update(Phase::Calibrate, 1, 0);
+        while !progress.cancelled() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Err(pipeline::Error::Cancelled)
+    }
+
+    fn io_error() -> pipeline::Error {
+        pipeline::Error::Io { path: "disk".to_owned(), source: std::io::Error::other("broken") }
+    }
+
+    #[tokio::test]
+    async fn a_job_is_done_and_served() {
+        let bench = Bench::new(|request, progress| {
+            assert_eq!(std::fs::read(request.model).unwrap(), b"a model");
+            assert_eq!(std::fs::read(request.calibration).unwrap(), b"data");
+            assert!(request.evaluation.is_none());
+            progress.update(Phase::Import, 1, 1);
+            progress.update(Phase::Calibrate, 8, 8);
+            Ok(outcome(None))
+        })
+        .await;
+        let _workers = bench.start();
+        let job = bench.done(bench.enqueue().await).await;
+        assert_eq!((job.state, job.attempt, &job.error), (JobState::Succeeded, 1, &None));
+        assert_eq!(job.progress.unwrap().phase, "store");
+        let endpoint = bench.workers.catalog.endpoint(&name("prod")).await.unwrap();
+        let artifact = bench.workers.catalog.artifact(endpoint.versions[0].artifact.unwrap()).await.unwrap();
+        assert_eq!(bench.workers.blobs.read(artifact.sha256, 99).await.unwrap(), b"an artifact");
+        assert_eq!(bench.workers.blobs.read(artifact.report, 99).await.unwrap(), b"{\"layers\":[]}");
+        assert_eq!(bench.workers.blobs.read(artifact.report_html, 99).await.unwrap(), b"<html>");
+        assert_eq!(artifact.accuracy.sqnr_db, 999.0);
+        let text = bench.workers.metrics.render();
+        for line in [
+            "octet_calibration_samples_total 8",
+            "octet_jobs_finished_total{kind=\"quantize\",outcome=\"succeeded\"} 1",
+            "octet_job_phase_duration_seconds_count{phase=\"import\"} 1",
+            "octet_artifact_size_ratio_count 1",
+        ] {
+            assert!(text.contains(line), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_missed_gate_keeps_the_artifact_and_serves_nothing() {
+        let bench = Bench::new(|_, _| Ok(outcome(Some("top1 fell by 0.02")))).await;
+        let _workers = bench.start();
+        let job = bench.done(bench.enqueue().await).await;
+        assert_eq!(job.state, JobState::GateFailed);
+        assert_eq!(job.error.unwrap().message, "top1 fell by 0.02");
+        assert_eq!(bench.artifacts().await, 1);
+        assert!(bench.workers.catalog.endpoint(&name("prod")).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn each_fault_of_the_engine_has_its_code() {
+        type Make = fn() -> pipeline::Error;
+        let rows: [(Make, JobErrorCode, u32); 6] = [
+            (|| pipeline::Error::Model("truncated".to_owned()), JobErrorCode::BadModel, 1),
+            (
+                || pipeline::Error::Model("node `r`: Resize with mode=cubic is not supported".to_owned()),
+                JobErrorCode::UnsupportedOp,
+                1,
+            ),
+            (
+                || pipeline::Error::Data { which: "calibration", reason: "empty".to_owned() },
+                JobErrorCode::BadData,
+                1,
+            ),
+            (|| pipeline::Error::Recipe("`scheme`".to_owned()), JobErrorCode::BadRecipe, 1),
+            (|| pipeline::Error::Cancelled, JobErrorCode::Internal, 1),
+            (io_error, JobErrorCode::Storage, 3),
+        ];
+        for (make, code, attempts) in rows {
+            let bench = Bench::new(move |_, _| Err(make())).await;
+            let _workers = bench.start();
+            let job = bench.done(bench.enqueue().await).await;
+            assert_eq!((job.state, job.attempt), (JobState::Failed, attempts), "{code:?}");
+            assert_eq!(job.error.unwrap().code, code);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_a_failed_job_and_the_worker_lives() {
+        let calls = AtomicUsize::new(0);
+        let bench = Bench::new(move |_, _| {
+            assert!(calls.fetch_add(1, Ordering::Relaxed) > 0, "a planted fault");
+            Ok(outcome(None))
+        })
+        .await;
+        let _workers = bench.start();
+        let job = bench.done(bench.enqueue().await).await;
+        assert_eq!((job.state, job.attempt), (JobState::Failed, 1));
+        assert_eq!(job.error.unwrap().code, JobErrorCode::Internal);
+        assert_eq!(bench.done(bench.enqueue().await).await.state, JobState::Succeeded);
+    }
+
+    #[tokio::test]
+    async fn a_fault_that_passes_is_tried_again() {
+        let calls = AtomicUsize::new(0);
+        let bench = Bench::new(move |_, _| match calls.fetch_add(1, Ordering::Relaxed) {
+            0 | 1 => Err(io_error()),
+            _ => Ok(outcome(None)),
+        })
+        .await;
+        let _workers = bench.start();
+        let job = bench.done(bench.enqueue().await).await;
+        assert_eq!((job.state, job.attempt, job.error), (JobState::Succeeded, 3, None));
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_job_leaves_no_artifact() {
+        let bench = Bench::new(endless).await;
+        let _workers = bench.start();
+        let id = bench.enqueue().await;
+        bench.until(id, |job| job.progress.is_some()).await;
+        bench.workers.queue.cancel(id).await.unwrap();
+        assert_eq!(bench.done(id).await.state, JobState::Cancelled);
+        assert_eq!((bench.artifacts().await, bench.blobs()), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_model_deleted_under_its_job_fails_it_and_leaves_nothing() {
+        let bench = Bench::new(|request, progress| {
+            progress.update(Phase::Import, 0, 1);
+            // `blobs/ab/cdef…`: the third folder above is that of the test.
+            let go = request.model.ancestors().nth(3).unwrap().join("go");
+            while !go.exists() && !progress.cancelled() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            assert_eq!(std::fs::read(request.model).unwrap(), b"a model", "its files stay while it runs");
+            Ok(outcome(None))
+        })
+        .await;
+        let _workers = bench.start();
+        let id = bench.enqueue().await;
+        bench.until(id, |job| job.progress.is_some()).await;
+        let digests = bench.workers.catalog.delete_model(&name("m"), None).await.unwrap();
+        bench.workers.blobs.discard(&*bench.workers.catalog, &digests).await.unwrap();
+        std::fs::write(bench.scratch.folder.path().join("go"), b"").unwrap();
+        let job = bench.done(id).await;
+        assert_eq!((job.state, job.error.unwrap().code), (JobState::Failed, JobErrorCode::ModelDeleted));
+        assert_eq!(bench.artifacts().await, 0);
+        // The files of the model go at the next sweep.
+        while bench.workers.blobs.sweep(&*bench.workers.catalog).await.unwrap() == 0 && bench.blobs() > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(bench.blobs(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_job_whose_model_or_data_are_gone_fails_with_a_clear_code() {
+        let bench = Bench::new(|_, _| Ok(outcome(None))).await;
+        let (first, second) = (bench.enqueue().await, bench.enqueue().await);
+        bench.workers.catalog.delete_dataset(&name("d"), None).await.unwrap();
+        let _workers = bench.start();
+        let code = async |id| bench.done(id).await.error.unwrap().code;
+        assert_eq!(code(first).await, JobErrorCode::DatasetDeleted);
+        assert_eq!(code(second).await, JobErrorCode::DatasetDeleted);
+        let data = bench.workers.blobs.put(b"data").await.unwrap();
+        bench.workers.catalog.create_dataset(new_dataset("d", data.digest())).await.unwrap();
+        bench.stop.send_replace(true);
+        let third = bench.enqueue().await;
+        bench.workers.catalog.delete_model(&name("m"), None).await.unwrap();
+        bench.stop.send_replace(false);
+        let _workers = bench.start();
+        assert_eq!(code(third).await, JobErrorCode::ModelDeleted);
+    }
+
+    #[tokio::test]
+    async fn a_graceful_stop_hands_the_job_back() {
+        let bench = Bench::new(endless).await;
+        let workers = bench.start();
+        let id = bench.enqueue().await;
+        bench.until(id, |job| job.progress.is_some()).await;
+        bench.stop.send_replace(true);
+        tokio::time::timeout(Duration::from_secs(20), workers).await.expect("in time").unwrap();
+        let job = bench.workers.queue.find(id).await.unwrap();
+        assert_eq!((job.state, job.attempt, job.handed_back), (JobState::Queued, 1, 1));
+    }
+
+    #[tokio::test]
+    async fn a_job_of_a_killed_process_runs_again_at_once() {
+        let calls = AtomicUsize::new(0);
+        let bench = Bench::new(move |request, progress| match calls.fetch_add(1, Ordering::Relaxed) {
+            0 => endless(request, progress),
+            _ => Ok(outcome(None)),
+        })
+        .await;
+        let id = bench.enqueue().await;
+        let killed = bench.start();
+        bench.until(id, |job| job.progress.is_some()).await;
+        // The closest to `kill -9` inside one process: no more heartbeat, no hand-back, no commit.
+        killed.abort();
+        assert!(killed.await.unwrap_err().is_cancelled());
+        assert_eq!(bench.workers.queue.find(id).await.unwrap().state, JobState::Running);
+        let _workers = bench.start();
+        let job = bench.done(id).await;
+        assert_eq!((job.state, job.attempt), (JobState::Succeeded, 2));
+        assert!(bench.workers.metrics.render().contains("octet_job_lease_expired_total 1"));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_lost_its_lease_throws_its_work_away() {
+        let calls = AtomicUsize::new(0);
+        let bench = Bench::new(move |_, progress| {
+            progress.update(Phase::Quantize, 0, 1);
+            if calls.fetch_add(1, Ordering::Relaxed) == 0 {
+                // Does not look whether it should stop before it is done.
+                while !progress.cancelled() {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let mut late = outcome(None);
+                late.artifact = b"too late".to_vec();
+                return Ok(late);
+            }
+            Ok(outcome(None))
+        })
+        .await;
+        let id = bench.enqueue().await;
+        let _workers = bench.start();
+        bench.until(id, |job| job.progress.is_some()).await;
+        bench.scratch.pass(30_001);
+        bench.workers.queue.tend().await.unwrap();
+        let job = bench.done(id).await;
+        assert_eq!((job.state, job.attempt), (JobState::Succeeded, 2));
+        let sha256 = job.result.unwrap()["artifact"]["sha256"].as_str().unwrap().parse().unwrap();
+        assert_eq!(bench.workers.blobs.read(sha256, 99).await.unwrap(), b"an artifact");
+        assert_eq!((bench.artifacts().await, bench.blobs()), (1, 5));
+    }
+}

@@ -395,3 +395,93 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
     }
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sqlite::tests::{Scratch, new_model};
+    use super::*;
+
+    fn files(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+        }
+        found
+    }
+
+    fn kept(root: &Path) -> usize {
+        files(&root.join("blobs")).len() + files(&root.join("tmp")).len()
+    }
+
+    #[tokio::test]
+    async fn bytes_come_back_under_their_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let mut writer = blobs.writer(10).await.unwrap();
+        writer.write(b"hello ").await.unwrap();
+        writer.write(b"you").await.unwrap();
+        assert_eq!(blobs.incomplete(), 1);
+        let pin = writer.finish(None).await.unwrap();
+        let expected = Digest(Sha256::digest(b"hello you").into());
+        assert_eq!((pin.digest(), pin.bytes()), (expected, 9));
+        assert_eq!(blobs.read(expected, 9).await.unwrap(), b"hello you");
+        assert!(matches!(blobs.read(expected, 8).await, Err(Error::TooLarge { limit: 8 })));
+        assert_eq!(fs::read(pin.path()).unwrap(), b"hello you");
+        assert_eq!(blobs.open_file(expected).await.unwrap().1, 9);
+        assert_eq!(blobs.incomplete(), 0);
+        // The same again, and nothing.
+        assert_eq!(blobs.put(b"hello you").await.unwrap().digest(), expected);
+        assert_eq!(blobs.put(b"").await.unwrap().bytes(), 0);
+        assert_eq!(kept(folder.path()), 2);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_finished_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let mut dropped = blobs.writer(100).await.unwrap();
+        dropped.write(b"half").await.unwrap();
+        drop(dropped);
+        let mut large = blobs.writer(4).await.unwrap();
+        large.write(b"1234").await.unwrap();
+        assert!(matches!(large.write(b"5").await, Err(Error::TooLarge { limit: 4 })));
+        drop(large);
+        let mut wrong = blobs.writer(4).await.unwrap();
+        wrong.write(b"1234").await.unwrap();
+        assert!(matches!(wrong.finish(Some(Digest([0; 32]))).await, Err(Error::DigestMismatch { .. })));
+        assert_eq!(kept(folder.path()), 0);
+    }
+
+    #[tokio::test]
+    async fn leftovers_go_at_start_and_one_process_has_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let pin = blobs.put(b"kept").await.unwrap();
+        fs::write(folder.path().join("tmp/left"), b"half").unwrap();
+        assert!(matches!(Blobs::open(folder.path()), Err(Error::Locked { .. })));
+        drop((blobs, pin));
+        let blobs = Blobs::open(folder.path()).unwrap();
+        assert_eq!((blobs.incomplete(), kept(folder.path())), (0, 1));
+    }
+
+    #[tokio::test]
+    async fn only_what_nobody_needs_is_removed() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let blobs = Blobs::open(scratch.folder.path()).unwrap();
+        let pin = blobs.put(b"model").await.unwrap();
+        let digest = pin.digest();
+        assert_eq!(blobs.discard(catalog, &[digest]).await.unwrap(), 0, "it is pinned");
+        catalog.create_model(new_model("m", digest)).await.unwrap();
+        drop(pin);
+        assert_eq!(blobs.sweep(catalog).await.unwrap(), 0, "it has a row");
+        let orphan = blobs.put(b"orphan").await.unwrap().digest();
+        assert_eq!(blobs.sweep(catalog).await.unwrap(), 1);
+        assert!(matches!(blobs.pin(orphan).await, Err(Error::Missing { .. })));
+        let digests = catalog.delete_model(&"m".parse().unwrap(), None).await.unwrap();
+        assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 1);
+        assert_eq!(kept(scratch.folder.path()), 0);
+        assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 0, "again does no harm");
+    }
+}

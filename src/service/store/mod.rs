@@ -1114,3 +1114,53 @@ pub trait Catalog: Send + Sync {
     /// Figures for the metrics.
     fn census(&self) -> Answer<'_, Census>;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_shown_as_rfc_3339() {
+        for (milliseconds, text) in [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (-1, "1969-12-31T23:59:59.999Z"),
+            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
+            (951_868_800_000, "2000-03-01T00:00:00.000Z"),
+            (1_735_689_599_999, "2024-12-31T23:59:59.999Z"),
+            (4_107_542_400_001, "2100-03-01T00:00:00.001Z"),
+        ] {
+            assert_eq!(Timestamp(milliseconds).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn names_are_safe_everywhere() {
+        let long = "a".repeat(128);
+        for text in ["a", "9", "ResNet-18_v1.5", &long] {
+            assert_eq!(text.parse::<Name>().unwrap().as_str(), text);
+        }
+        let longer = "a".repeat(129);
+        for text in ["", ".", "..", "-a", "_a", "a b", "a/b", "a@1", "ä", "a\n", &longer] {
+            assert!(text.parse::<Name>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ids_versions_and_digests_have_one_spelling() {
+        let id = JobId::new();
+        assert_eq!(id.to_string().parse(), Ok(id));
+        let text = id.to_string();
+        assert!(text.to_uppercase().parse::<JobId>().is_err());
+        assert!(text.replace("job_", "art_").parse::<JobId>().is_err());
+        for text in ["0", "01", "+1", "-1", "", "4294967296", "1.0"] {
+            assert!(text.parse::<Version>().is_err(), "{text:?}");
+        }
+        assert_eq!("m@7".parse::<Wanted>().unwrap().version, Some(Version(7)));
+        for text in ["m@", "@1", "m@1@2"] {
+            assert!(text.parse::<Wanted>().is_err(), "{text:?}");
+        }
+        let digest = Digest([0xab; 32]);
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        assert!("ab".parse::<Digest>().is_err());
+    }
+}
