@@ -68,7 +68,10 @@ async fn a_job_that_is_not_understood_is_refused() {
         app.post("/v1/jobs", body).await.problem(status, code, words);
     }
     assert_eq!(app.get("/v1/jobs").await.json()["items"], json!([]));
-    for path in ["/v1/jobs/job_00000000000000000000000000000000", "/v1/artifacts/art_00000000000000000000000000000000"] {
+    for path in [
+        "/v1/jobs/job_00000000000000000000000000000000",
+        "/v1/artifacts/art_00000000000000000000000000000000",
+    ] {
         app.get(path).await.problem(404, "not_found", &["00000000"]);
     }
     app.get("/v1/jobs/nonsense").await.problem(400, "bad_request", &["nonsense"]);
@@ -97,7 +100,7 @@ async fn data_that_do_not_fit_the_model_fail_the_job_by_name() {
         (vec![("x", narrow)], &["x", "3"]),
         (vec![("x", whole)], &["x", "int64"]),
         (vec![("x", spoiled)], &["x", "5"]),
-        (vec![("x", files::values(8)), ("labels", labels)], &["labels", "3"]),
+        (vec![("x", files::values(8)), ("labels", labels)], &["label 3", "7"]),
     ] {
         app.put("/v1/datasets/misfit", files::npz(&arrays)).await.expect(201);
         let id = app.submit(json!({ "calibration": "misfit" })).await;
