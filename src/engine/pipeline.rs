@@ -705,7 +705,7 @@ mod tests {
                 900,
                 889,
                 0,
-                Some("from 0.9000 to 0.8890 on 1000 samples, more than max_drop 0.01"),
+                Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01"),
             ),
             (json!({"min_agreement": 0.98}), 900, 900, 979, Some("agree on 0.9790")),
         ] {
