@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::engine::artifact::{self, Origin, Source};
+use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Port};
 use crate::engine::graph::op::Op;
@@ -288,6 +289,7 @@ impl Job<'_> {
             let reason = "it is quantized already (it has QuantizeLinear or DequantizeLinear nodes)";
             return Err(Error::Model(reason.to_owned()));
         }
+        fold_constants(&mut graph);
         passes::simplify(&mut graph);
         let plan = plan::plan(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))?;
         if plan.integer_nodes() == 0 {
@@ -553,6 +555,7 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
     let (parameters, name) = (report::parameters(&graph), graph.name.clone());
     let (mut integer, mut float) = (Vec::new(), Vec::new());
     if !quantized {
+        fold_constants(&mut graph);
         passes::simplify(&mut graph);
         let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
         let named = graph.nodes.iter().zip(&plan.decisions).filter(|(_, d)| **d == Decision::Integer);

@@ -256,7 +256,12 @@ impl Builder<'_> {
             .map(|id| id.map(|id| self.state(id).map(|s| s.fact.clone())).transpose())
             .collect::<Result<_, _>>()?;
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
-        let results = infer(&node.op, &refs, node.outputs.len())?;
+        let mut results = infer(&node.op, &refs, node.outputs.len())?;
+        // A product of codes whose result has no parameters is real.
+        let real = self.source.graph.value(node.outputs[0]).qparams.is_none();
+        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. }) && real {
+            results[0].0 = DType::F32;
+        }
         if results.len() < node.outputs.len() {
             return Err(format!("{} results are asked for, {} are made", node.outputs.len(), results.len()));
         }
