@@ -19,7 +19,8 @@ async fn a_model_is_served_swapped_and_taken_out_of_service() {
     let view = app.put_json("/v1/endpoints/linear", &json!({ "model": "linear@2" })).await.expect(200).json();
     assert_eq!(view["default_version"], 2, "{view:#}");
     assert_eq!(view["versions"].as_array().unwrap().len(), 2);
-    let body = json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 0, 0, 0] }] });
+    let body =
+        json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 0, 0, 0] }] });
     for (path, want) in [("", 2.0), ("/versions/2", 2.0), ("/versions/1", 1.0)] {
         let answer = app.post_json(&format!("/v2/models/linear{path}/infer"), &body).await.expect(200).json();
         assert_eq!(answer["outputs"][0]["data"][0], want, "{path}");
@@ -53,7 +54,12 @@ async fn what_cannot_be_served_is_refused() {
     app.upload().await;
     for (body, status, code, words) in [
         (json!({}), 400, "bad_request", &["either"][..]),
-        (json!({ "model": "linear", "artifact": "art_00000000000000000000000000000000" }), 400, "bad_request", &["either"]),
+        (
+            json!({ "model": "linear", "artifact": "art_00000000000000000000000000000000" }),
+            400,
+            "bad_request",
+            &["either"],
+        ),
         (json!({ "modle": "linear" }), 400, "bad_request", &["modle"]),
         (json!({ "model": "nobody" }), 404, "not_found", &["nobody"]),
         (json!({ "artifact": "art_00000000000000000000000000000000" }), 404, "not_found", &["art_"]),
@@ -109,6 +115,10 @@ async fn an_endpoint_is_unloaded_and_loaded_again() {
     app.post("/v2/repository/models/nobody/load", "").await.error(404, "not_found", &["nobody"]);
     app.post("/v2/repository/models/nobody/unload", "").await.error(404, "not_found", &["nobody"]);
     let config = json!({ "parameters": { "config": "{}" } });
-    app.post_json("/v2/repository/models/linear/load", &config).await.error(400, "bad_request", &["/v1/models"]);
+    app.post_json("/v2/repository/models/linear/load", &config).await.error(
+        400,
+        "bad_request",
+        &["/v1/models"],
+    );
     app.post("/v2/repository/index", "{").await.error(400, "malformed_json", &["line 1"]);
 }

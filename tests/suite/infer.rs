@@ -80,14 +80,16 @@ async fn raw_tensors_go_in_and_out() {
 async fn compressed_requests_are_taken() {
     let app = TestApp::start().await;
     app.serve().await;
-    let json = r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
+    let json =
+        r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
     let plain = [json.as_bytes(), &raw(&X)].concat();
     let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
     zlib.write_all(&plain).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(&plain).unwrap();
     for (encoding, bytes) in [("deflate", zlib.finish().unwrap()), ("gzip", gzip.finish().unwrap())] {
-        let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
+        let request =
+            app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
         let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes);
         let answer = send(request).await.expect(200).json();
         assert_eq!(answer["outputs"][0]["data"], json!(linear_of(X)), "{encoding}");
@@ -115,7 +117,8 @@ async fn classification_gives_the_largest() {
         "outputs": [{ "name": "y", "parameters": { "classification": 2 } }] });
     let answer = app.post_json("/v2/models/linear/infer", &body).await.expect(200).json();
     // linear_of(X) is 1, 0, 5.
-    let want = json!({ "name": "y", "datatype": "BYTES", "shape": [1, 2], "data": ["5.000000:2", "1.000000:0"] });
+    let want =
+        json!({ "name": "y", "datatype": "BYTES", "shape": [1, 2], "data": ["5.000000:2", "1.000000:0"] });
     assert_eq!(answer["outputs"][0], want);
 }
 
@@ -145,7 +148,11 @@ async fn requests_that_do_not_fit_are_told_what_is_wrong() {
         (input(json!({ "shape": [-1, 4] })), "malformed_json", &["-1"]),
         (input(json!({ "shape": [0, 4], "data": [] })), "bad_input", &["`x`", "[0, 4]"]),
         (input(json!({ "datatype": "INT64" })), "bad_input", &["`x`"]),
-        (input(json!({ "datatype": "INT64", "data": [1, 2, 3, 4] })), "bad_input", &["`x`", "int64", "float32"]),
+        (
+            input(json!({ "datatype": "INT64", "data": [1, 2, 3, 4] })),
+            "bad_input",
+            &["`x`", "int64", "float32"],
+        ),
         (input(json!({ "datatype": "FP16" })), "bad_input", &["FP16 data via JSON is not supported"]),
         (input(json!({ "datatype": "BYTES", "data": ["a"] })), "bad_input", &["BYTES"]),
         (input(json!({ "data": ["a", 2, 3, 4] })), "bad_input", &["`x`", "number"]),
@@ -156,13 +163,22 @@ async fn requests_that_do_not_fit_are_told_what_is_wrong() {
     let asked = json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X }],
         "outputs": [{ "name": "z" }] });
     app.post_json("/v2/models/linear/infer", &asked).await.error(400, "bad_input", &["`z`", "\"y\""]);
-    let json = r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
+    let json =
+        r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
     let length = json.len().to_string();
     let with = |tail: &[u8]| [json.as_bytes(), tail].concat();
-    post(&app, Some(&length), with(&[0; 17])).await.error(400, "bad_input", &["unexpected additional input data"]);
+    post(&app, Some(&length), with(&[0; 17])).await.error(
+        400,
+        "bad_input",
+        &["unexpected additional input data"],
+    );
     post(&app, Some(&length), with(&[0; 15])).await.error(400, "bad_input", &["`x`"]);
     for header in ["-1", "x", "99999", "99999999999999999999"] {
-        post(&app, Some(header), with(&[0; 16])).await.error(400, "bad_input", &["Inference-Header-Content-Length"]);
+        post(&app, Some(header), with(&[0; 16])).await.error(
+            400,
+            "bad_input",
+            &["Inference-Header-Content-Length"],
+        );
     }
     post(&app, Some("0"), vec![0; 15]).await.error(400, "bad_input", &["`x`", "15 bytes"]);
     // Afterwards it still answers.

@@ -55,7 +55,7 @@ async fn a_job_that_is_not_understood_is_refused() {
         (json!({ "kind": "quantize" }).to_string(), 400, "bad_request", &["model"]),
         (with(json!({ "kind": "magic" })), 400, "bad_request", &["magic"]),
         (with(json!({ "modle": "x" })), 400, "bad_request", &["modle"]),
-        (with(json!({ "model": 7 })), 400, "bad_request", &["model"]),
+        (with(json!({ "model": 7 })), 400, "bad_request", &["integer `7`", "column"]),
         (with(json!({ "model": "a b" })), 400, "bad_request", &["a b"]),
         (with(json!({ "recipe": 7 })), 400, "bad_request", &["map"]),
         (with(json!({ "recipe": { "sheme": "static" } })), 422, "bad_recipe", &["sheme"]),
@@ -68,7 +68,10 @@ async fn a_job_that_is_not_understood_is_refused() {
         app.post("/v1/jobs", body).await.problem(status, code, words);
     }
     assert_eq!(app.get("/v1/jobs").await.json()["items"], json!([]));
-    for path in ["/v1/jobs/job_00000000000000000000000000000000", "/v1/artifacts/art_00000000000000000000000000000000"] {
+    for path in [
+        "/v1/jobs/job_00000000000000000000000000000000",
+        "/v1/artifacts/art_00000000000000000000000000000000",
+    ] {
         app.get(path).await.problem(404, "not_found", &["00000000"]);
     }
     app.get("/v1/jobs/nonsense").await.problem(400, "bad_request", &["nonsense"]);
@@ -91,15 +94,15 @@ async fn data_that_do_not_fit_the_model_fail_the_job_by_name() {
     spoiled.slice_mut::<f32>()[5 * 4 + 1] = f32::NAN;
     let narrow = Tensor::from_slice(&[8, 3], &[0.5f32; 24]);
     let whole = Tensor::from_slice(&[8, 4], &[1i64; 32]);
-    for (array, tensor, words) in [
-        ("a", files::values(8), &["x"][..]),
-        ("x", narrow, &["x", "3"]),
-        ("x", whole, &["x"]),
-        ("x", spoiled, &["x", "5"]),
+    let labels = Tensor::from_slice(&[8], &[0i64, 1, 2, 0, 1, 2, 0, 3]);
+    for (arrays, words) in [
+        (vec![("x", files::values(8)), ("a", files::values(8))], &["`a`", "x"][..]),
+        (vec![("x", narrow)], &["x", "3"]),
+        (vec![("x", whole)], &["x", "int64"]),
+        (vec![("x", spoiled)], &["x", "5"]),
+        (vec![("x", files::values(8)), ("labels", labels)], &["label 3", "7"]),
     ] {
-        // Two arrays, so that the file cannot be taken for the only input of the model.
-        let bytes = files::npz(&[(array, tensor), ("other", files::values(8))]);
-        app.put("/v1/datasets/misfit", bytes).await;
+        app.put("/v1/datasets/misfit", files::npz(&arrays)).await.expect(201);
         let id = app.submit(json!({ "calibration": "misfit" })).await;
         let job = app.wait(&id).await;
         assert_eq!(job["state"], "failed", "{job:#}");

@@ -56,7 +56,8 @@ async fn talk(app: &TestApp, text: &str, until: &str) -> String {
 async fn a_length_that_is_too_large_is_refused_before_anything_is_sent() {
     let app = TestApp::start().await;
     for expect in ["", "Expect: 100-continue\r\n"] {
-        let head = format!("PUT /v1/models/no HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n{expect}\r\n");
+        let head =
+            format!("PUT /v1/models/no HTTP/1.1\r\nHost: x\r\nContent-Length: 1099511627776\r\n{expect}\r\n");
         let answer = talk(&app, &head, "request_id").await;
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
         assert!(answer.contains("2147483648"), "{answer}");
@@ -67,7 +68,10 @@ async fn a_length_that_is_too_large_is_refused_before_anything_is_sent() {
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = TestApp::start().await;
     let mut stream = TcpStream::connect(app.address()).await.unwrap();
-    stream.write_all(b"PUT /v1/models/no HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1234").await.unwrap();
+    stream
+        .write_all(b"PUT /v1/models/no HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1234")
+        .await
+        .unwrap();
     drop(stream);
     // Whatever the server still does about it, the next request finds nothing of it.
     app.put("/v1/models/m", files::linear()).await.expect(201);

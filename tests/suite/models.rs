@@ -106,7 +106,8 @@ async fn names_and_pages_are_checked() {
     loop {
         let page = app.get(&path).await.expect(200);
         let body = page.json();
-        names.extend(body["items"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap().to_owned()));
+        names
+            .extend(body["items"].as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap().to_owned()));
         let Some(cursor) = body["next_cursor"].as_str() else { break };
         path = format!("/v1/models?limit=2&cursor={cursor}");
         assert_eq!(page.header("link"), format!("<{path}>; rel=\"next\""));

@@ -60,7 +60,8 @@ async fn metrics_count_by_route_and_not_by_path() {
     app.serve().await;
     app.get("/v1/models/some-name").await.expect(404);
     app.get("/v1/other/path").await.expect(404);
-    let request = app.request(Method::POST, "/v2/models/linear/infer").header("Inference-Header-Content-Length", "0");
+    let request =
+        app.request(Method::POST, "/v2/models/linear/infer").header("Inference-Header-Content-Length", "0");
     send(request.body(vec![0; 16])).await.expect(200);
     let metrics = app.get("/metrics").await.expect(200);
     assert!(metrics.header("content-type").starts_with("text/plain"));
@@ -99,13 +100,36 @@ fn every_route_of_the_issue_is_in_the_document() {
     let paths: BTreeSet<&str> =
         document.lines().filter_map(|l| l.strip_prefix("  /")?.strip_suffix(':')).collect();
     for path in [
-        "v1/models", "v1/models/{name}", "v1/datasets", "v1/datasets/{name}", "v1/jobs", "v1/jobs/{id}",
-        "v1/jobs/{id}/cancel", "v1/jobs/{id}/events", "v1/artifacts", "v1/artifacts/{id}",
-        "v1/artifacts/{id}/download", "v1/artifacts/{id}/report", "v1/artifacts/{id}/report.html",
-        "v1/endpoints", "v1/endpoints/{name}", "v2", "v2/health/live", "v2/health/ready", "v2/models",
-        "v2/models/{name}", "v2/models/{name}/infer", "v2/models/{name}/versions/{version}/infer",
-        "v2/models/{name}/ready", "v2/models/{name}/config", "v2/models/{name}/stats", "v2/repository/index",
-        "v2/repository/models/{name}/load", "v2/repository/models/{name}/unload", "metrics", "openapi.yaml",
+        "v1/models",
+        "v1/models/{name}",
+        "v1/datasets",
+        "v1/datasets/{name}",
+        "v1/jobs",
+        "v1/jobs/{id}",
+        "v1/jobs/{id}/cancel",
+        "v1/jobs/{id}/events",
+        "v1/artifacts",
+        "v1/artifacts/{id}",
+        "v1/artifacts/{id}/download",
+        "v1/artifacts/{id}/report",
+        "v1/artifacts/{id}/report.html",
+        "v1/endpoints",
+        "v1/endpoints/{name}",
+        "v2",
+        "v2/health/live",
+        "v2/health/ready",
+        "v2/models",
+        "v2/models/{name}",
+        "v2/models/{name}/infer",
+        "v2/models/{name}/versions/{version}/infer",
+        "v2/models/{name}/ready",
+        "v2/models/{name}/config",
+        "v2/models/{name}/stats",
+        "v2/repository/index",
+        "v2/repository/models/{name}/load",
+        "v2/repository/models/{name}/unload",
+        "metrics",
+        "openapi.yaml",
     ] {
         assert!(paths.contains(path), "{path} is not in {paths:?}");
     }

@@ -184,7 +184,8 @@ impl TestApp {
     /// Serves the tiny model in float under `linear`.
     pub(crate) async fn serve(&self) {
         self.put("/v1/models/linear", files::linear()).await.expect(201);
-        let view = self.put_json("/v1/endpoints/linear", &json!({ "model": "linear" })).await.expect(201).json();
+        let view =
+            self.put_json("/v1/endpoints/linear", &json!({ "model": "linear" })).await.expect(201).json();
         assert_eq!(view["state"], "READY", "{view}");
     }
 
