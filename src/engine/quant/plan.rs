@@ -240,7 +240,7 @@ impl<'a> Planner<'a> {
                 None if passes_codes(op) && !matches!(op, Op::MaxPool { .. }) => return Decision::Data,
                 None => return Decision::Float("its input is not in codes".to_owned()),
             },
-            op if moves_data(op) => return Decision::Data,
+            op if moves_data(op) || self.counts(node) => return Decision::Data,
             Op::Unary(Unary::Relu) | Op::Clip => {
                 let coded = node.input(0).is_some_and(|v| self.codeable.contains_key(&v));
                 let reason = if coded { "its input has other readers" } else { "its input is real" };
@@ -270,6 +270,14 @@ impl<'a> Planner<'a> {
         let (operand, axis, _) = weights_of(self.graph, node)?;
         let channels = self.graph.constant(operand).map_or(0, |w| w.shape()[axis]);
         bias_of(self.graph, node, channels).map(|_| ())
+    }
+
+    /// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
+    fn counts(&self, node: &Node) -> bool {
+        let whole = |id: &ValueId| self.graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
+        matches!(&node.op, Op::Binary(binary) if binary.is_comparison())
+            || node.outputs.iter().any(whole)
+            || node.inputs.iter().flatten().any(whole)
     }
 
     /// Lets a node take over the clamps behind it; gives the value that it then makes.
@@ -403,6 +411,10 @@ fn moves_data(op: &Op) -> bool {
             | Op::Cast { .. }
             | Op::Identity
     )
+}
+
+fn is_real(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
 }
 
 /// A Relu, or a Clip with constant bounds that has zero within them: codes hold zero, so they can saturate there.
