@@ -144,6 +144,8 @@ impl Server {
             workers.abort();
         }
         self.following.abort();
+        // It ends with an error that says it was aborted.
+        let _ = self.following.await;
         info!("Octet has stopped");
     }
 }

@@ -1,2 +1,12 @@
-#[test]
-fn a() {}
+//! The server over HTTP, in this process: every route, and every wrong input, with its status and its words.
+
+mod artifacts;
+mod datasets;
+mod endpoints;
+mod infer;
+mod jobs;
+mod limits;
+mod models;
+mod restart;
+mod support;
+mod system;

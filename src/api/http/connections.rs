@@ -9,6 +9,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 /// The head of a request must be there after this time: a client that sends it byte by byte holds a connection
 /// no longer.
@@ -22,9 +23,12 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::R
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
     builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIME);
     let graceful = GracefulShutdown::new();
+    // Whoever waits for the end of this function finds nothing left that holds the server's files.
+    let mut tasks = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            Some(_) = tasks.join_next() => continue,
             _ = stopping.wait_for(|stopping| *stopping) => break,
         };
         let stream: TcpStream = match accepted {
@@ -41,7 +45,7 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::R
         let service = TowerToHyperService::new(router.clone());
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
         let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+        tasks.spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "A connection ended by a fault: {error}");
             }
@@ -49,4 +53,5 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::R
     }
     drop(listener);
     graceful.shutdown().await;
+    while tasks.join_next().await.is_some() {}
 }

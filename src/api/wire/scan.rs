@@ -201,7 +201,7 @@ impl<'a> Scanner<'a> {
                     }
                 }
             }
-            _ => {}
+            _ => return Err(self.unexpected("a number")),
         }
         if text.get(at) == Some(&b'.') {
             let end = digits(at + 1);

@@ -1,0 +1,63 @@
+//! `/v1/artifacts`.
+
+use serde_json::json;
+
+use crate::support::app::TestApp;
+
+#[tokio::test]
+async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({})).await;
+    let id = job["result"]["artifact"]["id"].as_str().unwrap();
+    let base = format!("/v1/artifacts/{id}");
+    let artifact = app.get(&base).await.expect(200).json();
+    assert_eq!(artifact["job"], job["id"]);
+    assert_eq!(artifact["model"], "linear@1");
+    assert_eq!(artifact["bytes"], job["result"]["artifact"]["bytes"]);
+    let job_id = job["id"].as_str().unwrap();
+    for query in ["", "?model=linear", &format!("?job={job_id}"), &format!("?model=linear&job={job_id}")] {
+        let list = app.get(&format!("/v1/artifacts{query}")).await.expect(200).json();
+        assert_eq!(list["items"], json!([artifact]), "{query}");
+    }
+
+    let path = format!("{base}/download");
+    let whole = app.get(&path).await.expect(200);
+    assert_eq!(whole.body.len() as u64, artifact["bytes"].as_u64().unwrap());
+    assert_eq!(whole.header("accept-ranges"), "bytes");
+    assert!(whole.header("content-disposition").contains("linear-1.int8.onnx"));
+    let tag = whole.header("etag").to_owned();
+    assert_eq!(tag, format!("\"{}\"", artifact["sha256"].as_str().unwrap()));
+    app.get_with(&path, "if-none-match", &tag).await.expect(304);
+
+    let part = app.get_with(&path, "range", "bytes=10-19").await.expect(206);
+    assert_eq!(part.body, whole.body[10..20]);
+    assert_eq!(part.header("content-range"), format!("bytes 10-19/{}", whole.body.len()));
+    let tail = app.get_with(&path, "range", "bytes=-5").await.expect(206);
+    assert_eq!(tail.body, whole.body[whole.body.len() - 5..]);
+    let beyond = app.get_with(&path, "range", "bytes=99999999-").await;
+    assert_eq!(beyond.header("content-range"), format!("bytes */{}", whole.body.len()));
+    beyond.problem(416, "bad_range", &[&whole.body.len().to_string()]);
+
+    let report = app.get(&format!("{base}/report")).await.expect(200);
+    assert_eq!(report.header("content-type"), "application/json");
+    assert!(report.json().is_object());
+    let page = app.get(&format!("{base}/report.html")).await.expect(200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    assert!(page.text().contains("<html"));
+
+    app.delete(&base).await.expect(204);
+    app.get(&base).await.problem(404, "not_found", &[id]);
+    app.get(&path).await.problem(404, "not_found", &[id]);
+}
+
+#[tokio::test]
+async fn what_an_endpoint_serves_is_not_deleted() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({ "endpoint": "int8" })).await;
+    let id = job["result"]["artifact"]["id"].as_str().unwrap();
+    app.delete(&format!("/v1/artifacts/{id}")).await.problem(409, "in_use", &["int8"]);
+    app.delete("/v1/models/linear").await.problem(409, "in_use", &["int8"]);
+    app.delete("/v1/endpoints/int8").await.expect(204);
+    app.delete(&format!("/v1/artifacts/{id}")).await.expect(204);
+    app.delete("/v1/models/linear").await.expect(204);
+}

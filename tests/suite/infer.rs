@@ -1,0 +1,267 @@
+//! `/v2/models/NAME/infer` and its kin: the bytes of facts/serving.md, appendix A.
+
+use std::io::Write as _;
+
+use reqwest::{Client, Method};
+use serde_json::{Value, json};
+
+use crate::support::app::{Answer, TestApp, send};
+use crate::support::files::linear_of;
+
+const X: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
+
+fn raw(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+async fn post(app: &TestApp, header: Option<&str>, body: Vec<u8>) -> Answer {
+    let mut request = app.request(Method::POST, "/v2/models/linear/infer").body(body);
+    if let Some(header) = header {
+        request = request.header("Inference-Header-Content-Length", header);
+    }
+    send(request).await
+}
+
+/// The JSON part and the raw part of an answer.
+fn parts(answer: &Answer) -> (Value, Vec<u8>) {
+    let json: usize = answer.header("inference-header-content-length").parse().unwrap();
+    assert_eq!(answer.header("content-type"), "application/octet-stream");
+    (serde_json::from_slice(&answer.body[..json]).unwrap(), answer.body[json..].to_vec())
+}
+
+#[tokio::test]
+async fn a_json_request_is_answered_in_json() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let body = br#"{"id":"42","model_name":"m","inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[1,2,3,4]}]}"#;
+    // curl sends a form's type, tritonclient none.
+    let request = app.request(Method::POST, "/v2/models/linear/infer").body(&body[..]);
+    let answer = send(request.header("content-type", "application/x-www-form-urlencoded")).await.expect(200);
+    let want = json!({ "model_name": "linear", "model_version": "1", "id": "42", "outputs": [
+        { "name": "y", "datatype": "FP32", "shape": [1, 3], "data": linear_of(X) }] });
+    assert_eq!(answer.json(), want);
+    assert_eq!(answer.header("content-type"), "application/json");
+    assert!(answer.header("server-timing").contains("compute;dur="), "{:?}", answer.headers);
+    assert_eq!(post(&app, None, body.to_vec()).await.expect(200).json(), want);
+    // perf_analyzer counts all of it as header.
+    let length = body.len().to_string();
+    assert_eq!(post(&app, Some(&length), body.to_vec()).await.expect(200).json(), want);
+}
+
+#[tokio::test]
+async fn raw_tensors_go_in_and_out() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let json = r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}],"outputs":[{"name":"y","parameters":{"binary_data":true}}]}"#;
+    let body = [json.as_bytes(), &raw(&X)].concat();
+    let answer = post(&app, Some(&json.len().to_string()), body).await.expect(200);
+    let (head, tail) = parts(&answer);
+    assert_eq!(head["outputs"][0]["parameters"]["binary_data_size"], 12);
+    assert!(head["outputs"][0].get("data").is_none() && head.get("id").is_none(), "{head}");
+    assert_eq!(floats(&tail), linear_of(X));
+
+    // The whole body is the input.
+    let (head, tail) = parts(&post(&app, Some("0"), raw(&X)).await.expect(200));
+    assert_eq!(head["outputs"][0]["shape"], json!([1, 3]));
+    assert_eq!(floats(&tail), linear_of(X));
+
+    // binary_data_output, JSON in.
+    let body = json!({ "parameters": { "binary_data_output": true }, "inputs": [
+        { "name": "x", "shape": [2, 4], "datatype": "FP32", "data": [[1, 2, 3, 4], [0, 0, 0, 0]] }] });
+    let (_, tail) = parts(&post(&app, None, body.to_string().into_bytes()).await.expect(200));
+    assert_eq!(floats(&tail), [linear_of(X), [0.0; 3]].concat());
+}
+
+#[tokio::test]
+async fn compressed_requests_are_taken() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let json =
+        r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
+    let plain = [json.as_bytes(), &raw(&X)].concat();
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+    zlib.write_all(&plain).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    gzip.write_all(&plain).unwrap();
+    for (encoding, bytes) in [("deflate", zlib.finish().unwrap()), ("gzip", gzip.finish().unwrap())] {
+        let request =
+            app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
+        let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes);
+        let answer = send(request).await.expect(200).json();
+        assert_eq!(answer["outputs"][0]["data"], json!(linear_of(X)), "{encoding}");
+    }
+    let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "br");
+    send(request.body("x")).await.error(415, "unsupported_media", &[]);
+    let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "gzip");
+    send(request.body("no gzip")).await.error(400, "bad_request", &["body"]);
+}
+
+#[tokio::test]
+async fn not_a_number_is_read_and_written_as_null() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let body = r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","data":[NaN,0,0,-Infinity]}]}"#;
+    let answer = post(&app, None, body.into()).await.expect(200).json();
+    assert_eq!(answer["outputs"][0]["data"], json!([null, null, null]));
+}
+
+#[tokio::test]
+async fn classification_gives_the_largest() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let body = json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X }],
+        "outputs": [{ "name": "y", "parameters": { "classification": 2 } }] });
+    let answer = app.post_json("/v2/models/linear/infer", &body).await.expect(200).json();
+    // linear_of(X) is 1, 0, 5.
+    let want =
+        json!({ "name": "y", "datatype": "BYTES", "shape": [1, 2], "data": ["5.000000:2", "1.000000:0"] });
+    assert_eq!(answer["outputs"][0], want);
+}
+
+#[tokio::test]
+async fn requests_that_do_not_fit_are_told_what_is_wrong() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let input = |rest: Value| {
+        let mut input = json!({ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X });
+        input.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+        json!({ "inputs": [input] }).to_string()
+    };
+    for (body, code, words) in [
+        ("{".to_owned(), "malformed_json", &["line 1 column 2"][..]),
+        (String::new(), "malformed_json", &["line 1 column 1"]),
+        ("[]".to_owned(), "malformed_json", &["expected an object"]),
+        (r#"{"inputs":{}}"#.to_owned(), "malformed_json", &["expected an array"]),
+        (format!("{{\"a\":{}", "[".repeat(10_000)), "malformed_json", &["nested deeper"]),
+        ("{}".to_owned(), "bad_input", &["inputs"]),
+        (json!({ "inputs": [] }).to_string(), "bad_input", &["`x` is missing"]),
+        (input(json!({ "name": "z" })), "bad_input", &["`x` is missing"]),
+        (input(json!({ "shape": [1, 5] })), "bad_input", &["`x`", "4 values", "[1, 5]"]),
+        (input(json!({ "shape": [4] })), "bad_input", &["`x`", "[4]", "[batch, 4]"]),
+        (input(json!({ "shape": [2, 2] })), "bad_input", &["`x`", "[2, 2]", "[batch, 4]"]),
+        (input(json!({ "shape": [1u64 << 32, 1u64 << 32] })), "bad_input", &["`x`", "too large"]),
+        (input(json!({ "shape": [1u64 << 62, 4] })), "bad_input", &["`x`", "too large"]),
+        (input(json!({ "shape": [-1, 4] })), "malformed_json", &["-1"]),
+        (input(json!({ "shape": [0, 4], "data": [] })), "bad_input", &["`x`", "[0, 4]"]),
+        (input(json!({ "datatype": "INT64" })), "bad_input", &["`x`"]),
+        (
+            input(json!({ "datatype": "INT64", "data": [1, 2, 3, 4] })),
+            "bad_input",
+            &["`x`", "int64", "float32"],
+        ),
+        (input(json!({ "datatype": "FP16" })), "bad_input", &["FP16 data via JSON is not supported"]),
+        (input(json!({ "datatype": "BYTES", "data": ["a"] })), "bad_input", &["BYTES"]),
+        (input(json!({ "data": ["a", 2, 3, 4] })), "bad_input", &["`x`", "number"]),
+        (input(json!({ "data": null })), "bad_input", &["`x`", "neither"]),
+    ] {
+        post(&app, None, body.clone().into()).await.error(400, code, words);
+    }
+    let asked = json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X }],
+        "outputs": [{ "name": "z" }] });
+    app.post_json("/v2/models/linear/infer", &asked).await.error(400, "bad_input", &["`z`", "\"y\""]);
+    let json =
+        r#"{"inputs":[{"name":"x","shape":[1,4],"datatype":"FP32","parameters":{"binary_data_size":16}}]}"#;
+    let length = json.len().to_string();
+    let with = |tail: &[u8]| [json.as_bytes(), tail].concat();
+    post(&app, Some(&length), with(&[0; 17])).await.error(
+        400,
+        "bad_input",
+        &["unexpected additional input data"],
+    );
+    post(&app, Some(&length), with(&[0; 15])).await.error(400, "bad_input", &["`x`"]);
+    for header in ["-1", "x", "99999", "99999999999999999999"] {
+        post(&app, Some(header), with(&[0; 16])).await.error(
+            400,
+            "bad_input",
+            &["Inference-Header-Content-Length"],
+        );
+    }
+    post(&app, Some("0"), vec![0; 15]).await.error(400, "bad_input", &["`x`", "15 bytes"]);
+    // Afterwards it still answers.
+    post(&app, None, input(json!({})).into()).await.expect(200);
+}
+
+#[tokio::test]
+async fn names_and_versions_that_are_unknown_are_told() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    for path in ["", "/ready", "/config", "/stats"] {
+        app.get(&format!("/v2/models/nobody{path}")).await.error(404, "not_found", &["nobody"]);
+        app.get(&format!("/v2/models/linear/versions/9{path}")).await.error(404, "not_found", &["9", "[1]"]);
+        app.get(&format!("/v2/models/linear/versions/x{path}")).await.error(404, "not_found", &["x"]);
+        for version in ["1", "01"] {
+            app.get(&format!("/v2/models/linear/versions/{version}{path}")).await.expect(200);
+        }
+    }
+    for name in ["a%2Fb", "a%20b", "%C3%A9"] {
+        app.get(&format!("/v2/models/{name}")).await.error(404, "not_found", &[]);
+    }
+    app.post("/v2/models/nobody/infer", "{}").await.error(404, "not_found", &["nobody"]);
+    app.post("/v2/models/linear/versions/2/infer", "{}").await.error(404, "not_found", &["2"]);
+    app.get("/v2/models/linear/infer").await.error(405, "method_not_allowed", &[]);
+}
+
+#[tokio::test]
+async fn an_endpoint_tells_what_it_takes_and_what_it_did() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let metadata = app.get("/v2/models/linear").await.expect(200).json();
+    let port = |name: &str, n: i64| json!({ "name": name, "datatype": "FP32", "shape": [-1, n] });
+    let want = json!({ "name": "linear", "versions": ["1"], "platform": "onnx_onnxv1",
+        "inputs": [port("x", 4)], "outputs": [port("y", 3)] });
+    assert_eq!(metadata, want);
+    assert_eq!(app.get("/v2/models/linear/ready").await.json(), json!({ "name": "linear", "ready": true }));
+    let config = app.get("/v2/models/linear/config").await.expect(200).json();
+    assert_eq!(config["input"], json!([{ "name": "x", "data_type": "TYPE_FP32", "dims": [4] }]));
+    assert!(config["max_batch_size"].as_u64().unwrap() >= 1);
+    assert!(config["dynamic_batching"].is_object(), "the model batches: {config}");
+    assert_eq!(app.get("/v2/models").await.json(), json!({ "models": ["linear"] }));
+
+    for _ in 0..3 {
+        post(&app, Some("0"), raw(&[X, X].concat())).await.expect(200);
+    }
+    post(&app, Some("0"), vec![0]).await.expect(400);
+    for path in ["/v2/models/linear/stats", "/v2/models/linear/versions/1/stats", "/v2/models/stats"] {
+        let stats = app.get(path).await.expect(200).json();
+        let stats = &stats["model_stats"][0];
+        assert_eq!(stats["inference_count"], 6, "{stats}");
+        assert_eq!(stats["execution_count"], 3, "{stats}");
+        assert_eq!(stats["inference_stats"]["success"]["count"], 3, "{stats}");
+        assert_eq!(stats["inference_stats"]["fail"]["count"], 1, "{stats}");
+        assert_eq!(stats["batch_stats"][0]["batch_size"], 2, "{stats}");
+        let ns = |key: &str| stats["inference_stats"][key]["ns"].as_u64().unwrap();
+        let parts = ns("queue") + ns("compute_input") + ns("compute_infer") + ns("compute_output");
+        assert!(ns("success") >= parts, "{stats}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_clients_each_get_their_own_answer() {
+    let app = TestApp::with(&[("serving.batch_max", "4"), ("serving.batch_delay_us", "500")]).await;
+    app.serve().await;
+    let url = format!("http://{}/v2/models/linear/infer", app.address());
+    let mut tasks = Vec::new();
+    for client_no in 0..8u8 {
+        let url = url.clone();
+        tasks.push(tokio::spawn(async move {
+            let client = Client::new();
+            for n in 0..25u8 {
+                let x = [f32::from(client_no), f32::from(n), 1.0, 0.5];
+                let request = client.post(&url).header("Inference-Header-Content-Length", "0").body(raw(&x));
+                let answer = send(request).await.expect(200);
+                assert_eq!(floats(&parts(&answer).1), linear_of(x));
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let stats = app.get("/v2/models/linear/stats").await.json();
+    let stats = &stats["model_stats"][0];
+    assert_eq!(stats["inference_count"], 200);
+    assert!(stats["execution_count"].as_u64().unwrap() <= 200);
+}

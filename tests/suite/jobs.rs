@@ -1,0 +1,214 @@
+//! `/v1/jobs`.
+
+use octet::engine::tensor::Tensor;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::support::app::{TestApp, send};
+use crate::support::files;
+
+#[tokio::test]
+async fn a_job_makes_an_artifact_and_tells_what_was_lost() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({ "evaluation": "samples@1", "endpoint": "int8" })).await;
+    let result = &job["result"];
+    assert!(result["artifact"]["id"].as_str().unwrap().starts_with("art_"), "{job:#}");
+    assert!(result["artifact"]["bytes"].as_u64().unwrap() > 0);
+    assert!(result["size_ratio"].as_f64().unwrap() > 0.0);
+    let accuracy = &result["accuracy"];
+    assert_eq!(accuracy["metric"], "agreement");
+    assert_eq!(accuracy["samples"], 16);
+    for key in ["float", "int8", "delta"] {
+        assert!(accuracy[key].is_f64(), "{key}: {accuracy}");
+    }
+    for key in ["float_ms", "int8_ms"] {
+        assert!(result["latency"][key].as_f64().unwrap() > 0.0, "{key}: {result}");
+    }
+    assert!(job["error"].is_null());
+    assert_eq!(job["model"], "linear@1");
+    assert!(job["started_at"].is_string() && job["finished_at"].is_string());
+
+    let list = app.get("/v1/jobs?state=succeeded&model=linear").await.expect(200).json();
+    assert_eq!(list["items"][0]["id"], job["id"]);
+    assert_eq!(app.get("/v1/jobs?state=failed").await.json()["items"], json!([]));
+    let id = job["id"].as_str().unwrap();
+    app.delete(&format!("/v1/jobs/{id}")).await.expect(204);
+    app.get(&format!("/v1/jobs/{id}")).await.problem(404, "not_found", &[id]);
+}
+
+#[tokio::test]
+async fn a_job_that_is_not_understood_is_refused() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let good = json!({ "kind": "quantize", "model": "linear", "calibration": "samples" });
+    let with = |more: Value| {
+        let mut body = good.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    for (body, status, code, words) in [
+        ("{".to_owned(), 400, "malformed_json", &["line 1 column 1"][..]),
+        ("{\"kind\":\n\"quantize\",,}".to_owned(), 400, "malformed_json", &["line 2 column 12"]),
+        (String::new(), 400, "malformed_json", &["line 1"]),
+        ("[".repeat(10_000), 400, "malformed_json", &["nested deeper than 32"]),
+        ("[]".to_owned(), 400, "bad_request", &[]),
+        (json!({ "kind": "quantize" }).to_string(), 400, "bad_request", &["model"]),
+        (with(json!({ "kind": "magic" })), 400, "bad_request", &["magic"]),
+        (with(json!({ "modle": "x" })), 400, "bad_request", &["modle"]),
+        (with(json!({ "model": 7 })), 400, "bad_request", &["integer `7`", "column"]),
+        (with(json!({ "model": "a b" })), 400, "bad_request", &["a b"]),
+        (with(json!({ "recipe": 7 })), 400, "bad_request", &["map"]),
+        (with(json!({ "recipe": { "sheme": "static" } })), 422, "bad_recipe", &["sheme"]),
+        (with(json!({ "attempts_max": 0 })), 400, "bad_request", &["attempts_max"]),
+        (with(json!({ "model": "nobody" })), 404, "not_found", &["nobody"]),
+        (with(json!({ "model": "linear@9" })), 404, "not_found", &["linear@9"]),
+        (with(json!({ "calibration": "nothing" })), 404, "not_found", &["nothing"]),
+        (with(json!({ "evaluation": "nothing" })), 404, "not_found", &["nothing"]),
+    ] {
+        app.post("/v1/jobs", body).await.problem(status, code, words);
+    }
+    assert_eq!(app.get("/v1/jobs").await.json()["items"], json!([]));
+    for path in [
+        "/v1/jobs/job_00000000000000000000000000000000",
+        "/v1/artifacts/art_00000000000000000000000000000000",
+    ] {
+        app.get(path).await.problem(404, "not_found", &["00000000"]);
+    }
+    app.get("/v1/jobs/nonsense").await.problem(400, "bad_request", &["nonsense"]);
+}
+
+#[tokio::test]
+async fn a_job_on_a_deleted_model_is_refused() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    app.delete("/v1/models/linear").await.expect(204);
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples" });
+    app.post_json("/v1/jobs", &body).await.problem(404, "not_found", &["linear"]);
+}
+
+#[tokio::test]
+async fn data_that_do_not_fit_the_model_fail_the_job_by_name() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let mut spoiled = files::values(8);
+    spoiled.slice_mut::<f32>()[5 * 4 + 1] = f32::NAN;
+    let narrow = Tensor::from_slice(&[8, 3], &[0.5f32; 24]);
+    let whole = Tensor::from_slice(&[8, 4], &[1i64; 32]);
+    let labels = Tensor::from_slice(&[8], &[0i64, 1, 2, 0, 1, 2, 0, 3]);
+    for (arrays, words) in [
+        (vec![("x", files::values(8)), ("a", files::values(8))], &["`a`", "x"][..]),
+        (vec![("x", narrow)], &["x", "3"]),
+        (vec![("x", whole)], &["x", "int64"]),
+        (vec![("x", spoiled)], &["x", "5"]),
+        (vec![("x", files::values(8)), ("labels", labels)], &["label 3", "7"]),
+    ] {
+        app.put("/v1/datasets/misfit", files::npz(&arrays)).await.expect(201);
+        let id = app.submit(json!({ "calibration": "misfit" })).await;
+        let job = app.wait(&id).await;
+        assert_eq!(job["state"], "failed", "{job:#}");
+        assert_eq!(job["error"]["code"], "bad_data", "{job:#}");
+        assert_eq!(job["error"]["retriable"], false);
+        let message = job["error"]["message"].as_str().unwrap();
+        assert!(words.iter().all(|w| message.contains(w)), "{message} does not name {words:?}");
+        assert!(job["result"].is_null());
+    }
+}
+
+#[tokio::test]
+async fn a_gate_that_is_not_kept_ends_the_job_with_the_reason() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    // INT8 cannot be better than float.
+    let recipe = json!({ "gate": { "max_drop": -0.5 } });
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples", "recipe": recipe });
+    let answer = app.post_json("/v1/jobs", &body).await;
+    if answer.status == 422 {
+        return; // A recipe may also refuse such a gate at once.
+    }
+    let job = app.wait(answer.expect(202).json()["id"].as_str().unwrap()).await;
+    assert_eq!(job["state"], "gate_failed", "{job:#}");
+    assert_eq!(job["error"]["code"], "gate_failed", "{job:#}");
+    assert!(job["result"]["artifact"]["id"].is_string(), "{job:#}");
+}
+
+#[tokio::test]
+async fn a_queued_job_is_cancelled_at_once() {
+    let app = TestApp::with(&[("jobs.workers", "0")]).await;
+    app.upload().await;
+    let id = app.submit(json!({})).await;
+    let job = app.get(&format!("/v1/jobs/{id}")).await.expect(200);
+    assert_eq!(job.header("retry-after"), "2");
+    assert_eq!(job.json()["state"], "queued");
+    app.delete(&format!("/v1/jobs/{id}")).await.problem(409, "not_finished", &[&id, "queued"]);
+    let tag = job.header("etag").to_owned();
+    app.get_with(&format!("/v1/jobs/{id}"), "if-none-match", &tag).await.expect(304);
+    let cancelled = app.post(&format!("/v1/jobs/{id}/cancel"), "").await.expect(202).json();
+    assert_eq!(cancelled["state"], "cancelled");
+    app.post(&format!("/v1/jobs/{id}/cancel"), "").await.expect(202);
+    app.get_with(&format!("/v1/jobs/{id}"), "if-none-match", &tag).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_finished_job_cannot_be_cancelled() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({})).await;
+    let path = format!("/v1/jobs/{}/cancel", job["id"].as_str().unwrap());
+    app.post(&path, "").await.problem(409, "already_finished", &["succeeded"]);
+}
+
+#[tokio::test]
+async fn the_same_idempotency_key_makes_one_job() {
+    let app = TestApp::with(&[("jobs.workers", "0")]).await;
+    app.upload().await;
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples" });
+    let post = |key: &'static str, body: &Value| {
+        send(app.request(Method::POST, "/v1/jobs").header("idempotency-key", key).body(body.to_string()))
+    };
+    let first = post("\"abc\"", &body).await.expect(202).json();
+    let second = post("abc", &body).await.expect(202).json();
+    assert_eq!(first["id"], second["id"]);
+    let other = json!({ "kind": "quantize", "model": "linear@1", "calibration": "samples" });
+    post("abc", &other).await.problem(422, "key_reused", &["abc"]);
+    post("", &body).await.problem(400, "bad_request", &["Idempotency-Key"]);
+}
+
+#[tokio::test]
+async fn too_many_queued_jobs_are_refused() {
+    let app = TestApp::with(&[("jobs.workers", "0"), ("jobs.queued_max", "1")]).await;
+    app.upload().await;
+    app.submit(json!({})).await;
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples" });
+    let answer = app.post_json("/v1/jobs", &body).await;
+    assert_eq!(answer.header("retry-after"), "10");
+    answer.problem(429, "queue_full", &["1"]);
+}
+
+#[tokio::test]
+async fn events_tell_the_states_and_end_with_the_job() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let id = app.submit(json!({})).await;
+    let events = app.get(&format!("/v1/jobs/{id}/events")).await.expect(200);
+    assert_eq!(events.header("content-type"), "text/event-stream");
+    let text = events.text();
+    assert!(text.contains("retry: 2000"), "{text}");
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    assert!(last.contains("event: state"), "{last}");
+    let data = last.lines().find_map(|l| l.strip_prefix("data: ")).unwrap();
+    let job: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+    // Who comes back after the end is told the end once more.
+    let again = app.get_with(&format!("/v1/jobs/{id}/events"), "last-event-id", "1").await.text();
+    assert_eq!(again.matches("event: state").count(), 1, "{again}");
+    app.get("/v1/jobs/job_00000000000000000000000000000000/events").await.problem(404, "not_found", &[]);
+}
+
+#[tokio::test]
+async fn a_client_may_wait_for_the_end() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples" }).to_string();
+    let request = app.request(Method::POST, "/v1/jobs").header("prefer", "wait=50").body(body);
+    let job = send(request).await.expect(200).json();
+    assert_eq!(job["state"], "succeeded", "{job:#}");
+}

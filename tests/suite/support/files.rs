@@ -1,0 +1,70 @@
+//! Tiny ONNX models and `.npz` files, made here.
+
+use std::io::Cursor;
+
+use octet::engine::graph::op::Op;
+use octet::engine::graph::{Dim, Graph, Node, Value, ValueId, export};
+use octet::engine::tensor::{DType, Tensor, npy};
+
+/// Rows of the weights of [`linear`]: `y[j] = x · WEIGHTS[j]`.
+pub(crate) const WEIGHTS: [[f32; 4]; 3] = [[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, -1.0], [0.5, 0.5, 0.5, 0.5]];
+
+/// `y = x · Wᵀ`, `x` is `[batch, 4]`, `y` is `[batch, 3]`.
+pub(crate) fn linear() -> Vec<u8> {
+    linear_with(1.0)
+}
+
+/// The same with other weights, so other bytes.
+pub(crate) fn linear_with(factor: f32) -> Vec<u8> {
+    let mut graph = Graph { name: "linear".to_owned(), ..Graph::default() };
+    let batch = |n| vec![Dim::Symbol("batch".to_owned()), Dim::Known(n)];
+    let x = port(&mut graph, "x", batch(4));
+    let weights: Vec<f32> = WEIGHTS.iter().flatten().map(|w| w * factor).collect();
+    let w = graph.add_constant("w", Tensor::from_slice(&[3, 4], &weights));
+    let y = port(&mut graph, "y", batch(3));
+    let op = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
+    graph.nodes.push(Node { name: "gemm".to_owned(), op, inputs: vec![Some(x), Some(w)], outputs: vec![y] });
+    graph.inputs.push(x);
+    graph.outputs.push(y);
+    export::export(&graph, &[])
+}
+
+fn port(graph: &mut Graph, name: &str, dims: Vec<Dim>) -> ValueId {
+    graph.add_value(Value {
+        name: name.to_owned(),
+        dtype: Some(DType::F32),
+        dims: Some(dims),
+        constant: None,
+        qparams: None,
+    })
+}
+
+/// What [`linear`] gives for one sample.
+pub(crate) fn linear_of(x: [f32; 4]) -> [f32; 3] {
+    WEIGHTS.map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
+}
+
+/// A model with an operator that nobody has: the bytes of `Gemm` in [`linear`] become `Gemx`.
+pub(crate) fn unknown_operator() -> Vec<u8> {
+    let mut bytes = linear();
+    let at = bytes.windows(4).position(|w| w == b"Gemm").unwrap();
+    bytes[at + 3] = b'x';
+    bytes
+}
+
+/// An `.npz` file.
+pub(crate) fn npz(arrays: &[(&str, Tensor)]) -> Vec<u8> {
+    let arrays: Vec<_> = arrays.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    npy::write_npz(Cursor::new(Vec::new()), &arrays).unwrap().into_inner()
+}
+
+/// So many samples for [`linear`], spread over −1 to 1.
+pub(crate) fn samples(count: usize) -> Vec<u8> {
+    npz(&[("x", values(count))])
+}
+
+/// The array of [`samples`].
+pub(crate) fn values(count: usize) -> Tensor {
+    let value = |i: usize| (i * 37 % 101) as f32 / 50.0 - 1.0;
+    Tensor::from_slice(&[count, 4], &(0..count * 4).map(value).collect::<Vec<_>>())
+}

@@ -1,0 +1,136 @@
+//! The server about itself: health, metrics, the OpenAPI document, the page, request ids.
+
+use std::collections::BTreeSet;
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::support::app::{TestApp, send};
+
+#[test]
+fn the_openapi_document_is_the_one_of_the_code() {
+    let generated = octet::api::http::router::openapi();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(path, &generated).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap();
+    assert!(kept == generated, "openapi.yaml is old: UPDATE=1 cargo test --test suite openapi");
+}
+
+#[tokio::test]
+async fn health_speaks_json() {
+    let app = TestApp::start().await;
+    assert_eq!(app.get("/v2/health/live").await.expect(200).json(), json!({ "live": true }));
+    assert_eq!(app.get("/v2/health/ready").await.expect(200).json(), json!({ "ready": true }));
+    let server = app.get("/v2").await.expect(200).json();
+    assert_eq!(server["name"], "octet");
+    let extensions = server["extensions"].as_array().unwrap();
+    for extension in ["binary_tensor_data", "statistics", "model_repository", "classification"] {
+        assert!(extensions.contains(&json!(extension)), "{server}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_route_is_told_in_the_words_of_its_api() {
+    let app = TestApp::start().await;
+    app.get("/v1/nonsense").await.problem(404, "no_route", &["/v1/nonsense"]);
+    app.get("/nonsense").await.problem(404, "no_route", &["/nonsense"]);
+    app.get("/v2/nonsense").await.error(404, "no_route", &["/v2/nonsense"]);
+    app.get("/v2/systemsharedmemory/status").await.error(501, "not_implemented", &["shared memory"]);
+    let answer = app.delete("/v1/jobs").await;
+    assert!(answer.header("allow").contains("POST"), "{:?}", answer.headers);
+    answer.problem(405, "method_not_allowed", &[]);
+}
+
+#[tokio::test]
+async fn a_request_keeps_its_id() {
+    let app = TestApp::start().await;
+    let answer = app.get_with("/v1/nonsense", "x-request-id", "my-id-7").await;
+    assert_eq!(answer.header("x-request-id"), "my-id-7");
+    assert_eq!(answer.json()["request_id"], "my-id-7");
+    assert_eq!(app.get("/v2/health/live").await.header("x-request-id").len(), 32);
+    let long = "x".repeat(200);
+    assert_ne!(app.get_with("/v2", "x-request-id", &long).await.header("x-request-id"), long);
+}
+
+#[tokio::test]
+async fn metrics_count_by_route_and_not_by_path() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    app.get("/v1/models/some-name").await.expect(404);
+    app.get("/v1/other/path").await.expect(404);
+    let request =
+        app.request(Method::POST, "/v2/models/linear/infer").header("Inference-Header-Content-Length", "0");
+    send(request.body(vec![0; 16])).await.expect(200);
+    let metrics = app.get("/metrics").await.expect(200);
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    let text = metrics.text();
+    assert!(!text.contains("some-name") && !text.contains("/v1/other"), "{text}");
+    for want in [
+        r#"route="/v1/models/{name}""#,
+        r#"route="_none""#,
+        "octet_inference_requests_total",
+        "octet_inference_compute_duration_seconds_bucket",
+        "octet_inference_queue_limit",
+        r#"outcome="ok""#,
+    ] {
+        assert!(text.contains(want), "no {want} in\n{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_page_and_the_document_need_nothing_from_elsewhere() {
+    let app = TestApp::start().await;
+    app.quantize(json!({ "endpoint": "int8" })).await;
+    let page = app.get("/").await.expect(200);
+    assert!(page.header("content-security-policy").contains("default-src 'none'"));
+    let text = page.text();
+    for want in ["linear@1", "int8", "report.html", "succeeded"] {
+        assert!(text.contains(want), "no {want} in\n{text}");
+    }
+    assert!(!text.contains("http://") && !text.contains("https://"), "{text}");
+    let document = app.get("/openapi.yaml").await.expect(200);
+    assert_eq!(document.text(), octet::api::http::router::openapi());
+}
+
+#[test]
+fn every_route_of_the_issue_is_in_the_document() {
+    let document = octet::api::http::router::openapi();
+    let paths: BTreeSet<&str> =
+        document.lines().filter_map(|l| l.strip_prefix("  /")?.strip_suffix(':')).collect();
+    for path in [
+        "v1/models",
+        "v1/models/{name}",
+        "v1/datasets",
+        "v1/datasets/{name}",
+        "v1/jobs",
+        "v1/jobs/{id}",
+        "v1/jobs/{id}/cancel",
+        "v1/jobs/{id}/events",
+        "v1/artifacts",
+        "v1/artifacts/{id}",
+        "v1/artifacts/{id}/download",
+        "v1/artifacts/{id}/report",
+        "v1/artifacts/{id}/report.html",
+        "v1/endpoints",
+        "v1/endpoints/{name}",
+        "v2",
+        "v2/health/live",
+        "v2/health/ready",
+        "v2/models",
+        "v2/models/{name}",
+        "v2/models/{name}/infer",
+        "v2/models/{name}/versions/{version}/infer",
+        "v2/models/{name}/ready",
+        "v2/models/{name}/config",
+        "v2/models/{name}/stats",
+        "v2/repository/index",
+        "v2/repository/models/{name}/load",
+        "v2/repository/models/{name}/unload",
+        "metrics",
+        "openapi.yaml",
+    ] {
+        assert!(paths.contains(path), "{path} is not in {paths:?}");
+    }
+}
