@@ -289,6 +289,14 @@ impl From<infer::Error> for Problem {
             }
             infer::Error::NotReady { .. } => Problem::new(Code::NotReady, detail).retry_after(2),
             infer::Error::UnknownPrecision { .. } => Problem::bad_request(detail),
+            // In the words of the protocol that the caller speaks.
+            infer::Error::InputType { name, got, want } => {
+                let (got, want) = (wire::datatype_name(got), wire::datatype_name(want));
+                Problem::new(
+                    Code::BadInput,
+                    format!("input `{name}` has datatype {got}, the model needs {want}"),
+                )
+            }
             infer::Error::BadInput(_) | infer::Error::TooLarge(_) => Problem::new(Code::BadInput, detail),
             infer::Error::QueueFull { .. } => Problem::new(Code::QueueFull, detail).retry_after(1),
             infer::Error::Deadline => Problem::new(Code::Deadline, detail),

@@ -50,7 +50,8 @@ fn raw(body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
     let wrong = |reason: String| Error::Input { name: port.name.to_owned(), reason };
     let mut shape: Vec<usize> = port.shape.iter().map(|d| d.unwrap_or(1)).collect();
     let one = element_count(&shape).and_then(|n| n.checked_mul(port.dtype.size())).unwrap_or(0);
-    // As in Triton the batch is 1; where another dimension is free too, the last free one takes the rest.
+    // As in Triton the body is one sample where that fits; else the last free dimension, which may be the batch,
+    // takes the rest.
     if one > 0 && body.len().is_multiple_of(one) {
         if let Some(free) = port.shape.iter().rposition(Option::is_none) {
             shape[free] = body.len() / one;
@@ -66,7 +67,7 @@ fn raw(body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
 #[derive(Default)]
 struct InputText<'a> {
     name: Option<String>,
-    shape: Option<Vec<usize>>,
+    shape: Option<Vec<i64>>,
     datatype: Option<String>,
     binary_bytes: Option<usize>,
     data: Option<(usize, &'a [u8])>,
@@ -152,15 +153,13 @@ fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
     Ok(all)
 }
 
-fn shape(s: &mut Scanner<'_>) -> Result<Vec<usize>, Error> {
+fn shape(s: &mut Scanner<'_>) -> Result<Vec<i64>, Error> {
     let mut dims = Vec::new();
     s.array(|s| {
-        let dim = s.integer()?;
-        let dim = usize::try_from(dim).map_err(|_| s.error(format!("a dimension of {dim}")))?;
         if dims.len() == RANK_MAX {
             return Err(s.error(format!("more than {RANK_MAX} dimensions")));
         }
-        dims.push(dim);
+        dims.push(s.integer()?);
         Ok(())
     })?;
     Ok(dims)
@@ -213,7 +212,9 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
 fn input_tensor(input: InputText<'_>, text: &[u8], tail: &mut &[u8]) -> Result<(String, Tensor), Error> {
     let name = input.name.ok_or_else(|| Error::Field("an input without `name`".to_owned()))?;
     let wrong = |reason: String| Error::Input { name: name.clone(), reason };
-    let shape = input.shape.ok_or_else(|| wrong("no `shape`".to_owned()))?;
+    let dims = input.shape.ok_or_else(|| wrong("no `shape`".to_owned()))?;
+    let shape: Result<Vec<usize>, _> = dims.iter().map(|&d| usize::try_from(d)).collect();
+    let shape = shape.map_err(|_| wrong(format!("shape {dims:?} has a dimension below 0")))?;
     let type_name = input.datatype.ok_or_else(|| wrong("no `datatype`".to_owned()))?;
     if type_name == "BYTES" {
         return Err(wrong("datatype BYTES (strings) is not supported: models here take numbers".to_owned()));
@@ -348,6 +349,7 @@ mod tests {
             (r#""shape":[1],"datatype":"F32","data":[1]"#, "`F32` is not a datatype"),
             (r#""shape":[1],"datatype":"FP32""#, "neither `data` nor"),
             (r#""shape":[1],"datatype":"FP32","data":["a"]"#, "expected a number, found `\"`"),
+            (r#""shape":[-1],"datatype":"FP32","data":[1]"#, "[-1] has a dimension below 0"),
             (r#""datatype":"FP32","data":[1]"#, "no `shape`"),
             (r#""shape":[1],"data":[1]"#, "no `datatype`"),
         ] {

@@ -138,6 +138,16 @@ pub enum Error {
         /// What there is.
         available: Vec<&'static str>,
     },
+    /// An input of another type than the model takes.
+    #[error("input `{name}` is {got}, the model needs {want}")]
+    InputType {
+        /// The input.
+        name: String,
+        /// What was given.
+        got: DType,
+        /// What the model declares.
+        want: DType,
+    },
     /// The inputs do not fit the model.
     #[error("{0}")]
     BadInput(String),
@@ -164,9 +174,9 @@ impl From<exec::Error> for Error {
     fn from(error: exec::Error) -> Error {
         let text = error.to_string();
         match error {
+            exec::Error::InputType { name, got, want } => Error::InputType { name, got, want },
             exec::Error::MissingInput { .. }
             | exec::Error::UnknownInput { .. }
-            | exec::Error::InputType { .. }
             | exec::Error::InputShape { .. }
             // The model loaded and ran once: now it is the shapes of this request that a node cannot take.
             | exec::Error::Node { .. } => Error::BadInput(text),

@@ -166,6 +166,10 @@ impl Served {
     /// Puts inputs into the order of the model and checks each of them.
     fn fit(&self, mut given: Inputs) -> Result<Inputs, Error> {
         let expected = || self.inputs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+        // An unknown name before a missing one: a misspelt input is both, and only the first says so.
+        if let Some((name, _)) = given.iter().find(|(name, _)| self.inputs.iter().all(|p| p.name != *name)) {
+            return Err(exec::Error::UnknownInput { name: name.clone(), expected: expected() }.into());
+        }
         let mut ordered = Vec::with_capacity(self.inputs.len());
         let mut symbols: Vec<(&str, usize, &str)> = Vec::new();
         for port in &self.inputs {
@@ -193,10 +197,7 @@ impl Served {
             }
             ordered.push((name, tensor));
         }
-        match given.pop() {
-            Some((name, _)) => Err(exec::Error::UnknownInput { name, expected: expected() }.into()),
-            None => Ok(ordered),
-        }
+        Ok(ordered)
     }
 }
 
@@ -265,7 +266,7 @@ impl Drop for Ticket {
 fn fit_one(port: &Port, tensor: &Tensor) -> Result<(), Error> {
     let name = || port.name.clone();
     if tensor.dtype() != port.dtype {
-        return Err(exec::Error::InputType { name: name(), got: tensor.dtype(), want: port.dtype }.into());
+        return Err(Error::InputType { name: name(), got: tensor.dtype(), want: port.dtype });
     }
     let same_rank = tensor.shape().len() == port.shape.len();
     let fits = |(got, want): (&usize, &Option<usize>)| want.is_none_or(|want| want == *got);
