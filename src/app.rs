@@ -219,7 +219,7 @@ fn registry(
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
     let batcher = Batcher::new(Arc::new(pool), limits);
     // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
-    let options = Options { isa, threads: 1, passes: true };
+    let options = Options { isa, threads: 1, ..Options::default() };
     Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, Arc::clone(metrics), options))
 }
 

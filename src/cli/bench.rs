@@ -63,7 +63,12 @@ impl Bench {
     /// Times the model.
     pub(crate) fn run(self) -> Result<(), Error> {
         let threads = self.threads.unwrap_or_else(cores).max(1);
-        let options = Options { isa: isa(self.isa.as_deref())?, threads, passes: !self.no_passes };
+        let options = Options {
+            isa: isa(self.isa.as_deref())?,
+            threads,
+            passes: !self.no_passes,
+            ..Options::default()
+        };
         let isa_name = options.isa.name();
         let pool = pool(threads)?;
         let found = pool.install(|| self.measure(options))?;

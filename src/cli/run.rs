@@ -30,6 +30,9 @@ pub(crate) struct Run {
     /// Leave the graph as it is. The answers are the same.
     #[arg(long)]
     no_passes: bool,
+    /// Run QuantizeLinear and DequantizeLinear one by one in float, as ONNX defines them, instead of on integers.
+    #[arg(long)]
+    no_integers: bool,
     /// Threads [default: one for each core].
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
@@ -42,7 +45,12 @@ impl Run {
     /// Runs the model.
     pub(crate) fn run(self) -> Result<(), Error> {
         let threads = self.threads.unwrap_or_else(cores).max(1);
-        let options = Options { isa: isa(self.isa.as_deref())?, threads, passes: !self.no_passes };
+        let options = Options {
+            isa: isa(self.isa.as_deref())?,
+            threads,
+            passes: !self.no_passes,
+            integers: !self.no_integers,
+        };
         let pool = pool(threads)?;
         let session = pool.install(|| load(&self.model, options))?;
         let arrays =

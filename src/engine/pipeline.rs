@@ -566,6 +566,14 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         float = report::float_rows(&graph, &plan);
     }
     let session = Session::new(graph, Options::default()).map_err(|e| Error::Model(e.to_string()))?;
+    if quantized {
+        integer =
+            session.nodes().filter(|(.., on_codes)| *on_codes).map(|(name, ..)| name.to_owned()).collect();
+        let boundary = |op: &Op| matches!(op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
+        let left =
+            session.nodes().filter(|(_, op, on_codes)| !on_codes && !boundary(op) && !plan::moves_data(op));
+        float = left.map(|(node, op, _)| report::FloatRow::not_in_codes(node, op.name())).collect();
+    }
     let dim = |d: &Dim| match d {
         Dim::Known(n) => json!(n),
         Dim::Symbol(name) => json!(name),

@@ -31,11 +31,14 @@ pub struct Options {
     pub threads: usize,
     /// Whether the optimizing passes run. The answers are the same without them.
     pub passes: bool,
+    /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
+    /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
+    pub integers: bool,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true }
+        Options { isa: Isa::best(), threads: 1, passes: true, integers: true }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::engine::graph::op::Op;
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
@@ -61,7 +62,7 @@ impl Session {
         let inputs: Vec<Port> = graph.inputs.iter().map(port).collect();
         let outputs: Vec<Port> = graph.outputs.iter().map(port).collect();
         let Lowered { graph, real_names } =
-            if options.passes { lower(graph) } else { Lowered::unchanged(graph) };
+            if options.integers { lower(graph) } else { Lowered::unchanged(graph) };
         let weights = Weights::default();
         let session =
             Session { graph, real_names, options, inputs, outputs, weights, plans: Mutex::new(Vec::new()) };
@@ -175,6 +176,15 @@ impl Session {
     /// Shapes that do not fit the model.
     pub fn arena_bytes(&self, shapes: &[Vec<usize>]) -> Result<u64, Error> {
         Ok(self.ready(shapes)?.plan.arena_bytes as u64)
+    }
+
+    /// The nodes that the session runs: name, operator, and whether it computes on codes.
+    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Op, bool)> {
+        self.graph.nodes.iter().map(|node| {
+            let boundary = matches!(node.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
+            let reads_codes = node.input(0).is_some_and(|id| self.graph.value(id).qparams.is_some());
+            (node.name.as_str(), &node.op, node.op.is_integer() || (reads_codes && !boundary))
+        })
     }
 
     fn real_name(&self, id: ValueId) -> &str {

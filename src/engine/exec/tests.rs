@@ -156,12 +156,14 @@ fn run(graph: &Graph, options: Options, x: &Tensor) -> Tensor {
 }
 
 #[test]
-fn a_float_graph_answers_the_same_without_passes() {
-    let graph = Maker::new(false).network();
-    let with = run(&graph, Options::default(), &image(2));
-    let without = run(&graph, Options { passes: false, ..Options::default() }, &image(2));
-    assert_eq!(with, without);
-    assert!(with.slice::<f32>().iter().any(|&y| y != 0.0));
+fn a_graph_answers_the_same_without_passes() {
+    for quantized in [false, true] {
+        let graph = Maker::new(quantized).network();
+        let with = run(&graph, Options::default(), &image(2));
+        let without = run(&graph, Options { passes: false, ..Options::default() }, &image(2));
+        assert_eq!(with, without);
+        assert!(with.slice::<f32>().iter().any(|&y| y != 0.0));
+    }
 }
 
 #[test]
@@ -169,11 +171,11 @@ fn every_isa_and_thread_count_and_batch_gives_the_same_bytes() {
     for quantized in [false, true] {
         let graph = Maker::new(quantized).network();
         let x = image(5);
-        let want = run(&graph, Options { isa: Isa::Scalar, threads: 1, passes: true }, &x);
+        let want = run(&graph, Options { isa: Isa::Scalar, threads: 1, passes: true, integers: true }, &x);
         for isa in Isa::available() {
             for threads in [1, 2, 4] {
                 assert_eq!(
-                    run(&graph, Options { isa, threads, passes: true }, &x),
+                    run(&graph, Options { isa, threads, passes: true, integers: true }, &x),
                     want,
                     "{isa:?} {threads}"
                 );
@@ -227,8 +229,8 @@ impl Tap for Seen {
     }
 }
 
-fn seen(graph: &Graph, passes: bool) -> Vec<(String, Tensor)> {
-    let session = Session::new(graph.clone(), Options { passes, ..Options::default() }).unwrap();
+fn seen(graph: &Graph, options: Options) -> Vec<(String, Tensor)> {
+    let session = Session::new(graph.clone(), options).unwrap();
     let mut tap = Seen::default();
     let plain = session.run(&[("v1", &image(2))]).unwrap();
     assert_eq!(
@@ -242,7 +244,8 @@ fn seen(graph: &Graph, passes: bool) -> Vec<(String, Tensor)> {
 #[test]
 fn integers_are_within_one_code_of_the_unfused_reference() {
     let graph = Maker::new(true).network();
-    let (fused, unfused) = (seen(&graph, true), seen(&graph, false));
+    let unfused = Options { integers: false, ..Options::default() };
+    let (fused, unfused) = (seen(&graph, Options::default()), seen(&graph, unfused));
     // Each value before Q is compared with the same value of the float run once that went through codes as well.
     let mut compared = 0;
     for node in graph.nodes.iter().filter(|n| matches!(n.op, Op::QuantizeLinear { .. })) {
@@ -270,7 +273,8 @@ fn integers_are_within_one_code_of_the_unfused_reference() {
 #[test]
 fn a_tap_sees_values_in_the_shape_of_the_model() {
     let graph = Maker::new(false).network();
-    let (with, without) = (seen(&graph, true), seen(&graph, false));
+    let plain = Options { passes: false, ..Options::default() };
+    let (with, without) = (seen(&graph, Options::default()), seen(&graph, plain));
     assert_eq!(with.len(), without.len());
     assert!(with.iter().any(|(_, t)| t.shape() == [2, 8, 5, 6]));
     for (name, tensor) in &with {

@@ -410,7 +410,7 @@ fn computes_mean(op: &Op) -> bool {
 }
 
 /// Whether an operator does no arithmetic on reals.
-fn moves_data(op: &Op) -> bool {
+pub fn moves_data(op: &Op) -> bool {
     matches!(
         op,
         Op::Concat { .. }

@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 
-use crate::engine::graph::{Graph, ValueId};
+use crate::engine::graph::op::Op;
+use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::evaluate::{Evaluation, LayerNoise};
 use crate::engine::quant::histogram::Histogram;
 use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::ranges::Choice;
 use crate::engine::quant::rewrite::Layer;
+use crate::engine::tensor::DType;
 
 /// Bars in the picture of an activation.
 const CHART_BARS: usize = 64;
@@ -153,6 +155,14 @@ pub struct FloatRow {
     pub reason: String,
 }
 
+impl FloatRow {
+    /// A node of a model that came quantized and is real all the same.
+    pub fn not_in_codes(node: &str, op: &'static str) -> FloatRow {
+        let reason = "the model does not quantize both sides of it".to_owned();
+        FloatRow { node: node.to_owned(), op, reason }
+    }
+}
+
 /// What could be done better.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Advice {
@@ -253,15 +263,19 @@ pub fn advice(layers: &[LayerRow], activations: &[Activation]) -> Vec<Advice> {
 
 /// Number of float weights that nodes read.
 pub fn parameters(graph: &Graph) -> u64 {
-    let mut read: Vec<ValueId> =
-        graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten().copied()).collect();
+    let linear = |node: &Node| matches!(node.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
+    // Scales and zero points say how weights are written; they are none.
+    let operands =
+        graph.nodes.iter().flat_map(|n| n.inputs.iter().take(if linear(n) { 1 } else { usize::MAX }));
+    let mut read: Vec<ValueId> = operands.flatten().copied().collect();
     read.sort_unstable();
     read.dedup();
-    let float = |id: &ValueId| {
+    let weights = |id: &ValueId| {
         let tensor = graph.constant(*id)?;
-        (tensor.dtype() == crate::engine::tensor::DType::F32).then_some(tensor.len() as u64)
+        let codes = graph.nodes.iter().any(|n| linear(n) && n.input(0) == Some(*id));
+        (codes || tensor.dtype() == DType::F32).then_some(tensor.len() as u64)
     };
-    read.iter().filter_map(float).sum()
+    read.iter().filter_map(weights).sum()
 }
 
 #[cfg(test)]
