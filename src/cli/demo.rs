@@ -87,7 +87,7 @@ pub(crate) fn show(url: &str, folder: &Path) -> Result<(), Error> {
     let job = format!("/v1/jobs/{}", text(&job, "/id")?);
     println!("   curl {url}{job}");
     let job = demo.watch(&job)?;
-    println!("\n{}", table(&job)?);
+    println!("   seconds: {}\n\n{}", demo.phases()?, table(&job)?);
 
     println!("3. Ask the INT8 model, and its float twin, what this is");
     let request: Value = serde_json::from_slice(FILES[3].1).expect("the bundled request is JSON");
@@ -158,43 +158,39 @@ impl Demo {
         Ok(())
     }
 
-    /// Follows a job to its end, one bar for each phase.
+    /// Follows a job to its end with one bar that changes with the phase.
     fn watch(&self, route: &str) -> Result<Value, Error> {
-        let mut shown: Option<(String, ProgressBar, Instant)> = None;
-        let end = |shown: &mut Option<(String, ProgressBar, Instant)>| {
-            if let Some((phase, bar, begin)) = shown.take() {
-                bar.finish_and_clear();
-                println!("   {phase:<10} {:.1} s", begin.elapsed().as_secs_f64());
-            }
-        };
+        let tried = format!("GET {route}");
+        let bar = self.bar("queued", 0, "{pos}/{len}");
         loop {
-            let job = self.send(&format!("GET {route}"), self.client.get(format!("{}{route}", self.url)))?;
-            let state = text(&job, "/state")?;
-            if !["queued", "running"].contains(&state) {
-                end(&mut shown);
-                if state == "succeeded" {
+            let job = self.send(&tried, self.client.get(format!("{}{route}", self.url)))?;
+            match text(&job, "/state")? {
+                "queued" | "running" => {}
+                "succeeded" => {
+                    bar.finish_and_clear();
                     return Ok(job);
                 }
-                return Err(Error::Answer {
-                    tried: format!("GET {route}"),
-                    answer: format!("the job is {state}: {}", job["error"]),
-                });
+                state => {
+                    bar.finish_and_clear();
+                    let answer = format!("the job is {state}: {}", job["error"]);
+                    return Err(Error::Answer { tried, answer });
+                }
             }
             if let Some(phase) = job["phase"].as_str() {
-                let progress = &job["progress"];
-                let (done, total) =
-                    (progress["done"].as_u64().unwrap_or(0), progress["total"].as_u64().unwrap_or(0));
-                if shown.as_ref().is_none_or(|s| s.0 != phase) {
-                    end(&mut shown);
-                    shown = Some((phase.to_owned(), self.bar(phase, total, "{pos}/{len}"), Instant::now()));
-                }
-                if let Some((_, bar, _)) = &shown {
-                    bar.set_length(total);
-                    bar.set_position(done);
-                }
+                bar.set_prefix(phase.to_owned());
+                bar.set_length(job["progress"]["total"].as_u64().unwrap_or(0));
+                bar.set_position(job["progress"]["done"].as_u64().unwrap_or(0));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Seconds of each phase of the one job so far, as Prometheus sees them: progress is too coarse to tell.
+    fn phases(&self) -> Result<String, Error> {
+        let tried = "GET /metrics";
+        let answer = checked(tried, self.client.get(format!("{}/metrics", self.url)).send())?;
+        let metrics = answer.text().map_err(|source| Error::Http { tried: tried.to_owned(), source })?;
+        Ok(phases(&metrics))
     }
 
     fn bar(&self, name: &str, total: u64, figures: &str) -> ProgressBar {
@@ -273,6 +269,19 @@ fn size(bytes: f64) -> String {
     if bytes < 1e6 { format!("{:.0} kB", bytes / 1e3) } else { format!("{:.1} MB", bytes / 1e6) }
 }
 
+/// `import 0.01, calibrate 0.12, …` from the text of `/metrics`.
+fn phases(metrics: &str) -> String {
+    let mut out = String::new();
+    for phase in ["import", "calibrate", "quantize", "evaluate", "measure", "export"] {
+        let sample = format!("octet_job_phase_duration_seconds_sum{{phase=\"{phase}\"}} ");
+        let seconds = metrics.lines().find_map(|line| line.strip_prefix(&sample)?.parse::<f64>().ok());
+        if let Some(seconds) = seconds {
+            let _ = write!(out, "{}{phase} {seconds:.2}", if out.is_empty() { "" } else { ", " });
+        }
+    }
+    out
+}
+
 /// The class with the highest score, and the softmax of that score.
 fn best(answer: &Value) -> Result<(&'static str, f64), Error> {
     let scores = answer.pointer("/outputs/0/data").and_then(Value::as_array);
@@ -319,6 +328,14 @@ mod tests {
             assert!(shown.contains(part), "{part} is missing in\n{shown}");
         }
         assert!(table(&json!({})).unwrap_err().to_string().contains("/result/accuracy/float"));
+    }
+
+    #[test]
+    fn phases_come_from_the_metrics_in_their_order() {
+        let metrics = "# HELP x\n\
+            octet_job_phase_duration_seconds_sum{phase=\"evaluate\"} 1.504\n\
+            octet_job_phase_duration_seconds_sum{phase=\"import\"} 0.0123\n";
+        assert_eq!(phases(metrics), "import 0.01, evaluate 1.50");
     }
 
     #[test]

@@ -75,7 +75,8 @@ impl Demo {
         let server = runtime.block_on(app::start(&settings)).map_err(start_error)?;
         let url = format!("http://{}", server.address());
         let shown = demo::show(&url, folder).map_err(|e| Error::Work(e.to_string()));
-        if shown.is_ok() && !self.exit && std::io::stdout().is_terminal() {
+        if shown.is_ok() && !self.exit {
+            println!("\nThe server stays until Ctrl-C.");
             runtime.block_on(app::asked_to_end());
         }
         runtime.block_on(server.stop());

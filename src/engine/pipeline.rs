@@ -179,11 +179,13 @@ struct Prepared {
     plan: Plan,
     recipe: Recipe,
     model: Source,
+    /// Float weights of the model as it came.
+    parameters: u64,
 }
 
 impl Job<'_> {
     fn run(&self) -> Result<Outcome, Error> {
-        let Prepared { graph, plan, recipe, model } = self.prepare()?;
+        let Prepared { graph, plan, recipe, model, parameters } = self.prepare()?;
         let float = self.session(graph.clone())?;
         let ports = ports(float.inputs());
         let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
@@ -226,11 +228,7 @@ impl Job<'_> {
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
-            model: report::Model {
-                name: graph.name.clone(),
-                sha256: model.sha256,
-                parameters: report::parameters(&graph),
-            },
+            model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
             recipe,
             evaluated_on: which,
             latency: report::Times {
@@ -289,6 +287,7 @@ impl Job<'_> {
             let reason = "it is quantized already (it has QuantizeLinear or DequantizeLinear nodes)";
             return Err(Error::Model(reason.to_owned()));
         }
+        let parameters = report::parameters(&graph);
         fold_constants(&mut graph);
         passes::simplify(&mut graph);
         let plan = plan::plan(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))?;
@@ -298,7 +297,7 @@ impl Job<'_> {
             return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
         }
         self.step(Phase::Import, 1, 1)?;
-        Ok(Prepared { graph, plan, recipe, model })
+        Ok(Prepared { graph, plan, recipe, model, parameters })
     }
 
     fn session(&self, graph: Graph) -> Result<Session, Error> {
@@ -558,7 +557,11 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         fold_constants(&mut graph);
         passes::simplify(&mut graph);
         let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
-        let named = graph.nodes.iter().zip(&plan.decisions).filter(|(_, d)| **d == Decision::Integer);
+        let named = graph
+            .nodes
+            .iter()
+            .zip(&plan.decisions)
+            .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Lookup));
         integer = named.map(|(n, _)| n.name.clone()).collect();
         float = report::float_rows(&graph, &plan);
     }
@@ -630,10 +633,16 @@ pub fn check_recipe(recipe: &Value) -> Result<Value, Error> {
     Ok(serde_json::to_value(recipe).expect("a recipe is numbers and texts"))
 }
 
-/// Multiply-accumulates of one sample, where only the batch is not fixed.
+/// Multiply-accumulates of one sample; `None` where more than the first dimension is open.
 fn macs(session: &Session) -> Option<u64> {
-    let _ = session;
-    None
+    let length = |(axis, dim): (usize, &Dim)| match dim {
+        Dim::Known(n) => Some(*n),
+        Dim::Symbol(_) | Dim::Unknown => (axis == 0).then_some(1),
+    };
+    let shape = |p: &Port| p.dims.iter().enumerate().map(length).collect::<Option<Vec<usize>>>();
+    let shapes: Option<Vec<Vec<usize>>> = session.inputs().iter().map(shape).collect();
+    let steps = session.steps(&shapes?).ok()?;
+    Some(steps.iter().map(|step| step.macs).sum())
 }
 
 #[cfg(test)]

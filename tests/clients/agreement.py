@@ -25,16 +25,20 @@ INTEGER_OPERATORS = {
 FLOAT_OPERATORS = {"Conv": 1, "FusedConv": 1, "Gemm": 1, "FusedGemm": 1, "MatMul": 1, "FusedMatMul": 1}
 
 
-def constant_weights(graph, operators):
-    """How many nodes of each of these operators have a constant weight."""
+def nodes_with_constant_weights(graph, operators):
+    """The nodes of these operators whose weight is constant."""
     constant = {i.name for i in graph.initializer}
     for node in graph.node:  # in topological order
         if node.op_type == "Constant" or (
             node.op_type in ("Identity", "DequantizeLinear", "Transpose") and node.input[0] in constant
         ):
             constant.update(node.output)
-    nodes = (n for n in graph.node if n.op_type in operators and n.input[operators[n.op_type]] in constant)
-    return collections.Counter(n.op_type for n in nodes)
+    return [n for n in graph.node if n.op_type in operators and n.input[operators[n.op_type]] in constant]
+
+
+def constant_weights(graph, operators):
+    """How many of them there are of each operator."""
+    return collections.Counter(n.op_type for n in nodes_with_constant_weights(graph, operators))
 
 
 def onnx_runtime(artifact, optimized_path=None):

@@ -1,6 +1,9 @@
 """One artifact, one answer: instruction set, threads, batch size and passes change no bit of it."""
 
+import itertools
 import pathlib
+import re
+import subprocess
 import sys
 import tempfile
 
@@ -14,6 +17,15 @@ COUNT = 64
 def outputs(path):
     with np.load(path) as z:
         return {name: z[name] for name in z.files}
+
+
+def isas(binary):
+    """What this processor has, from the message that refuses what it has not: `this CPU has scalar, avx2`."""
+    command = [binary, "run", support.model_path("fm_mlp"), "--inputs", "x.npz", "-o", "y.npz", "--isa", "none"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    found = re.findall(r"[a-z0-9_]+", done.stderr.split("this CPU has", 1)[1])
+    assert "scalar" in found and done.returncode == 2, done
+    return found
 
 
 def one_model(binary, model):
@@ -39,7 +51,7 @@ def one_model(binary, model):
                 assert value[rows].tobytes() == got[name].tobytes(), (
                     f"{says}: {name} differs by up to {np.abs(value[rows] - got[name]).max()}")
 
-        ways = [(isa, threads, passes) for isa in ("scalar", "avx2") for threads in (1, 2) for passes in ([], ["--no-passes"])]
+        ways = list(itertools.product(isas(binary), (1, 2), ([], ["--no-passes"])))
         for isa, threads, passes in ways:
             flags = ["--isa", isa, "--threads", threads, *passes]
             same(run(folder / f"in{COUNT}.npz", *flags), f"batch {COUNT} {flags}")
@@ -47,7 +59,9 @@ def one_model(binary, model):
         for at in range(1, 16):
             np.savez(folder / "one.npz", input=samples[at:at + 1])
             same(run(folder / "one.npz"), f"sample {at} alone", slice(at, at + 1))
-    return f"{2 * len(ways) + 15} ways"
+        for batch in (1, 7):
+            same(run(folder / f"in{COUNT}.npz", "--batch", batch), f"--batch {batch}")
+    return f"{', '.join(isas(binary))}: {2 * len(ways) + 17} ways"
 
 
 def check_fm_lenet(binary):

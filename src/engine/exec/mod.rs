@@ -14,6 +14,8 @@ mod plan;
 pub mod session;
 mod step;
 mod strided;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 use crate::engine::graph::Dim;

@@ -12,6 +12,8 @@
 //! - Add of two activations: integer where both come from convolutions (through pools and Adds), so a residual of
 //!   a CNN is one and that of a transformer is not.
 //! - Pools and reshapes pass codes on where they get them; MaxPool and reshapes keep the parameters of their input.
+//! - Gather from a large constant table of reals: the table is stored as `i8` with a scale a column, its rows become
+//!   reals after they are read. Embeddings are most of a small language model's bytes.
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
 
 use std::collections::HashMap;
@@ -21,11 +23,16 @@ use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::DType;
 
+/// Elements from which on a table is worth a scale and a zero point a column.
+const TABLE_MIN: usize = 1 << 12;
+
 /// What becomes of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Computes on codes.
     Integer,
+    /// Reads rows of a table that is stored in `i8`; the result is real.
+    Lookup,
     /// A Relu or Clip that the codes of the node before it take over.
     Absorbed {
         /// Position of that node in the graph.
@@ -138,6 +145,14 @@ pub fn weights_of(graph: &Graph, node: &Node) -> Result<(ValueId, usize, usize),
     Ok((operand, axis, terms))
 }
 
+/// The constant table `[rows, columns]` of reals that a Gather reads rows of, if it is worth storing in codes.
+pub fn table_of(graph: &Graph, node: &Node) -> Option<ValueId> {
+    let operand = node.input(0)?;
+    let table = graph.constant(operand)?;
+    let large = table.shape().len() == 2 && table.len() >= TABLE_MIN && table.dtype() == DType::F32;
+    (large && table.slice::<f32>().iter().all(|x| x.is_finite())).then_some(operand)
+}
+
 /// The bias of a Conv or Gemm, one value for each output channel and times `beta`; `None` where there is none.
 ///
 /// # Errors
@@ -240,7 +255,8 @@ impl<'a> Planner<'a> {
                 None if passes_codes(op) && !matches!(op, Op::MaxPool { .. }) => return Decision::Data,
                 None => return Decision::Float("its input is not in codes".to_owned()),
             },
-            op if moves_data(op) => return Decision::Data,
+            Op::Gather { axis: 0 } if table_of(self.graph, node).is_some() => return Decision::Lookup,
+            op if moves_data(op) || self.counts(node) => return Decision::Data,
             Op::Unary(Unary::Relu) | Op::Clip => {
                 let coded = node.input(0).is_some_and(|v| self.codeable.contains_key(&v));
                 let reason = if coded { "its input has other readers" } else { "its input is real" };
@@ -270,6 +286,14 @@ impl<'a> Planner<'a> {
         let (operand, axis, _) = weights_of(self.graph, node)?;
         let channels = self.graph.constant(operand).map_or(0, |w| w.shape()[axis]);
         bias_of(self.graph, node, channels).map(|_| ())
+    }
+
+    /// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
+    fn counts(&self, node: &Node) -> bool {
+        let whole = |id: &ValueId| self.graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
+        matches!(&node.op, Op::Binary(binary) if binary.is_comparison())
+            || node.outputs.iter().any(whole)
+            || node.inputs.iter().flatten().any(whole)
     }
 
     /// Lets a node take over the clamps behind it; gives the value that it then makes.
@@ -405,6 +429,10 @@ fn moves_data(op: &Op) -> bool {
     )
 }
 
+fn is_real(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
+}
+
 /// A Relu, or a Clip with constant bounds that has zero within them: codes hold zero, so they can saturate there.
 fn clamps_around_zero(graph: &Graph, node: &Node) -> bool {
     let bound = |index: usize, default: f64| match node.input(index) {
@@ -444,6 +472,7 @@ mod tests {
                     let shape: &[usize] = match (operand, name) {
                         ("six" | "one" | "zero", _) => &[],
                         (_, "Conv") => &[8, 8, 1, 1],
+                        ("table", _) => &[512, 8],
                         _ => &[8, 8],
                     };
                     let value = [("six", 6.0f32), ("zero", 0.0)]
@@ -466,6 +495,7 @@ mod tests {
                 "MaxPool" => Op::MaxPool { sliding: Sliding::default() },
                 "Gap" => Op::GlobalAveragePool,
                 "Flatten" => Op::Flatten { axis: 1 },
+                "Gather" => Op::Gather { axis: 0 },
                 "Norm" => Op::LayerNorm { axis: -1, epsilon: 1e-5 },
                 other => panic!("{other}"),
             };
@@ -483,6 +513,7 @@ mod tests {
         let plan = plan(&graph, &Recipe::parse(&recipe).unwrap()).unwrap();
         let letter = |d: &Decision| match d {
             Decision::Integer => 'I',
+            Decision::Lookup => 'L',
             Decision::Absorbed { .. } => 'A',
             Decision::Float(_) => 'F',
             Decision::Data => 'D',
@@ -538,6 +569,14 @@ mod tests {
             "IIFFF x a b",
         );
         check("f = Flatten(x); y = Gemm(f, w)", &["y"], serde_json::json!({}), "DI f");
+    }
+
+    #[test]
+    fn a_large_table_is_stored_in_codes() {
+        check("e = Gather(table, x); y = MatMul(e, w)", &["y"], serde_json::json!({}), "LI e");
+        check("e = Gather(small, x); y = MatMul(e, w)", &["y"], serde_json::json!({}), "DI e");
+        let kept = serde_json::json!({"keep_float": ["n_e"]});
+        check("e = Gather(table, x); y = MatMul(e, w)", &["y"], kept, "FI e");
     }
 
     #[test]

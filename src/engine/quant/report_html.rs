@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use crate::engine::quant::Gate;
 use crate::engine::quant::evaluate::{Group, Share};
 use crate::engine::quant::report::{Activation, Findings, LayerRow};
 
@@ -19,10 +20,10 @@ const STYLE: &str = "
 font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;margin:0;letter-spacing:-.01em}h2{font-size:18px;margin:40px 0 12px}
-.sub{color:var(--dim);margin:2px 0 0;overflow-wrap:anywhere}.head{display:flex;gap:16px;align-items:flex-start;justify-content:space-between;flex-wrap:wrap}
+.sub{color:var(--dim);margin:2px 0 10px;overflow-wrap:anywhere}.head{display:flex;gap:16px;align-items:flex-start;justify-content:space-between;flex-wrap:wrap}
 .badge{border-radius:99px;padding:5px 14px;font-weight:600;color:#fff;background:var(--good);white-space:nowrap}
-.badge.bad{background:var(--bad)}@media(prefers-color-scheme:dark){.badge{color:#0f1419}}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(200px,1fr));gap:14px;margin-top:24px}
+.badge.bad{background:var(--bad)}.badge.none{background:var(--dim)}@media(prefers-color-scheme:dark){.badge{color:#0f1419}}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(260px,1fr));gap:14px;margin-top:24px}
 .card{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:16px 18px}
 .card .k{color:var(--dim);font-size:13px}.card .v{font-size:28px;font-weight:650;letter-spacing:-.02em;line-height:1.25}
 .card .n{color:var(--dim);font-size:13px}
@@ -51,8 +52,10 @@ pub fn page(f: &Findings) -> String {
          <title>{0} in INT8</title><style>{STYLE}</style><main>",
         escape(title)
     );
+    let asked = f.recipe.gate != Gate::default();
     let (badge, text) = match f.gate_failure {
-        None => ("badge", "gate kept"),
+        None if asked => ("badge", "gate kept"),
+        None => ("badge none", "no gate set"),
         Some(_) => ("badge bad", "gate failed"),
     };
     put(

@@ -72,6 +72,7 @@ pub fn rewrite(
         dequantized: HashMap::new(),
         constants: HashMap::new(),
         weights: HashMap::new(),
+        tables: HashMap::new(),
         layers: Vec::new(),
     };
     for &input in &graph.inputs {
@@ -81,6 +82,7 @@ pub fn rewrite(
         match plan.decisions[n] {
             Decision::Absorbed { .. } => {}
             Decision::Integer => writer.integer(n, node),
+            Decision::Lookup => writer.lookup(node),
             Decision::Float(_) | Decision::Data => writer.float(node),
         }
     }
@@ -100,6 +102,8 @@ struct Writer<'a> {
     constants: HashMap<ValueId, (ValueId, ValueId)>,
     /// Dequantized weights by operand and scales: a weight that several nodes share is written once.
     weights: HashMap<(ValueId, Vec<u32>), (ValueId, LayerWeights)>,
+    /// Codes, scales and zero points of each table.
+    tables: HashMap<ValueId, [ValueId; 3]>,
     layers: Vec<Layer>,
 }
 
@@ -149,6 +153,50 @@ impl Writer<'_> {
         });
         self.out.nodes.push(Node { name: node.name.clone(), op, inputs, outputs: vec![made] });
         self.codes(result, made);
+    }
+
+    /// Rows of a table in codes, dequantized after they are read: no runtime has to write the table out in reals.
+    fn lookup(&mut self, node: &Node) {
+        let operand = plan::table_of(self.source, node).expect("the plan checked the table");
+        let table = self.source.constant(operand).expect("the plan checked the table").clone();
+        let axis = self.per_channel.then_some(1);
+        let quantized = weights::quantize(&table, axis, weights::scales(&table, axis));
+        let scale = &quantized.params.scale;
+        let shape: &[usize] = if axis.is_some() { &[scale.len()] } else { &[] };
+        let [codes, scales, zeros] = *self.tables.entry(operand).or_insert_with(|| {
+            let names = &mut self.names;
+            let name = |suffix| unused(names, &self.source.value(operand).name, suffix);
+            let [q, s, z] = ["q", "s", "z"].map(name);
+            [
+                self.out.add_constant(&q, quantized.codes.clone()),
+                self.out.add_constant(&s, Tensor::from_slice(shape, scale)),
+                self.out.add_constant(&z, Tensor::zeros(DType::I8, shape)),
+            ]
+        });
+        let result = node.outputs[0];
+        let rows = self.value_like(result, "r", DType::I8);
+        let inputs = vec![Some(codes), node.input(1)];
+        self.out.nodes.push(Node { inputs, outputs: vec![rows], ..node.clone() });
+        // The columns are the last axis, whatever the shape of the indices.
+        let op = Op::DequantizeLinear { axis: if axis.is_some() { -1 } else { 1 } };
+        let name = self.out.value(result).name.clone();
+        let inputs = vec![Some(rows), Some(scales), Some(zeros)];
+        self.out.nodes.push(Node { name: format!("{name}_d"), op, inputs, outputs: vec![result] });
+        let weights = LayerWeights {
+            shape: table.shape().to_vec(),
+            sqnr_db: weights::sqnr_db(&table, &quantized),
+            raised_channels: 0,
+            scale_spread: spread(scale),
+        };
+        let layer = Layer {
+            node: node.name.clone(),
+            op: node.op.name(),
+            float_value: name.clone(),
+            int8_value: name,
+            weights: Some(weights),
+        };
+        self.layers.push(layer);
+        self.codes(result, result);
     }
 
     /// Quantizes `made` and dequantizes it again, if `value` has codes; the two differ for graph outputs.
@@ -270,16 +318,21 @@ impl Writer<'_> {
 
     /// A name that no value has, after that of a value.
     fn name(&mut self, named: ValueId, suffix: &str) -> String {
-        let base = format!("{}_{suffix}", self.source.value(named).name);
-        let mut name = base.clone();
-        for i in 1.. {
-            if self.names.insert(name.clone()) {
-                break;
-            }
-            name = format!("{base}{i}");
-        }
-        name
+        unused(&mut self.names, &self.source.value(named).name, suffix)
     }
+}
+
+/// `STEM_SUFFIX`, or with a number where that is taken; then it is taken.
+fn unused(names: &mut HashSet<String>, stem: &str, suffix: &str) -> String {
+    let base = format!("{stem}_{suffix}");
+    let mut name = base.clone();
+    for i in 1.. {
+        if names.insert(name.clone()) {
+            break;
+        }
+        name = format!("{base}{i}");
+    }
+    name
 }
 
 /// Largest scale over the median.
@@ -412,6 +465,32 @@ mod tests {
         }
         assert_eq!(result.layers[0].int8_value, "r_f");
         assert_eq!(result.layers[0].float_value, "r");
+    }
+
+    #[test]
+    fn a_table_in_codes_is_dequantized_after_its_rows_are_read() {
+        let mut g = Graph::default();
+        let [i, a, b] =
+            ["i", "a", "b"].map(|n| g.add_value(Value { name: n.to_owned(), ..Value::default() }));
+        let table: Vec<f32> = (0..4096).map(|x| (x % 4) as f32).collect();
+        let t = g.add_constant("t", Tensor::from_slice(&[1024, 4], &table));
+        for (name, output) in [("g1", a), ("g2", b)] {
+            let (op, inputs) = (Op::Gather { axis: 0 }, vec![Some(t), Some(i)]);
+            g.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: vec![output] });
+        }
+        (g.inputs, g.outputs) = (vec![i], vec![a, b]);
+        let result = rewritten(&g);
+        let want = [
+            "a_r = Gather(t_q, i)",
+            "a = DequantizeLinear(a_r, t_s, t_z)",
+            "b_r = Gather(t_q, i)",
+            "b = DequantizeLinear(b_r, t_s, t_z)",
+        ];
+        assert_eq!(lines(&result.graph), want);
+        assert!(matches!(result.graph.nodes[1].op, Op::DequantizeLinear { axis: -1 }));
+        // A column of zeros has a scale of its own, and its codes are zeros.
+        let codes = result.graph.values.iter().find(|v| v.name == "t_q").unwrap().constant.clone().unwrap();
+        assert_eq!(&codes.slice::<i8>()[..4], [0, 127, 127, 127]);
     }
 
     #[test]
