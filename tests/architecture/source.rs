@@ -2,44 +2,44 @@
 
 use std::collections::BTreeSet;
 
-pub struct Source {
+pub(crate) struct Source {
     /// Below `src/`, such as `engine/graph/import.rs`.
-    pub path: String,
+    pub(crate) path: String,
     /// `engine::graph::import`; `lib` and `main` for the roots.
-    pub module: String,
-    pub text: String,
-    pub tokens: Vec<Token>,
+    pub(crate) module: String,
+    pub(crate) text: String,
+    pub(crate) tokens: Vec<Token>,
     /// Every path of two segments or more, and every `use` of one.
-    pub paths: Vec<PathIn>,
+    pub(crate) paths: Vec<PathIn>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub struct Token {
+pub(crate) struct Token {
     /// A word, `::`, or one other character.
-    pub text: String,
+    pub(crate) text: String,
     /// From 1.
-    pub line: usize,
+    pub(crate) line: usize,
 }
 
 /// `a::b::c` as it stands in the code; each branch of a `{…}` group is a path of its own.
-pub struct PathIn {
-    pub segments: Vec<String>,
-    pub line: usize,
+pub(crate) struct PathIn {
+    pub(crate) segments: Vec<String>,
+    pub(crate) line: usize,
     /// Inline modules around it, innermost last.
-    pub inline: Vec<String>,
+    pub(crate) inline: Vec<String>,
     /// Under `#[cfg(test)]`.
-    pub in_test: bool,
+    pub(crate) in_test: bool,
 }
 
 /// What a path means: from the root of the crate, without `crate::`.
-pub struct Import {
-    pub path: String,
-    pub line: usize,
-    pub in_test: bool,
+pub(crate) struct Import {
+    pub(crate) path: String,
+    pub(crate) line: usize,
+    pub(crate) in_test: bool,
 }
 
 impl Source {
-    pub fn new(path: &str, text: &str) -> Source {
+    pub(crate) fn new(path: &str, text: &str) -> Source {
         let module = path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
         let (path, text, tokens) = (path.to_owned(), text.to_owned(), tokens(text));
         let mut source = Source { path, module, text, tokens, paths: Vec::new() };
@@ -48,13 +48,13 @@ impl Source {
     }
 
     /// Modules that the file declares with `mod name;`.
-    pub fn children(&self) -> BTreeSet<&str> {
+    pub(crate) fn children(&self) -> BTreeSet<&str> {
         let found = self.tokens.windows(3).filter(|w| w[0].text == "mod" && w[2].text == ";");
         found.map(|w| w[1].text.as_str()).collect()
     }
 
     /// What the file names of its own crate, by `crate::`, `octet::`, `self::`, `super::` or a module it declares.
-    pub fn imports(&self) -> Vec<Import> {
+    pub(crate) fn imports(&self) -> Vec<Import> {
         let is_root = self.module == "lib" || self.module == "main";
         let children = self.children();
         let mut out = Vec::new();
@@ -182,7 +182,7 @@ fn is_word(text: &str) -> bool {
 }
 
 /// Words, `::` and single characters; comments and literals are left out.
-pub fn tokens(text: &str) -> Vec<Token> {
+pub(crate) fn tokens(text: &str) -> Vec<Token> {
     let c: Vec<char> = text.chars().collect();
     let (mut out, mut at, mut line) = (Vec::new(), 0, 1);
     while at < c.len() {

@@ -455,11 +455,7 @@ fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Result<Vec<usize>, S
     let total: usize = from.iter().product();
     let rest = element_count(&shape).ok_or_else(misfit)?;
     if let Some(i) = open {
-        if rest == 0 {
-            shape[i] = 0;
-        } else {
-            shape[i] = total / rest;
-        }
+        shape[i] = total.checked_div(rest).unwrap_or(0);
     }
     if element_count(&shape) != Some(total) {
         return Err(misfit());

@@ -17,6 +17,7 @@
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
@@ -368,8 +369,8 @@ impl<'a> Planner<'a> {
                 continue;
             }
             for value in coded_operands(node) {
-                if !roots.contains_key(&value) {
-                    roots.insert(value, value);
+                if let Entry::Vacant(entry) = roots.entry(value) {
+                    entry.insert(value);
                     coded.push(Coded { value, root: value, by_integer: false, region: region(value) });
                 }
             }

@@ -805,7 +805,8 @@ mod tests {
         let tokens = [port("x", DType::I32, &[None, Some(1)])];
         let nan = Tensor::from_slice(&[2, 3], &[0.0, 1.0, 2.0, 3.0, f32::NAN, 5.0]);
         let i64s = |v: &[i64]| Tensor::from_slice(&[v.len()], v);
-        let cases: [(&[(&str, &Tensor)], &[Port], &str); 13] = [
+        type Case<'a> = (&'a [(&'a str, &'a Tensor)], &'a [Port], &'a str);
+        let cases: [Case<'_>; 13] = [
             (&[("a", &x), ("b", &x)], &one, "no array for input `x`"),
             (&[("x", &x), ("b", &x)], &one, "array `b` belongs to no input"),
             (&[("x", &floats(&[2, 4]))], &one, "shape [2, 4], expected [samples, 3]"),
