@@ -162,6 +162,7 @@ fn look_alikes_are_no_breach() {
         "//! G.\npub(in crate::engine) fn f() {}",
         "//! G.\nmod tests { use super::*; use super::super::Isa; }",
         "//! G.\nuse my_axum::x;\nfn f() { let unsafe_code = b'\\''; g::<axum>() }",
+        "//! G.\n#[cfg(test)]\nmod tests { fn f() { std::env::var(\"UPDATE\"); } }",
         "//! G.\nuse std::env::args;\nuse super::gemm_other::var;",
     ] {
         assert_eq!(faults(&with(&[("engine/kernels/gemm.rs", text)])), Vec::<String>::new(), "{text}");
