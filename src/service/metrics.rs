@@ -853,7 +853,7 @@ mod tests {
         let document = std::fs::read_to_string(path).unwrap();
         let (before, rest) = document.split_once("<!-- table -->\n").unwrap();
         let (now, after) = rest.split_once("<!-- end -->").unwrap();
-        if std::env::var_os("UPDATE").is_some() {
+        if option_env!("UPDATE").is_some() {
             std::fs::write(path, format!("{before}<!-- table -->\n{table}<!-- end -->{after}")).unwrap();
         } else {
             assert_eq!(now, table, "run this test with UPDATE=1 to write docs/METRICS.md");
