@@ -134,3 +134,29 @@ fn every_route_of_the_issue_is_in_the_document() {
         assert!(paths.contains(path), "{path} is not in {paths:?}");
     }
 }
+
+#[test]
+fn the_table_of_refusals_has_every_code_of_the_server_with_its_status() {
+    let read = |path| std::fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (code, document) = (read("src/api/error.rs"), read("docs/API.md"));
+    // A row of the table in error.rs: `StatusCode::NAME, "code", "Title"`.
+    let mut rows = 0;
+    for part in code.split("(StatusCode::").skip(1) {
+        let (name, rest) = part.split_once(", \"").unwrap();
+        let Some((text, _)) = rest.split_once('"').filter(|_| !name.contains(' ')) else { continue };
+        let status: reqwest::StatusCode = status_of(name);
+        let row = format!("| `{text}` | {} |", status.as_u16());
+        assert!(document.contains(&row), "docs/API.md has no row `{row}`");
+        rows += 1;
+    }
+    assert!(rows > 20, "only {rows} rows were found in src/api/error.rs");
+}
+
+/// The status that a constant such as `NOT_FOUND` stands for.
+fn status_of(constant: &str) -> reqwest::StatusCode {
+    let name = constant.replace('_', " ").to_lowercase();
+    let known = (400..600).filter_map(|n| reqwest::StatusCode::from_u16(n).ok());
+    let mut known =
+        known.filter(|s| s.canonical_reason().is_some_and(|r| r.to_lowercase().replace('-', " ") == name));
+    known.next().unwrap_or_else(|| panic!("no status is called {constant}"))
+}
