@@ -1,7 +1,8 @@
 //! Operator to kernel: one `match` from every [`Op`] to the function that compiles it for given operands.
 
+use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::{Fact, axis_index, pad_amounts, reduced_axes};
+use crate::engine::graph::shapes::{pad_amounts, reduced_axes};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::tensor::DType;
 
@@ -86,6 +87,9 @@ pub(super) fn compile(
         Op::DequantizeLinear { axis } => {
             per_axis_in(layout, inputs)?;
             ops_int8::dequantize(context, *axis, inputs)
+        }
+        Op::If | Op::Loop { .. } | Op::Scan(_) | Op::Other(_) => {
+            unreachable!("no step of its own is compiled")
         }
         Op::QConv { sliding, groups, clamp } => {
             ops_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)

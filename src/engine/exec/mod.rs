@@ -1,8 +1,10 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
 mod compile;
+mod control;
 mod float_math;
 pub mod fold;
+mod half;
 mod layout;
 mod lower;
 mod memory;
@@ -10,6 +12,7 @@ mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod others;
 mod plan;
 pub mod session;
 mod step;

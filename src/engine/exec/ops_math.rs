@@ -1,7 +1,7 @@
 //! Operators that compute element by element or fold axes, in float and in whole numbers.
 
+use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::graph::shapes::{Fact, axis_index};
 use crate::engine::tensor::{DType, Element, Tensor};
 
 use super::float_math as math;

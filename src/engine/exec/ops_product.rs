@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Op, Sliding};
-use crate::engine::graph::shapes::{Fact, windows};
+use crate::engine::graph::shapes::windows;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
@@ -151,7 +152,7 @@ pub(super) fn matmul(
     }
     let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
     let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
-    let batch = crate::engine::graph::shapes::broadcast(&lead_a, &lead_b)?;
+    let batch = crate::engine::graph::fact::broadcast(&lead_a, &lead_b)?;
     let walk = Walk::broadcast(&batch, [&lead_a, &lead_b]);
     let isa = context.isa;
     Ok(Box::new(move |operands, mut out, scratch| {

@@ -1,4 +1,4 @@
-//! ONNX bytes to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `operators`.
+//! ONNX bytes to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `lift`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -6,17 +6,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::engine::onnx::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::op::{Binary, Op, Scan};
+use crate::engine::graph::operator::Call;
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
-use super::attributes::Attributes;
-use super::op::{Binary, Op};
-use super::operators::{Lifted, lift};
-use super::tensors::{dtype_from_onnx, tensor_from_proto};
-use super::{Dim, Graph, Node, Value, ValueId};
+use super::functions::inlined;
+use super::lift::{Lifted, lift};
+use super::subgraphs::{bodies, free_names, reads};
+use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
+use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Opsets of the default domain that are taken.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 7..=23;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 5..=27;
+/// How deep graphs and functions may stand in each other.
+const DEPTH_MAX: usize = 16;
 /// Most nodes of a model. The largest public ones have some ten thousand.
 const NODES_MAX: usize = 200_000;
 /// Most operands or results of one node.
@@ -45,11 +50,14 @@ pub enum Error {
 pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
     let model = decode(bytes)?;
     let opset = opset(&model)?;
-    if let Some(function) = model.functions.first() {
-        return Err(Error::Unsupported(vec![format!("model-local function `{}`", function.name)]));
-    }
     let graph = model.graph.ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
-    Importer::new(opset).import(graph)
+    let functions = model.functions.into_iter().map(|f| ((f.domain.clone(), f.name.clone()), f)).collect();
+    let mut importer = Importer::new(opset, &functions, 0);
+    importer.import(&graph, &[])?;
+    match importer.refused.is_empty() {
+        true => Ok(importer.graph),
+        false => Err(Error::Unsupported(importer.refused)),
+    }
 }
 
 fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
@@ -78,8 +86,13 @@ fn opset(model: &ModelProto) -> Result<i64, Error> {
     Ok(version)
 }
 
-struct Importer {
+/// Functions by domain and name.
+type Functions = HashMap<(String, String), FunctionProto>;
+
+struct Importer<'f> {
     opset: i64,
+    functions: &'f Functions,
+    depth: usize,
     graph: Graph,
     names: HashMap<String, ValueId>,
     /// Values that a node, an input or a constant has already made.
@@ -87,10 +100,12 @@ struct Importer {
     refused: Vec<String>,
 }
 
-impl Importer {
-    fn new(opset: i64) -> Importer {
+impl<'f> Importer<'f> {
+    fn new(opset: i64, functions: &'f Functions, depth: usize) -> Importer<'f> {
         Importer {
             opset,
+            functions,
+            depth,
             graph: Graph::default(),
             names: HashMap::new(),
             made: HashSet::new(),
@@ -98,28 +113,37 @@ impl Importer {
         }
     }
 
-    fn import(mut self, proto: GraphProto) -> Result<Graph, Error> {
+    /// Fills the graph. `captured` are the values of the graph around this one that it reads.
+    fn import(&mut self, proto: &GraphProto, captured: &[(String, Value)]) -> Result<(), Error> {
         if proto.node.len() > NODES_MAX {
             return Err(Error::Invalid(format!("{} nodes, the limit is {NODES_MAX}", proto.node.len())));
         }
-        self.graph.name = proto.name;
+        self.graph.name.clone_from(&proto.name);
         for tensor in &proto.initializer {
             self.add_initializer(tensor)?;
         }
         for input in &proto.input {
             self.add_input(input)?;
         }
+        for (name, value) in captured {
+            let id = self.define(name)?;
+            if value.constant.is_none() {
+                self.graph.inputs.push(id);
+            }
+            *self.graph.value_mut(id) = value.clone();
+        }
         for info in &proto.value_info {
             self.describe(info);
         }
-        for (index, node) in sorted(proto.node)?.iter().enumerate() {
-            self.add_node(index, node)?;
+        self.add_nodes(&proto.node)?;
+        self.add_outputs(&proto.output)
+    }
+
+    fn add_nodes(&mut self, nodes: &[NodeProto]) -> Result<(), Error> {
+        for index in order(nodes)? {
+            self.add_node(index, &nodes[index])?;
         }
-        if !self.refused.is_empty() {
-            return Err(Error::Unsupported(self.refused));
-        }
-        self.add_outputs(&proto.output)?;
-        Ok(self.graph)
+        Ok(())
     }
 
     fn add_initializer(&mut self, proto: &TensorProto) -> Result<(), Error> {
@@ -164,11 +188,16 @@ impl Importer {
         if self.names.get(&info.name).is_some_and(|&id| self.graph.constant(id).is_some()) {
             return Ok(());
         }
-        let (dtype, dims) =
-            declared(info).map_err(|e| Error::Invalid(format!("input `{}`: {e}", info.name)))?;
+        let known = declared(info).map_err(|e| Error::Invalid(format!("input `{}`: {e}", info.name)));
+        // The inputs of a body have the types of what is handed in, whether it says so or not.
+        let (dtype, dims) = match known {
+            Ok((dtype, dims)) => (Some(dtype), dims),
+            Err(_) if self.depth > 0 => (None, None),
+            Err(e) => return Err(e),
+        };
         let id = self.define(&info.name)?;
         let value = self.graph.value_mut(id);
-        value.dtype = Some(dtype);
+        value.dtype = dtype;
         value.dims = dims;
         self.graph.inputs.push(id);
         Ok(())
@@ -212,32 +241,118 @@ impl Importer {
             return Err(at(format!("more than {OPERANDS_MAX} operands")));
         }
         let inputs = self.operands(proto).map_err(&at)?;
-        let default_domain = matches!(proto.domain.as_str(), "" | "ai.onnx");
-        if default_domain && op_type == "Constant" {
-            let tensor = constant(proto).map_err(&at)?;
+        let domain = if proto.domain == "ai.onnx" { "" } else { proto.domain.as_str() };
+        if let Some(function) = self.functions.get(&(proto.domain.clone(), op_type.clone())) {
+            return self.add_function(&name, proto, function);
+        }
+        let attributes = attributes_from_proto(proto).map_err(&at)?;
+        if domain.is_empty() && op_type == "Constant" {
+            let tensor = constant(&attributes).map_err(&at)?;
             let output = proto.output.first().ok_or_else(|| at("it has no output".to_owned()))?;
             return self.define_constant(output, tensor);
         }
-        let lifted = if default_domain { lift(proto, self.opset) } else { Ok(None) };
-        match lifted {
+        if domain.is_empty() && matches!(op_type.as_str(), "If" | "Loop" | "Scan") {
+            return self.add_control(&name, proto, inputs, &attributes);
+        }
+        let call = Call {
+            domain,
+            name: op_type,
+            opset: self.opset,
+            attributes: &attributes,
+            inputs: inputs.iter().map(Option::is_some).collect(),
+            outputs: proto.output.iter().map(|o| !o.is_empty()).collect(),
+        };
+        match lift(&call) {
             Ok(Some(lifted)) => self.push(&name, proto, inputs, lifted).map_err(at),
             Ok(None) => {
-                let domain = if default_domain { "" } else { &format!("{}.", proto.domain) };
-                self.refuse(
-                    format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset),
-                    proto,
-                )
+                let domain = if domain.is_empty() { "" } else { &format!("{domain}.") };
+                let text = format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset);
+                self.refuse(text, proto)
             }
             Err(e) => self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
         }
     }
 
+    /// The nodes of a model-local function in the place of its call.
+    fn add_function(&mut self, name: &str, proto: &NodeProto, function: &FunctionProto) -> Result<(), Error> {
+        if self.depth == DEPTH_MAX || self.graph.nodes.len() > NODES_MAX {
+            let text = format!("node `{name}`: function `{}` stands in itself too deeply", function.name);
+            return Err(Error::Invalid(text));
+        }
+        let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+        let around = self.opset;
+        self.opset = own.map_or(around, |o| o.version);
+        self.depth += 1;
+        let added = self.add_nodes(&inlined(function, proto, name));
+        self.depth -= 1;
+        self.opset = around;
+        added
+    }
+
+    /// If, Loop and Scan: their bodies become graphs, what those read from around them becomes operands.
+    fn add_control(
+        &mut self,
+        name: &str,
+        proto: &NodeProto,
+        mut inputs: Vec<Option<ValueId>>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        let at = |e: String| Error::Invalid(format!("node `{name}` ({}): {e}", proto.op_type));
+        if self.depth == DEPTH_MAX {
+            return Err(at(format!("graphs stand in each other more than {DEPTH_MAX} deep")));
+        }
+        let body = |wanted: &str| {
+            let found = bodies(proto).find(|(attribute, _)| *attribute == wanted).map(|(_, graph)| graph);
+            found.ok_or_else(|| at(format!("attribute `{wanted}` is missing")))
+        };
+        let protos = match proto.op_type.as_str() {
+            "If" => vec![body("then_branch")?, body("else_branch")?],
+            _ => vec![body("body")?],
+        };
+        let mut captured: Vec<(String, Value)> = Vec::new();
+        let given = inputs.len();
+        for free in protos.iter().flat_map(|p| free_names(p)) {
+            if captured.iter().any(|(known, _)| *known == free) {
+                continue;
+            }
+            let id = self.names.get(&free).copied().filter(|id| self.made.contains(id));
+            let id =
+                id.ok_or_else(|| at(format!("its body reads `{free}`, which is made by no node before")))?;
+            let value = self.graph.value(id).clone();
+            if value.constant.is_none() {
+                inputs.push(Some(id));
+            }
+            captured.push((free, value));
+        }
+        let mut graphs = Vec::new();
+        for graph in protos {
+            let mut importer = Importer::new(self.opset, self.functions, self.depth + 1);
+            importer.import(graph, &captured).map_err(|e| match e {
+                Error::Invalid(e) => at(format!("in its body: {e}")),
+                e => e,
+            })?;
+            self.refused.append(&mut importer.refused);
+            graphs.push(Arc::new(importer.graph));
+        }
+        let op = control(proto, attributes, given, &graphs).map_err(at)?;
+        let mut outputs = Vec::new();
+        for (i, output) in proto.output.iter().enumerate() {
+            let unnamed = format!("{name}.unused{i}");
+            outputs.push(self.define(if output.is_empty() { &unnamed } else { output })?);
+        }
+        if outputs.is_empty() {
+            return Err(at("it has no output".to_owned()));
+        }
+        self.graph.nodes.push(Node { name: name.to_owned(), op, inputs, outputs, bodies: graphs });
+        Ok(())
+    }
+
     /// Notes a node that we cannot run and goes on, so that the caller hears of all of them.
     fn refuse(&mut self, text: String, proto: &NodeProto) -> Result<(), Error> {
-        if self.refused.len() == LISTED_MAX {
-            self.refused.push("…".to_owned());
-        } else if self.refused.len() < LISTED_MAX {
-            self.refused.push(text);
+        match self.refused.len() {
+            LISTED_MAX => self.refused.push("…".to_owned()),
+            n if n < LISTED_MAX => self.refused.push(text),
+            _ => {}
         }
         for output in proto.output.iter().filter(|o| !o.is_empty()) {
             self.define(output)?;
@@ -285,7 +400,7 @@ impl Importer {
             Op::Binary(op @ (Binary::Add | Binary::Min | Binary::Max)) if inputs.len() != 2 => {
                 self.push_chain(name, op, &inputs, outputs[0]);
             }
-            op => self.graph.nodes.push(Node { name: name.to_owned(), op, inputs, outputs }),
+            op => self.graph.nodes.push(Node::new(name.to_owned(), op, inputs, outputs)),
         }
         Ok(())
     }
@@ -303,21 +418,11 @@ impl Importer {
                 self.graph.add_value(partial)
             };
             let label = if last { name.to_owned() } else { format!("{name}.part{i}") };
-            nodes.push(Node {
-                name: label,
-                op: Op::Binary(op),
-                inputs: vec![left, *right],
-                outputs: vec![out],
-            });
+            nodes.push(Node::new(label, Op::Binary(op), vec![left, *right], vec![out]));
             left = Some(out);
         }
         if inputs.len() == 1 {
-            nodes.push(Node {
-                name: name.to_owned(),
-                op: Op::Identity,
-                inputs: vec![left],
-                outputs: vec![output],
-            });
+            nodes.push(Node::new(name.to_owned(), Op::Identity, vec![left], vec![output]));
         }
         self.graph.nodes.extend(nodes);
     }
@@ -338,6 +443,7 @@ fn check_arity(op: &Op, inputs: &[Option<ValueId>]) -> Result<(), String> {
         Op::Slice => (3, 5),
         Op::Pad { .. } => (2, 4),
         Op::Range | Op::Where => (3, 3),
+        Op::Other(_) => (0, OPERANDS_MAX),
         _ => (1, 2),
     };
     let given = inputs.len();
@@ -366,43 +472,94 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Option<Vec<Dim>>), String> 
     Ok((dtype, Some(dims.collect::<Result<_, _>>()?)))
 }
 
-/// The data of a Constant node.
-fn constant(node: &NodeProto) -> Result<Tensor, String> {
-    let a = Attributes(node);
-    if let Some(tensor) = a.tensor("value")? {
-        return Ok(tensor);
+/// The operator of a node with bodies; `given` operands are listed in the file.
+fn control(proto: &NodeProto, a: &Attributes, given: usize, bodies: &[Arc<Graph>]) -> Result<Op, String> {
+    let results = proto.output.len();
+    let takes = |body: &Graph, least: usize, gives: usize| match body.inputs.len() >= least
+        && body.outputs.len() == gives
+    {
+        true => Ok(()),
+        false => Err(format!(
+            "its body takes {} values and gives {}; at least {least} and {gives} are needed",
+            body.inputs.len(),
+            body.outputs.len()
+        )),
+    };
+    match proto.op_type.as_str() {
+        "If" => {
+            if given != 1 {
+                return Err(format!("it has {given} inputs, 1 is needed"));
+            }
+            for body in bodies {
+                takes(body, 0, results)?;
+            }
+            Ok(Op::If)
+        }
+        "Loop" => {
+            let carried = given.checked_sub(2).ok_or("it has less than 2 inputs")?;
+            takes(&bodies[0], given, results + 1)?;
+            if results < carried {
+                return Err(format!("it has {results} outputs for {carried} carried values"));
+            }
+            Ok(Op::Loop { carried })
+        }
+        _ => {
+            let scanned = a.int("num_scan_inputs")?.ok_or("attribute `num_scan_inputs` is missing")?;
+            let scanned = usize::try_from(scanned).ok().filter(|&n| n >= 1 && n <= given);
+            let scanned = scanned.ok_or("attribute `num_scan_inputs` does not fit its inputs")?;
+            let states = given - scanned;
+            takes(&bodies[0], given, results)?;
+            let stacked = results.checked_sub(states).ok_or("it has fewer outputs than states")?;
+            let pairs = |kind: &str, count: usize| -> Result<Vec<(i64, bool)>, String> {
+                let axes = a.ints(&format!("scan_{kind}_axes"))?.unwrap_or_else(|| vec![0; count]);
+                let directions =
+                    a.ints(&format!("scan_{kind}_directions"))?.unwrap_or_else(|| vec![0; count]);
+                match axes.len() == count && directions.len() == count {
+                    true => Ok(axes.into_iter().zip(directions.into_iter().map(|d| d != 0)).collect()),
+                    false => Err(format!("its {kind} axes or directions are not {count}")),
+                }
+            };
+            Ok(Op::Scan(Scan {
+                states,
+                inputs: pairs("input", scanned)?,
+                outputs: pairs("output", stacked)?,
+            }))
+        }
     }
-    let has = |name: &str| node.attribute.iter().any(|x| x.name == name);
-    if has("value_float") {
-        return Ok(Tensor::scalar(a.float_or("value_float", 0.0)?));
-    }
-    if has("value_int") {
-        return Ok(Tensor::scalar(a.int_or("value_int", 0)?));
-    }
-    if let Some(floats) = a.floats("value_floats")? {
-        return Ok(Tensor::from_slice(&[floats.len()], &floats));
-    }
-    if let Some(ints) = a.ints("value_ints")? {
-        return Ok(Tensor::from_slice(&[ints.len()], &ints));
-    }
-    let names: Vec<&str> = node.attribute.iter().map(|x| x.name.as_str()).collect();
-    Err(format!("a constant given as {names:?} is not supported"))
 }
 
-/// The nodes so that each stands after those it reads. ONNX asks for that order; some tools do not keep it.
-fn sorted(nodes: Vec<NodeProto>) -> Result<Vec<NodeProto>, Error> {
+/// The data of a Constant node.
+fn constant(a: &Attributes) -> Result<Tensor, String> {
+    let Some((name, value)) = a.iter().next() else { return Err("it has no value".to_owned()) };
+    match (name.as_str(), value) {
+        ("value", Attribute::Tensor(tensor)) => Ok(tensor.clone()),
+        ("value_float", Attribute::Float(value)) => Ok(Tensor::scalar(*value)),
+        ("value_int", Attribute::Int(value)) => Ok(Tensor::scalar(*value)),
+        ("value_floats", Attribute::Floats(values)) => Ok(Tensor::from_slice(&[values.len()], values)),
+        ("value_ints", Attribute::Ints(values)) => Ok(Tensor::from_slice(&[values.len()], values)),
+        _ => Err(format!("a constant given as `{name}` is not supported")),
+    }
+}
+
+/// The order in which each node stands after those it reads. ONNX asks for it; some tools do not keep it.
+fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, Error> {
     let mut maker: HashMap<&str, usize> = HashMap::new();
     for (i, node) in nodes.iter().enumerate() {
         maker.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), i)));
     }
-    let reads = |i: usize| nodes[i].input.iter().filter_map(|name| maker.get(name.as_str()).copied());
-    if (0..nodes.len()).all(|i| reads(i).all(|m| m < i)) {
-        return Ok(nodes);
+    let needs = |node: &NodeProto| -> Vec<usize> {
+        let found: HashSet<usize> =
+            reads(node).iter().filter_map(|n| maker.get(n.as_str()).copied()).collect();
+        found.into_iter().collect()
+    };
+    let needs: Vec<Vec<usize>> = nodes.iter().map(needs).collect();
+    if needs.iter().enumerate().all(|(i, made)| made.iter().all(|&m| m < i)) {
+        return Ok((0..nodes.len()).collect());
     }
-    let mut waiting: Vec<usize> = (0..nodes.len()).map(|i| reads(i).collect::<HashSet<_>>().len()).collect();
+    let mut waiting: Vec<usize> = needs.iter().map(Vec::len).collect();
     let mut readers = vec![Vec::new(); nodes.len()];
-    for i in 0..nodes.len() {
-        reads(i).collect::<HashSet<_>>().into_iter().for_each(|m| readers[m].push(i));
+    for (i, made) in needs.iter().enumerate() {
+        made.iter().for_each(|&m| readers[m].push(i));
     }
     let mut ready: std::collections::BTreeSet<usize> =
         (0..nodes.len()).filter(|&i| waiting[i] == 0).collect();
@@ -423,6 +580,5 @@ fn sorted(nodes: Vec<NodeProto>) -> Result<Vec<NodeProto>, Error> {
             "node `{name}` ({op}) reads its own result: the graph has a circle"
         )));
     }
-    let mut nodes: Vec<Option<NodeProto>> = nodes.into_iter().map(Some).collect();
-    Ok(order.into_iter().map(|i| nodes[i].take().expect("each index once")).collect())
+    Ok(order)
 }
