@@ -12,6 +12,7 @@ mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod ops_typed;
 mod others;
 mod plan;
 pub mod session;
