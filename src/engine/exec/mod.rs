@@ -1,7 +1,6 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
 mod compile;
-mod float_math;
 pub mod fold;
 mod layout;
 mod lower;

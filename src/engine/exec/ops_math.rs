@@ -4,9 +4,9 @@ use crate::engine::graph::op::{Binary, Reduce, Unary};
 use crate::engine::graph::shapes::{Fact, axis_index};
 use crate::engine::tensor::{DType, Element, Tensor};
 
-use super::float_math as math;
 use super::step::Kernel;
 use super::strided::{Walk, copy, row_major};
+use crate::engine::kernels::math;
 
 /// A kernel that maps every element of operand 0.
 fn map<T: Element, U: Element>(f: impl Fn(T) -> U + Send + Sync + 'static) -> Kernel {

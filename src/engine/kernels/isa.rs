@@ -66,9 +66,12 @@ impl Isa {
     #[inline(always)]
     pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = self.avx2() {
-            return avx2.vectorize(f);
-        }
+        return match self {
+            Isa::Scalar => f(),
+            Isa::Avx2(avx2) => avx2.vectorize(f),
+            Isa::Avx512Vnni(wide) => wide.vectorize(f),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
         f()
     }
 
