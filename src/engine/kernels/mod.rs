@@ -19,7 +19,7 @@ pub mod requant;
 
 mod halo;
 mod lines;
-mod parallel;
+pub(in crate::engine) mod parallel;
 mod patches;
 #[cfg(test)]
 mod testing;
