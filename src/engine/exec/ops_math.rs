@@ -26,7 +26,10 @@ fn map<T: Element, U: Element>(
         let parts = parts(threads, out.len() / ELEMENTS_PER_NS);
         split_rows(out, 0..x.len(), 1, 1, parts, &|range: Range<usize>, out: &mut [U]| {
             let x = &x[range];
-            isa.vectorize(|| out.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)));
+            isa.vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)),
+            );
         });
         Ok(())
     })
@@ -137,31 +140,40 @@ fn zip<T: Element, U: Element>(
         let row_len = out.len() / walk.outer().max(1);
         let parts = parts(threads, out.len() / ELEMENTS_PER_NS);
         split_rows(out, 0..walk.outer(), row_len, 1, parts, &|range: Range<usize>, out: &mut [U]| {
-            isa.vectorize(|| {
-                walk.rows_in(range, |at, [a0, b0], n, [da, db]| {
-                    let row = &mut out[at..at + n];
-                    let (a0, b0) = (a0 as usize, b0 as usize);
-                    match (da, db) {
-                        (1, 1) => {
-                            let (a, b) = (&a[a0..a0 + n], &b[b0..b0 + n]);
-                            row.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b));
-                        }
-                        (1, 0) => {
-                            let b = b[b0];
-                            row.iter_mut().zip(&a[a0..a0 + n]).for_each(|(y, &a)| *y = f(a, b));
-                        }
-                        (0, 1) => {
-                            let a = a[a0];
-                            row.iter_mut().zip(&b[b0..b0 + n]).for_each(|(y, &b)| *y = f(a, b));
-                        }
-                        _ => {
-                            for (i, y) in row.iter_mut().enumerate() {
-                                *y = f(a[a0 + i * da as usize], b[b0 + i * db as usize]);
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    walk.rows_in(
+                        range,
+                        #[inline(always)]
+                        |at, [a0, b0], n, [da, db]| {
+                            let row = &mut out[at..at + n];
+                            let (a0, b0) = (a0 as usize, b0 as usize);
+                            match (da, db) {
+                                (1, 1) => {
+                                    let (a, b) = (&a[a0..a0 + n], &b[b0..b0 + n]);
+                                    row.iter_mut()
+                                        .zip(a.iter().zip(b))
+                                        .for_each(|(y, (&a, &b))| *y = f(a, b));
+                                }
+                                (1, 0) => {
+                                    let b = b[b0];
+                                    row.iter_mut().zip(&a[a0..a0 + n]).for_each(|(y, &a)| *y = f(a, b));
+                                }
+                                (0, 1) => {
+                                    let a = a[a0];
+                                    row.iter_mut().zip(&b[b0..b0 + n]).for_each(|(y, &b)| *y = f(a, b));
+                                }
+                                _ => {
+                                    for (i, y) in row.iter_mut().enumerate() {
+                                        *y = f(a[a0 + i * da as usize], b[b0 + i * db as usize]);
+                                    }
+                                }
                             }
-                        }
-                    }
-                });
-            });
+                        },
+                    );
+                },
+            );
         });
         Ok(())
     })
@@ -292,7 +304,10 @@ pub(super) fn clip(context: Context, x: &Fact) -> Result<Kernel, String> {
                 split_rows(out.slice_mut::<$t>(), 0..x.len(), 1, 1, parts, &|range, out: &mut [$t]| {
                     // min after max: where the bounds cross, the upper one holds (ONNX).
                     let clipped = |(y, &x): (&mut $t, &$t)| *y = (if x < lo { lo } else { x }).min(hi);
-                    isa.vectorize(|| out.iter_mut().zip(&x[range]).for_each(clipped));
+                    isa.vectorize(
+                        #[inline(always)]
+                        || out.iter_mut().zip(&x[range]).for_each(clipped),
+                    );
                 });
                 Ok(())
             })
@@ -421,10 +436,15 @@ pub(super) fn softmax(
         if stride == 1 {
             let parts = parts(threads, x.len());
             split_rows(out, 0..x.len() / row, row, 1, parts, &|range: Range<usize>, out: &mut [f32]| {
-                isa.vectorize(|| {
-                    out.copy_from_slice(&x[range.start * row..range.end * row]);
-                    out.chunks_exact_mut(row).for_each(|row| math::softmax(row, log));
-                });
+                isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        out.copy_from_slice(&x[range.start * row..range.end * row]);
+                        for row in out.chunks_exact_mut(row) {
+                            math::softmax(row, log);
+                        }
+                    },
+                );
             });
             return Ok(());
         }
@@ -433,7 +453,10 @@ pub(super) fn softmax(
             for column in 0..stride {
                 let at = |i: usize| (block * row + i) * stride + column;
                 (0..row).for_each(|i| scratch.floats[i] = x[at(i)]);
-                isa.vectorize(|| math::softmax(&mut scratch.floats[..row], log));
+                isa.vectorize(
+                    #[inline(always)]
+                    || math::softmax(&mut scratch.floats[..row], log),
+                );
                 (0..row).for_each(|i| out[at(i)] = scratch.floats[i]);
             }
         }
@@ -457,7 +480,14 @@ pub(super) fn layer_norm(context: Context, axis: i64, epsilon: f32, x: &Fact) ->
         let out = out.slice_mut::<f32>();
         split_rows(out, 0..x.len() / row, row, 1, parts, &|range: Range<usize>, out: &mut [f32]| {
             let rows = x[range.start * row..].chunks_exact(row).zip(out.chunks_exact_mut(row));
-            isa.vectorize(|| rows.for_each(|(x, y)| math::layer_norm(x, scale, bias, epsilon, y)));
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (x, y) in rows {
+                        math::layer_norm(x, scale, bias, epsilon, y);
+                    }
+                },
+            );
         });
         Ok(())
     }))

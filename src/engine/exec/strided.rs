@@ -83,10 +83,9 @@ impl<const N: usize> Walk<N> {
         }
         let last = self.shape.len() - 1;
         let mut starts = self.strides[0].map(|stride| stride * range.start as isize);
-        if last == 0 {
-            return row(0, starts, range.len(), self.strides[0]);
-        }
-        let (length, steps) = (self.shape[last], self.strides[last]);
+        // One place that calls `row`, so that it is inlined, and compiled for the instruction set of the caller.
+        let length = if last == 0 { range.len() } else { self.shape[last] };
+        let steps = self.strides[last];
         // Ranks above this are joined or refused long before: ONNX models stay under it.
         let mut index = [0usize; 32];
         index[0] = range.start;

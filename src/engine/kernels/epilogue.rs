@@ -103,17 +103,20 @@ impl<'a> Epilogue<'a> {
         run: usize,
     ) {
         let Some(activation) = self.activation else { return };
-        isa.vectorize(|| {
-            for start in starts {
-                let y = &mut out[start..start + run];
-                activation.apply(y);
-                if let Some(residual) = self.residual {
-                    y.iter_mut().zip(&residual[start..start + run]).for_each(|(y, r)| *y += r);
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for start in starts {
+                    let y = &mut out[start..start + run];
+                    activation.apply(y);
+                    if let Some(residual) = self.residual {
+                        y.iter_mut().zip(&residual[start..start + run]).for_each(|(y, r)| *y += r);
+                    }
+                    if (self.lo, self.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
+                        y.iter_mut().for_each(|y| *y = clamp_f32(*y, self.lo, self.hi));
+                    }
                 }
-                if (self.lo, self.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
-                    y.iter_mut().for_each(|y| *y = clamp_f32(*y, self.lo, self.hi));
-                }
-            }
-        });
+            },
+        );
     }
 }

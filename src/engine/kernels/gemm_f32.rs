@@ -124,7 +124,10 @@ pub fn matmul_f32(
         let (ia, ib) = operands(i);
         let (a, b) = (&a[ia * m * k..][..m * k], &b[ib * k * n..][..k * n]);
         with_scratch(shape(isa).packed_len(n, k), |panels| {
-            isa.vectorize(|| pack_rows(shape(isa), b, k, n, panels));
+            isa.vectorize(
+                #[inline(always)]
+                || pack_rows(shape(isa), b, k, n, panels),
+            );
             let window = Window::of_rows(m);
             let product = Product {
                 isa,

@@ -62,7 +62,8 @@ impl Isa {
         }
     }
 
-    /// Runs `f`, a loop over plain slices, compiled for this instruction set.
+    /// Runs `f`, a loop over plain slices, compiled for this instruction set. Write the closure as `#[inline(always)] ||`,
+    /// and loops in it as `for`: what is not inlined is compiled for the baseline.
     #[inline(always)]
     pub(in crate::engine) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[cfg(target_arch = "x86_64")]

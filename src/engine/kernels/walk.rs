@@ -63,7 +63,10 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
         for block in even(rows, block_rows) {
             let gathered = &mut gathered[..block.len() * stride];
             for part in even(0..depth, shape.block_depth) {
-                isa.vectorize(|| patches.gather(block.start, part.clone(), gathered, stride));
+                isa.vectorize(
+                    #[inline(always)]
+                    || patches.gather(block.start, part.clone(), gathered, stride),
+                );
                 tiles(gathered, stride, block.clone(), part);
             }
             done(block);
