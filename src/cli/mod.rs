@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use octet::engine::exec::Options;
 use octet::engine::exec::session::Session;
-use octet::engine::graph::{Dim, import};
+use octet::engine::graph::Dim;
 use octet::engine::kernels::isa::Isa;
+use octet::engine::onnx::import;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::engine::graph::{Graph, export};
+use crate::engine::graph::Graph;
+use crate::engine::onnx::export;
 use crate::engine::quant::Recipe;
 use crate::engine::tensor::qparams::QuantParams;
 

@@ -6,6 +6,7 @@ pub mod exec;
 pub mod graph;
 pub mod kernels;
 pub mod onnx;
+pub mod ops;
 pub mod pipeline;
 pub mod quant;
 pub mod tensor;

@@ -1,14 +1,15 @@
 //! Operator to kernel: one `match` from every [`Op`] to the function that compiles it for given operands.
 
+use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::{Fact, axis_index, pad_amounts, reduced_axes};
+use crate::engine::graph::shapes::{pad_amounts, reduced_axes};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::tensor::DType;
 
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
-use super::{ops_int8, ops_math, ops_move, ops_product};
+use super::{ops_int8, ops_math, ops_move, ops_product, ops_typed};
 
 /// What is compiled, and for whom.
 pub(super) struct Request<'a> {
@@ -43,6 +44,10 @@ pub(super) fn compile(
         Op::Conv { sliding, groups } => {
             ops_product::conv(context, weights, index, (sliding, *groups), inputs, clamp)
         }
+        Op::Gemm { alpha, beta, trans_a, trans_b } if need(0)?.dtype != DType::F32 => {
+            ops_typed::gemm((*alpha, *beta), (*trans_a, *trans_b), inputs)
+        }
+        Op::MatMul if need(0)?.dtype != DType::F32 => ops_typed::matmul(need(0)?, need(1)?),
         Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs),
         Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?),
         Op::BatchNorm { epsilon } => ops_math::batch_norm(*epsilon, need(0)?),
@@ -86,6 +91,9 @@ pub(super) fn compile(
         Op::DequantizeLinear { axis } => {
             per_axis_in(layout, inputs)?;
             ops_int8::dequantize(context, *axis, inputs)
+        }
+        Op::If | Op::Loop { .. } | Op::Scan(_) | Op::Other(_) => {
+            unreachable!("no step of its own is compiled")
         }
         Op::QConv { sliding, groups, clamp } => {
             ops_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)

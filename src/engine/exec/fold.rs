@@ -3,14 +3,17 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::{Fact, infer, shape_range};
+use crate::engine::graph::shapes::{infer, shape_range};
 use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::Tensor;
 
-use super::compile::{Request, compile};
+use super::compile::Request;
+use super::half::compile;
 use super::layout::{Layout, Rule, rule};
+use super::others;
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
 
@@ -52,8 +55,10 @@ fn known_shape(graph: &Graph, node: &Node) -> Option<Tensor> {
 
 fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
     let fact = |id: &ValueId| graph.constant(*id).map(|t| Fact::constant(t.clone()));
-    let skipped =
-        matches!(node.op, Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } | Op::Split { .. });
+    let skipped = matches!(
+        node.op,
+        Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } | Op::Split { .. } | Op::Shape { .. }
+    );
     if skipped || node.outputs.len() != 1 || rule(&node.op) == Rule::ChannelsLast {
         return None;
     }
@@ -73,8 +78,10 @@ fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
     if made > taken.max(GROWTH_BYTES_MAX) {
         return None;
     }
-    if let Op::Shape { .. } = node.op {
-        return None;
+    if let Op::Other(other) = &node.op {
+        let inputs: Vec<Option<Arc<Tensor>>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        return others::run(other, &inputs, Some(&vec![(dtype, shape)])).ok()?.pop();
     }
     let request = Request {
         graph,

@@ -1,7 +1,7 @@
 //! Memory orders: `[N, C, …]` as ONNX has it, and `[N, …, C]` as the kernels want it. Which operator takes which.
 
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::Fact;
 use crate::engine::kernels::layout::{nchw_to_nhwc, nhwc_to_nchw};
 use crate::engine::tensor::DType;
 

@@ -263,7 +263,7 @@ impl Lowering {
                 ..Value::default()
             })));
         }
-        Some(Node { name: node.name.clone(), op: op(clamp), inputs, outputs: vec![output] })
+        Some(Node::new(node.name.clone(), op(clamp), inputs, vec![output]))
     }
 
     /// The bias as codes of scale `s_x · s_w`: as it is where it has them, rounded where it is real.
@@ -302,7 +302,7 @@ impl Lowering {
         let clamp = target.clamp;
         let output = self.take(target);
         let inputs = vec![Some(a.id), Some(b.id)];
-        Some(Node { name: node.name.clone(), op: Op::QBinary { op, clamp }, inputs, outputs: vec![output] })
+        Some(Node::new(node.name.clone(), Op::QBinary { op, clamp }, inputs, vec![output]))
     }
 
     /// The target of a value that no activation follows.
@@ -314,7 +314,7 @@ impl Lowering {
         let x = self.activation(node.input(0))?;
         let output = self.plain_target(node.outputs[0])?;
         let output = self.take(output);
-        Some(Node { name: node.name.clone(), op, inputs: vec![Some(x.id)], outputs: vec![output] })
+        Some(Node::new(node.name.clone(), op, vec![Some(x.id)], vec![output]))
     }
 
     /// Operators that move or compare elements do the same on codes, where parameters are equal on both sides.
@@ -342,7 +342,7 @@ impl Lowering {
         let target = self.plain_target(node.outputs[0])?;
         let inputs = inputs?;
         let output = self.take(target);
-        Some(Node { name: node.name.clone(), op: Op::QConcat { axis }, inputs, outputs: vec![output] })
+        Some(Node::new(node.name.clone(), Op::QConcat { axis }, inputs, vec![output]))
     }
 
     /// A function of one real is a table of 256 codes: exactly what DQ, the operator and Q give.
@@ -352,11 +352,6 @@ impl Lowering {
         let code = |q: usize| target.params.quantize(f(x.params.dequantize(q as i32, 0)), 0) as u8;
         let table: Box<[u8; 256]> = Box::new(std::array::from_fn(code));
         let output = self.take(target);
-        Some(Node {
-            name: node.name.clone(),
-            op: Op::QTable { table },
-            inputs: vec![Some(x.id)],
-            outputs: vec![output],
-        })
+        Some(Node::new(node.name.clone(), Op::QTable { table }, vec![Some(x.id)], vec![output]))
     }
 }

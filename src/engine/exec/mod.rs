@@ -1,7 +1,9 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
 mod compile;
+mod control;
 pub mod fold;
+mod half;
 mod layout;
 mod lower;
 mod memory;
@@ -9,6 +11,8 @@ mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod ops_typed;
+mod others;
 mod plan;
 pub mod session;
 mod step;

@@ -2,8 +2,8 @@
 //!
 //! The numeric contract: `q = saturate(round_half_even(acc · m) + zero_point)` with `m = (s_x · s_w) / s_y` in f32.
 
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Clamp, Op, Sliding};
-use crate::engine::graph::shapes::Fact;
 use crate::engine::graph::{Graph, Node};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::gemm_int8::PackedInt8;
@@ -401,7 +401,7 @@ pub(super) fn linear_params(
     let axis = match scales.len() {
         0 => return Err("the scale is empty".to_owned()),
         1 => None,
-        _ => Some(crate::engine::graph::shapes::axis_index(axis, rank, false)?),
+        _ => Some(crate::engine::graph::fact::axis_index(axis, rank, false)?),
     };
     Ok(QuantParams { scale: scales, zero_point: zero_points, axis, dtype: codes })
 }

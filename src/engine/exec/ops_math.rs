@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
+use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::graph::shapes::{Fact, axis_index};
-use crate::engine::tensor::{DType, Element, Tensor};
-
-use super::step::{Context, Kernel};
-use super::strided::{Walk, copy, row_major};
 use crate::engine::kernels::math;
 use crate::engine::kernels::parallel::{parts, split_rows};
+use crate::engine::tensor::{DType, Element};
+
+use super::ops_typed;
+use super::step::{Context, Kernel};
+use super::strided::{Walk, copy, row_major};
 
 /// Nanoseconds that one element of a cheap function takes, as a fraction: what a split of the work is judged by.
 const ELEMENTS_PER_NS: usize = 4;
@@ -103,27 +104,11 @@ pub(super) fn unary(context: Context, op: Unary, x: &Fact) -> Result<Kernel, Str
             map(context, move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
         }
         (Unary::HardSwish, DType::F32) => map(context, math::hard_swish),
-        (Unary::Not, DType::Bool) => map(context, |x: u8| 1 - x),
-        (Unary::Not, _) => return Err(format!("{} is not bool", x.dtype)),
         (Unary::Gelu { tanh: false }, DType::F32) => map(context, math::gelu),
         (Unary::Gelu { tanh: true }, DType::F32) => map(context, math::gelu_tanh),
+        (Unary::Not, DType::F32) => return Err("float32 is not bool".to_owned()),
         (op, DType::F32) => map(context, unary_f32(op)),
-        (Unary::Relu, DType::F64) => map(context, |x: f64| x.max(0.0)),
-        (Unary::Neg, DType::F64) => map(context, |x: f64| -x),
-        (Unary::Abs, DType::F64) => map(context, f64::abs),
-        (Unary::Sqrt, DType::F64) => map(context, f64::sqrt),
-        (Unary::Exp, DType::F64) => map(context, f64::exp),
-        (Unary::Log, DType::F64) => map(context, f64::ln),
-        (Unary::Floor, DType::F64) => map(context, f64::floor),
-        (Unary::Ceil, DType::F64) => map(context, f64::ceil),
-        (Unary::Neg, DType::I64) => map(context, i64::wrapping_neg),
-        (Unary::Neg, DType::I32) => map(context, i32::wrapping_neg),
-        (Unary::Abs, DType::I64) => map(context, i64::wrapping_abs),
-        (Unary::Abs, DType::I32) => map(context, i32::wrapping_abs),
-        (Unary::Sign, DType::I64) => map(context, i64::signum),
-        (Unary::Relu, DType::I32) => map(context, |x: i32| x.max(0)),
-        (Unary::Relu, DType::I64) => map(context, |x: i64| x.max(0)),
-        _ => return Err(format!("{} of {} is not supported", op.name(), x.dtype)),
+        _ => return ops_typed::unary(op, x),
     })
 }
 
@@ -187,97 +172,40 @@ pub(super) fn binary(
     b: &Fact,
     out: &[usize],
 ) -> Result<Kernel, String> {
-    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
-    macro_rules! comparison {
-        ($t:ty) => {
-            match op {
-                Binary::Equal => Some(zip(context, walk.clone(), |a: $t, b: $t| u8::from(a == b))),
-                Binary::Less => Some(zip(context, walk.clone(), |a: $t, b: $t| u8::from(a < b))),
-                Binary::LessOrEqual => Some(zip(context, walk.clone(), |a: $t, b: $t| u8::from(a <= b))),
-                Binary::Greater => Some(zip(context, walk.clone(), |a: $t, b: $t| u8::from(a > b))),
-                Binary::GreaterOrEqual => Some(zip(context, walk.clone(), |a: $t, b: $t| u8::from(a >= b))),
-                _ => None,
-            }
-        };
-    }
-    macro_rules! float {
-        ($t:ty) => {
-            comparison!($t).or_else(|| {
-                Some(match op {
-                    Binary::Add => zip(context, walk, |a: $t, b: $t| a + b),
-                    Binary::Sub => zip(context, walk, |a: $t, b: $t| a - b),
-                    Binary::Mul => zip(context, walk, |a: $t, b: $t| a * b),
-                    Binary::Div => zip(context, walk, |a: $t, b: $t| a / b),
-                    Binary::Pow => {
-                        zip(context, walk, |a: $t, b: $t| if b == 2.0 { a * a } else { a.powf(b) })
-                    }
-                    Binary::Min => zip(context, walk, |a: $t, b: $t| if a.is_nan() || a < b { a } else { b }),
-                    Binary::Max => zip(context, walk, |a: $t, b: $t| if a.is_nan() || a > b { a } else { b }),
-                    Binary::Mod { .. } => zip(context, walk, |a: $t, b: $t| a % b),
-                    _ => return None,
-                })
-            })
-        };
-    }
-    macro_rules! whole {
-        ($t:ty) => {
-            comparison!($t).or_else(|| {
-                Some(match op {
-                    Binary::Add => zip(context, walk, <$t>::wrapping_add),
-                    Binary::Sub => zip(context, walk, <$t>::wrapping_sub),
-                    Binary::Mul => zip(context, walk, <$t>::wrapping_mul),
-                    // Division by zero is the data's fault and gives 0: ONNX leaves it open.
-                    Binary::Div => {
-                        zip(context, walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_div(b) })
-                    }
-                    Binary::Min => zip(context, walk, |a: $t, b: $t| a.min(b)),
-                    Binary::Max => zip(context, walk, |a: $t, b: $t| a.max(b)),
-                    Binary::Pow => zip(context, walk, |a: $t, b: $t| (a as f64).powf(b as f64) as $t),
-                    Binary::Mod { float: true } => {
-                        zip(context, walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_rem(b) })
-                    }
-                    Binary::Mod { float: false } => zip(context, walk, |a: $t, b: $t| {
-                        if b == 0 {
-                            return 0;
-                        }
-                        // The sign of the divisor, as in Python.
-                        let r = a.wrapping_rem(b);
-                        if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
-                    }),
-                    _ => return None,
-                })
-            })
-        };
-    }
     if op == Binary::Pow && b.dtype != a.dtype {
-        return pow_mixed(a, b, walk);
+        return pow_mixed(a, b, out);
     }
-    let kernel = match a.dtype {
-        DType::F32 => float!(f32),
-        DType::F64 => float!(f64),
-        DType::I64 => whole!(i64),
-        DType::I32 => whole!(i32),
-        DType::Bool | DType::U8 => comparison!(u8).or_else(|| {
-            Some(match op {
-                Binary::And => zip(context, walk, |a: u8, b: u8| a & b),
-                Binary::Or => zip(context, walk, |a: u8, b: u8| a | b),
-                Binary::Xor => zip(context, walk, |a: u8, b: u8| a ^ b),
-                _ => return None,
-            })
-        }),
-        _ => None,
-    };
-    kernel.ok_or_else(|| format!("{} of {} is not supported", op.name(), a.dtype))
+    if a.dtype != DType::F32 {
+        return ops_typed::binary(op, a, b, out);
+    }
+    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
+    Ok(match op {
+        Binary::Add => zip(context, walk, |a: f32, b: f32| a + b),
+        Binary::Sub => zip(context, walk, |a: f32, b: f32| a - b),
+        Binary::Mul => zip(context, walk, |a: f32, b: f32| a * b),
+        Binary::Div => zip(context, walk, |a: f32, b: f32| a / b),
+        Binary::Pow => zip(context, walk, |a: f32, b: f32| if b == 2.0 { a * a } else { a.powf(b) }),
+        Binary::Min => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a < b { a } else { b }),
+        Binary::Max => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a > b { a } else { b }),
+        Binary::Mod { .. } => zip(context, walk, |a: f32, b: f32| a % b),
+        Binary::Equal => zip(context, walk, |a: f32, b: f32| u8::from(a == b)),
+        Binary::Less => zip(context, walk, |a: f32, b: f32| u8::from(a < b)),
+        Binary::LessOrEqual => zip(context, walk, |a: f32, b: f32| u8::from(a <= b)),
+        Binary::Greater => zip(context, walk, |a: f32, b: f32| u8::from(a > b)),
+        Binary::GreaterOrEqual => zip(context, walk, |a: f32, b: f32| u8::from(a >= b)),
+        Binary::And | Binary::Or | Binary::Xor => {
+            return Err(format!("{} of float32 is not supported", op.name()));
+        }
+    })
 }
 
-/// Pow with a whole exponent that is known before the run: the exponent becomes a float.
-fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
-    let refuse = || format!("Pow of {} and {} is not supported", a.dtype, b.dtype);
-    let exponents: Vec<f32> =
-        b.constant.as_ref().ok_or_else(refuse)?.to_f64().iter().map(|&x| x as f32).collect();
-    if a.dtype != DType::F32 {
-        return Err(refuse());
-    }
+/// Pow with an exponent of another type. One that is known before the run and is taken of floats stays in float32.
+fn pow_mixed(a: &Fact, b: &Fact, out: &[usize]) -> Result<Kernel, String> {
+    let (DType::F32, Some(constant)) = (a.dtype, &b.constant) else {
+        return ops_typed::pow_mixed(a, b, out);
+    };
+    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
+    let exponents: Vec<f32> = constant.to_f64().iter().map(|&x| x as f32).collect();
     Ok(Box::new(move |operands, mut out, _| {
         let a = operands.need(0).slice::<f32>();
         let out = out.slice_mut::<f32>();
@@ -293,37 +221,35 @@ fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
 
 /// Clip; the bounds may be computed.
 pub(super) fn clip(context: Context, x: &Fact) -> Result<Kernel, String> {
-    let Context { isa, threads } = context;
-    macro_rules! clip {
-        ($t:ty) => {
-            Box::new(move |operands, mut out, _| {
-                let bound = |i: usize, open: $t| operands.get(i).map_or(open, |v| v.slice::<$t>()[0]);
-                let (lo, hi) = (bound(1, <$t>::MIN), bound(2, <$t>::MAX));
-                let x = operands.need(0).slice::<$t>();
-                let parts = parts(threads, x.len() / ELEMENTS_PER_NS);
-                split_rows(out.slice_mut::<$t>(), 0..x.len(), 1, 1, parts, &|range, out: &mut [$t]| {
-                    // min after max: where the bounds cross, the upper one holds (ONNX).
-                    let clipped = |(y, &x): (&mut $t, &$t)| *y = (if x < lo { lo } else { x }).min(hi);
-                    isa.vectorize(
-                        #[inline(always)]
-                        || out.iter_mut().zip(&x[range]).for_each(clipped),
-                    );
-                });
-                Ok(())
-            })
-        };
+    if x.dtype != DType::F32 {
+        return ops_typed::clip(x);
     }
-    Ok(match x.dtype {
-        DType::F32 => clip!(f32),
-        DType::F64 => clip!(f64),
-        DType::I64 => clip!(i64),
-        DType::I32 => clip!(i32),
-        other => return Err(format!("Clip of {other} is not supported")),
-    })
+    let Context { isa, threads } = context;
+    Ok(Box::new(move |operands, mut out, _| {
+        let bound = |i: usize, open: f32| -> Result<f32, String> {
+            let Some(view) = operands.get(i) else { return Ok(open) };
+            view.slice::<f32>().first().copied().ok_or_else(|| format!("input {i} is empty"))
+        };
+        let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
+        let x = operands.need(0).slice::<f32>();
+        // min after max: where the bounds cross, the upper one holds (ONNX).
+        let clipped = |x: f32| (if x < lo { lo } else { x }).min(hi);
+        let parts = parts(threads, x.len() / ELEMENTS_PER_NS);
+        split_rows(out.slice_mut::<f32>(), 0..x.len(), 1, 1, parts, &|range, out: &mut [f32]| {
+            isa.vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(&x[range]).for_each(|(y, &x)| *y = clipped(x)),
+            );
+        });
+        Ok(())
+    }))
 }
 
 /// A reduction over `axes`.
 pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return ops_typed::reduce(kind, axes, x);
+    }
     // The folded axes go last, so that each result is the fold of one row.
     let own = row_major(&x.shape);
     let kept = (0..x.shape.len()).filter(|i| !axes.contains(i));
@@ -332,41 +258,21 @@ pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, S
     let walk = Walk::new(&shape, [order.iter().map(|&i| own[i]).collect()]);
     let row: usize = axes.iter().map(|&i| x.shape[i]).product();
     let in_place = order.iter().copied().eq(0..x.shape.len());
-    match x.dtype {
-        DType::F32 => Ok(Box::new(move |operands, mut out, scratch| {
-            let x = operands.need(0).slice::<f32>();
-            let rows: &[f32] = if in_place {
-                x
-            } else {
-                scratch.floats.resize(x.len(), 0.0);
-                copy(&walk, 0, x, &mut scratch.floats);
-                &scratch.floats
-            };
-            let out = out.slice_mut::<f32>();
-            for (i, y) in out.iter_mut().enumerate() {
-                *y = fold_row(kind, &rows[i * row..(i + 1) * row], &mut scratch.more_floats);
-            }
-            Ok(())
-        })),
-        DType::I64 | DType::I32 | DType::F64 => Ok(Box::new(move |operands, mut out, _| {
-            let x = operands.need(0);
-            let values = Tensor::from_slice(x.shape, &x.to_f64());
-            let mut rows = vec![0.0f64; values.len()];
-            copy(&walk, 0, values.slice::<f64>(), &mut rows);
-            let folded = |i: usize| fold_row_f64(kind, &rows[i * row..(i + 1) * row]);
-            match out.dtype {
-                DType::I64 => {
-                    out.slice_mut::<i64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i64)
-                }
-                DType::I32 => {
-                    out.slice_mut::<i32>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i32)
-                }
-                _ => out.slice_mut::<f64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i)),
-            }
-            Ok(())
-        })),
-        other => Err(format!("{} of {other} is not supported", kind.name())),
-    }
+    Ok(Box::new(move |operands, mut out, scratch| {
+        let x = operands.need(0).slice::<f32>();
+        let rows: &[f32] = if in_place {
+            x
+        } else {
+            scratch.floats.resize(x.len(), 0.0);
+            copy(&walk, 0, x, &mut scratch.floats);
+            &scratch.floats
+        };
+        let out = out.slice_mut::<f32>();
+        for (i, y) in out.iter_mut().enumerate() {
+            *y = fold_row(kind, &rows[i * row..(i + 1) * row], &mut scratch.more_floats);
+        }
+        Ok(())
+    }))
 }
 
 fn fold_row(kind: Reduce, row: &[f32], room: &mut Vec<f32>) -> f32 {
@@ -395,22 +301,6 @@ fn fold_row(kind: Reduce, row: &[f32], room: &mut Vec<f32>) -> f32 {
     }
 }
 
-fn fold_row_f64(kind: Reduce, row: &[f64]) -> f64 {
-    let sum = |f: fn(f64) -> f64| row.iter().map(|&x| f(x)).sum::<f64>();
-    match kind {
-        Reduce::Sum => sum(|x| x),
-        Reduce::Mean => sum(|x| x) / row.len() as f64,
-        Reduce::Max => row.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        Reduce::Min => row.iter().copied().fold(f64::INFINITY, f64::min),
-        Reduce::Prod => row.iter().product(),
-        Reduce::SumSquare => sum(|x| x * x),
-        Reduce::L1 => sum(f64::abs),
-        Reduce::L2 => sum(|x| x * x).sqrt(),
-        Reduce::LogSum => sum(|x| x).ln(),
-        Reduce::LogSumExp => sum(f64::exp).ln(),
-    }
-}
-
 /// Softmax along `axis`, or over all axes from `axis` on as one where `coerce_2d`.
 pub(super) fn softmax(
     context: Context,
@@ -419,10 +309,10 @@ pub(super) fn softmax(
     coerce_2d: bool,
     x: &Fact,
 ) -> Result<Kernel, String> {
-    if x.dtype != DType::F32 {
-        return Err(format!("Softmax of {} is not supported", x.dtype));
-    }
     let axis = axis_index(axis, x.shape.len(), false)?;
+    if x.dtype != DType::F32 {
+        return ops_typed::softmax(axis, log, coerce_2d, x);
+    }
     let after: usize = x.shape[axis + 1..].iter().product();
     let row = if coerce_2d { x.shape[axis] * after } else { x.shape[axis] };
     let stride = if coerce_2d { 1 } else { after };

@@ -1,7 +1,8 @@
 //! Operators that move elements without looking at them: transpose, slice, join, gather, pad and their like.
 
+use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::PadMode;
-use crate::engine::graph::shapes::{Fact, axis_index, permutation, slice_ranges};
+use crate::engine::graph::shapes::{permutation, slice_ranges};
 use crate::engine::tensor::DType;
 
 use super::step::Kernel;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Op, Sliding};
-use crate::engine::graph::shapes::{Fact, windows};
+use crate::engine::graph::shapes::windows;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
@@ -141,7 +142,7 @@ pub(super) fn matmul(
     }
     let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
     let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
-    let batch = crate::engine::graph::shapes::broadcast(&lead_a, &lead_b)?;
+    let batch = crate::engine::graph::fact::broadcast(&lead_a, &lead_b)?;
     // For each product the matrices that it reads.
     let mut pairs = Vec::with_capacity(batch.iter().product());
     Walk::broadcast(&batch, [&lead_a, &lead_b]).rows(|_, [a0, b0], length, [da, db]| {

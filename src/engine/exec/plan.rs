@@ -1,21 +1,25 @@
 //! A graph compiled for given input shapes: a list of steps over one arena. Decides the memory order of every
-//! value, folds what is constant, fuses clamps into the products before them.
+//! value, folds what is constant, fuses clamps into the products before them. Where a shape depends on data, the
+//! plan ends: it says which nodes are left, and the session makes the next plan once the data is there.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index};
 use crate::engine::graph::op::{Op, Unary};
-use crate::engine::graph::shapes::{self, Fact, infer};
+use crate::engine::graph::operator::Other;
+use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
-use super::compile::{Request, compile};
+use super::compile::Request;
+use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, ops_move};
+use super::{Error, ops_move, others};
 
 /// Most bytes of an arena.
 const ARENA_BYTES_MAX: u64 = 16 << 30;
@@ -49,8 +53,21 @@ pub(super) struct Sight {
 pub(super) struct Plan {
     pub(super) steps: Vec<Step>,
     pub(super) arena_bytes: usize,
+    /// The values that the plan hands over: the graph's outputs in their order, then what `rest` reads.
+    pub(super) made: Vec<ValueId>,
+    /// Where each of them lies.
     pub(super) outputs: Vec<Option<Operand>>,
     pub(super) sights: Vec<Sight>,
+    /// Nodes that could not be planned, in order: a shape depends on the data.
+    pub(super) rest: Vec<usize>,
+}
+
+/// Where a plan begins: what is there, and what is to be done.
+pub(super) struct Start {
+    /// What the caller hands in, in order; what is known as a constant is not read from there.
+    pub(super) given: Vec<(ValueId, Fact)>,
+    /// Indices of nodes, in order.
+    pub(super) nodes: Vec<usize>,
 }
 
 /// What a plan is compiled from.
@@ -69,7 +86,12 @@ pub(super) struct Blueprint<'a> {
 enum Place {
     Given(usize),
     Constant(Arc<Tensor>),
-    Buffer(usize),
+    /// Bytes of a buffer, from an offset on.
+    Buffer {
+        index: usize,
+        start: usize,
+        len: usize,
+    },
 }
 
 /// A value in one memory order.
@@ -118,11 +140,11 @@ struct Builder<'a> {
     consumers: Vec<Vec<usize>>,
 }
 
-/// Compiles a graph for inputs of the given shapes.
+/// Compiles the nodes of a graph for operands of the given shapes, as far as shapes can be told.
 ///
 /// # Errors
 /// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
-pub(super) fn build(source: &Blueprint<'_>, inputs: &[Vec<usize>]) -> Result<Plan, Error> {
+pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error> {
     let graph = source.graph;
     let mut builder = Builder {
         source,
@@ -138,15 +160,31 @@ pub(super) fn build(source: &Blueprint<'_>, inputs: &[Vec<usize>]) -> Result<Pla
             builder.states[id] = Some(constant_state(tensor.clone()));
         }
     }
-    for (index, (&id, shape)) in graph.inputs.iter().zip(inputs).enumerate() {
-        let dtype = graph.value(id).dtype.unwrap_or(DType::F32);
-        let form = Form { place: Place::Given(index), shape: shape.clone() };
-        builder.set(id, Fact::computed(dtype, shape.clone()), Some(form), None);
+    for (index, (id, fact)) in start.given.into_iter().enumerate() {
+        match fact.constant {
+            Some(tensor) => builder.set_constant(id, tensor),
+            None => {
+                let form = Form { place: Place::Given(index), shape: fact.shape.clone() };
+                builder.set(id, fact, Some(form), None);
+            }
+        }
     }
-    for (index, node) in graph.nodes.iter().enumerate() {
-        builder.node(index, node).map_err(|reason| at(node, reason))?;
+    let mut later: HashSet<ValueId> = HashSet::new();
+    let mut rest = Vec::new();
+    for index in start.nodes {
+        let node = &graph.nodes[index];
+        let waits = node.inputs.iter().flatten().any(|id| later.contains(id));
+        let planned = if waits { Err(Unfit::AtRun(String::new())) } else { builder.node(index, node) };
+        match planned {
+            Ok(()) => {}
+            Err(Unfit::Wrong(reason)) => return Err(at(node, reason)),
+            Err(Unfit::AtRun(_)) => {
+                rest.push(index);
+                later.extend(&node.outputs);
+            }
+        }
     }
-    builder.finish()
+    builder.finish(rest, &later)
 }
 
 fn at(node: &Node, reason: String) -> Error {
@@ -188,8 +226,8 @@ impl Builder<'_> {
 
     /// Keeps the buffer of a form alive up to a step.
     fn touch(&mut self, form: &Form, step: usize) {
-        if let Place::Buffer(b) = form.place {
-            self.buffers[b].last = self.buffers[b].last.max(step);
+        if let Place::Buffer { index, .. } = form.place {
+            self.buffers[index].last = self.buffers[index].last.max(step);
         }
     }
 
@@ -207,7 +245,7 @@ impl Builder<'_> {
         self.buffers.push(Lifetime { bytes, first: step, last: step });
         let buffer = self.buffers.len() - 1;
         self.drafts.push(Draft { node, what, macs, kernel, operands, buffer, dtype, shape: shape.clone() });
-        Form { place: Place::Buffer(buffer), shape }
+        Form { place: Place::Buffer { index: buffer, start: 0, len: bytes }, shape }
     }
 
     /// A value in a given memory order; converts it where it has only the other.
@@ -246,7 +284,7 @@ impl Builder<'_> {
         Ok(form)
     }
 
-    fn node(&mut self, index: usize, node: &Node) -> Result<(), String> {
+    fn node(&mut self, index: usize, node: &Node) -> Result<(), Unfit> {
         if self.fused.contains(&index) {
             return Ok(());
         }
@@ -263,17 +301,60 @@ impl Builder<'_> {
             results[0].0 = DType::F32;
         }
         if results.len() < node.outputs.len() {
-            return Err(format!("{} results are asked for, {} are made", node.outputs.len(), results.len()));
+            let text = format!("{} results are asked for, {} are made", node.outputs.len(), results.len());
+            return Err(Unfit::Wrong(text));
         }
         if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
             return Ok(());
         }
         let constant = facts.iter().flatten().all(|f| f.constant.is_some());
         match &node.op {
-            Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results),
-            _ if constant => self.folded(index, node, &facts, &results[0]),
-            _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result")),
+            Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results)?,
+            Op::Other(other) => self.other(index, node, other, &facts, results)?,
+            _ if constant => self.folded(index, node, &facts, &results[0])?,
+            _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result"))?,
         }
+        Ok(())
+    }
+
+    /// An operator that is one object: one step that writes all its results, one after another.
+    fn other(
+        &mut self,
+        index: usize,
+        node: &Node,
+        other: &Other,
+        facts: &[Option<Fact>],
+        results: Results,
+    ) -> Result<(), String> {
+        if facts.iter().flatten().all(|f| f.constant.is_some()) {
+            let constants: Vec<Option<Arc<Tensor>>> =
+                facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+            let tensors = others::run(other, &constants, Some(&results))?;
+            for (&id, tensor) in node.outputs.iter().zip(tensors) {
+                self.set_constant(id, Arc::new(tensor));
+            }
+            return Ok(());
+        }
+        let mut operands = Vec::new();
+        for (id, fact) in node.inputs.iter().zip(facts) {
+            operands.push(match (id, fact) {
+                (Some(id), Some(fact)) => Some((self.form(index, *id, Layout::RowMajor)?, fact.dtype)),
+                _ => None,
+            });
+        }
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let (ranges, bytes) = others::ranges(&results);
+        let kernel = others::kernel(other, &refs, results.clone());
+        let Form { place: Place::Buffer { index: buffer, .. }, .. } =
+            self.emit((index, other.name, 0), kernel, operands, DType::U8, vec![bytes])
+        else {
+            unreachable!("emit makes a buffer");
+        };
+        for ((&id, (dtype, shape)), range) in node.outputs.iter().zip(results).zip(ranges) {
+            let place = Place::Buffer { index: buffer, start: range.start, len: range.len() };
+            self.set(id, Fact::computed(dtype, shape.clone()), Some(Form { place, shape }), None);
+        }
+        Ok(())
     }
 
     /// Operators that only rename the shape: no step.
@@ -383,7 +464,7 @@ impl Builder<'_> {
         results: &[(DType, Vec<usize>)],
     ) -> Result<(), String> {
         let x = facts[0].as_ref().ok_or("input 0 is missing")?;
-        let axis = shapes::axis_index(axis, x.shape.len(), false)?;
+        let axis = axis_index(axis, x.shape.len(), false)?;
         let form = self.form(index, node.input(0).ok_or("input 0 is missing")?, Layout::RowMajor)?;
         let outs: Vec<Vec<usize>> = results.iter().map(|(_, shape)| shape.clone()).collect();
         let parts = ops_move::split_parts(axis, &outs);
@@ -544,10 +625,14 @@ impl Builder<'_> {
         }
     }
 
-    fn finish(mut self) -> Result<Plan, Error> {
+    /// Nodes of `rest` are done later, with the values in `later`.
+    fn finish(mut self, rest: Vec<usize>, later: &HashSet<ValueId>) -> Result<Plan, Error> {
         let graph = self.source.graph;
+        let mut made: Vec<ValueId> = graph.outputs.clone();
+        made.extend(rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten()));
+        made.retain(|id| !later.contains(id) && self.states[id.0 as usize].is_some());
         let mut outputs = Vec::new();
-        for &id in &graph.outputs {
+        for &id in &made {
             let fail = |reason| Error::Node { node: graph.value(id).name.clone(), op: "output", reason };
             let last = graph.nodes.len().saturating_sub(1);
             let form = self.form(last, id, Layout::RowMajor).map_err(fail)?;
@@ -566,7 +651,10 @@ impl Builder<'_> {
             source: match &form.place {
                 Place::Given(i) => Source::Given(*i),
                 Place::Constant(tensor) => Source::Constant(tensor.clone()),
-                Place::Buffer(b) => Source::Arena(places[*b].clone()),
+                Place::Buffer { index, start, len } => {
+                    let at = places[*index].start + start;
+                    Source::Arena(at..at + len)
+                }
             },
             dtype: *dtype,
             shape: form.shape.clone(),
@@ -590,7 +678,7 @@ impl Builder<'_> {
             dtype: d.dtype,
             shape: d.shape,
         });
-        Ok(Plan { steps: steps.collect(), arena_bytes, outputs, sights })
+        Ok(Plan { steps: steps.collect(), arena_bytes, made, outputs, sights, rest })
     }
 }
 

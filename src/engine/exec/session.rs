@@ -1,23 +1,29 @@
 //! A model that is ready to run: `Session::new(graph, options)`, `run(inputs)`.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::engine::graph::fact::{Fact, Unfit};
 use crate::engine::graph::op::Op;
+use crate::engine::graph::shapes::infer;
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
-use super::plan::{Blueprint, Plan, Sight, Step, build};
+use super::plan::{Blueprint, Plan, Sight, Start, Step, build};
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, Layer, Options, Port, Tap};
+use super::{Error, Layer, Options, Port, Tap, control, others};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
-const PLANS_MAX: usize = 8;
+const PLANS_MAX: usize = 16;
 /// Arenas that a plan keeps for its next runs.
 const ARENAS_MAX: usize = 8;
+/// Largest operand whose data may decide a shape; larger ones are only ever read by the run.
+const KNOWN_ELEMENTS_MAX: usize = 1024;
 
 /// A loaded model. Many threads may call `run` at once; plans and packed weights are shared.
 pub struct Session {
@@ -28,13 +34,29 @@ pub struct Session {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     weights: Weights,
+    /// The bodies of nodes that hold graphs, by the index of the node.
+    bodies: HashMap<usize, Vec<Session>>,
     plans: Mutex<Vec<Ready>>,
+    /// Plans made so far; each gets a number.
+    made: AtomicU64,
+}
+
+/// What a plan was made for.
+#[derive(Clone, PartialEq)]
+struct Key {
+    /// The plan that ran before, 0 for the first: it says which nodes are left.
+    after: u64,
+    /// Type and shape of what is given, and its data where shapes depend on it.
+    given: Vec<(ValueId, DType, Vec<usize>, Option<Tensor>)>,
+    /// Values that a tap wants to see.
+    wanted: Vec<ValueId>,
 }
 
 /// A plan and the arenas of runs that have ended.
 #[derive(Clone)]
 struct Ready {
-    shapes: Vec<Vec<usize>>,
+    key: Arc<Key>,
+    number: u64,
     plan: Arc<Plan>,
     arenas: Arc<Mutex<Vec<Arena>>>,
 }
@@ -43,6 +65,19 @@ struct Ready {
 struct Arena {
     buffer: Buffer,
     scratch: Scratch,
+}
+
+/// Values between two plans.
+type Values<'a> = HashMap<ValueId, Cow<'a, Tensor>>;
+
+/// What is to be done with a node that a plan left.
+enum Next {
+    /// It can be planned where the data of these operands is known.
+    Plan(Vec<ValueId>),
+    /// Its operands are not there yet.
+    Wait,
+    /// Only running it tells.
+    Now,
 }
 
 impl Session {
@@ -63,13 +98,29 @@ impl Session {
         let outputs: Vec<Port> = graph.outputs.iter().map(port).collect();
         let Lowered { graph, real_names } =
             if options.integers { lower(graph) } else { Lowered::unchanged(graph) };
-        let weights = Weights::default();
-        let session =
-            Session { graph, real_names, options, inputs, outputs, weights, plans: Mutex::new(Vec::new()) };
+        let mut bodies = HashMap::new();
+        for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !n.bodies.is_empty()) {
+            let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
+            bodies.insert(index, all.collect::<Result<_, _>>()?);
+        }
+        let session = Session {
+            graph,
+            real_names,
+            options,
+            inputs,
+            outputs,
+            weights: Weights::default(),
+            bodies,
+            plans: Mutex::new(Vec::new()),
+            made: AtomicU64::new(0),
+        };
         // A model with fixed shapes tells now whether it can run.
+        let declared =
+            |id: &ValueId| session.graph.value(*id).dtype.and(session.graph.value(*id).dims.as_ref());
+        let all = session.graph.inputs.iter().all(|id| declared(id).is_some());
         let fixed: Option<Vec<Vec<usize>>> = session.inputs.iter().map(|p| p.shape(|_| None)).collect();
-        if let Some(shapes) = fixed {
-            session.ready(&shapes)?;
+        if let Some(shapes) = fixed.filter(|_| all) {
+            session.first(&shapes)?;
         }
         Ok(session)
     }
@@ -94,9 +145,17 @@ impl Session {
     /// # Errors
     /// Inputs that do not fit the model, or shapes that do not fit a node.
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
-        let given = self.arrange(inputs)?;
-        let ready = self.ready(&shapes_of(&given))?;
-        self.execute(&ready, &given, |_, _, _| {})
+        self.run_in_order(&self.arrange(inputs)?)
+    }
+
+    /// As [`Session::run`], over the graph's inputs in their order, unchecked: bodies get what their node has.
+    fn run_in_order(&self, given: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
+        let ready = self.ready(self.key(given, &[]), || self.all_nodes())?;
+        let made = self.execute(&ready, given, |_, _, _| {})?;
+        match ready.plan.rest.is_empty() {
+            true => Ok(made),
+            false => self.run_rest(ready, given, made, None),
+        }
     }
 
     /// Runs the model and shows values to a tap.
@@ -106,12 +165,150 @@ impl Session {
     pub fn run_tapped(&self, inputs: &[(&str, &Tensor)], tap: &mut dyn Tap) -> Result<Vec<Tensor>, Error> {
         let given = self.arrange(inputs)?;
         let ids = (0..self.graph.values.len()).map(|i| ValueId(i as u32));
-        let wanted: HashSet<ValueId> =
+        let wanted: Vec<ValueId> =
             ids.filter(|&id| self.graph.constant(id).is_none() && tap.wants(self.real_name(id))).collect();
-        let plan = Arc::new(build(&self.blueprint(&wanted), &shapes_of(&given))?);
-        let ready = Ready { shapes: Vec::new(), plan, arenas: Arc::default() };
+        let ready = self.ready(self.key(&given, &wanted), || self.all_nodes())?;
         let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| self.show(sight, given, arena, tap);
-        self.execute_with_sights(&ready, &given, show)
+        let made = self.execute_with_sights(&ready, &given, show)?;
+        match ready.plan.rest.is_empty() {
+            true => Ok(made),
+            false => self.run_rest(ready, &given, made, Some(tap)),
+        }
+    }
+
+    /// Goes on where a plan ended: makes and runs the next one, over and over, each with data that the ones before
+    /// gave. A node whose results only the run can tell runs between two plans.
+    fn run_rest(
+        &self,
+        mut ready: Ready,
+        given: &[&Tensor],
+        made: Vec<Tensor>,
+        mut tap: Option<&mut dyn Tap>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let mut there: Values<'_> = Values::default();
+        there.extend(self.graph.inputs.iter().copied().zip(given.iter().map(|t| Cow::Borrowed(*t))));
+        there.extend(ready.plan.made.iter().copied().zip(made.into_iter().map(Cow::Owned)));
+        let wanted = ready.key.wanted.clone();
+        while !ready.plan.rest.is_empty() {
+            let mut todo = Vec::new();
+            let mut known: HashSet<ValueId> = HashSet::new();
+            for &index in &ready.plan.rest {
+                match self.look_at(index, &there)? {
+                    Next::Plan(constants) => {
+                        todo.push(index);
+                        known.extend(constants);
+                    }
+                    Next::Wait => todo.push(index),
+                    Next::Now => {
+                        let node = &self.graph.nodes[index];
+                        for (&id, tensor) in node.outputs.iter().zip(self.run_now(index, &there)?) {
+                            if let Some(tap) = tap.as_deref_mut().filter(|_| wanted.contains(&id)) {
+                                tap.observe(self.real_name(id), tensor.view());
+                            }
+                            there.insert(id, Cow::Owned(tensor));
+                        }
+                    }
+                }
+            }
+            if todo.is_empty() {
+                break;
+            }
+            let reads = |id: &ValueId| {
+                todo.iter().any(|&n| self.graph.nodes[n].inputs.iter().flatten().any(|read| read == id))
+            };
+            let mut ids: Vec<ValueId> = there.keys().copied().filter(reads).collect();
+            ids.sort_unstable();
+            let tensors: Vec<&Tensor> = ids.iter().map(|id| &*there[id]).collect();
+            let entry = |(&id, t): (&ValueId, &&Tensor)| {
+                (id, t.dtype(), t.shape().to_vec(), known.contains(&id).then(|| (*t).clone()))
+            };
+            let key = Key {
+                after: ready.number,
+                given: ids.iter().zip(&tensors).map(entry).collect(),
+                wanted: wanted.clone(),
+            };
+            let next = self.ready(key, || todo.clone())?;
+            let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| {
+                // What was there before was shown by the plan that made it.
+                if let Some(tap) = tap.as_deref_mut().filter(|_| !ids.contains(&sight.value)) {
+                    self.show(sight, given, arena, tap);
+                }
+            };
+            let made = self.execute_with_sights(&next, &tensors, show)?;
+            there.extend(next.plan.made.iter().copied().zip(made.into_iter().map(Cow::Owned)));
+            ready = next;
+        }
+        let output = |id: &ValueId| match there.get(id) {
+            Some(tensor) => tensor.clone().into_owned(),
+            None => (**self.graph.constant(*id).expect("every node has run")).clone(),
+        };
+        Ok(self.graph.outputs.iter().map(output).collect())
+    }
+
+    /// What is to be done with a node that a plan left.
+    fn look_at(&self, index: usize, there: &Values<'_>) -> Result<Next, Error> {
+        let node = &self.graph.nodes[index];
+        let facts = |with_data: bool| -> Option<Vec<Option<Fact>>> {
+            let fact = |id: &Option<ValueId>| match id {
+                None => Some(None),
+                Some(id) => match (self.graph.constant(*id), there.get(id)) {
+                    (Some(tensor), _) => Some(Some(Fact::constant(tensor.clone()))),
+                    (None, Some(t)) if with_data && t.len() <= KNOWN_ELEMENTS_MAX => {
+                        Some(Some(Fact::constant(Arc::new(t.clone().into_owned()))))
+                    }
+                    (None, Some(t)) => Some(Some(Fact::computed(t.dtype(), t.shape().to_vec()))),
+                    (None, None) => None,
+                },
+            };
+            node.inputs.iter().map(fact).collect()
+        };
+        let Some(plain) = facts(false) else { return Ok(Next::Wait) };
+        let infers = |facts: &[Option<Fact>]| {
+            let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+            infer(&node.op, &refs, node.outputs.len()).map(|_| ())
+        };
+        let wrong = |reason| Error::Node { node: node.name.clone(), op: node.op.name(), reason };
+        match infers(&plain) {
+            Ok(()) => return Ok(Next::Plan(Vec::new())),
+            Err(Unfit::Wrong(reason)) => return Err(wrong(reason)),
+            Err(Unfit::AtRun(_)) => {}
+        }
+        let with_data = facts(true).expect("all operands are there");
+        match infers(&with_data) {
+            Ok(()) => {
+                let small = |(id, fact): (&Option<ValueId>, &Option<Fact>)| {
+                    id.filter(|_| fact.as_ref().is_some_and(|f| f.constant.is_some()))
+                };
+                Ok(Next::Plan(node.inputs.iter().zip(&with_data).filter_map(small).collect()))
+            }
+            Err(Unfit::Wrong(reason)) => Err(wrong(reason)),
+            Err(Unfit::AtRun(_)) => Ok(Next::Now),
+        }
+    }
+
+    fn as_body(&self) -> control::Body<'_> {
+        control::Body { run: Box::new(|given| self.run_in_order(given)), outputs: &self.outputs }
+    }
+
+    /// Runs one node outside of any plan.
+    fn run_now(&self, index: usize, there: &Values<'_>) -> Result<Vec<Tensor>, Error> {
+        let node = &self.graph.nodes[index];
+        let tensor = |id: &Option<ValueId>| -> Option<Arc<Tensor>> {
+            let id = (*id)?;
+            let constant = self.graph.constant(id).cloned();
+            constant.or_else(|| there.get(&id).map(|t| Arc::new(t.clone().into_owned())))
+        };
+        let inputs: Vec<Option<Arc<Tensor>>> = node.inputs.iter().map(tensor).collect();
+        let wrong = |reason| Error::Node { node: node.name.clone(), op: node.op.name(), reason };
+        let bodies: Vec<control::Body<'_>> =
+            self.bodies.get(&index).into_iter().flatten().map(Session::as_body).collect();
+        match &node.op {
+            Op::Other(other) => others::run(other, &inputs, None).map_err(wrong),
+            Op::If => control::branch(node, &bodies, &inputs),
+            Op::Loop { carried } => control::repeat(node, &bodies, *carried, &inputs),
+            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs),
+            _ => Err(wrong("its shape depends on data that is too large to be a shape".to_owned())),
+        }
     }
 
     /// Runs the model `runs` times and gives for each step its median time; `seconds` is the clock.
@@ -125,7 +322,7 @@ impl Session {
         seconds: &dyn Fn() -> f64,
     ) -> Result<Vec<Layer>, Error> {
         let given = self.arrange(inputs)?;
-        let ready = self.ready(&shapes_of(&given))?;
+        let ready = self.ready(self.key(&given, &[]), || self.all_nodes())?;
         let mut times = vec![Vec::new(); ready.plan.steps.len()];
         for _ in 0..runs.max(1) {
             let mut before = seconds();
@@ -150,12 +347,12 @@ impl Session {
         Ok(ready.plan.steps.iter().zip(times).map(layer).collect())
     }
 
-    /// The steps that a run over these inputs takes, untimed.
+    /// The steps that a run over these inputs takes, untimed, up to where a shape depends on the data.
     ///
     /// # Errors
     /// Shapes that do not fit the model.
     pub fn steps(&self, shapes: &[Vec<usize>]) -> Result<Vec<Layer>, Error> {
-        let ready = self.ready(shapes)?;
+        let ready = self.first(shapes)?;
         let layer = |step: &Step| {
             let node = &self.graph.nodes[step.node];
             Layer {
@@ -175,7 +372,7 @@ impl Session {
     /// # Errors
     /// Shapes that do not fit the model.
     pub fn arena_bytes(&self, shapes: &[Vec<usize>]) -> Result<u64, Error> {
-        Ok(self.ready(shapes)?.plan.arena_bytes as u64)
+        Ok(self.first(shapes)?.plan.arena_bytes as u64)
     }
 
     /// The nodes that the session runs: name, operator, and whether it computes on codes.
@@ -218,21 +415,55 @@ impl Session {
         Ok(given)
     }
 
-    fn blueprint<'a>(&'a self, wanted: &'a HashSet<ValueId>) -> Blueprint<'a> {
-        let context = Context { isa: self.options.isa, threads: self.options.threads.max(1) };
-        Blueprint { graph: &self.graph, weights: &self.weights, context, passes: self.options.passes, wanted }
+    fn all_nodes(&self) -> Vec<usize> {
+        (0..self.graph.nodes.len()).collect()
     }
 
-    /// The plan for these shapes; compiled the first time.
-    fn ready(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
+    /// What the first plan for these inputs is made for.
+    fn key(&self, given: &[&Tensor], wanted: &[ValueId]) -> Key {
+        let entry = |(&id, t): (&ValueId, &&Tensor)| (id, t.dtype(), t.shape().to_vec(), None);
+        Key {
+            after: 0,
+            given: self.graph.inputs.iter().zip(given).map(entry).collect(),
+            wanted: wanted.to_vec(),
+        }
+    }
+
+    /// The first plan for inputs of these shapes, of the types that the model declares.
+    fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
+        let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        let entry = |(&id, shape): (&ValueId, &Vec<usize>)| (id, dtype(id), shape.clone(), None);
+        let given = self.graph.inputs.iter().zip(shapes).map(entry).collect();
+        self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
+    }
+
+    /// The plan for a key; compiled the first time, for the nodes that `todo` gives.
+    fn ready(&self, key: Key, todo: impl FnOnce() -> Vec<usize>) -> Result<Ready, Error> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = plans.iter().position(|r| r.shapes == shapes) {
+        if let Some(at) = plans.iter().position(|r| *r.key == key) {
             let ready = plans.remove(at);
             plans.push(ready.clone());
             return Ok(ready);
         }
-        let plan = Arc::new(build(&self.blueprint(&HashSet::new()), shapes)?);
-        let ready = Ready { shapes: shapes.to_vec(), plan, arenas: Arc::default() };
+        let wanted: HashSet<ValueId> = key.wanted.iter().copied().collect();
+        let blueprint = Blueprint {
+            graph: &self.graph,
+            weights: &self.weights,
+            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            passes: self.options.passes,
+            wanted: &wanted,
+        };
+        let fact = |(id, dtype, shape, data): &(ValueId, DType, Vec<usize>, Option<Tensor>)| {
+            let fact = match data {
+                Some(tensor) => Fact::constant(Arc::new(tensor.clone())),
+                None => Fact::computed(*dtype, shape.clone()),
+            };
+            (*id, fact)
+        };
+        let start = Start { given: key.given.iter().map(fact).collect(), nodes: todo() };
+        let plan = Arc::new(build(&blueprint, start)?);
+        let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
+        let ready = Ready { key: Arc::new(key), number, plan, arenas: Arc::default() };
         if plans.len() == PLANS_MAX {
             plans.remove(0);
         }
@@ -321,10 +552,6 @@ impl Session {
             _ => tap.observe(name, view),
         }
     }
-}
-
-fn shapes_of(given: &[&Tensor]) -> Vec<Vec<usize>> {
-    given.iter().map(|t| t.shape().to_vec()).collect()
 }
 
 /// Whether a shape fits what a port declares; the same symbol must be the same length everywhere.

@@ -49,7 +49,7 @@ impl Maker {
         let output = self.value(dtype);
         let name = format!("n{}", self.graph.nodes.len());
         let inputs = inputs.iter().map(|&i| Some(i)).collect();
-        self.graph.nodes.push(Node { name, op, inputs, outputs: vec![output] });
+        self.graph.nodes.push(Node::new(name, op, inputs, vec![output]));
         output
     }
 

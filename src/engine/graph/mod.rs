@@ -1,14 +1,12 @@
 //! The graph: values, nodes and operators with ids. One form of each operator, that of ONNX opset 18
 //! (the importer lifts older ones), plus the integer operators that the executor lowers to.
 
-mod attributes;
-pub mod export;
-pub mod import;
+pub mod attributes;
+pub mod fact;
 pub mod op;
-mod operators;
+pub mod operator;
 pub mod passes;
 pub mod shapes;
-pub mod tensors;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -73,9 +71,17 @@ pub struct Node {
     pub inputs: Vec<Option<ValueId>>,
     /// Results.
     pub outputs: Vec<ValueId>,
+    /// The bodies of If (then, else), Loop and Scan. What a body reads of the graph around it is an operand of the
+    /// node and an input of the body, after those that ONNX lists.
+    pub bodies: Vec<Arc<Graph>>,
 }
 
 impl Node {
+    /// A node without bodies.
+    pub fn new(name: String, op: Op, inputs: Vec<Option<ValueId>>, outputs: Vec<ValueId>) -> Node {
+        Node { name, op, inputs, outputs, bodies: Vec::new() }
+    }
+
     /// Operand `index`, where it is there.
     pub fn input(&self, index: usize) -> Option<ValueId> {
         self.inputs.get(index).copied().flatten()

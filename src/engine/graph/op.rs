@@ -2,6 +2,8 @@
 
 use crate::engine::tensor::Tensor;
 
+use super::operator::Other;
+
 /// How a window moves over the spatial axes of a convolution or a pooling; one entry a spatial axis.
 /// An empty list means the default for every axis: strides and dilations 1, pads 0.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -171,6 +173,15 @@ pub enum Op {
     QuantizeLinear { axis: i64 },
     /// `q, scale [, zero_point]`.
     DequantizeLinear { axis: i64 },
+    /// `condition, captured…`: runs one of the node's two bodies over the captured values.
+    If,
+    /// `[count], [condition], carried…, captured…`; the body takes the round's number, the condition, and those. It
+    /// gives the condition, the carried values, and values that are stacked over the rounds.
+    Loop { carried: usize },
+    /// `state…, scanned…, captured…`, as the body takes them, scanned values one slice a round.
+    Scan(Scan),
+    /// Operands as ONNX has them: an operator that is one object.
+    Other(Other),
 
     // Below: what the executor lowers to. Integer operands carry their parameters on the value
     // (`Value::qparams`); an output without parameters is real (f32) and is not clamped.
@@ -188,6 +199,17 @@ pub enum Op {
     QGlobalAveragePool,
     /// `x: u8…`, each with its own parameters.
     QConcat { axis: i64 },
+}
+
+/// A loop over slices of its operands.
+#[derive(Clone, Debug)]
+pub struct Scan {
+    /// Values that go from round to round.
+    pub states: usize,
+    /// For each scanned operand its axis, and whether it is read backwards.
+    pub inputs: Vec<(i64, bool)>,
+    /// For each stacked result its axis, and whether it is filled backwards.
+    pub outputs: Vec<(i64, bool)>,
 }
 
 /// Smallest and largest code that an integer operator may give: an activation that is a clamp, such as Relu.
@@ -242,6 +264,10 @@ impl Op {
             Op::Identity => "Identity",
             Op::QuantizeLinear { .. } => "QuantizeLinear",
             Op::DequantizeLinear { .. } => "DequantizeLinear",
+            Op::If => "If",
+            Op::Loop { .. } => "Loop",
+            Op::Scan(_) => "Scan",
+            Op::Other(other) => other.name,
             Op::QConv { .. } => "QConv",
             Op::QMatMul { .. } => "QMatMul",
             Op::QBinary { op: Binary::Add, .. } => "QAdd",

@@ -159,12 +159,7 @@ mod tests {
     }
 
     fn node(name: &str, op: Op, inputs: &[ValueId], output: ValueId) -> Node {
-        Node {
-            name: name.to_owned(),
-            op,
-            inputs: inputs.iter().map(|&i| Some(i)).collect(),
-            outputs: vec![output],
-        }
+        Node::new(name.to_owned(), op, inputs.iter().map(|&i| Some(i)).collect(), vec![output])
     }
 
     #[test]

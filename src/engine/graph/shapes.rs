@@ -1,41 +1,12 @@
 //! Shape and type inference: what an operator makes of operands whose shapes are numbers.
 
-use std::sync::Arc;
+use crate::engine::tensor::{DType, element_count};
 
-use crate::engine::tensor::{DType, Tensor, element_count};
-
+use super::fact::{Fact, Results, Unfit, axis_index, broadcast, constant, constant_ints, needed, operand};
 use super::op::{AutoPad, Op, Sliding};
 
 /// Most bytes that one value may have: beyond it a shape is taken for a mistake or an attack.
 pub const VALUE_BYTES_MAX: usize = 1 << 34;
-
-/// What is known of a value before a run: type and shape always, data where it is a constant.
-#[derive(Clone, Debug)]
-pub struct Fact {
-    /// What one element is.
-    pub dtype: DType,
-    /// Length of each dimension.
-    pub shape: Vec<usize>,
-    /// The data of a constant.
-    pub constant: Option<Arc<Tensor>>,
-}
-
-impl Fact {
-    /// A constant.
-    pub fn constant(tensor: Arc<Tensor>) -> Fact {
-        Fact { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), constant: Some(tensor) }
-    }
-
-    /// A value that is computed.
-    pub fn computed(dtype: DType, shape: Vec<usize>) -> Fact {
-        Fact { dtype, shape, constant: None }
-    }
-
-    /// Bytes of the value.
-    pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.size()
-    }
-}
 
 /// A [`Sliding`] with every list filled in, for given spatial lengths.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,31 +79,8 @@ pub fn windows(sliding: &Sliding, spatial: &[usize], kernel: &[usize]) -> Result
     Ok(Windows { kernel: kernel.to_vec(), strides, dilations, begin: pads, end, out })
 }
 
-/// `axis` counted from the front, or what is wrong with it. `rank` itself is taken where `inclusive`.
-pub fn axis_index(axis: i64, rank: usize, inclusive: bool) -> Result<usize, String> {
-    let limit = rank as i64 + i64::from(inclusive);
-    let index = if axis < 0 { axis.saturating_add(rank as i64) } else { axis };
-    match (0..limit).contains(&index) {
-        true => Ok(index as usize),
-        false => Err(format!("axis {axis} is outside of a tensor with {rank} dimensions")),
-    }
-}
-
-/// The shape of two operands that broadcast (numpy's rule).
-pub fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
-    let rank = a.len().max(b.len());
-    let at = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };
-    let merged = (0..rank).map(|i| match (at(a, i), at(b, i)) {
-        (x, y) if x == y => Ok(x),
-        (1, y) => Ok(y),
-        (x, 1) => Ok(x),
-        _ => Err(format!("shapes {a:?} and {b:?} do not broadcast")),
-    });
-    merged.collect()
-}
-
 /// The ranges that Slice takes: for each axis of the input start, step and count.
-pub fn slice_ranges(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<(usize, i64, usize)>, String> {
+pub fn slice_ranges(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<(usize, i64, usize)>, Unfit> {
     let starts = constant_ints(inputs, 1, "starts")?;
     let ends = constant_ints(inputs, 2, "ends")?;
     let axes = match operand(inputs, 3) {
@@ -144,7 +92,7 @@ pub fn slice_ranges(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<(us
         None => vec![1; starts.len()],
     };
     if [ends.len(), axes.len(), steps.len()] != [starts.len(); 3] {
-        return Err("starts, ends, axes and steps differ in length".to_owned());
+        return Err("starts, ends, axes and steps differ in length".into());
     }
     let mut ranges: Vec<(usize, i64, usize)> = shape.iter().map(|&d| (0, 1, d)).collect();
     for i in 0..starts.len() {
@@ -173,23 +121,6 @@ fn slice_range(length: i64, start: i64, end: i64, step: i64) -> Result<(usize, i
     }
 }
 
-fn operand<'a>(inputs: &[Option<&'a Fact>], index: usize) -> Option<&'a Fact> {
-    inputs.get(index).copied().flatten()
-}
-
-fn needed<'a>(inputs: &[Option<&'a Fact>], index: usize) -> Result<&'a Fact, String> {
-    operand(inputs, index).ok_or_else(|| format!("input {index} is missing"))
-}
-
-/// The integers of an operand that must be known before the run.
-pub fn constant_ints(inputs: &[Option<&Fact>], index: usize, what: &str) -> Result<Vec<i64>, String> {
-    let fact = needed(inputs, index)?;
-    match &fact.constant {
-        Some(tensor) => Ok(tensor.to_i64()),
-        None => Err(format!("`{what}` depends on the data: not supported")),
-    }
-}
-
 fn same_rank(name: &str, x: &Fact, rank: usize) -> Result<(), String> {
     match x.shape.len() == rank {
         true => Ok(()),
@@ -200,22 +131,24 @@ fn same_rank(name: &str, x: &Fact, rank: usize) -> Result<(), String> {
 /// Type and shape of each result of an operator.
 ///
 /// # Errors
-/// A sentence about what does not fit; the caller adds the node.
-pub fn infer(op: &Op, inputs: &[Option<&Fact>], outputs: usize) -> Result<Vec<(DType, Vec<usize>)>, String> {
-    let mut results = infer_unbounded(op, inputs)?;
-    if matches!(op, Op::Split { .. }) {
-        results.truncate(outputs);
-    }
+/// [`Unfit`], a sentence; the caller adds the node.
+pub fn infer(op: &Op, inputs: &[Option<&Fact>], outputs: usize) -> Result<Results, Unfit> {
+    let mut results = match op {
+        Op::Other(other) => other.operator.infer(inputs, outputs)?,
+        op => infer_unbounded(op, inputs)?,
+    };
+    results.truncate(outputs.max(1));
     for (dtype, shape) in &results {
         let bytes = element_count(shape).and_then(|n| n.checked_mul(dtype.size()));
         if bytes.is_none_or(|b| b > VALUE_BYTES_MAX) {
-            return Err(format!("a result of shape {shape:?} is over the limit of {VALUE_BYTES_MAX} bytes"));
+            let text = format!("a result of shape {shape:?} is over the limit of {VALUE_BYTES_MAX} bytes");
+            return Err(Unfit::Wrong(text));
         }
     }
     Ok(results)
 }
 
-fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<usize>)>, String> {
+fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> {
     if let Op::ConstantOfShape { value } = op {
         return Ok(vec![(value.dtype(), dimensions(&constant_ints(inputs, 0, "shape")?)?)]);
     }
@@ -232,12 +165,12 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             let flip = |s: &[usize], t: bool| if t { (s[1], s[0]) } else { (s[0], s[1]) };
             let ((m, k), (k_b, n)) = (flip(&x.shape, *trans_a), flip(&b.shape, *trans_b));
             if k != k_b {
-                return Err(format!("A {:?} and B {:?} do not multiply", x.shape, b.shape));
+                return Err(format!("A {:?} and B {:?} do not multiply", x.shape, b.shape).into());
             }
             if let Some(c) = operand(inputs, 2)
                 && broadcast(&c.shape, &[m, n])? != [m, n]
             {
-                return Err(format!("C {:?} does not broadcast to [{m}, {n}]", c.shape));
+                return Err(format!("C {:?} does not broadcast to [{m}, {n}]", c.shape).into());
             }
             one(vec![m, n])
         }
@@ -250,7 +183,9 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
         }
         Op::MaxPool { sliding } | Op::AveragePool { sliding, .. } | Op::QAveragePool { sliding, .. } => {
             if x.shape.len() < 3 {
-                return Err(format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape));
+                return Err(
+                    format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape).into()
+                );
             }
             let mut shape = x.shape.clone();
             let out = windows(sliding, &x.shape[2..], &sliding.kernel)?.out;
@@ -259,7 +194,9 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
         }
         Op::GlobalAveragePool | Op::GlobalMaxPool | Op::QGlobalAveragePool => {
             if x.shape.len() < 3 {
-                return Err(format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape));
+                return Err(
+                    format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape).into()
+                );
             }
             let mut shape = x.shape.clone();
             shape[2..].fill(1);
@@ -270,7 +207,9 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             for index in 1..5 {
                 let p = needed(inputs, index)?;
                 if p.shape != [channels] {
-                    return Err(format!("input {index} has shape {:?}, [{channels}] is needed", p.shape));
+                    return Err(
+                        format!("input {index} has shape {:?}, [{channels}] is needed", p.shape).into()
+                    );
                 }
             }
             one(x.shape.clone())
@@ -279,7 +218,9 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             let axis = axis_index(*axis, x.shape.len(), false)?;
             let scale = needed(inputs, 1)?;
             if scale.shape != x.shape[axis..] {
-                return Err(format!("Scale has shape {:?}, {:?} is needed", scale.shape, &x.shape[axis..]));
+                return Err(
+                    format!("Scale has shape {:?}, {:?} is needed", scale.shape, &x.shape[axis..]).into()
+                );
             }
             one(x.shape.clone())
         }
@@ -292,7 +233,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             let b = needed(inputs, 1)?;
             let same = b.dtype == dtype || *op == super::op::Binary::Pow;
             if !same {
-                return Err(format!("operands are {dtype} and {}", b.dtype));
+                return Err(format!("operands are {dtype} and {}", b.dtype).into());
             }
             let out = if op.is_comparison() { DType::Bool } else { dtype };
             Ok(vec![(out, broadcast(&x.shape, &b.shape)?)])
@@ -339,7 +280,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
         Op::Tile => {
             let repeats = dimensions(&constant_ints(inputs, 1, "repeats")?)?;
             if repeats.len() != x.shape.len() {
-                return Err(format!("{} repeats for shape {:?}", repeats.len(), x.shape));
+                return Err(format!("{} repeats for shape {:?}", repeats.len(), x.shape).into());
             }
             let product = x.shape.iter().zip(&repeats).map(|(a, b)| a.checked_mul(*b));
             one(product.collect::<Option<_>>().ok_or("the tiled shape overflows")?)
@@ -347,7 +288,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
         Op::Where => {
             let (a, b) = (needed(inputs, 1)?, needed(inputs, 2)?);
             if a.dtype != b.dtype {
-                return Err(format!("operands are {} and {}", a.dtype, b.dtype));
+                return Err(format!("operands are {} and {}", a.dtype, b.dtype).into());
             }
             Ok(vec![(a.dtype, broadcast(&broadcast(&x.shape, &a.shape)?, &b.shape)?)])
         }
@@ -366,7 +307,8 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Vec<(DType, Vec<
             Ok(vec![(to, x.shape.clone())])
         }
         Op::DequantizeLinear { .. } => Ok(vec![(needed(inputs, 1)?.dtype, x.shape.clone())]),
-        Op::ConstantOfShape { .. } => unreachable!("taken above"),
+        Op::If | Op::Loop { .. } | Op::Scan(_) => Err(Unfit::AtRun("what the body gives".to_owned())),
+        Op::ConstantOfShape { .. } | Op::Other(_) => unreachable!("taken above"),
     }
 }
 
@@ -416,7 +358,7 @@ fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
 }
 
 /// The axes that a reduction folds, from the front.
-pub fn reduced_axes(rank: usize, inputs: &[Option<&Fact>], noop: bool) -> Result<Vec<usize>, String> {
+pub fn reduced_axes(rank: usize, inputs: &[Option<&Fact>], noop: bool) -> Result<Vec<usize>, Unfit> {
     let given = match operand(inputs, 1) {
         Some(_) => constant_ints(inputs, 1, "axes")?,
         None => Vec::new(),
@@ -424,7 +366,7 @@ pub fn reduced_axes(rank: usize, inputs: &[Option<&Fact>], noop: bool) -> Result
     if given.is_empty() {
         return Ok(if noop { Vec::new() } else { (0..rank).collect() });
     }
-    given.iter().map(|&axis| axis_index(axis, rank, false)).collect()
+    Ok(given.iter().map(|&axis| axis_index(axis, rank, false)).collect::<Result<_, _>>()?)
 }
 
 /// A permutation of `rank` axes; an empty one means: reversed.
@@ -463,7 +405,7 @@ fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Result<Vec<usize>, S
     Ok(shape)
 }
 
-fn squeeze(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<usize>, String> {
+fn squeeze(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<usize>, Unfit> {
     let axes: Vec<usize> = match operand(inputs, 1) {
         Some(_) => constant_ints(inputs, 1, "axes")?
             .iter()
@@ -472,7 +414,7 @@ fn squeeze(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<usize>, Stri
         None => (0..shape.len()).filter(|&i| shape[i] == 1).collect(),
     };
     if let Some(&axis) = axes.iter().find(|&&axis| shape[axis] != 1) {
-        return Err(format!("axis {axis} of shape {shape:?} is not 1"));
+        return Err(format!("axis {axis} of shape {shape:?} is not 1").into());
     }
     Ok(shape.iter().enumerate().filter(|(i, _)| !axes.contains(i)).map(|(_, &d)| d).collect())
 }
@@ -509,12 +451,7 @@ fn concat(axis: i64, inputs: &[Option<&Fact>]) -> Result<Vec<usize>, String> {
     Ok(shape)
 }
 
-fn split(
-    axis: i64,
-    outputs: usize,
-    x: &Fact,
-    inputs: &[Option<&Fact>],
-) -> Result<Vec<(DType, Vec<usize>)>, String> {
+fn split(axis: i64, outputs: usize, x: &Fact, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> {
     let axis = axis_index(axis, x.shape.len(), false)?;
     let length = x.shape[axis];
     let parts: Vec<usize> = match operand(inputs, 1) {
@@ -526,7 +463,7 @@ fn split(
         }
     };
     if parts.len() != outputs || parts.iter().sum::<usize>() != length {
-        return Err(format!("parts {parts:?} do not make up axis {axis} of shape {:?}", x.shape));
+        return Err(format!("parts {parts:?} do not make up axis {axis} of shape {:?}", x.shape).into());
     }
     let shaped = |&part: &usize| {
         let mut shape = x.shape.clone();
@@ -544,22 +481,21 @@ pub fn shape_range(rank: usize, start: i64, end: Option<i64>) -> std::ops::Range
 }
 
 /// `ceil((limit − start) / delta)`, not under 0.
-pub fn range_count(inputs: &[Option<&Fact>]) -> Result<usize, String> {
-    let value = |index: usize| -> Result<f64, String> {
-        let constant = needed(inputs, index)?.constant.as_ref();
-        let tensor = constant.ok_or("the limits of Range depend on the data: not supported")?;
-        tensor.to_f64().first().copied().ok_or_else(|| "a limit of Range is empty".to_owned())
+pub fn range_count(inputs: &[Option<&Fact>]) -> Result<usize, Unfit> {
+    let value = |index: usize| -> Result<f64, Unfit> {
+        let tensor = constant(inputs, index, ["start", "limit", "delta"][index])?;
+        tensor.to_f64().first().copied().ok_or_else(|| "a limit of Range is empty".into())
     };
     let (start, limit, delta) = (value(0)?, value(1)?, value(2)?);
     let count = ((limit - start) / delta).ceil().max(0.0);
     match count.is_finite() && count <= VALUE_BYTES_MAX as f64 {
         true => Ok(count as usize),
-        false => Err(format!("a Range from {start} to {limit} by {delta} is too long")),
+        false => Err(format!("a Range from {start} to {limit} by {delta} is too long").into()),
     }
 }
 
 /// For each axis how many elements are added before and after (negative: taken away).
-pub fn pad_amounts(rank: usize, inputs: &[Option<&Fact>]) -> Result<Vec<(i64, i64)>, String> {
+pub fn pad_amounts(rank: usize, inputs: &[Option<&Fact>]) -> Result<Vec<(i64, i64)>, Unfit> {
     let pads = constant_ints(inputs, 1, "pads")?;
     let axes: Vec<usize> = match operand(inputs, 3) {
         Some(_) => constant_ints(inputs, 3, "axes")?
@@ -569,7 +505,7 @@ pub fn pad_amounts(rank: usize, inputs: &[Option<&Fact>]) -> Result<Vec<(i64, i6
         None => (0..rank).collect(),
     };
     if pads.len() != 2 * axes.len() {
-        return Err(format!("{} pads for {} axes", pads.len(), axes.len()));
+        return Err(format!("{} pads for {} axes", pads.len(), axes.len()).into());
     }
     let mut amounts = vec![(0, 0); rank];
     for (i, &axis) in axes.iter().enumerate() {

@@ -1,9 +1,16 @@
-//! The ONNX protobuf messages that we use, with the field numbers of the public `onnx.proto`.
-//! Written by hand, so that no protobuf compiler is needed. Knows nothing of graphs.
+//! ONNX files: the protobuf messages that we use, with the field numbers of the public `onnx.proto`, written by hand
+//! so that no protobuf compiler is needed. `import` makes graphs of them, `export` makes them of graphs.
 //!
 //! Presence matters to ONNX's own checker, so fields that proto2 tracks are `Option`s.
 
 #![forbid(unsafe_code)]
+
+pub mod export;
+mod functions;
+pub mod import;
+mod lift;
+mod subgraphs;
+pub mod tensors;
 
 use bytes::Bytes;
 use prost::Message;
@@ -28,14 +35,28 @@ pub struct ModelProto {
     pub functions: Vec<FunctionProto>,
 }
 
-/// A model-local function; present only so that a model that has some can be refused by name.
+/// A model-local function: nodes under a name.
 #[derive(Clone, PartialEq, Message)]
 #[allow(missing_docs, reason = "the fields are ONNX's")]
 pub struct FunctionProto {
     #[prost(string, tag = "1")]
     pub name: String,
+    #[prost(string, repeated, tag = "4")]
+    pub input: Vec<String>,
+    #[prost(string, repeated, tag = "5")]
+    pub output: Vec<String>,
+    #[prost(string, repeated, tag = "6")]
+    pub attribute: Vec<String>,
+    #[prost(message, repeated, tag = "7")]
+    pub node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "9")]
+    pub opset_import: Vec<OperatorSetIdProto>,
     #[prost(string, tag = "10")]
     pub domain: String,
+    #[prost(message, repeated, tag = "11")]
+    pub attribute_proto: Vec<AttributeProto>,
+    #[prost(string, tag = "13")]
+    pub overload: String,
 }
 
 /// Which operators a model speaks.
@@ -92,6 +113,8 @@ pub struct NodeProto {
     pub attribute: Vec<AttributeProto>,
     #[prost(string, tag = "7")]
     pub domain: String,
+    #[prost(string, tag = "8")]
+    pub overload: String,
 }
 
 /// A named setting of a node.
@@ -116,8 +139,13 @@ pub struct AttributeProto {
     pub ints: Vec<i64>,
     #[prost(bytes = "bytes", repeated, tag = "9")]
     pub strings: Vec<Bytes>,
+    #[prost(message, repeated, tag = "11")]
+    pub graphs: Vec<GraphProto>,
     #[prost(int32, optional, tag = "20")]
     pub r#type: Option<i32>,
+    /// Inside a function: the attribute of the caller that stands here.
+    #[prost(string, tag = "21")]
+    pub ref_attr_name: String,
 }
 
 /// `AttributeProto.AttributeType`: which field of an attribute holds its value.
@@ -127,8 +155,10 @@ pub mod attribute_type {
     pub const INT: i32 = 2;
     pub const STRING: i32 = 3;
     pub const TENSOR: i32 = 4;
+    pub const GRAPH: i32 = 5;
     pub const FLOATS: i32 = 6;
     pub const INTS: i32 = 7;
+    pub const STRINGS: i32 = 8;
 }
 
 /// Data: in `raw_data`, or in the typed field of its type.

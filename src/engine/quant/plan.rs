@@ -502,7 +502,7 @@ mod tests {
             };
             let output = graph.add_value(Value { name: result.to_owned(), ..Value::default() });
             ids.insert(result.to_owned(), output);
-            graph.nodes.push(Node { name: format!("n_{result}"), op, inputs, outputs: vec![output] });
+            graph.nodes.push(Node::new(format!("n_{result}"), op, inputs, vec![output]));
         }
         graph.outputs = outputs.iter().map(|o| ids[*o]).collect();
         graph

@@ -151,7 +151,7 @@ impl Writer<'_> {
             int8_value: self.out.value(made).name.clone(),
             weights: layer_weights,
         });
-        self.out.nodes.push(Node { name: node.name.clone(), op, inputs, outputs: vec![made] });
+        self.out.nodes.push(Node::new(node.name.clone(), op, inputs, vec![made]));
         self.codes(result, made);
     }
 
@@ -181,7 +181,7 @@ impl Writer<'_> {
         let op = Op::DequantizeLinear { axis: if axis.is_some() { -1 } else { 1 } };
         let name = self.out.value(result).name.clone();
         let inputs = vec![Some(rows), Some(scales), Some(zeros)];
-        self.out.nodes.push(Node { name: format!("{name}_d"), op, inputs, outputs: vec![result] });
+        self.out.nodes.push(Node::new(format!("{name}_d"), op, inputs, vec![result]));
         let weights = LayerWeights {
             shape: table.shape().to_vec(),
             sqnr_db: weights::sqnr_db(&table, &quantized),
@@ -217,12 +217,7 @@ impl Writer<'_> {
     fn quantization(&mut self, quantize: bool, from: ValueId, scale: ValueId, zero: ValueId, to: ValueId) {
         let op = if quantize { Op::QuantizeLinear { axis: 1 } } else { Op::DequantizeLinear { axis: 1 } };
         let name = self.out.value(to).name.clone();
-        self.out.nodes.push(Node {
-            name,
-            op,
-            inputs: vec![Some(from), Some(scale), Some(zero)],
-            outputs: vec![to],
-        });
+        self.out.nodes.push(Node::new(name, op, vec![Some(from), Some(scale), Some(zero)], vec![to]));
     }
 
     /// Scale and zero point of a root as constants.
@@ -300,7 +295,7 @@ impl Writer<'_> {
         let reals = self.value_like(named, "d", DType::F32);
         let name = self.out.value(reals).name.clone();
         let op = Op::DequantizeLinear { axis: params.axis.unwrap_or(1) as i64 };
-        self.out.nodes.push(Node { name, op, inputs, outputs: vec![reals] });
+        self.out.nodes.push(Node::new(name, op, inputs, vec![reals]));
         reals
     }
 
@@ -383,7 +378,7 @@ mod tests {
         let v = g.add_constant("v", Tensor::from_slice(&[2, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]));
         let mut node = |name: &str, op, inputs: &[ValueId], output| {
             let inputs = inputs.iter().map(|&i| Some(i)).collect();
-            g.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: vec![output] });
+            g.nodes.push(Node::new(name.to_owned(), op, inputs, vec![output]));
         };
         node("conv", Op::Conv { sliding: Sliding::default(), groups: 1 }, &[x, w, b], c);
         node("relu", Op::Unary(Unary::Relu), &[c], r);
@@ -476,7 +471,7 @@ mod tests {
         let t = g.add_constant("t", Tensor::from_slice(&[1024, 4], &table));
         for (name, output) in [("g1", a), ("g2", b)] {
             let (op, inputs) = (Op::Gather { axis: 0 }, vec![Some(t), Some(i)]);
-            g.nodes.push(Node { name: name.to_owned(), op, inputs, outputs: vec![output] });
+            g.nodes.push(Node::new(name.to_owned(), op, inputs, vec![output]));
         }
         (g.inputs, g.outputs) = (vec![i], vec![a, b]);
         let result = rewritten(&g);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options};
-use crate::engine::graph::import;
+use crate::engine::onnx::import;
 use crate::engine::tensor::{DType, Tensor};
 use crate::service::infer::batcher::{Batcher, Lane, Run};
 use crate::service::infer::stats::{Spent, Stats};

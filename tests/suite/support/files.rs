@@ -3,7 +3,8 @@
 use std::io::Cursor;
 
 use octet::engine::graph::op::Op;
-use octet::engine::graph::{Dim, Graph, Node, Value, ValueId, export};
+use octet::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use octet::engine::onnx::export;
 use octet::engine::tensor::{DType, Tensor, npy};
 
 /// Rows of the weights of [`linear`]: `y[j] = x · WEIGHTS[j]`.
@@ -23,7 +24,7 @@ pub(crate) fn linear_with(factor: f32) -> Vec<u8> {
     let w = graph.add_constant("w", Tensor::from_slice(&[3, 4], &weights));
     let y = port(&mut graph, "y", batch(3));
     let op = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
-    graph.nodes.push(Node { name: "gemm".to_owned(), op, inputs: vec![Some(x), Some(w)], outputs: vec![y] });
+    graph.nodes.push(Node::new("gemm".to_owned(), op, vec![Some(x), Some(w)], vec![y]));
     graph.inputs.push(x);
     graph.outputs.push(y);
     export::export(&graph, &[])

@@ -1,9 +1,10 @@
-//! `TensorProto` to [`Tensor`] and back.
+//! `TensorProto` to [`Tensor`] and back, and the same for the attributes of a node.
 
 use bytes::Bytes;
 use half::{bf16, f16};
 
-use crate::engine::onnx::{TensorProto, data_type};
+use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::onnx::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
 use crate::engine::tensor::{DType, Tensor, element_count};
 
 /// Element types by ONNX number.
@@ -100,6 +101,81 @@ pub fn tensor_to_proto(name: &str, tensor: &Tensor) -> TensorProto {
         name: name.to_owned(),
         raw_data: Some(Bytes::copy_from_slice(tensor.view().bytes)),
         ..TensorProto::default()
+    }
+}
+
+/// The attributes of a node, but those that are graphs.
+///
+/// # Errors
+/// A sentence that names the attribute.
+pub fn attributes_from_proto(node: &NodeProto) -> Result<Attributes, String> {
+    let mut all = Vec::with_capacity(node.attribute.len());
+    for proto in &node.attribute {
+        if let Some(value) = attribute_from_proto(proto)? {
+            all.push((proto.name.clone(), value));
+        }
+    }
+    Ok(Attributes::new(all))
+}
+
+/// The value of an attribute; `None` where it is a graph.
+fn attribute_from_proto(proto: &AttributeProto) -> Result<Option<Attribute>, String> {
+    let wrong = |what: &str| format!("attribute `{}` {what}", proto.name);
+    let text =
+        |bytes: &Bytes| String::from_utf8(bytes.to_vec()).map_err(|_| wrong("is a string that is not UTF-8"));
+    // Files before IR version 2 do not say the type: the field that is set tells.
+    let guessed = match proto {
+        AttributeProto { f: Some(_), .. } => attribute_type::FLOAT,
+        AttributeProto { i: Some(_), .. } => attribute_type::INT,
+        AttributeProto { s: Some(_), .. } => attribute_type::STRING,
+        AttributeProto { t: Some(_), .. } => attribute_type::TENSOR,
+        AttributeProto { g: Some(_), .. } => attribute_type::GRAPH,
+        AttributeProto { floats, .. } if !floats.is_empty() => attribute_type::FLOATS,
+        AttributeProto { strings, .. } if !strings.is_empty() => attribute_type::STRINGS,
+        _ => attribute_type::INTS,
+    };
+    Ok(Some(match proto.r#type.filter(|t| *t != 0).unwrap_or(guessed) {
+        attribute_type::FLOAT => Attribute::Float(proto.f.unwrap_or(0.0)),
+        attribute_type::INT => Attribute::Int(proto.i.unwrap_or(0)),
+        attribute_type::STRING => Attribute::Text(text(proto.s.as_ref().unwrap_or(&Bytes::new()))?),
+        attribute_type::TENSOR => {
+            let tensor = proto.t.as_ref().ok_or_else(|| wrong("holds no tensor"))?;
+            Attribute::Tensor(tensor_from_proto(tensor).map_err(|e| wrong(&format!("is a tensor: {e}")))?)
+        }
+        attribute_type::GRAPH => return Ok(None),
+        attribute_type::FLOATS => Attribute::Floats(proto.floats.clone()),
+        attribute_type::INTS => Attribute::Ints(proto.ints.clone()),
+        attribute_type::STRINGS => {
+            Attribute::Texts(proto.strings.iter().map(text).collect::<Result<_, _>>()?)
+        }
+        other => return Err(wrong(&format!("is of type {other}, which is not supported"))),
+    }))
+}
+
+/// The message of an attribute.
+pub fn attribute_to_proto(name: &str, value: &Attribute) -> AttributeProto {
+    let empty = AttributeProto { name: name.to_owned(), ..AttributeProto::default() };
+    let bytes = |text: &String| Bytes::copy_from_slice(text.as_bytes());
+    match value {
+        Attribute::Int(i) => AttributeProto { i: Some(*i), r#type: Some(attribute_type::INT), ..empty },
+        Attribute::Float(f) => AttributeProto { f: Some(*f), r#type: Some(attribute_type::FLOAT), ..empty },
+        Attribute::Text(s) => {
+            AttributeProto { s: Some(bytes(s)), r#type: Some(attribute_type::STRING), ..empty }
+        }
+        Attribute::Tensor(t) => {
+            AttributeProto { t: Some(tensor_to_proto("", t)), r#type: Some(attribute_type::TENSOR), ..empty }
+        }
+        Attribute::Ints(ints) => {
+            AttributeProto { ints: ints.clone(), r#type: Some(attribute_type::INTS), ..empty }
+        }
+        Attribute::Floats(floats) => {
+            AttributeProto { floats: floats.clone(), r#type: Some(attribute_type::FLOATS), ..empty }
+        }
+        Attribute::Texts(texts) => AttributeProto {
+            strings: texts.iter().map(bytes).collect(),
+            r#type: Some(attribute_type::STRINGS),
+            ..empty
+        },
     }
 }
 

@@ -3,15 +3,15 @@
 use bytes::Bytes;
 use prost::Message;
 
-use crate::engine::onnx::{
+use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Scan, Sliding, Unary};
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::tensor::{DType, Tensor};
+
+use super::tensors::{attribute_to_proto, dtype_to_onnx, tensor_to_proto};
+use super::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
 };
-use crate::engine::tensor::{DType, Tensor};
-
-use super::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
-use super::tensors::{dtype_to_onnx, tensor_to_proto};
-use super::{Dim, Graph, Node, Value, ValueId};
 
 /// Lowest opset written: per-axis DequantizeLinear begins there.
 const OPSET_MIN: i64 = 13;
@@ -64,6 +64,11 @@ fn needed_opset(graph: &Graph, node: &Node) -> i64 {
         Op::Shape { start, end } if *start != 0 || end.is_some() => 15,
         Op::Pad { mode: PadMode::Wrap } => 19,
         Op::Pad { .. } if node.input(3).is_some() => 18,
+        Op::Other(other) if other.domain.is_empty() => other.operator.opset(),
+        Op::Loop { .. } | Op::If | Op::Scan(_) => {
+            let bodies = node.bodies.iter().flat_map(|body| body.nodes.iter().map(|n| needed_opset(body, n)));
+            bodies.max().unwrap_or(OPSET_MIN)
+        }
         Op::Reduce { kind: Reduce::Sum, .. } => 13,
         // A constant list of axes can still be an attribute.
         Op::Reduce { noop_with_empty_axes: true, .. } => REDUCE_AXES_OPERAND,
@@ -151,7 +156,7 @@ impl Writer<'_> {
         attribute: Vec<AttributeProto>,
     ) {
         let (name, op_type) = (name.to_owned(), op.to_owned());
-        self.nodes.push(NodeProto { input, output, name, op_type, attribute, domain: String::new() });
+        self.nodes.push(NodeProto { input, output, name, op_type, attribute, ..NodeProto::default() });
     }
 }
 
@@ -271,6 +276,9 @@ fn attributes(op: &Op) -> Vec<AttributeProto> {
         Op::ConstantOfShape { value } => all.push(tensor("value", value)),
         Op::Pad { mode } => all.extend(pad_mode(*mode).map(|mode| text("mode", mode))),
         Op::Cast { to } => all.push(int("to", dtype_to_onnx(*to).into())),
+        Op::Other(other) => all.extend(other.attributes.iter().map(|(n, v)| attribute_to_proto(n, v))),
+        Op::If | Op::Loop { .. } => {}
+        Op::Scan(scan) => all = scan_attributes(scan),
         Op::QuantizeLinear { axis } | Op::DequantizeLinear { axis } => {
             all.extend(unless(*axis, 1, |v| int("axis", v)));
         }
@@ -305,6 +313,18 @@ fn unary_attributes(unary: Unary) -> Vec<AttributeProto> {
         Unary::Gelu { tanh: true } => vec![text("approximate", "tanh")],
         _ => Vec::new(),
     }
+}
+
+fn scan_attributes(scan: &Scan) -> Vec<AttributeProto> {
+    let lists = |kind: &str, pairs: &[(i64, bool)]| {
+        let axes: Vec<i64> = pairs.iter().map(|p| p.0).collect();
+        let directions: Vec<i64> = pairs.iter().map(|p| i64::from(p.1)).collect();
+        [ints(&format!("scan_{kind}_axes"), &axes), ints(&format!("scan_{kind}_directions"), &directions)]
+    };
+    let mut all = vec![int("num_scan_inputs", scan.inputs.len() as i64)];
+    all.extend(lists("input", &scan.inputs));
+    all.extend(lists("output", &scan.outputs));
+    all
 }
 
 fn pad_mode(mode: PadMode) -> Option<&'static str> {

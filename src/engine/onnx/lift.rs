@@ -1,10 +1,11 @@
 //! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
 
-use crate::engine::onnx::NodeProto;
+use crate::engine::graph::attributes::Attributes;
+use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
+use crate::engine::graph::operator::Call;
+use crate::engine::ops::registry;
 use crate::engine::tensor::{DType, Tensor};
 
-use super::attributes::Attributes;
-use super::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
 use super::tensors::dtype_from_onnx;
 
 /// An operator in the form of opset 18.
@@ -13,11 +14,19 @@ pub(super) struct Lifted {
     pub(super) op: Op,
     /// Operands that older opsets wrote as attributes: position and data.
     pub(super) added: Vec<(usize, Tensor)>,
+    /// Before opset 7: the axis of operand 0 on which the axes of operand 1 begin.
+    pub(super) aligned_at: Option<i64>,
+}
+
+impl Lifted {
+    fn with(op: Op, added: Vec<(usize, Tensor)>) -> Lifted {
+        Lifted { op, added, aligned_at: None }
+    }
 }
 
 impl From<Op> for Lifted {
     fn from(op: Op) -> Lifted {
-        Lifted { op, added: Vec::new() }
+        Lifted::with(op, Vec::new())
     }
 }
 
@@ -86,17 +95,28 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 ///
 /// # Errors
 /// A sentence about the attribute that is wrong or not supported.
-pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, String> {
-    let a = Attributes(node);
-    let name = node.op_type.as_str();
+pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
+    if call.domain.is_empty()
+        && let Some(lifted) = lift_own(call)?
+    {
+        return Ok(Some(lifted));
+    }
+    let parsed = registry::parse(call)?;
+    Ok(parsed.map(|p| Lifted::with(Op::Other(p.other), p.added)))
+}
+
+/// The operators that have a variant of [`Op`].
+fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
+    let (a, name, opset) = (call.attributes, call.name, call.opset);
     if let Some(unary) = find(PLAIN_UNARY, name) {
         return Ok(Some(Op::Unary(unary).into()));
     }
     if let Some(binary) = find(BINARY, name) {
-        if opset < 7 && a.int("broadcast")?.is_some() {
-            return Err("the form before opset 7 is not supported".to_owned());
+        let mut lifted = Lifted::from(Op::Binary(binary));
+        if opset < 7 && a.flag("broadcast", false)? {
+            lifted.aligned_at = a.int("axis")?;
         }
-        return Ok(Some(Op::Binary(binary).into()));
+        return Ok(Some(lifted));
     }
     if let Some(kind) = find(REDUCE, name) {
         let op = Op::Reduce {
@@ -104,10 +124,10 @@ pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, Strin
             keep_dims: a.flag("keepdims", true)?,
             noop_with_empty_axes: a.flag("noop_with_empty_axes", false)?,
         };
-        return Ok(Some(Lifted { op, added: int_operand(1, a.ints("axes")?) }));
+        return Ok(Some(Lifted::with(op, int_operand(1, a.ints("axes")?))));
     }
     let op = match name {
-        "Conv" => Op::Conv { sliding: sliding(&a)?, groups: group(&a)? },
+        "Conv" => Op::Conv { sliding: sliding(a)?, groups: group(a)? },
         "Gemm" => Op::Gemm {
             alpha: a.float_or("alpha", 1.0)?,
             beta: a.float_or("beta", 1.0)?,
@@ -115,11 +135,17 @@ pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, Strin
             trans_b: a.flag("transB", false)?,
         },
         "MatMul" => Op::MatMul,
-        "BatchNormalization" => batch_norm(&a, node)?,
-        "LayerNormalization" => layer_norm(&a, node)?,
-        "MaxPool" => max_pool(&a, node)?,
+        "BatchNormalization" => batch_norm(call)?,
+        "LayerNormalization" => match layer_norm(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
+        "MaxPool" => match max_pool(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
         "AveragePool" => {
-            Op::AveragePool { sliding: sliding(&a)?, count_include_pad: a.flag("count_include_pad", false)? }
+            Op::AveragePool { sliding: sliding(a)?, count_include_pad: a.flag("count_include_pad", false)? }
         }
         "GlobalAveragePool" => Op::GlobalAveragePool,
         "GlobalMaxPool" => Op::GlobalMaxPool,
@@ -128,45 +154,45 @@ pub(super) fn lift(node: &NodeProto, opset: i64) -> Result<Option<Lifted>, Strin
         "HardSigmoid" => {
             Op::Unary(Unary::HardSigmoid { alpha: a.float_or("alpha", 0.2)?, beta: a.float_or("beta", 0.5)? })
         }
-        "Gelu" => gelu(&a)?,
+        "Gelu" => gelu(a)?,
         "Mod" => Op::Binary(Binary::Mod { float: a.flag("fmod", false)? }),
-        "Clip" => return clip(&a, opset).map(Some),
+        "Clip" => return clip(a, opset).map(Some),
         "Softmax" | "LogSoftmax" => Op::Softmax {
             axis: a.int_or("axis", if opset < 13 { 1 } else { -1 })?,
             log: name == "LogSoftmax",
             coerce_2d: opset < 13,
         },
         "Transpose" => Op::Transpose { perm: a.sizes("perm")?.unwrap_or_default() },
-        "Reshape" => return reshape(&a).map(Some),
+        "Reshape" => return reshape(a).map(Some),
         "Flatten" => Op::Flatten { axis: a.int_or("axis", 1)? },
-        "Squeeze" => return Ok(Some(Lifted { op: Op::Squeeze, added: int_operand(1, a.ints("axes")?) })),
-        "Unsqueeze" => return Ok(Some(Lifted { op: Op::Unsqueeze, added: int_operand(1, a.ints("axes")?) })),
+        "Squeeze" => return Ok(Some(Lifted::with(Op::Squeeze, int_operand(1, a.ints("axes")?)))),
+        "Unsqueeze" => return Ok(Some(Lifted::with(Op::Unsqueeze, int_operand(1, a.ints("axes")?)))),
         "Concat" => Op::Concat { axis: a.int("axis")?.ok_or("attribute `axis` is missing")? },
         "Split" => {
-            let op = Op::Split { axis: a.int_or("axis", 0)?, outputs: node.output.len() };
-            return Ok(Some(Lifted { op, added: int_operand(1, a.ints("split")?) }));
+            let op = Op::Split { axis: a.int_or("axis", 0)?, outputs: call.outputs.len() };
+            return Ok(Some(Lifted::with(op, int_operand(1, a.ints("split")?))));
         }
-        "Slice" => return slice(&a, opset).map(Some),
+        "Slice" => return slice(a, opset).map(Some),
         "Gather" => Op::Gather { axis: a.int_or("axis", 0)? },
         "Shape" => Op::Shape { start: a.int_or("start", 0)?, end: a.int("end")? },
         "ConstantOfShape" => Op::ConstantOfShape {
-            value: a.tensor("value")?.unwrap_or_else(|| Tensor::from_slice(&[1], &[0.0f32])),
+            value: a.tensor("value")?.cloned().unwrap_or_else(|| Tensor::from_slice(&[1], &[0.0f32])),
         },
         "Range" => Op::Range,
         "Expand" => Op::Expand,
         "Tile" => Op::Tile,
         "Where" => Op::Where,
-        "Pad" => return pad(&a, opset).map(Some),
-        "Cast" => Op::Cast { to: cast_target(&a)? },
+        "Pad" => return pad(a, opset).map(Some),
+        "Cast" => Op::Cast { to: cast_target(a)? },
         "Identity" => Op::Identity,
-        // In inference Dropout does nothing; its mask is refused by the importer where it is read.
-        "Dropout" => Op::Identity,
+        // In inference Dropout does nothing. One that gives its mask is an operator of its own.
+        "Dropout" if !call.wants(1) => Op::Identity,
         "QuantizeLinear" => {
-            only_default(&a, "block_size", 0)?;
+            a.only("block_size", 0)?;
             Op::QuantizeLinear { axis: a.int_or("axis", 1)? }
         }
         "DequantizeLinear" => {
-            only_default(&a, "block_size", 0)?;
+            a.only("block_size", 0)?;
             Op::DequantizeLinear { axis: a.int_or("axis", 1)? }
         }
         _ => return Ok(None),
@@ -178,20 +204,12 @@ fn int_operand(position: usize, ints: Option<Vec<i64>>) -> Vec<(usize, Tensor)> 
     ints.map(|ints| (position, Tensor::from_slice(&[ints.len()], &ints))).into_iter().collect()
 }
 
-/// Refuses an attribute that is set to something we do not do.
-fn only_default(a: &Attributes<'_>, name: &str, default: i64) -> Result<(), String> {
-    match a.int_or(name, default)? {
-        value if value == default => Ok(()),
-        value => Err(format!("{name}={value} is not supported")),
-    }
-}
-
-fn group(a: &Attributes<'_>) -> Result<usize, String> {
+fn group(a: &Attributes) -> Result<usize, String> {
     let group = a.int_or("group", 1)?;
     usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
-fn sliding(a: &Attributes<'_>) -> Result<Sliding, String> {
+fn sliding(a: &Attributes) -> Result<Sliding, String> {
     let positive = |name: &str| -> Result<Vec<usize>, String> {
         let sizes = a.sizes(name)?.unwrap_or_default();
         match sizes.contains(&0) {
@@ -199,13 +217,13 @@ fn sliding(a: &Attributes<'_>) -> Result<Sliding, String> {
             false => Ok(sizes),
         }
     };
-    let auto_pad = match a.text("auto_pad")?.as_deref() {
+    let auto_pad = match a.text("auto_pad")? {
         None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
         Some("SAME_UPPER") => AutoPad::SameUpper,
         Some("SAME_LOWER") => AutoPad::SameLower,
         Some(other) => return Err(format!("auto_pad={other} is not supported")),
     };
-    let valid = a.text("auto_pad")?.as_deref() == Some("VALID");
+    let valid = a.text("auto_pad")? == Some("VALID");
     Ok(Sliding {
         kernel: positive("kernel_shape")?,
         strides: positive("strides")?,
@@ -216,52 +234,56 @@ fn sliding(a: &Attributes<'_>) -> Result<Sliding, String> {
     })
 }
 
-fn max_pool(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
-    if node.output.get(1).is_some_and(|o| !o.is_empty()) {
-        return Err("the second output (indices) is not supported".to_owned());
+/// MaxPool with indices is an operator of its own.
+fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
+    if call.wants(1) {
+        return Ok(None);
     }
-    only_default(a, "storage_order", 0)?;
-    Ok(Op::MaxPool { sliding: sliding(a)? })
+    Ok(Some(Op::MaxPool { sliding: sliding(call.attributes)? }))
 }
 
-fn batch_norm(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
-    only_default(a, "training_mode", 0)?;
-    if node.output.iter().skip(1).any(|o| !o.is_empty()) {
+fn batch_norm(call: &Call<'_>) -> Result<Op, String> {
+    let a = call.attributes;
+    a.only("training_mode", 0)?;
+    a.only("spatial", 1)?;
+    if call.outputs.iter().skip(1).any(|&wanted| wanted) {
         return Err("the outputs of training are not supported".to_owned());
     }
     Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
 }
 
-fn layer_norm(a: &Attributes<'_>, node: &NodeProto) -> Result<Op, String> {
-    if node.output.iter().skip(1).any(|o| !o.is_empty()) {
-        return Err("the outputs Mean and InvStdDev are not supported".to_owned());
+/// LayerNormalization that gives its mean and deviation is an operator of its own.
+fn layer_norm(call: &Call<'_>) -> Result<Option<Op>, String> {
+    let a = call.attributes;
+    if call.wants(1) || call.wants(2) {
+        return Ok(None);
     }
-    Ok(Op::LayerNorm { axis: a.int_or("axis", -1)?, epsilon: a.float_or("epsilon", 1e-5)? })
+    Ok(Some(Op::LayerNorm { axis: a.int_or("axis", -1)?, epsilon: a.float_or("epsilon", 1e-5)? }))
 }
 
-fn gelu(a: &Attributes<'_>) -> Result<Op, String> {
-    match a.text("approximate")?.as_deref() {
+fn gelu(a: &Attributes) -> Result<Op, String> {
+    match a.text("approximate")? {
         None | Some("none") => Ok(Op::Unary(Unary::Gelu { tanh: false })),
         Some("tanh") => Ok(Op::Unary(Unary::Gelu { tanh: true })),
         Some(other) => Err(format!("approximate={other} is not supported")),
     }
 }
 
-fn clip(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
+fn clip(a: &Attributes, opset: i64) -> Result<Lifted, String> {
     let mut added = Vec::new();
     if opset < 11 {
         added.push((1, Tensor::scalar(a.float_or("min", f32::MIN)?)));
         added.push((2, Tensor::scalar(a.float_or("max", f32::MAX)?)));
     }
-    Ok(Lifted { op: Op::Clip, added })
+    Ok(Lifted::with(Op::Clip, added))
 }
 
-fn reshape(a: &Attributes<'_>) -> Result<Lifted, String> {
+fn reshape(a: &Attributes) -> Result<Lifted, String> {
     let op = Op::Reshape { allow_zero: a.flag("allowzero", false)? };
-    Ok(Lifted { op, added: int_operand(1, a.ints("shape")?) })
+    Ok(Lifted::with(op, int_operand(1, a.ints("shape")?)))
 }
 
-fn slice(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
+fn slice(a: &Attributes, opset: i64) -> Result<Lifted, String> {
     let mut added = Vec::new();
     if opset < 10 {
         let list = |name: &str| -> Result<Vec<i64>, String> {
@@ -271,11 +293,11 @@ fn slice(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
         added.extend(int_operand(2, Some(list("ends")?)));
         added.extend(int_operand(3, a.ints("axes")?));
     }
-    Ok(Lifted { op: Op::Slice, added })
+    Ok(Lifted::with(Op::Slice, added))
 }
 
-fn pad(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
-    let mode = match a.text("mode")?.as_deref() {
+fn pad(a: &Attributes, opset: i64) -> Result<Lifted, String> {
+    let mode = match a.text("mode")? {
         None | Some("constant") => PadMode::Constant,
         Some("reflect") => PadMode::Reflect,
         Some("edge") => PadMode::Edge,
@@ -287,10 +309,10 @@ fn pad(a: &Attributes<'_>, opset: i64) -> Result<Lifted, String> {
         added.extend(int_operand(1, Some(a.ints("pads")?.ok_or("attribute `pads` is missing")?)));
         added.push((2, Tensor::scalar(a.float_or("value", 0.0)?)));
     }
-    Ok(Lifted { op: Op::Pad { mode }, added })
+    Ok(Lifted::with(Op::Pad { mode }, added))
 }
 
-fn cast_target(a: &Attributes<'_>) -> Result<DType, String> {
+fn cast_target(a: &Attributes) -> Result<DType, String> {
     let number = a.int("to")?.ok_or("attribute `to` is missing")?;
     dtype_from_onnx(i32::try_from(number).unwrap_or(-1))
 }
@@ -354,13 +376,16 @@ const OTHERS: &[&str] = &[
 mod tests {
     use super::*;
 
+    fn call<'a>(name: &'a str, attributes: &'a Attributes) -> Call<'a> {
+        Call { domain: "", name, opset: 18, attributes, inputs: vec![true; 3], outputs: vec![true] }
+    }
+
     #[test]
     fn every_listed_operator_is_lifted_or_asks_for_an_attribute() {
+        let none = Attributes::default();
         for name in supported().into_iter().filter(|n| *n != "Constant") {
-            let node = NodeProto { op_type: name.to_owned(), ..NodeProto::default() };
-            assert!(!matches!(lift(&node, 18), Ok(None)), "{name}");
+            assert!(!matches!(lift_own(&call(name, &none)), Ok(None)), "{name}");
         }
-        let node = NodeProto { op_type: "FrobnicateV2".to_owned(), ..NodeProto::default() };
-        assert!(matches!(lift(&node, 18), Ok(None)));
+        assert!(matches!(lift(&call("FrobnicateV2", &none)), Ok(None)));
     }
 }

@@ -1,0 +1,620 @@
+//! ONNX bytes to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `lift`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::op::{Binary, Op, Scan};
+use crate::engine::graph::operator::Call;
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::tensor::{DType, Tensor};
+
+use super::functions::inlined;
+use super::lift::{Lifted, lift};
+use super::subgraphs::{bodies, free_names, reads};
+use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
+use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+
+/// Opsets of the default domain that are taken.
+pub const OPSETS: std::ops::RangeInclusive<i64> = 1..=27;
+/// How deep graphs and functions may stand in each other.
+const DEPTH_MAX: usize = 16;
+/// Most nodes of a model. The largest public ones have some ten thousand.
+const NODES_MAX: usize = 200_000;
+/// Most operands or results of one node.
+const OPERANDS_MAX: usize = 4_096;
+/// Most unsupported nodes that one message lists.
+const LISTED_MAX: usize = 20;
+
+/// Why a file is not a model that we can run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The bytes are not an ONNX file.
+    #[error("not an ONNX model: {0}")]
+    NotOnnx(String),
+    /// Operators that are not supported; each with its node.
+    #[error("not supported: {}", .0.join("; "))]
+    Unsupported(Vec<String>),
+    /// A model that contradicts itself.
+    #[error("invalid model: {0}")]
+    Invalid(String),
+}
+
+/// Reads a model.
+///
+/// # Errors
+/// [`Error`], which names the node, tensor or field at fault.
+pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
+    let model = decode(bytes)?;
+    let opset = opset(&model)?;
+    let graph = model.graph.ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
+    let functions = model.functions.into_iter().map(|f| ((f.domain.clone(), f.name.clone()), f)).collect();
+    let mut importer = Importer::new(opset, &functions, 0);
+    importer.import(&graph, &[])?;
+    match importer.refused.is_empty() {
+        true => Ok(importer.graph),
+        false => Err(Error::Unsupported(importer.refused)),
+    }
+}
+
+fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
+    if bytes.is_empty() {
+        return Err(Error::NotOnnx("the file is empty".to_owned()));
+    }
+    let model = ModelProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| {
+        // A file that starts like a model and breaks off is most often an upload that was cut.
+        let starts_like_a_model = bytes[0] == 0x08;
+        let kind = if starts_like_a_model { "truncated or damaged" } else { "not protobuf" };
+        Error::NotOnnx(format!("{kind} ({} bytes): {e}", bytes.len()))
+    })?;
+    if model.ir_version.is_none() && model.opset_import.is_empty() && model.graph.is_none() {
+        return Err(Error::NotOnnx("no ONNX field was found".to_owned()));
+    }
+    Ok(model)
+}
+
+fn opset(model: &ModelProto) -> Result<i64, Error> {
+    let default = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+    let version = default.map_or(1, |o| o.version);
+    if !OPSETS.contains(&version) {
+        let text = format!("opset {version}; opsets {} to {} are taken", OPSETS.start(), OPSETS.end());
+        return Err(Error::Unsupported(vec![text]));
+    }
+    Ok(version)
+}
+
+/// Functions by domain and name.
+type Functions = HashMap<(String, String), FunctionProto>;
+
+struct Importer<'f> {
+    opset: i64,
+    functions: &'f Functions,
+    depth: usize,
+    graph: Graph,
+    names: HashMap<String, ValueId>,
+    /// Values that a node, an input or a constant has already made.
+    made: HashSet<ValueId>,
+    refused: Vec<String>,
+}
+
+impl<'f> Importer<'f> {
+    fn new(opset: i64, functions: &'f Functions, depth: usize) -> Importer<'f> {
+        Importer {
+            opset,
+            functions,
+            depth,
+            graph: Graph::default(),
+            names: HashMap::new(),
+            made: HashSet::new(),
+            refused: Vec::new(),
+        }
+    }
+
+    /// Fills the graph. `captured` are the values of the graph around this one that it reads.
+    fn import(&mut self, proto: &GraphProto, captured: &[(String, Value)]) -> Result<(), Error> {
+        if proto.node.len() > NODES_MAX {
+            return Err(Error::Invalid(format!("{} nodes, the limit is {NODES_MAX}", proto.node.len())));
+        }
+        self.graph.name.clone_from(&proto.name);
+        for tensor in &proto.initializer {
+            self.add_initializer(tensor)?;
+        }
+        for input in &proto.input {
+            self.add_input(input)?;
+        }
+        for (name, value) in captured {
+            let id = self.define(name)?;
+            if value.constant.is_none() {
+                self.graph.inputs.push(id);
+            }
+            *self.graph.value_mut(id) = value.clone();
+        }
+        for info in &proto.value_info {
+            self.describe(info);
+        }
+        self.add_nodes(&proto.node)?;
+        self.add_outputs(&proto.output)
+    }
+
+    fn add_nodes(&mut self, nodes: &[NodeProto]) -> Result<(), Error> {
+        for index in order(nodes)? {
+            self.add_node(index, &nodes[index])?;
+        }
+        Ok(())
+    }
+
+    fn add_initializer(&mut self, proto: &TensorProto) -> Result<(), Error> {
+        if proto.name.is_empty() {
+            return Err(Error::Invalid("an initializer has no name".to_owned()));
+        }
+        let tensor = tensor_from_proto(proto)
+            .map_err(|e| Error::Invalid(format!("initializer `{}`: {e}", proto.name)))?;
+        self.define_constant(&proto.name, tensor)
+    }
+
+    fn define_constant(&mut self, name: &str, tensor: Tensor) -> Result<(), Error> {
+        let id = self.define(name)?;
+        let value = self.graph.value_mut(id);
+        value.dtype = Some(tensor.dtype());
+        value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
+        value.constant = Some(Arc::new(tensor));
+        Ok(())
+    }
+
+    /// The value of a name, made if it is not there yet.
+    fn id(&mut self, name: &str) -> ValueId {
+        if let Some(id) = self.names.get(name) {
+            return *id;
+        }
+        let id = self.graph.add_value(Value { name: name.to_owned(), ..Value::default() });
+        self.names.insert(name.to_owned(), id);
+        id
+    }
+
+    /// The value of a name that is being made here, and nowhere else.
+    fn define(&mut self, name: &str) -> Result<ValueId, Error> {
+        let id = self.id(name);
+        if !self.made.insert(id) {
+            return Err(Error::Invalid(format!("value `{name}` is made twice")));
+        }
+        Ok(id)
+    }
+
+    fn add_input(&mut self, info: &ValueInfoProto) -> Result<(), Error> {
+        // Before IR version 4 every initializer was an input as well: it stays a constant.
+        if self.names.get(&info.name).is_some_and(|&id| self.graph.constant(id).is_some()) {
+            return Ok(());
+        }
+        let known = declared(info).map_err(|e| Error::Invalid(format!("input `{}`: {e}", info.name)));
+        // The inputs of a body have the types of what is handed in, whether it says so or not.
+        let (dtype, dims) = match known {
+            Ok((dtype, dims)) => (Some(dtype), dims),
+            Err(_) if self.depth > 0 => (None, None),
+            Err(e) => return Err(e),
+        };
+        let id = self.define(&info.name)?;
+        let value = self.graph.value_mut(id);
+        value.dtype = dtype;
+        value.dims = dims;
+        self.graph.inputs.push(id);
+        Ok(())
+    }
+
+    /// Takes what the file says of a value in between; a wrong word there is not worth a refusal.
+    fn describe(&mut self, info: &ValueInfoProto) {
+        if let Ok((dtype, dims)) = declared(info) {
+            let id = self.id(&info.name);
+            let value = self.graph.value_mut(id);
+            if value.constant.is_none() {
+                value.dtype = Some(dtype);
+                value.dims = dims;
+            }
+        }
+    }
+
+    fn add_outputs(&mut self, outputs: &[ValueInfoProto]) -> Result<(), Error> {
+        if outputs.is_empty() {
+            return Err(Error::Invalid("the graph has no output".to_owned()));
+        }
+        for info in outputs {
+            let made = self.names.get(&info.name).copied().filter(|id| self.made.contains(id));
+            let id =
+                made.ok_or_else(|| Error::Invalid(format!("output `{}` is made by no node", info.name)))?;
+            if let Ok((dtype, dims)) = declared(info) {
+                let value = self.graph.value_mut(id);
+                value.dtype = Some(dtype);
+                value.dims = dims;
+            }
+            self.graph.outputs.push(id);
+        }
+        Ok(())
+    }
+
+    fn add_node(&mut self, index: usize, proto: &NodeProto) -> Result<(), Error> {
+        let op_type = &proto.op_type;
+        let name = if proto.name.is_empty() { format!("{op_type}_{index}") } else { proto.name.clone() };
+        let at = |e: String| Error::Invalid(format!("node `{name}` ({op_type}): {e}"));
+        if proto.input.len().max(proto.output.len()) > OPERANDS_MAX {
+            return Err(at(format!("more than {OPERANDS_MAX} operands")));
+        }
+        let inputs = self.operands(proto).map_err(&at)?;
+        let domain = if proto.domain == "ai.onnx" { "" } else { proto.domain.as_str() };
+        if let Some(function) = self.functions.get(&(proto.domain.clone(), op_type.clone())) {
+            return self.add_function(&name, proto, function);
+        }
+        let attributes = attributes_from_proto(proto).map_err(&at)?;
+        if domain.is_empty() && op_type == "Constant" {
+            let tensor = constant(&attributes).map_err(&at)?;
+            let output = proto.output.first().ok_or_else(|| at("it has no output".to_owned()))?;
+            return self.define_constant(output, tensor);
+        }
+        if domain.is_empty() && matches!(op_type.as_str(), "If" | "Loop" | "Scan") {
+            return self.add_control(&name, proto, inputs, &attributes);
+        }
+        let call = Call {
+            domain,
+            name: op_type,
+            opset: self.opset,
+            attributes: &attributes,
+            inputs: inputs.iter().map(Option::is_some).collect(),
+            outputs: proto.output.iter().map(|o| !o.is_empty()).collect(),
+        };
+        match lift(&call) {
+            Ok(Some(lifted)) => self.push(&name, proto, inputs, lifted).map_err(at),
+            Ok(None) => {
+                let domain = if domain.is_empty() { "" } else { &format!("{domain}.") };
+                let text = format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset);
+                self.refuse(text, proto)
+            }
+            Err(e) => self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
+        }
+    }
+
+    /// The nodes of a model-local function in the place of its call.
+    fn add_function(&mut self, name: &str, proto: &NodeProto, function: &FunctionProto) -> Result<(), Error> {
+        if self.depth == DEPTH_MAX || self.graph.nodes.len() > NODES_MAX {
+            let text = format!("node `{name}`: function `{}` stands in itself too deeply", function.name);
+            return Err(Error::Invalid(text));
+        }
+        let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
+        let around = self.opset;
+        self.opset = own.map_or(around, |o| o.version);
+        self.depth += 1;
+        let added = self.add_nodes(&inlined(function, proto, name));
+        self.depth -= 1;
+        self.opset = around;
+        added
+    }
+
+    /// If, Loop and Scan: their bodies become graphs, what those read from around them becomes operands.
+    fn add_control(
+        &mut self,
+        name: &str,
+        proto: &NodeProto,
+        mut inputs: Vec<Option<ValueId>>,
+        attributes: &Attributes,
+    ) -> Result<(), Error> {
+        let at = |e: String| Error::Invalid(format!("node `{name}` ({}): {e}", proto.op_type));
+        if self.depth == DEPTH_MAX {
+            return Err(at(format!("graphs stand in each other more than {DEPTH_MAX} deep")));
+        }
+        let body = |wanted: &str| {
+            let found = bodies(proto).find(|(attribute, _)| *attribute == wanted).map(|(_, graph)| graph);
+            found.ok_or_else(|| at(format!("attribute `{wanted}` is missing")))
+        };
+        let protos = match proto.op_type.as_str() {
+            "If" => vec![body("then_branch")?, body("else_branch")?],
+            _ => vec![body("body")?],
+        };
+        let mut captured: Vec<(String, Value)> = Vec::new();
+        let given = inputs.len();
+        for free in protos.iter().flat_map(|p| free_names(p)) {
+            if captured.iter().any(|(known, _)| *known == free) {
+                continue;
+            }
+            let id = self.names.get(&free).copied().filter(|id| self.made.contains(id));
+            let id =
+                id.ok_or_else(|| at(format!("its body reads `{free}`, which is made by no node before")))?;
+            let value = self.graph.value(id).clone();
+            if value.constant.is_none() {
+                inputs.push(Some(id));
+            }
+            captured.push((free, value));
+        }
+        let mut graphs = Vec::new();
+        for graph in protos {
+            let mut importer = Importer::new(self.opset, self.functions, self.depth + 1);
+            importer.import(graph, &captured).map_err(|e| match e {
+                Error::Invalid(e) => at(format!("in its body: {e}")),
+                e => e,
+            })?;
+            self.refused.append(&mut importer.refused);
+            graphs.push(Arc::new(importer.graph));
+        }
+        let op = control(proto, attributes, given, &graphs).map_err(at)?;
+        let mut outputs = Vec::new();
+        for (i, output) in proto.output.iter().enumerate() {
+            let unnamed = format!("{name}.unused{i}");
+            outputs.push(self.define(if output.is_empty() { &unnamed } else { output })?);
+        }
+        if outputs.is_empty() {
+            return Err(at("it has no output".to_owned()));
+        }
+        self.graph.nodes.push(Node { name: name.to_owned(), op, inputs, outputs, bodies: graphs });
+        Ok(())
+    }
+
+    /// Notes a node that we cannot run and goes on, so that the caller hears of all of them.
+    fn refuse(&mut self, text: String, proto: &NodeProto) -> Result<(), Error> {
+        match self.refused.len() {
+            LISTED_MAX => self.refused.push("…".to_owned()),
+            n if n < LISTED_MAX => self.refused.push(text),
+            _ => {}
+        }
+        for output in proto.output.iter().filter(|o| !o.is_empty()) {
+            self.define(output)?;
+        }
+        Ok(())
+    }
+
+    fn operands(&mut self, proto: &NodeProto) -> Result<Vec<Option<ValueId>>, String> {
+        let operand = |name: &String| match name.as_str() {
+            "" => Ok(None),
+            name => match self.names.get(name) {
+                Some(id) if self.made.contains(id) => Ok(Some(*id)),
+                _ => Err(format!("input `{name}` is made by no node before it")),
+            },
+        };
+        proto.input.iter().map(operand).collect()
+    }
+
+    fn push(
+        &mut self,
+        name: &str,
+        proto: &NodeProto,
+        mut inputs: Vec<Option<ValueId>>,
+        lifted: Lifted,
+    ) -> Result<(), String> {
+        for (position, tensor) in lifted.added {
+            let constant = self.graph.add_constant(&format!("{name}.operand{position}"), tensor);
+            self.made.insert(constant);
+            inputs.resize(inputs.len().max(position + 1), None);
+            inputs[position].get_or_insert(constant);
+        }
+        if let Some(axis) = lifted.aligned_at {
+            self.align(name, axis, &mut inputs)?;
+        }
+        if proto.op_type == "Dropout" && matches!(lifted.op, Op::Identity) {
+            let training = inputs.get(2).copied().flatten();
+            let off = training.is_none_or(|id| self.graph.constant(id).is_some_and(|t| t.to_i64() == [0]));
+            if !off {
+                return Err("training_mode is not known to be false: not supported".to_owned());
+            }
+            inputs.truncate(1);
+        }
+        check_arity(&lifted.op, &inputs)?;
+        // Results that nobody reads are left out where they are the last ones.
+        let kept = proto.output.iter().rposition(|o| !o.is_empty()).map_or(0, |last| last + 1);
+        let mut outputs = Vec::new();
+        for output in proto.output.iter().take(kept) {
+            // An optional output that is left out still needs a value to stand for it.
+            let unnamed = format!("{name}.unused{}", outputs.len());
+            let label = if output.is_empty() { &unnamed } else { output };
+            outputs.push(self.define(label).map_err(|e| e.to_string())?);
+        }
+        if outputs.is_empty() {
+            return Err("it has no output".to_owned());
+        }
+        match lifted.op {
+            Op::Binary(op @ (Binary::Add | Binary::Min | Binary::Max)) if inputs.len() != 2 => {
+                self.push_chain(name, op, &inputs, outputs[0]);
+            }
+            op => self.graph.nodes.push(Node::new(name.to_owned(), op, inputs, outputs)),
+        }
+        Ok(())
+    }
+
+    /// Before opset 7 operand 1 could begin at any axis of operand 0: it gets axes of length 1 behind its own.
+    fn align(&mut self, name: &str, axis: i64, inputs: &mut [Option<ValueId>]) -> Result<(), String> {
+        let [Some(a), Some(b)] = *inputs else { return Err("it has not two inputs".to_owned()) };
+        let rank = |id: ValueId| self.graph.value(id).dims.as_ref().map(Vec::len);
+        let (Some(of_a), Some(of_b)) = (rank(a), rank(b)) else {
+            return Err(format!("axis={axis} before opset 7 needs declared shapes"));
+        };
+        let start = usize::try_from(axis).unwrap_or(of_a.saturating_sub(of_b));
+        let behind = of_a.saturating_sub(start + of_b);
+        if behind == 0 {
+            return Ok(());
+        }
+        let axes: Vec<i64> = (of_b..of_b + behind).map(|i| i as i64).collect();
+        let axes = self.graph.add_constant(&format!("{name}.axes"), Tensor::from_slice(&[behind], &axes));
+        let aligned = Value { name: format!("{name}.aligned"), ..Value::default() };
+        let aligned = self.graph.add_value(aligned);
+        self.made.extend([axes, aligned]);
+        let node =
+            Node::new(format!("{name}.align"), Op::Unsqueeze, vec![Some(b), Some(axes)], vec![aligned]);
+        self.graph.nodes.push(node);
+        inputs[1] = Some(aligned);
+        Ok(())
+    }
+
+    /// Sum, Min and Max take any number of operands: a chain of two at a time.
+    fn push_chain(&mut self, name: &str, op: Binary, inputs: &[Option<ValueId>], output: ValueId) {
+        let mut nodes = Vec::new();
+        let mut left = inputs[0];
+        for (i, right) in inputs.iter().enumerate().skip(1) {
+            let last = i + 1 == inputs.len();
+            let out = if last {
+                output
+            } else {
+                let partial = Value { name: format!("{name}.part{i}"), ..Value::default() };
+                self.graph.add_value(partial)
+            };
+            let label = if last { name.to_owned() } else { format!("{name}.part{i}") };
+            nodes.push(Node::new(label, Op::Binary(op), vec![left, *right], vec![out]));
+            left = Some(out);
+        }
+        if inputs.len() == 1 {
+            nodes.push(Node::new(name.to_owned(), Op::Identity, vec![left], vec![output]));
+        }
+        self.graph.nodes.extend(nodes);
+    }
+}
+
+/// How many operands an operator takes: the least, the most, and of those how many must be there.
+fn check_arity(op: &Op, inputs: &[Option<ValueId>]) -> Result<(), String> {
+    let (least, most) = match op {
+        Op::Conv { .. } | Op::Gemm { .. } => (2, 3),
+        Op::LayerNorm { .. } | Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => (2, 3),
+        Op::BatchNorm { .. } => (5, 5),
+        Op::Binary(Binary::Add | Binary::Min | Binary::Max) => (1, OPERANDS_MAX),
+        Op::Concat { .. } => (1, OPERANDS_MAX),
+        Op::MatMul | Op::Binary(_) | Op::Gather { .. } | Op::Expand | Op::Tile => (2, 2),
+        Op::Reshape { .. } | Op::Unsqueeze => (2, 2),
+        Op::Clip => (1, 3),
+        Op::Reduce { .. } | Op::Squeeze | Op::Split { .. } => (1, 2),
+        Op::Slice => (3, 5),
+        Op::Pad { .. } => (2, 4),
+        Op::Range | Op::Where => (3, 3),
+        Op::Other(_) => (0, OPERANDS_MAX),
+        _ => (1, 2),
+    };
+    let given = inputs.len();
+    if !(least..=most).contains(&given) {
+        return Err(format!("it has {given} inputs, the operator takes {least} to {most}"));
+    }
+    match inputs.iter().take(least).position(Option::is_none) {
+        Some(i) => Err(format!("input {i} is missing")),
+        None => Ok(()),
+    }
+}
+
+fn declared(info: &ValueInfoProto) -> Result<(DType, Option<Vec<Dim>>), String> {
+    let kind = info.r#type.as_ref().and_then(|t| t.tensor_type.as_ref());
+    let tensor = kind.ok_or("it is not a tensor")?;
+    let dtype = dtype_from_onnx(tensor.elem_type.unwrap_or(0))?;
+    let Some(shape) = &tensor.shape else { return Ok((dtype, None)) };
+    let dims = shape.dim.iter().map(|d| match (d.dim_value, &d.dim_param) {
+        // Some exporters write a dynamic dimension as -1.
+        (Some(n), _) if n < 0 => Ok(Dim::Unknown),
+        (Some(n), _) => usize::try_from(n).map(Dim::Known).map_err(|_| format!("dimension {n}")),
+        // Paddle names every dynamic dimension `?`: they are not the same one.
+        (None, Some(name)) if !name.is_empty() && name != "?" => Ok(Dim::Symbol(name.clone())),
+        _ => Ok(Dim::Unknown),
+    });
+    Ok((dtype, Some(dims.collect::<Result<_, _>>()?)))
+}
+
+/// The operator of a node with bodies; `given` operands are listed in the file.
+fn control(proto: &NodeProto, a: &Attributes, given: usize, bodies: &[Arc<Graph>]) -> Result<Op, String> {
+    let results = proto.output.len();
+    let takes = |body: &Graph, least: usize, gives: usize| match body.inputs.len() >= least
+        && body.outputs.len() == gives
+    {
+        true => Ok(()),
+        false => Err(format!(
+            "its body takes {} values and gives {}; at least {least} and {gives} are needed",
+            body.inputs.len(),
+            body.outputs.len()
+        )),
+    };
+    match proto.op_type.as_str() {
+        "If" => {
+            if given != 1 {
+                return Err(format!("it has {given} inputs, 1 is needed"));
+            }
+            for body in bodies {
+                takes(body, 0, results)?;
+            }
+            Ok(Op::If)
+        }
+        "Loop" => {
+            let carried = given.checked_sub(2).ok_or("it has less than 2 inputs")?;
+            takes(&bodies[0], given, results + 1)?;
+            if results < carried {
+                return Err(format!("it has {results} outputs for {carried} carried values"));
+            }
+            Ok(Op::Loop { carried })
+        }
+        _ => {
+            let scanned = a.int("num_scan_inputs")?.ok_or("attribute `num_scan_inputs` is missing")?;
+            let scanned = usize::try_from(scanned).ok().filter(|&n| n >= 1 && n <= given);
+            let scanned = scanned.ok_or("attribute `num_scan_inputs` does not fit its inputs")?;
+            let states = given - scanned;
+            takes(&bodies[0], given, results)?;
+            let stacked = results.checked_sub(states).ok_or("it has fewer outputs than states")?;
+            let pairs = |kind: &str, count: usize| -> Result<Vec<(i64, bool)>, String> {
+                let axes = a.ints(&format!("scan_{kind}_axes"))?.unwrap_or_else(|| vec![0; count]);
+                let directions =
+                    a.ints(&format!("scan_{kind}_directions"))?.unwrap_or_else(|| vec![0; count]);
+                match axes.len() == count && directions.len() == count {
+                    true => Ok(axes.into_iter().zip(directions.into_iter().map(|d| d != 0)).collect()),
+                    false => Err(format!("its {kind} axes or directions are not {count}")),
+                }
+            };
+            Ok(Op::Scan(Scan {
+                states,
+                inputs: pairs("input", scanned)?,
+                outputs: pairs("output", stacked)?,
+            }))
+        }
+    }
+}
+
+/// The data of a Constant node.
+fn constant(a: &Attributes) -> Result<Tensor, String> {
+    let Some((name, value)) = a.iter().next() else { return Err("it has no value".to_owned()) };
+    match (name.as_str(), value) {
+        ("value", Attribute::Tensor(tensor)) => Ok(tensor.clone()),
+        ("value_float", Attribute::Float(value)) => Ok(Tensor::scalar(*value)),
+        ("value_int", Attribute::Int(value)) => Ok(Tensor::scalar(*value)),
+        ("value_floats", Attribute::Floats(values)) => Ok(Tensor::from_slice(&[values.len()], values)),
+        ("value_ints", Attribute::Ints(values)) => Ok(Tensor::from_slice(&[values.len()], values)),
+        _ => Err(format!("a constant given as `{name}` is not supported")),
+    }
+}
+
+/// The order in which each node stands after those it reads. ONNX asks for it; some tools do not keep it.
+fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, Error> {
+    let mut maker: HashMap<&str, usize> = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        maker.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), i)));
+    }
+    let needs = |node: &NodeProto| -> Vec<usize> {
+        let found: HashSet<usize> =
+            reads(node).iter().filter_map(|n| maker.get(n.as_str()).copied()).collect();
+        found.into_iter().collect()
+    };
+    let needs: Vec<Vec<usize>> = nodes.iter().map(needs).collect();
+    if needs.iter().enumerate().all(|(i, made)| made.iter().all(|&m| m < i)) {
+        return Ok((0..nodes.len()).collect());
+    }
+    let mut waiting: Vec<usize> = needs.iter().map(Vec::len).collect();
+    let mut readers = vec![Vec::new(); nodes.len()];
+    for (i, made) in needs.iter().enumerate() {
+        made.iter().for_each(|&m| readers[m].push(i));
+    }
+    let mut ready: std::collections::BTreeSet<usize> =
+        (0..nodes.len()).filter(|&i| waiting[i] == 0).collect();
+    let mut order = Vec::with_capacity(nodes.len());
+    while let Some(i) = ready.pop_first() {
+        order.push(i);
+        for &r in &readers[i] {
+            waiting[r] -= 1;
+            if waiting[r] == 0 {
+                ready.insert(r);
+            }
+        }
+    }
+    if order.len() < nodes.len() {
+        let stuck = (0..nodes.len()).find(|&i| waiting[i] > 0).expect("not all nodes were ordered");
+        let (op, name) = (&nodes[stuck].op_type, &nodes[stuck].name);
+        return Err(Error::Invalid(format!(
+            "node `{name}` ({op}) reads its own result: the graph has a circle"
+        )));
+    }
+    Ok(order)
+}
