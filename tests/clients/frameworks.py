@@ -19,6 +19,8 @@ import support
 # has ten bits.
 RELATIVE_MAX = 1e-4
 RELATIVE_MAX_OF = {"lstm": 1e-3, "gru": 1e-3, "crnn": 1e-3, "recurrent": 1e-3, "half": 5e-3}
+# Files that an exporter must have written, lest the check passes over nothing.
+MODELS_MIN = {"torch": 60, "tensorflow": 7}
 
 
 def relative_error(ours, theirs):
@@ -48,7 +50,7 @@ def compare(binary, path, inputs, folder):
         return max(relative_error(ours[name], value) for name, value in theirs.items())
 
 
-def varied(inputs, axes_of, name):
+def varied(inputs, axes_of):
     """The same inputs with another batch size, where the first axis may vary."""
     return {n: np.concatenate([a, a[:1]]) if axes_of[n] else a for n, a in inputs.items()}
 
@@ -65,7 +67,7 @@ def all_in(binary, folder):
             axes = {i.name: isinstance(i.shape[0], str) or i.shape[0] is None for i in session.get_inputs()}
             error = compare(binary, path, inputs, scratch)
             if all(axes.values()):
-                error = max(error, compare(binary, path, varied(inputs, axes, family), scratch))
+                error = max(error, compare(binary, path, varied(inputs, axes), scratch))
             limit = RELATIVE_MAX_OF.get(family, RELATIVE_MAX)
             worst = max(worst, error / limit)
             if not error <= limit:
@@ -77,6 +79,8 @@ def all_in(binary, folder):
 
 
 def framework(binary, name, variable):
+    if os.environ.get("OCTET_SKIP_EXPORTERS"):
+        return None
     python = os.environ.get(variable, support.ROOT / f".venv-{name}/bin/python")
     assert pathlib.Path(python).exists(), f"{python} is missing: tests/run makes it"
     with tempfile.TemporaryDirectory(prefix="octet-test-") as folder:
@@ -84,20 +88,16 @@ def framework(binary, name, variable):
         done = subprocess.run([str(python), str(script), folder], capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, f"{script.name}: exit {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
         models, worst = all_in(binary, folder)
-    families = {p.split(".")[0] for p in done.stdout.split()} if name == "tensorflow" else None
-    return models, worst, families
+    assert models >= MODELS_MIN[name], f"{models} models were exported"
+    return f"{models} files, worst error {worst:.2f} of what is allowed"
 
 
 def check_torch(binary):
-    models, worst, _ = framework(binary, "torch", "OCTET_TORCH_PYTHON")
-    assert models >= 60, f"{models} models were exported"
-    return f"{models} files of both exporters, worst error {worst:.2f} of what is allowed"
+    return framework(binary, "torch", "OCTET_TORCH_PYTHON") or "SKIPPED: no room for PyTorch"
 
 
 def check_tensorflow(binary):
-    models, worst, _ = framework(binary, "tensorflow", "OCTET_TENSORFLOW_PYTHON")
-    assert models >= 7, f"{models} models were exported"
-    return f"{models} files, worst error {worst:.2f} of what is allowed"
+    return framework(binary, "tensorflow", "OCTET_TENSORFLOW_PYTHON") or "SKIPPED: no room for TensorFlow"
 
 
 if __name__ == "__main__":
