@@ -19,6 +19,8 @@ mod step;
 mod strided;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_control;
 mod weights;
 
 use crate::engine::graph::Dim;

@@ -58,6 +58,8 @@ pub(super) struct Plan {
     /// Where each of them lies.
     pub(super) outputs: Vec<Option<Operand>>,
     pub(super) sights: Vec<Sight>,
+    /// Those of them that the plan knew without a run.
+    pub(super) known: Vec<ValueId>,
     /// Nodes that could not be planned, in order: a shape depends on the data.
     pub(super) rest: Vec<usize>,
 }
@@ -629,8 +631,12 @@ impl Builder<'_> {
     fn finish(mut self, rest: Vec<usize>, later: &HashSet<ValueId>) -> Result<Plan, Error> {
         let graph = self.source.graph;
         let mut made: Vec<ValueId> = graph.outputs.clone();
-        made.extend(rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten()));
+        let read_later = rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten());
+        made.extend(read_later.filter(|id| graph.constant(**id).is_none()));
         made.retain(|id| !later.contains(id) && self.states[id.0 as usize].is_some());
+        let is_known =
+            |id: &ValueId| self.states[id.0 as usize].as_ref().is_some_and(|s| s.fact.constant.is_some());
+        let known = made.iter().copied().filter(is_known).collect();
         let mut outputs = Vec::new();
         for &id in &made {
             let fail = |reason| Error::Node { node: graph.value(id).name.clone(), op: "output", reason };
@@ -678,7 +684,7 @@ impl Builder<'_> {
             dtype: d.dtype,
             shape: d.shape,
         });
-        Ok(Plan { steps: steps.collect(), arena_bytes, made, outputs, sights, rest })
+        Ok(Plan { steps: steps.collect(), arena_bytes, made, known, outputs, sights, rest })
     }
 }
 

@@ -189,9 +189,10 @@ impl Session {
         there.extend(self.graph.inputs.iter().copied().zip(given.iter().map(|t| Cow::Borrowed(*t))));
         there.extend(ready.plan.made.iter().copied().zip(made.into_iter().map(Cow::Owned)));
         let wanted = ready.key.wanted.clone();
+        let mut known: HashSet<ValueId> = HashSet::new();
         while !ready.plan.rest.is_empty() {
             let mut todo = Vec::new();
-            let mut known: HashSet<ValueId> = HashSet::new();
+            known.extend(&ready.plan.known);
             for &index in &ready.plan.rest {
                 match self.look_at(index, &there)? {
                     Next::Plan(constants) => {
