@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::engine::graph::Node;
 use crate::engine::graph::fact::axis_index;
 use crate::engine::graph::op::Scan;
+use crate::engine::graph::shapes::bounded;
 use crate::engine::tensor::{DType, Tensor};
 
 use super::strided::{Walk, copy_bytes, row_major};
@@ -157,7 +158,9 @@ fn stack_up(
     let Some(first) = parts.first() else {
         let port = &body.outputs[output];
         let shape = port.shape(|_| Some(0)).unwrap_or_default();
-        return Ok(Tensor::zeros(port.dtype, &[&[0], shape.as_slice()].concat()));
+        let shape = [&[0], shape.as_slice()].concat();
+        bounded(port.dtype, &shape).map_err(|e| fail(node, e))?;
+        return Ok(Tensor::zeros(port.dtype, &shape));
     };
     let (dtype, part) = (first.dtype(), first.shape().to_vec());
     if let Some(other) = parts.iter().find(|t| t.shape() != part || t.dtype() != dtype) {
@@ -172,6 +175,7 @@ fn stack_up(
     let axis = axis_index(axis, part.len() + 1, false).map_err(|e| fail(node, e))?;
     let mut shape = part.clone();
     shape.insert(axis, parts.len());
+    bounded(dtype, &shape).map_err(|e| fail(node, e))?;
     let mut all = Tensor::zeros(dtype, &shape);
     let block = part[axis..].iter().product::<usize>() * dtype.size();
     let row = block * parts.len();

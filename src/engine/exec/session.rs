@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::graph::fact::{Fact, Unfit};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::infer;
+use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
@@ -429,6 +429,10 @@ impl Session {
     /// The first plan for inputs of these shapes, of the types that the model declares.
     fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
         let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        for (&id, shape) in self.graph.inputs.iter().zip(shapes) {
+            let wrong = |reason| Error::Node { node: self.graph.value(id).name.clone(), op: "input", reason };
+            bounded(dtype(id), shape).map_err(wrong)?;
+        }
         let entry = |(&id, shape): (&ValueId, &Vec<usize>)| (id, dtype(id), shape.clone(), None);
         let given = self.graph.inputs.iter().zip(shapes).map(entry).collect();
         self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
@@ -447,6 +451,7 @@ impl Session {
             graph: &self.graph,
             weights: &self.weights,
             context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            memory_bytes_max: self.options.memory_bytes_max,
             passes: self.options.passes,
             wanted: &wanted,
         };

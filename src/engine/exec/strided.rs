@@ -1,6 +1,10 @@
 //! Walks over row-major tensors: broadcasting, and reads with any strides. Plain index arithmetic.
 
+use crate::engine::graph::shapes::RANK_MAX;
 use crate::engine::tensor::Element;
+
+/// Most axes of a walk: Tile has two for each of its operand's.
+const AXES_MAX: usize = 2 * RANK_MAX;
 
 /// A loop nest over an output in row-major order, with the strides of its operands; runs of axes that every
 /// operand walks evenly are one.
@@ -66,8 +70,7 @@ impl<const N: usize> Walk<N> {
         }
         let last = self.shape.len() - 1;
         let (length, steps) = (self.shape[last], self.strides[last]);
-        // Ranks above this are joined or refused long before: ONNX models stay under it.
-        let mut index = [0usize; 32];
+        let mut index = [0usize; AXES_MAX];
         let mut starts = [0isize; N];
         let mut out = 0;
         loop {
