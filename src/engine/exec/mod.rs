@@ -2,7 +2,6 @@
 
 mod compile;
 mod control;
-mod float_math;
 pub mod fold;
 mod half;
 mod layout;
@@ -12,6 +11,7 @@ mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod ops_typed;
 mod others;
 mod plan;
 pub mod session;

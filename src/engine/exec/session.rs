@@ -115,8 +115,11 @@ impl Session {
             made: AtomicU64::new(0),
         };
         // A model with fixed shapes tells now whether it can run.
+        let declared =
+            |id: &ValueId| session.graph.value(*id).dtype.and(session.graph.value(*id).dims.as_ref());
+        let all = session.graph.inputs.iter().all(|id| declared(id).is_some());
         let fixed: Option<Vec<Vec<usize>>> = session.inputs.iter().map(|p| p.shape(|_| None)).collect();
-        if let Some(shapes) = fixed {
+        if let Some(shapes) = fixed.filter(|_| all) {
             session.first(&shapes)?;
         }
         Ok(session)

@@ -22,7 +22,7 @@ use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
 use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Opsets of the default domain that are taken.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 5..=27;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 1..=27;
 /// How deep graphs and functions may stand in each other.
 const DEPTH_MAX: usize = 16;
 /// Most operands or results of one node, and most values that its bodies read from around them.
@@ -445,8 +445,20 @@ impl<'f> Importer<'f> {
             inputs.resize(inputs.len().max(position + 1), None);
             inputs[position].get_or_insert(constant);
         }
+        if let Some(axis) = lifted.aligned_at {
+            self.align(name, axis, &mut inputs)?;
+        }
+        if proto.op_type == "Dropout" && matches!(lifted.op, Op::Identity) {
+            let training = inputs.get(2).copied().flatten();
+            let off = training.is_none_or(|id| self.graph.constant(id).is_some_and(|t| t.to_i64() == [0]));
+            if !off {
+                return Err("training_mode is not known to be false: not supported".to_owned());
+            }
+            inputs.truncate(1);
+        }
         check_arity(&lifted.op, &inputs)?;
-        let kept = if proto.op_type == "Dropout" { 1 } else { proto.output.len() };
+        // Results that nobody reads are left out where they are the last ones.
+        let kept = proto.output.iter().rposition(|o| !o.is_empty()).map_or(0, |last| last + 1);
         let mut outputs = Vec::new();
         for output in proto.output.iter().take(kept) {
             // An optional output that is left out still needs a value to stand for it.
@@ -464,6 +476,30 @@ impl<'f> Importer<'f> {
             }
             op => self.graph.nodes.push(Node::new(name.to_owned(), op, inputs, outputs)),
         }
+        Ok(())
+    }
+
+    /// Before opset 7 operand 1 could begin at any axis of operand 0: it gets axes of length 1 behind its own.
+    fn align(&mut self, name: &str, axis: i64, inputs: &mut [Option<ValueId>]) -> Result<(), String> {
+        let [Some(a), Some(b)] = *inputs else { return Err("it has not two inputs".to_owned()) };
+        let rank = |id: ValueId| self.graph.value(id).dims.as_ref().map(Vec::len);
+        let (Some(of_a), Some(of_b)) = (rank(a), rank(b)) else {
+            return Err(format!("axis={axis} before opset 7 needs declared shapes"));
+        };
+        let start = usize::try_from(axis).unwrap_or(of_a.saturating_sub(of_b));
+        let behind = of_a.saturating_sub(start + of_b);
+        if behind == 0 {
+            return Ok(());
+        }
+        let axes: Vec<i64> = (of_b..of_b + behind).map(|i| i as i64).collect();
+        let axes = self.graph.add_constant(&format!("{name}.axes"), Tensor::from_slice(&[behind], &axes));
+        let aligned = Value { name: format!("{name}.aligned"), ..Value::default() };
+        let aligned = self.graph.add_value(aligned);
+        self.made.extend([axes, aligned]);
+        let node =
+            Node::new(format!("{name}.align"), Op::Unsqueeze, vec![Some(b), Some(axes)], vec![aligned]);
+        self.graph.nodes.push(node);
+        inputs[1] = Some(aligned);
         Ok(())
     }
 
