@@ -228,6 +228,11 @@ impl Session {
                 wanted: wanted.clone(),
             };
             let next = self.ready(key, || todo.clone())?;
+            if next.plan.rest.len() == todo.len() {
+                let node = &self.graph.nodes[todo[0]];
+                let reason = "its operands never come".to_owned();
+                return Err(Error::Node { node: node.name.clone(), op: node.op.name(), reason });
+            }
             let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| {
                 // What was there before was shown by the plan that made it.
                 if let Some(tap) = tap.as_deref_mut().filter(|_| !ids.contains(&sight.value)) {
@@ -305,8 +310,10 @@ impl Session {
         match &node.op {
             Op::Other(other) => others::run(other, &inputs, None).map_err(wrong),
             Op::If => control::branch(node, &bodies, &inputs),
-            Op::Loop { carried } => control::repeat(node, &bodies, *carried, &inputs),
-            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs),
+            Op::Loop { carried } => {
+                control::repeat(node, &bodies, *carried, &inputs, self.options.memory_bytes_max)
+            }
+            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs, self.options.memory_bytes_max),
             _ => Err(wrong("its shape depends on data that is too large to be a shape".to_owned())),
         }
     }

@@ -54,7 +54,7 @@ pub fn fold_into_convs(graph: &mut Graph) {
     let given: HashSet<ValueId> = graph.outputs.iter().copied().collect();
     let mut names: HashSet<String> = graph.values.iter().map(|v| v.name.clone()).collect();
     let mut copied = 0;
-    let mut folded = vec![false; graph.nodes.len()];
+    let mut folded = HashSet::new();
     for index in 0..graph.nodes.len() {
         let alone = |id: ValueId| readers.get(&id) == Some(&1) && !given.contains(&id);
         let Some((conv, operand, affine)) = foldable(graph, &producers, index, alone) else { continue };
@@ -69,10 +69,10 @@ pub fn fold_into_convs(graph: &mut Graph) {
         graph.nodes[conv].outputs = graph.nodes[index].outputs.clone();
         producers.remove(&operand);
         producers.insert(graph.nodes[index].outputs[0], conv);
-        folded[index] = true;
+        folded.insert(index);
     }
-    let mut folded = folded.into_iter();
-    graph.nodes.retain(|_| !folded.next().unwrap_or(false));
+    let mut index = 0..;
+    graph.nodes.retain(|_| index.next().is_none_or(|i| !folded.contains(&i)));
 }
 
 /// The Conv that node `index` folds into, the value between them, and the factors.

@@ -174,6 +174,17 @@ pub fn infer(op: &Op, inputs: &[Option<&Fact>], outputs: usize) -> Result<Result
     Ok(results)
 }
 
+/// Refuses operands that differ in type; float16 and bfloat16 are computed as float32, and go with it.
+fn one_type(inputs: &[Option<&Fact>]) -> Result<(), String> {
+    let wide = |dtype: DType| if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+    let mut types = inputs.iter().flatten().map(|fact| fact.dtype);
+    let Some(first) = types.next() else { return Ok(()) };
+    match types.find(|&other| wide(other) != wide(first)) {
+        Some(other) => Err(format!("operands are {first} and {other}")),
+        None => Ok(()),
+    }
+}
+
 fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> {
     if let Op::ConstantOfShape { value } = op {
         return Ok(vec![(value.dtype(), dimensions(&constant_ints(inputs, 0, "shape")?)?)]);
@@ -181,6 +192,18 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
     let x = needed(inputs, 0)?;
     let dtype = x.dtype;
     let one = |shape: Vec<usize>| Ok(vec![(dtype, shape)]);
+    match op {
+        Op::Conv { .. }
+        | Op::Gemm { .. }
+        | Op::MatMul
+        | Op::BatchNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::Clip => {
+            one_type(inputs)?;
+        }
+        Op::Pad { .. } => one_type(&[Some(x), operand(inputs, 2)])?,
+        _ => {}
+    }
     match op {
         Op::Conv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
         Op::QConv { sliding, groups, .. } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
@@ -298,7 +321,12 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         Op::Shape { start, end } => {
             Ok(vec![(DType::I64, vec![shape_range(x.shape.len(), *start, *end).len()])])
         }
-        Op::Range => Ok(vec![(dtype, vec![range_count(inputs)?])]),
+        Op::Range => {
+            if let Some(other) = inputs.iter().flatten().find(|other| other.dtype != dtype) {
+                return Err(format!("operands are {dtype} and {}", other.dtype).into());
+            }
+            Ok(vec![(dtype, vec![range_count(inputs)?])])
+        }
         Op::Expand => {
             let want = dimensions(&constant_ints(inputs, 1, "shape")?)?;
             one(broadcast(&x.shape, &want)?)
@@ -403,7 +431,16 @@ pub fn reduced_axes(rank: usize, inputs: &[Option<&Fact>], noop: bool) -> Result
     if given.is_empty() {
         return Ok(if noop { Vec::new() } else { (0..rank).collect() });
     }
-    Ok(given.iter().map(|&axis| axis_index(axis, rank, false)).collect::<Result<_, _>>()?)
+    let axes: Vec<usize> =
+        given.iter().map(|&axis| axis_index(axis, rank, false)).collect::<Result<_, _>>()?;
+    distinct(&axes)?;
+    Ok(axes)
+}
+
+/// Refuses axes that name one twice.
+fn distinct(axes: &[usize]) -> Result<(), String> {
+    let twice = axes.len() > RANK_MAX || (1..axes.len()).any(|i| axes[..i].contains(&axes[i]));
+    if twice { Err(format!("{} axes, one of them twice", axes.len())) } else { Ok(()) }
 }
 
 /// A permutation of `rank` axes; an empty one means: reversed.
