@@ -39,11 +39,13 @@ pub struct Options {
     /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
     /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
     pub integers: bool,
+    /// Most bytes that the values of one run may take together.
+    pub memory_bytes_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true, integers: true }
+        Options { isa: Isa::best(), threads: 1, passes: true, integers: true, memory_bytes_max: 16 << 30 }
     }
 }
 

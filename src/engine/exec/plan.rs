@@ -14,15 +14,13 @@ use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
+use super::fold::{Budget, macs};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
 use super::{Error, ops_move, others};
-
-/// Most bytes of an arena.
-const ARENA_BYTES_MAX: u64 = 16 << 30;
 
 /// One compiled step.
 pub(super) struct Step {
@@ -77,6 +75,8 @@ pub(super) struct Blueprint<'a> {
     pub(super) graph: &'a Graph,
     pub(super) weights: &'a Weights,
     pub(super) context: Context,
+    /// Most bytes of an arena.
+    pub(super) memory_bytes_max: u64,
     /// Whether clamps are fused and values stay channels-last between steps.
     pub(super) passes: bool,
     /// Values that must not be fused away, because a tap wants to see them.
@@ -139,6 +139,8 @@ struct Builder<'a> {
     sights: Vec<DraftSight>,
     /// For each node that was fused into the one before it: its output is that one's.
     fused: HashSet<usize>,
+    /// What may still be computed while the plan is made.
+    budget: Budget,
     consumers: Vec<Vec<usize>>,
 }
 
@@ -155,6 +157,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
         buffers: Vec::new(),
         sights: Vec::new(),
         fused: HashSet::new(),
+        budget: Budget::of(graph),
         consumers: graph.consumers(),
     };
     for (id, value) in graph.values.iter().enumerate() {
@@ -306,12 +309,22 @@ impl Builder<'_> {
             let text = format!("{} results are asked for, {} are made", node.outputs.len(), results.len());
             return Err(Unfit::Wrong(text));
         }
+        let bytes =
+            |(dtype, shape): &(DType, Vec<usize>)| Fact::computed(*dtype, shape.clone()).bytes() as u64;
+        let (made, limit) = (results.iter().map(bytes).sum::<u64>(), self.source.memory_bytes_max);
+        if made > limit {
+            return Err(Unfit::Wrong(format!(
+                "its results take {made} bytes, more than the limit of {limit}"
+            )));
+        }
         if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
             return Ok(());
         }
-        let constant = facts.iter().flatten().all(|f| f.constant.is_some());
+        let constant = facts.iter().flatten().all(|f| f.constant.is_some())
+            && self.budget.admits(&node.op, &facts, &results);
         match &node.op {
             Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results)?,
+            Op::Other(other) if constant => self.folded_other(node, other, &facts, &results)?,
             Op::Other(other) => self.other(index, node, other, &facts, results)?,
             _ if constant => self.folded(index, node, &facts, &results[0])?,
             _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result"))?,
@@ -328,15 +341,6 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: Results,
     ) -> Result<(), String> {
-        if facts.iter().flatten().all(|f| f.constant.is_some()) {
-            let constants: Vec<Option<Arc<Tensor>>> =
-                facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
-            let tensors = others::run(other, &constants, Some(&results))?;
-            for (&id, tensor) in node.outputs.iter().zip(tensors) {
-                self.set_constant(id, Arc::new(tensor));
-            }
-            return Ok(());
-        }
         let mut operands = Vec::new();
         for (id, fact) in node.inputs.iter().zip(facts) {
             operands.push(match (id, fact) {
@@ -355,6 +359,23 @@ impl Builder<'_> {
         for ((&id, (dtype, shape)), range) in node.outputs.iter().zip(results).zip(ranges) {
             let place = Place::Buffer { index: buffer, start: range.start, len: range.len() };
             self.set(id, Fact::computed(dtype, shape.clone()), Some(Form { place, shape }), None);
+        }
+        Ok(())
+    }
+
+    /// An operator that is one object, over constants.
+    fn folded_other(
+        &mut self,
+        node: &Node,
+        other: &Other,
+        facts: &[Option<Fact>],
+        results: &Results,
+    ) -> Result<(), String> {
+        let constants: Vec<Option<Arc<Tensor>>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        let tensors = others::run(other, &constants, Some(results))?;
+        for (&id, tensor) in node.outputs.iter().zip(tensors) {
+            self.set_constant(id, Arc::new(tensor));
         }
         Ok(())
     }
@@ -648,10 +669,10 @@ impl Builder<'_> {
         // Outputs are read after the last step.
         let end = self.drafts.len();
         outputs.iter().for_each(|(form, _)| self.touch(form, end));
-        let need_bytes: u64 = self.buffers.iter().map(|b| b.bytes as u64).max().unwrap_or(0);
         let (places, arena_bytes) = place(&self.buffers);
-        if need_bytes.max(arena_bytes as u64) > ARENA_BYTES_MAX {
-            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes: ARENA_BYTES_MAX });
+        let limit_bytes = self.source.memory_bytes_max;
+        if arena_bytes as u64 > limit_bytes {
+            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes });
         }
         let operand = |(form, dtype): &(Form, DType)| Operand {
             source: match &form.place {
@@ -703,17 +724,4 @@ fn fold(
     let view: TensorViewMut<'_> = tensor.view_mut();
     kernel(&Operands::constants(operands), view, &mut Scratch::default())?;
     Ok(tensor)
-}
-
-/// Multiply-accumulates of a product.
-fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
-    let elements: usize = out.iter().product();
-    let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
-    let depth: usize = match op {
-        Op::Conv { .. } | Op::QConv { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } => shape(0).last().copied().unwrap_or(0),
-        Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
-        _ => 0,
-    };
-    elements as u64 * depth as u64
 }
