@@ -3,6 +3,7 @@
 mod compile;
 mod control;
 pub mod fold;
+mod fuse;
 mod half;
 mod layout;
 mod lower;
