@@ -14,12 +14,14 @@ mod ops_move;
 mod ops_product;
 mod others;
 mod plan;
+mod products;
 pub mod session;
 mod step;
 mod strided;
 #[cfg(test)]
 mod tests;
 mod weights;
+mod windows;
 
 use crate::engine::graph::Dim;
 use crate::engine::kernels::isa::Isa;

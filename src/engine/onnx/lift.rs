@@ -126,7 +126,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             trans_b: a.flag("transB", false)?,
         },
         "MatMul" => Op::MatMul,
-        "BatchNormalization" => batch_norm(call)?,
+        "BatchNormalization" => match batch_norm(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
         "LayerNormalization" => match layer_norm(call)? {
             Some(op) => op,
             None => return Ok(None),
@@ -209,13 +212,15 @@ fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
     Ok(Some(Op::MaxPool { sliding: Sliding::read(call.attributes)? }))
 }
 
-fn batch_norm(call: &Call<'_>) -> Result<Op, String> {
+/// BatchNormalization as in training is an operator of its own.
+fn batch_norm(call: &Call<'_>) -> Result<Option<Op>, String> {
     let a = call.attributes;
-    a.only("training_mode", 0)?;
-    if call.outputs.iter().skip(1).any(|&wanted| wanted) {
-        return Err("the outputs of training are not supported".to_owned());
+    if a.flag("training_mode", false)? || call.outputs.iter().skip(1).any(|&wanted| wanted) {
+        return Ok(None);
     }
-    Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
+    // Before opset 9: one mean a pixel.
+    a.only("spatial", 1)?;
+    Ok(Some(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? }))
 }
 
 /// LayerNormalization that gives its mean and deviation is an operator of its own.

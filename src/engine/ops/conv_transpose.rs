@@ -6,12 +6,11 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, needed, operand};
 use crate::engine::graph::op::{AutoPad, Sliding};
 use crate::engine::graph::operator::{Call, Operator, Prepared};
 use crate::engine::graph::shapes::Windows;
-use crate::engine::kernels::gemm_f32::matmul_f32;
-use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{Tensor, TensorView};
 
 use super::col2im::add_windows;
-use super::real::{Real, elements, for_each_chunk, given, optional, reals, with_real};
+use super::product::{Product, zeros_fit};
+use super::real::{elements, for_each_chunk, given, optional, reals, with_real};
 use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "ConvTranspose", conv_transpose)];
@@ -137,6 +136,7 @@ impl ConvTranspose {
         // As many channels at once as divide a group and as fit the cache; few enough for all threads.
         let fit = (COLUMN_FLOATS / (taps * pixels).max(1)).max(8 / taps).max(1);
         let channels = (1..=per_group.min(fit)).rev().find(|n| per_group.is_multiple_of(*n)).unwrap_or(1);
+        zeros_fit::<T>(&[channels, taps, pixels])?;
         let work = channels * taps * pixels * depth / 16;
         for_each_chunk(made.slice_mut::<T>(), channels * area, work, |share, out| {
             let channel = share * channels;
@@ -164,27 +164,6 @@ fn turned<T: Copy>(weight: &[T], geometry: &Geometry, groups: usize) -> Vec<T> {
         (0..columns).flat_map(move |column| (0..depth).map(move |row| weight[row * columns + column]))
     };
     (0..groups).flat_map(group).collect()
-}
-
-/// A product of matrices: `a [m, k]` times `b [k, n]` to `out [m, n]`, which is zero.
-trait Product: Real {
-    fn product(a: &[Self], b: &[Self], m: usize, k: usize, n: usize, out: &mut [Self]);
-}
-
-impl Product for f32 {
-    fn product(a: &[f32], b: &[f32], m: usize, k: usize, n: usize, out: &mut [f32]) {
-        matmul_f32(Isa::best(), a, b, m, k, n, out, &mut Vec::new(), 1);
-    }
-}
-
-impl Product for f64 {
-    fn product(a: &[f64], b: &[f64], _: usize, k: usize, n: usize, out: &mut [f64]) {
-        for (row, out) in a.chunks_exact(k).zip(out.chunks_exact_mut(n.max(1))) {
-            for (&a, b) in row.iter().zip(b.chunks_exact(n)) {
-                out.iter_mut().zip(b).for_each(|(y, &b)| *y += a * b);
-            }
-        }
-    }
 }
 
 impl Operator for ConvTranspose {

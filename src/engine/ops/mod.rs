@@ -1,12 +1,17 @@
 //! Operators that are one object each (`Operator`), a file a family: their attributes, their shapes, the obvious loop.
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
+mod channel_norm;
 mod col2im;
 mod conv_transpose;
+mod layer_norm;
+mod pooling;
+mod product;
 mod real;
 pub mod registry;
 mod resample;
 mod resize;
+mod sampling;
 mod select;
 mod typed;
 

@@ -88,6 +88,20 @@ pub(super) fn reals<T: Real>(x: &TensorView<'_>) -> Vec<T> {
     x.to_f64().into_iter().map(T::of).collect()
 }
 
+/// The sum of `f` over all values, in sixteen strands: they keep the rounding error small and vectors full.
+pub(super) fn sum_of<T: Real>(values: &[T], f: impl Fn(T) -> T) -> T {
+    let mut strands = [T::default(); 16];
+    let chunks = values.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (strand, &v) in strands.iter_mut().zip(chunk) {
+            *strand += f(v);
+        }
+    }
+    let rest: T = rest.iter().map(|&v| f(v)).sum();
+    strands.into_iter().sum::<T>() + rest
+}
+
 /// A tensor of a shape, each chunk of it made by `fill`, which is told the chunk's number. `work` is about the
 /// nanoseconds of one chunk: shares go to the threads of the pool that the run is in, where that is worth it.
 pub(super) fn made_in_chunks<T: Element>(

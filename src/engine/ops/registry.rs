@@ -4,10 +4,18 @@ use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, col2im, conv_transpose, resize, select};
+use super::{Entry, channel_norm, col2im, conv_transpose, layer_norm, pooling, resize, sampling, select};
 
-const FAMILIES: &[&[Entry]] =
-    &[col2im::OPERATORS, conv_transpose::OPERATORS, resize::OPERATORS, select::OPERATORS];
+const FAMILIES: &[&[Entry]] = &[
+    channel_norm::OPERATORS,
+    col2im::OPERATORS,
+    conv_transpose::OPERATORS,
+    layer_norm::OPERATORS,
+    pooling::OPERATORS,
+    resize::OPERATORS,
+    sampling::OPERATORS,
+    select::OPERATORS,
+];
 
 /// An operator and the operands that its node wrote as attributes.
 pub struct Parsed {
