@@ -10,7 +10,7 @@ use super::fuse::Fused;
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
-use super::{ops_int8, ops_math, ops_move, ops_product, ops_typed};
+use super::{ops_int8, ops_math, ops_move, ops_product};
 
 /// What is compiled, and for whom.
 pub(super) struct Request<'a> {
@@ -45,10 +45,6 @@ pub(super) fn compile(
         Op::Conv { sliding, groups } => {
             ops_product::conv(context, weights, index, (sliding, *groups), inputs, fused)
         }
-        Op::Gemm { alpha, beta, trans_a, trans_b } if need(0)?.dtype != DType::F32 => {
-            ops_typed::gemm((*alpha, *beta), (*trans_a, *trans_b), inputs)
-        }
-        Op::MatMul if need(0)?.dtype != DType::F32 => ops_typed::matmul(need(0)?, need(1)?),
         Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs, fused),
         Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?, fused),
         Op::BatchNorm { epsilon } => ops_math::batch_norm(*epsilon, need(0)?),

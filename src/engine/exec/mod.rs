@@ -15,6 +15,7 @@ mod ops_product;
 mod ops_typed;
 mod others;
 mod plan;
+mod products;
 pub mod session;
 mod step;
 mod strided;
@@ -23,6 +24,7 @@ mod tests;
 #[cfg(test)]
 mod tests_control;
 mod weights;
+mod windows;
 
 use crate::engine::graph::Dim;
 use crate::engine::kernels::isa::Isa;

@@ -443,7 +443,11 @@ impl<'f> Importer<'f> {
             let constant = self.graph.add_constant(&format!("{name}.operand{position}"), tensor);
             self.made.insert(constant);
             inputs.resize(inputs.len().max(position + 1), None);
-            inputs[position].get_or_insert(constant);
+            // Where an older opset had another operand there, that one moves on.
+            match &mut inputs[position] {
+                Some(_) => inputs.insert(position, Some(constant)),
+                open => *open = Some(constant),
+            }
         }
         if let Some(axis) = lifted.aligned_at {
             self.align(name, axis, &mut inputs)?;
