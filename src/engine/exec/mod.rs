@@ -2,7 +2,6 @@
 
 mod compile;
 mod control;
-mod float_math;
 pub mod fold;
 mod half;
 mod layout;

@@ -2,9 +2,9 @@
 
 use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
+use crate::engine::kernels::math;
 use crate::engine::tensor::{DType, Element};
 
-use super::float_math as math;
 use super::ops_typed;
 use super::step::Kernel;
 use super::strided::{Walk, copy, row_major};

@@ -64,7 +64,7 @@ impl Isa {
 
     /// Runs `f`, a loop over plain slices, compiled for this instruction set.
     #[inline(always)]
-    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+    pub(in crate::engine) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[cfg(target_arch = "x86_64")]
         if let Some(avx2) = self.avx2() {
             return avx2.vectorize(f);

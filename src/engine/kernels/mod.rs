@@ -11,6 +11,7 @@ pub mod gemm_f32;
 pub mod gemm_int8;
 pub mod isa;
 pub mod layout;
+pub mod math;
 pub mod pool;
 pub mod reference;
 pub mod requant;

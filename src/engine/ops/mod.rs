@@ -1,6 +1,10 @@
 //! Operators that are one object each (`Operator`), a file a family: their attributes, their shapes, the obvious loop.
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
+mod activation;
+mod cells;
+mod product;
+mod recurrent;
 pub mod registry;
 mod select;
 mod typed;

@@ -3,9 +3,9 @@
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, Made, select};
+use super::{Entry, Made, recurrent, select};
 
-const FAMILIES: &[&[Entry]] = &[select::OPERATORS];
+const FAMILIES: &[&[Entry]] = &[recurrent::OPERATORS, select::OPERATORS];
 
 /// An operator and the operands that its node wrote as attributes.
 pub struct Parsed {

@@ -3,7 +3,7 @@
 
 /// `e^x`; relative error at most 2e-7. Cephes' `expf`: `x = n ln 2 + r`, a polynomial in `r`, times `2^n`.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // Under -87.3 the result is subnormal: it is 0 here, as it is in the vector engines.
     let clamped = x.clamp(-87.33654, 88.72283);
     let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
@@ -31,13 +31,13 @@ fn power_of_two(n: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
+pub fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// `tanh x`; a quotient of polynomials as Eigen's, absolute error at most 5e-7.
 #[inline(always)]
-pub(super) fn tanh(x: f32) -> f32 {
+pub fn tanh(x: f32) -> f32 {
     let c = x.clamp(-7.905_311, 7.905_311);
     let s = c * c;
     let mut p = -2.760_768_5e-16;
@@ -56,7 +56,7 @@ pub(super) fn tanh(x: f32) -> f32 {
 
 /// The error function; a quotient of polynomials as Eigen's, absolute error at most 3e-7.
 #[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
+pub fn erf(x: f32) -> f32 {
     let c = x.clamp(-4.0, 4.0);
     let s = c * c;
     let mut p = -2.726_142_3e-10;
@@ -72,6 +72,30 @@ pub(super) fn erf(x: f32) -> f32 {
     q = q * s + -7.373_329e-3;
     q = q * s + -1.426_474e-2;
     if x.is_nan() { x } else { c * p / q }
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// `x · clamp(x / 6 + 1/2, 0, 1)`.
+#[inline(always)]
+pub fn hard_swish(x: f32) -> f32 {
+    x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0)
+}
+
+/// `0.5 x (1 + erf(x / √2))`. In the order of operations in which models spell it out, so that both give the same bits.
+#[inline(always)]
+pub fn gelu(x: f32) -> f32 {
+    x * (1.0 + erf(x / std::f32::consts::SQRT_2)) * 0.5
+}
+
+/// The approximation of [`gelu`] by `tanh`.
+#[inline(always)]
+pub fn gelu_tanh(x: f32) -> f32 {
+    0.5 * x * (1.0 + tanh(0.797_884_6 * (x + 0.044_715 * x * x * x)))
 }
 
 /// Lanes of the sums below: fixed, so that the order of additions does not depend on the machine.
@@ -102,27 +126,27 @@ fn fold(xs: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
 }
 
 /// The sum.
-pub(super) fn sum(xs: &[f32]) -> f32 {
+pub fn sum(xs: &[f32]) -> f32 {
     fold(xs, 0.0, |a, b| a + b)
 }
 
 /// The largest value; NaN where one is.
-pub(super) fn max(xs: &[f32]) -> f32 {
+pub fn max(xs: &[f32]) -> f32 {
     fold(xs, f32::NEG_INFINITY, |a, b| if b > a || b.is_nan() { b } else { a })
 }
 
 /// The smallest value; NaN where one is.
-pub(super) fn min(xs: &[f32]) -> f32 {
+pub fn min(xs: &[f32]) -> f32 {
     fold(xs, f32::INFINITY, |a, b| if b < a || b.is_nan() { b } else { a })
 }
 
 /// The product.
-pub(super) fn product(xs: &[f32]) -> f32 {
+pub fn product(xs: &[f32]) -> f32 {
     fold(xs, 1.0, |a, b| a * b)
 }
 
 /// `softmax`, or its logarithm, of one row, in place of it.
-pub(super) fn softmax(row: &mut [f32], log: bool) {
+pub fn softmax(row: &mut [f32], log: bool) {
     let top = max(row);
     if log {
         let total: f32 = {
@@ -138,7 +162,7 @@ pub(super) fn softmax(row: &mut [f32], log: bool) {
 }
 
 /// `(x − mean) / sqrt(variance + epsilon) × scale + bias` of one row.
-pub(super) fn layer_norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
+pub fn layer_norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
     let n = x.len() as f32;
     let mean = sum(x) / n;
     out.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * (x - mean));
