@@ -2,10 +2,14 @@
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
 mod activation;
+mod attention;
+mod attention_onnx;
 mod cells;
+mod linear_attention;
 mod product;
 mod recurrent;
 pub mod registry;
+mod rotary;
 mod select;
 mod typed;
 

@@ -50,12 +50,3 @@ pub(super) fn multiply(
 ) {
     matmul_f32(Isa::best(), a, b, m, k, n, out, scratch, threads());
 }
-
-/// `x`, `[rows, columns]`, turned: `[columns, rows]`.
-pub(super) fn transpose(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
-    out.clear();
-    out.reserve(rows * columns);
-    for column in 0..columns {
-        out.extend((0..rows).map(|row| x[row * columns + column]));
-    }
-}

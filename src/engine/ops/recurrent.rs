@@ -93,6 +93,9 @@ impl Recurrent {
         if let Some(said) = self.hidden.filter(|&h| h != hidden) {
             return Err(format!("hidden_size is {said}, R has {hidden}"));
         }
+        if hidden == 0 {
+            return Err("the hidden size is 0".to_owned());
+        }
         let directions = self.reversed.len();
         let kind = self.cells[0].kind;
         let rows = |count: usize| {

@@ -3,9 +3,15 @@
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, Made, recurrent, select};
+use super::{Entry, Made, attention_onnx, linear_attention, recurrent, rotary, select};
 
-const FAMILIES: &[&[Entry]] = &[recurrent::OPERATORS, select::OPERATORS];
+const FAMILIES: &[&[Entry]] = &[
+    attention_onnx::OPERATORS,
+    linear_attention::OPERATORS,
+    recurrent::OPERATORS,
+    rotary::OPERATORS,
+    select::OPERATORS,
+];
 
 /// An operator and the operands that its node wrote as attributes.
 pub struct Parsed {
