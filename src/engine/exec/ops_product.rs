@@ -6,6 +6,7 @@ use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::shapes::windows;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
 use crate::engine::tensor::{DType, Tensor};
@@ -87,27 +88,16 @@ pub(super) fn conv(
     let threads = context.threads;
     Ok(Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice::<f32>();
-        let bias = operands.get(2).map(|b| b.slice::<f32>());
+        let epilogue = Epilogue { bias: operands.get(2).map(|b| b.slice()), lo, hi, ..Epilogue::NONE };
         let out = out.slice_mut::<f32>();
         match &*packed {
-            Packed::DepthwiseFloat(packed) => packed.conv(x, &window, bias, lo, hi, out, threads),
+            Packed::DepthwiseFloat(packed) => packed.conv(x, &window, &epilogue, out, threads),
             Packed::Float(groups) => {
                 let (cin, cout) = (channels / groups.len(), out_channels / groups.len());
                 for (g, packed) in groups.iter().enumerate() {
-                    let bias = bias.map(|b| &b[g * cout..(g + 1) * cout]);
-                    packed.conv(
-                        x,
-                        channels,
-                        g * cin,
-                        &window,
-                        bias,
-                        lo,
-                        hi,
-                        out,
-                        out_channels,
-                        g * cout,
-                        threads,
-                    );
+                    let bias = epilogue.bias.map(|b| &b[g * cout..(g + 1) * cout]);
+                    let (epilogue, at) = (Epilogue { bias, ..epilogue }, g * cout);
+                    packed.conv(x, channels, g * cin, &window, &epilogue, out, out_channels, at, threads);
                 }
             }
             Packed::Int8(_) | Packed::DepthwiseInt8(_) => unreachable!("packed above"),
@@ -153,19 +143,16 @@ pub(super) fn matmul(
     let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
     let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
     let batch = crate::engine::graph::fact::broadcast(&lead_a, &lead_b)?;
-    let walk = Walk::broadcast(&batch, [&lead_a, &lead_b]);
+    // For each product the matrices that it reads.
+    let mut pairs = Vec::with_capacity(batch.iter().product());
+    Walk::broadcast(&batch, [&lead_a, &lead_b]).rows(|_, [a0, b0], length, [da, db]| {
+        pairs.extend((0..length as isize).map(|i| ((a0 + da * i) as usize, (b0 + db * i) as usize)));
+    });
     let isa = context.isa;
-    Ok(Box::new(move |operands, mut out, scratch| {
+    Ok(Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
-        let out = out.slice_mut::<f32>();
-        walk.rows(|at, [a0, b0], length, [da, db]| {
-            for i in 0..length {
-                let (ia, ib) = ((a0 + da * i as isize) as usize, (b0 + db * i as isize) as usize);
-                let (a, b) = (&a[ia * m * k..(ia + 1) * m * k], &b[ib * k * n..(ib + 1) * k * n]);
-                let out = &mut out[(at + i) * m * n..(at + i + 1) * m * n];
-                matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
-            }
-        });
+        let sizes = (pairs.len(), m, k, n);
+        matmul_f32(isa, a, b, sizes, &|i| pairs[i], out.slice_mut::<f32>(), threads);
         Ok(())
     }))
 }
@@ -175,8 +162,7 @@ fn product_of(packed: Arc<Packed>, rows: usize, bias: Option<Vec<f32>>, threads:
     Box::new(move |operands, mut out, _| {
         let Packed::Float(groups) = &*packed else { unreachable!("packed as floats") };
         let a = operands.need(0).slice::<f32>();
-        let (lo, hi) = (f32::NEG_INFINITY, f32::INFINITY);
-        groups[0].matmul(a, rows, bias.as_deref(), lo, hi, out.slice_mut::<f32>(), threads);
+        groups[0].matmul(a, rows, &Epilogue::with_bias(bias.as_deref()), out.slice_mut::<f32>(), threads);
         Ok(())
     })
 }
@@ -221,7 +207,7 @@ pub(super) fn gemm(
     }
     let walk = c.map(|c| Walk::broadcast(&[m, n], [&c.shape]));
     let isa = context.isa;
-    Ok(Box::new(move |operands, mut out, scratch| {
+    Ok(Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
         let (mut turned_a, mut turned_b) = (Vec::new(), Vec::new());
         if trans_a {
@@ -233,7 +219,7 @@ pub(super) fn gemm(
         let a = if trans_a { &turned_a } else { a };
         let b = if trans_b { &turned_b } else { b };
         let out = out.slice_mut::<f32>();
-        matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
+        matmul_f32(isa, a, b, (1, m, k, n), &|_| (0, 0), out, threads);
         out.iter_mut().for_each(|y| *y *= alpha);
         if let Some(walk) = &walk {
             let c = operands.need(2).slice::<f32>();

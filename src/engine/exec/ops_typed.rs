@@ -5,7 +5,6 @@ use std::ops::{Add, Mul};
 
 use crate::engine::graph::fact::{Fact, broadcast};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::kernels::math;
 use crate::engine::tensor::{DType, Element, TensorView};
 
 use super::step::Kernel;
@@ -57,9 +56,13 @@ fn unary_f64(op: Unary) -> impl Fn(f64) -> f64 + Send + Sync + Copy {
         Unary::HardSwish => x * (x / 6.0 + 0.5).clamp(0.0, 1.0),
         Unary::Tanh => x.tanh(),
         // The standard library has no erf: the one in float32 is what ONNX Runtime computes as well.
-        Unary::Erf => f64::from(math::erf(x as f32)),
+        Unary::Erf => f64::from(crate::engine::kernels::math::erf(x as f32)),
         Unary::Gelu { tanh: false } => {
-            0.5 * x * (1.0 + f64::from(math::erf((x * std::f64::consts::FRAC_1_SQRT_2) as f32)))
+            0.5 * x
+                * (1.0
+                    + f64::from(crate::engine::kernels::math::erf(
+                        (x * std::f64::consts::FRAC_1_SQRT_2) as f32,
+                    )))
         }
         Unary::Gelu { tanh: true } => {
             0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())

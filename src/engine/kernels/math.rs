@@ -6,7 +6,7 @@
 pub fn exp(x: f32) -> f32 {
     // Under -87.3 the result is subnormal: it is 0 here, as it is in the vector engines.
     let clamped = x.clamp(-87.33654, 88.72283);
-    let n = (clamped * std::f32::consts::LOG2_E).round_ties_even();
+    let n = round_half_even(clamped * std::f32::consts::LOG2_E);
     let r = (clamped - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let mut p = 1.987_569_1e-4;
     p = p * r + 1.398_199_9e-3;
@@ -16,17 +16,28 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     let y = p * r * r + r + 1.0;
     // Two factors, because 2^128 alone is infinite while the product may not be.
-    let half = (n * 0.5).round_ties_even();
+    let half = round_half_even(n * 0.5);
     let y = y * power_of_two(half) * power_of_two(n - half);
     let y = if x < -87.33654 { 0.0 } else { y };
     let y = if x > 88.72283 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
 }
 
-/// `2^n` for a whole `n` from -126 to 127.
+/// 1.5 · 2^23: a sum with it has no room for a fraction, and its low bits are a whole number.
+const SHIFT: f32 = 12_582_912.0;
+
+/// The nearest whole number, ties to even, for magnitudes up to 2^22. Unlike `round_ties_even` it is two vector
+/// instructions everywhere, and no call.
+#[inline(always)]
+fn round_half_even(x: f32) -> f32 {
+    (x + SHIFT) - SHIFT
+}
+
+/// `2^n` for a whole `n` from -126 to 127. Shifting the bits of the sum leaves `n + 127` as the exponent; a conversion
+/// to an integer would have to saturate.
 #[inline(always)]
 fn power_of_two(n: f32) -> f32 {
-    f32::from_bits(((n as i32 + 127) << 23) as u32)
+    f32::from_bits((n + (SHIFT + 127.0)).to_bits() << 23)
 }
 
 /// `1 / (1 + e^-x)`.
@@ -101,20 +112,39 @@ pub fn gelu_tanh(x: f32) -> f32 {
 /// Lanes of the sums below: fixed, so that the order of additions does not depend on the machine.
 const LANES: usize = 16;
 
-/// Folds values in sixteen lanes, then the lanes pairwise.
+/// One step of every sum below.
+type Lanes = [f32; LANES];
+
+/// Calls `f` with sixteen values at a time; `fill` stands in for those that the last sixteen lack.
 #[inline(always)]
-fn fold(xs: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut lanes = [start; LANES];
-    let chunks = xs.chunks_exact(LANES);
-    let rest = chunks.remainder();
-    for chunk in chunks {
-        for (lane, &x) in lanes.iter_mut().zip(chunk) {
-            *lane = f(*lane, x);
-        }
+fn by_lanes(xs: &[f32], fill: f32, mut f: impl FnMut(&Lanes)) {
+    let (whole, rest) = xs.as_chunks::<LANES>();
+    let mut last = [fill; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    // The last sixteen go the way of the others, so that `f` is compiled once, for vectors.
+    for lanes in whole.iter().chain((!rest.is_empty()).then_some(&last)) {
+        f(lanes);
     }
-    for (lane, &x) in lanes.iter_mut().zip(rest) {
-        *lane = f(*lane, x);
+}
+
+/// As [`by_lanes`], on values that `f` changes.
+#[inline(always)]
+fn by_lanes_mut(xs: &mut [f32], mut f: impl FnMut(&mut Lanes)) {
+    let (whole, rest) = xs.as_chunks_mut::<LANES>();
+    for lanes in whole {
+        f(lanes);
     }
+    if !rest.is_empty() {
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        f(&mut last);
+        rest.copy_from_slice(&last[..rest.len()]);
+    }
+}
+
+/// Folds lanes pairwise.
+#[inline(always)]
+fn fold_lanes(mut lanes: Lanes, f: impl Fn(f32, f32) -> f32) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -125,7 +155,20 @@ fn fold(xs: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
+/// Folds values in sixteen lanes that begin at `start`, which changes nothing, then the lanes pairwise.
+#[inline(always)]
+fn fold(xs: &[f32], start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [start; LANES];
+    by_lanes(xs, start, |xs| {
+        for (lane, &x) in lanes.iter_mut().zip(xs) {
+            *lane = f(*lane, x);
+        }
+    });
+    fold_lanes(lanes, f)
+}
+
 /// The sum.
+#[inline(always)]
 pub fn sum(xs: &[f32]) -> f32 {
     fold(xs, 0.0, |a, b| a + b)
 }
@@ -145,30 +188,57 @@ pub fn product(xs: &[f32]) -> f32 {
     fold(xs, 1.0, |a, b| a * b)
 }
 
-/// `softmax`, or its logarithm, of one row, in place of it.
+/// The largest value of a row, or NaN if there is a positive one. In whole numbers of the same order, whose largest
+/// compilers find with vectors; the order of floats they must keep.
+#[inline(always)]
+fn top(xs: &[f32]) -> f32 {
+    // Negative floats are ordered backwards by their bits; the change is its own inverse.
+    let ordered = |bits: i32| bits ^ ((bits >> 31) & i32::MAX);
+    let least = ordered(f32::NEG_INFINITY.to_bits() as i32);
+    let most = xs.iter().fold(least, |most, x| most.max(ordered(x.to_bits() as i32)));
+    f32::from_bits(ordered(most) as u32)
+}
+
+/// `softmax`, or its logarithm, of one row, in place of it. The powers are multiplied by `1 / total`.
+#[inline(always)]
 pub fn softmax(row: &mut [f32], log: bool) {
-    let top = max(row);
+    let top = top(row);
     if log {
-        let total: f32 = {
-            let powers: f32 = row.iter().map(|&x| exp(x - top)).sum();
-            powers.ln()
-        };
+        let mut total = [0.0; LANES];
+        by_lanes(row, f32::NEG_INFINITY, |xs| {
+            for (total, &x) in total.iter_mut().zip(xs) {
+                *total += exp(x - top);
+            }
+        });
+        let total = fold_lanes(total, |a, b| a + b).ln();
         row.iter_mut().for_each(|x| *x = *x - top - total);
         return;
     }
-    row.iter_mut().for_each(|x| *x = exp(*x - top));
-    let total = sum(row);
-    row.iter_mut().for_each(|x| *x /= total);
+    let mut total = [0.0; LANES];
+    by_lanes_mut(row, |xs| {
+        for (total, x) in total.iter_mut().zip(xs) {
+            *x = exp(*x - top);
+            *total += *x;
+        }
+    });
+    let factor = 1.0 / fold_lanes(total, |a, b| a + b);
+    row.iter_mut().for_each(|x| *x *= factor);
 }
 
-/// `(x − mean) / sqrt(variance + epsilon) × scale + bias` of one row.
+/// `(x − mean) · (1 / sqrt(variance + epsilon)) · scale + bias` of one row.
+#[inline(always)]
 pub fn layer_norm(x: &[f32], scale: &[f32], bias: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
     let n = x.len() as f32;
     let mean = sum(x) / n;
-    out.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * (x - mean));
-    let deviation = (sum(out) / n + epsilon).sqrt();
-    for (i, y) in out.iter_mut().enumerate() {
-        *y = (x[i] - mean) / deviation * scale[i];
+    let mut squares = [0.0; LANES];
+    by_lanes(x, mean, |xs| {
+        for (sum, &x) in squares.iter_mut().zip(xs) {
+            *sum += (x - mean) * (x - mean);
+        }
+    });
+    let factor = 1.0 / (fold_lanes(squares, |a, b| a + b) / n + epsilon).sqrt();
+    for ((y, x), scale) in out.iter_mut().zip(x).zip(scale) {
+        *y = (x - mean) * factor * scale;
     }
     if let Some(bias) = bias {
         out.iter_mut().zip(bias).for_each(|(y, &b)| *y += b);
@@ -216,6 +286,30 @@ mod tests {
             let want = total * std::f64::consts::FRAC_2_SQRT_PI;
             assert!((f64::from(erf(x)) - want).abs() < 4e-7, "erf({x}) = {} want {want}", erf(x));
         }
+    }
+
+    #[test]
+    fn a_softmax_is_close_to_its_definition_and_passes_on_what_is_not_a_number() {
+        for n in [1, 5, 16, 33, 197] {
+            let xs: Vec<f32> = (0..n).map(|i| ((i * 37) % 101) as f32 * 0.3 - 15.0).collect();
+            let total: f64 = xs.iter().map(|&x| f64::from(x).exp()).sum();
+            let (mut plain, mut log) = (xs.clone(), xs.clone());
+            softmax(&mut plain, false);
+            softmax(&mut log, true);
+            for ((&x, &y), &l) in xs.iter().zip(&plain).zip(&log) {
+                let want = f64::from(x).exp() / total;
+                assert!((f64::from(y) - want).abs() <= 3e-6 * want, "{y} is not {want}");
+                assert!((f64::from(l) - want.ln()).abs() <= 3e-5, "{l} is not {}", want.ln());
+            }
+        }
+        for odd in [f32::NAN, -f32::NAN, f32::INFINITY] {
+            let mut row = [-1.0, odd, -3.0];
+            softmax(&mut row, false);
+            assert!(row[1].is_nan(), "{odd} {row:?}");
+        }
+        let mut row = [f32::NEG_INFINITY, -2.0, f32::NEG_INFINITY];
+        softmax(&mut row, false);
+        assert_eq!(row, [0.0, 1.0, 0.0]);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod depthwise;
 pub mod depthwise_f32;
 pub mod eltwise;
+pub mod epilogue;
 pub mod gemm_f32;
 pub mod gemm_int8;
 pub mod isa;
@@ -18,7 +19,7 @@ pub mod requant;
 
 mod halo;
 mod lines;
-mod parallel;
+pub(in crate::engine) mod parallel;
 mod patches;
 #[cfg(test)]
 mod testing;
@@ -28,6 +29,8 @@ mod walk;
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_wide;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///

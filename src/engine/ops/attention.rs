@@ -153,11 +153,11 @@ impl Attention<'_> {
     }
 
     fn head(&self, [sample, head, kv_head]: [usize; 3], mask: AddMask<'_>) -> (Vec<f32>, Vec<f32>) {
-        let (isa, mut scratch) = (Isa::best(), Vec::new());
+        let isa = Isa::best();
         let (queries, keys, size) = (self.q.length, self.k.length, self.q.size);
         let mut scores = vec![0.0; queries * keys];
         let k = self.k.head_transposed(sample, kv_head);
-        multiply(&self.q.head(sample, head), &k, (queries, size, keys), &mut scores, &mut scratch);
+        multiply(&self.q.head(sample, head), &k, (queries, size, keys), &mut scores);
         let mut shown = Vec::new();
         let mut show = |stage: Stage, scores: &[f32]| {
             if self.shown == Some(stage) {
@@ -183,7 +183,7 @@ impl Attention<'_> {
         show(Stage::Probabilities, &scores);
         let mut out = vec![0.0; queries * self.v.size];
         let v = self.v.head(sample, kv_head);
-        multiply(&scores, &v, (queries, keys, self.v.size), &mut out, &mut scratch);
+        multiply(&scores, &v, (queries, keys, self.v.size), &mut out);
         (out, shown)
     }
 }

@@ -1,5 +1,6 @@
 //! Matrix products in float32 as operators ask for them: weights that are packed once, and two computed matrices.
 
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::isa::Isa;
 
@@ -21,7 +22,7 @@ impl Matrix {
     pub(super) fn multiply(&self, a: &[f32], rows: usize, bias: Option<&[f32]>, out: &mut [f32]) {
         match &self.packed {
             Some(packed) => {
-                packed.matmul(a, rows, bias, f32::NEG_INFINITY, f32::INFINITY, out, threads());
+                packed.matmul(a, rows, &Epilogue::with_bias(bias), out, threads());
             }
             None => {
                 for row in out.chunks_exact_mut(self.columns.max(1)) {
@@ -40,13 +41,7 @@ fn threads() -> usize {
     rayon::current_num_threads()
 }
 
-/// `a · b`: `a` is `[m, k]`, `b` `[k, n]`, `out` `[m, n]`. `scratch` grows as needed.
-pub(super) fn multiply(
-    a: &[f32],
-    b: &[f32],
-    (m, k, n): (usize, usize, usize),
-    out: &mut [f32],
-    scratch: &mut Vec<f32>,
-) {
-    matmul_f32(Isa::best(), a, b, m, k, n, out, scratch, threads());
+/// `a · b`: `a` is `[m, k]`, `b` `[k, n]`, `out` `[m, n]`.
+pub(super) fn multiply(a: &[f32], b: &[f32], (m, k, n): (usize, usize, usize), out: &mut [f32]) {
+    matmul_f32(Isa::best(), a, b, (1, m, k, n), &|_| (0, 0), out, threads());
 }
