@@ -12,6 +12,7 @@ use crate::engine::graph::operator::Call;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
+use super::composites;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
 use super::subgraphs::{bodies, free_names, reads};
@@ -245,6 +246,11 @@ impl<'f> Importer<'f> {
         if let Some(function) = self.functions.get(&(proto.domain.clone(), op_type.clone())) {
             return self.add_function(&name, proto, function);
         }
+        match composites::parts(&name, proto) {
+            Ok(None) => {}
+            Ok(Some(parts)) => return self.add_in_opset(composites::OPSET, &parts),
+            Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
+        }
         let attributes = attributes_from_proto(proto).map_err(&at)?;
         if domain.is_empty() && op_type == "Constant" {
             let tensor = constant(&attributes).map_err(&at)?;
@@ -266,7 +272,14 @@ impl<'f> Importer<'f> {
             Ok(Some(lifted)) => self.push(&name, proto, inputs, lifted).map_err(at),
             Ok(None) => {
                 let domain = if domain.is_empty() { "" } else { &format!("{domain}.") };
-                let text = format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset);
+                let hint = match proto.domain.as_str() {
+                    "com.microsoft.nchwc" => {
+                        ": ONNX Runtime wrote this file for one processor; write it at its level `extended`"
+                    }
+                    _ => "",
+                };
+                let text =
+                    format!("operator {domain}{op_type} (opset {}) at node `{name}`{hint}", self.opset);
                 self.refuse(text, proto)
             }
             Err(e) => self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
@@ -280,11 +293,17 @@ impl<'f> Importer<'f> {
             return Err(Error::Invalid(text));
         }
         let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-        let around = self.opset;
-        self.opset = own.map_or(around, |o| o.version);
         self.depth += 1;
-        let added = self.add_nodes(&inlined(function, proto, name));
+        let opset = own.map_or(self.opset, |o| o.version);
+        let added = self.add_in_opset(opset, &inlined(function, proto, name));
         self.depth -= 1;
+        added
+    }
+
+    /// Nodes that speak another opset than those around them.
+    fn add_in_opset(&mut self, opset: i64, nodes: &[NodeProto]) -> Result<(), Error> {
+        let around = std::mem::replace(&mut self.opset, opset);
+        let added = self.add_nodes(nodes);
         self.opset = around;
         added
     }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod composites;
 pub mod export;
 mod functions;
 pub mod import;

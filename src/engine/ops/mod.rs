@@ -3,8 +3,10 @@
 
 mod activation;
 mod attention;
+mod attention_microsoft;
 mod attention_onnx;
 mod cells;
+mod fused_matmul;
 mod linear_attention;
 mod product;
 mod recurrent;

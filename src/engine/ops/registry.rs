@@ -3,10 +3,15 @@
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, Made, attention_onnx, linear_attention, recurrent, rotary, select};
+use super::{
+    Entry, Made, attention_microsoft, attention_onnx, fused_matmul, linear_attention, recurrent, rotary,
+    select,
+};
 
 const FAMILIES: &[&[Entry]] = &[
+    attention_microsoft::OPERATORS,
     attention_onnx::OPERATORS,
+    fused_matmul::OPERATORS,
     linear_attention::OPERATORS,
     recurrent::OPERATORS,
     rotary::OPERATORS,
