@@ -245,8 +245,7 @@ impl Operator for MultiHead {
             }
         };
         let scale = self.scale.unwrap_or(1.0 / (size as f32).sqrt());
-        // The last query stands with the last key, also where the keys are not the queries' own (ONNX Runtime).
-        let causal = self.causal.then_some(keys.saturating_sub(queries));
+        let causal = self.causal.then_some(past);
         let made = Attention { q, k, v, scale, cap: 0.0, causal, shown: None }.run(&add);
         let shape = [batch, queries, heads * v_shape[3]];
         let mut results = vec![Tensor::from_slice(&shape, &made.length_first(heads, v_shape[3]))];
