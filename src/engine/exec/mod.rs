@@ -3,6 +3,7 @@
 mod compile;
 mod control;
 pub mod fold;
+mod fuse;
 mod half;
 mod layout;
 mod lower;
@@ -19,6 +20,8 @@ mod step;
 mod strided;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_control;
 mod weights;
 
 use crate::engine::graph::Dim;
@@ -37,11 +40,13 @@ pub struct Options {
     /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
     /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
     pub integers: bool,
+    /// Most bytes that the values of one run may take together.
+    pub memory_bytes_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true, integers: true }
+        Options { isa: Isa::best(), threads: 1, passes: true, integers: true, memory_bytes_max: 16 << 30 }
     }
 }
 

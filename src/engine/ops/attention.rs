@@ -8,7 +8,10 @@ use rayon::prelude::*;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::math;
 
-use super::product::multiply;
+use super::matrix::multiply;
+
+/// Scores that a thread holds at a time, where one query does not have more: a megabyte.
+const SCORES_MAX: usize = 1 << 18;
 
 /// Rows of `size` numbers, `length` for each of `heads` heads of each of `batch` samples, in a larger tensor.
 #[derive(Clone, Copy, Debug)]
@@ -152,39 +155,56 @@ impl Attention<'_> {
         Attended { heads, shown: shown.concat() }
     }
 
+    /// One head: its rows of the result, and what is shown of it.
     fn head(&self, [sample, head, kv_head]: [usize; 3], mask: AddMask<'_>) -> (Vec<f32>, Vec<f32>) {
+        let (queries, keys) = (self.q.length, self.k.length);
+        let q = self.q.head(sample, head);
+        let (k, v) = (self.k.head_transposed(sample, kv_head), self.v.head(sample, kv_head));
+        let (mut out, mut shown) = (vec![0.0; queries * self.v.size], Vec::new());
+        let block = (SCORES_MAX / keys.max(1)).clamp(1, queries.max(1));
+        let mut scores = vec![0.0; block * keys];
+        for first in (0..queries).step_by(block) {
+            let count = block.min(queries - first);
+            let scores = &mut scores[..count * keys];
+            let rows = &q[first * self.q.size..][..count * self.q.size];
+            multiply(rows, &k, (count, self.q.size, keys), scores);
+            self.probabilities([sample, head, first], scores, mask, &mut shown);
+            let out = &mut out[first * self.v.size..][..count * self.v.size];
+            multiply(scores, &v, (count, keys, self.v.size), out);
+        }
+        (out, shown)
+    }
+
+    /// Makes probabilities of products, `[queries from first on, keys]`.
+    fn probabilities(
+        &self,
+        [sample, head, first]: [usize; 3],
+        scores: &mut [f32],
+        mask: AddMask<'_>,
+        shown: &mut Vec<f32>,
+    ) {
         let isa = Isa::best();
-        let (queries, keys, size) = (self.q.length, self.k.length, self.q.size);
-        let mut scores = vec![0.0; queries * keys];
-        let k = self.k.head_transposed(sample, kv_head);
-        multiply(&self.q.head(sample, head), &k, (queries, size, keys), &mut scores);
-        let mut shown = Vec::new();
         let mut show = |stage: Stage, scores: &[f32]| {
             if self.shown == Some(stage) {
-                shown = scores.to_vec();
+                shown.extend_from_slice(scores);
             }
         };
         isa.vectorize(|| scores.iter_mut().for_each(|x| *x *= self.scale));
-        show(Stage::Products, &scores);
+        show(Stage::Products, scores);
         if self.cap != 0.0 {
             isa.vectorize(|| scores.iter_mut().for_each(|x| *x = self.cap * math::tanh(*x / self.cap)));
         }
-        show(Stage::Capped, &scores);
-        for (query, row) in scores.chunks_exact_mut(keys.max(1)).enumerate() {
+        show(Stage::Capped, scores);
+        let keys = self.k.length.max(1);
+        for (query, row) in (first..).zip(scores.chunks_exact_mut(keys)) {
             mask([sample, head, query], row);
             if let Some(before) = self.causal {
                 row.iter_mut().skip(before + query + 1).for_each(|x| *x = f32::NEG_INFINITY);
             }
         }
-        show(Stage::Masked, &scores);
-        for row in scores.chunks_exact_mut(keys.max(1)) {
-            isa.vectorize(|| math::softmax(row, false));
-        }
-        show(Stage::Probabilities, &scores);
-        let mut out = vec![0.0; queries * self.v.size];
-        let v = self.v.head(sample, kv_head);
-        multiply(&scores, &v, (queries, keys, self.v.size), &mut out);
-        (out, shown)
+        show(Stage::Masked, scores);
+        scores.chunks_exact_mut(keys).for_each(|row| isa.vectorize(|| math::softmax(row, false)));
+        show(Stage::Probabilities, scores);
     }
 }
 

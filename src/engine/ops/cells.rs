@@ -3,7 +3,7 @@
 use crate::engine::kernels::isa::Isa;
 
 use super::activation::Activation;
-use super::product::Matrix;
+use super::matrix::Matrix;
 
 /// Which cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

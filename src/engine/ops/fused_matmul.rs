@@ -4,7 +4,7 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, broadcast, needed};
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
-use super::product::multiply;
+use super::matrix::multiply;
 use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] =

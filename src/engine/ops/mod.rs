@@ -8,7 +8,7 @@ mod attention_onnx;
 mod cells;
 mod fused_matmul;
 mod linear_attention;
-mod product;
+mod matrix;
 mod recurrent;
 pub mod registry;
 mod rotary;
