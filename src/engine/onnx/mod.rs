@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod bounds;
+mod composites;
 pub mod export;
 mod functions;
 pub mod import;

@@ -4,15 +4,24 @@ use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, channel_norm, col2im, conv_transpose, layer_norm, pooling, resize, sampling, select};
+use super::{
+    Entry, attention_microsoft, attention_onnx, channel_norm, col2im, conv_transpose, fused_matmul,
+    layer_norm, linear_attention, pooling, recurrent, resize, rotary, sampling, select,
+};
 
 const FAMILIES: &[&[Entry]] = &[
+    attention_microsoft::OPERATORS,
+    attention_onnx::OPERATORS,
     channel_norm::OPERATORS,
     col2im::OPERATORS,
     conv_transpose::OPERATORS,
+    fused_matmul::OPERATORS,
     layer_norm::OPERATORS,
+    linear_attention::OPERATORS,
     pooling::OPERATORS,
+    recurrent::OPERATORS,
     resize::OPERATORS,
+    rotary::OPERATORS,
     sampling::OPERATORS,
     select::OPERATORS,
 ];
