@@ -150,6 +150,22 @@ struct Builder<'a> {
 /// # Errors
 /// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
 pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error> {
+    let (builder, rest, later) = walk(source, start)?;
+    builder.finish(rest, &later)
+}
+
+/// Type and shape of every value that can be told from the shapes of the operands; [`build`] without a plan.
+pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<(DType, Vec<usize>)>>, Error> {
+    let (builder, ..) = walk(source, start)?;
+    let fact = |state: Option<State>| state.map(|s| (s.fact.dtype, s.fact.shape));
+    Ok(builder.states.into_iter().map(fact).collect())
+}
+
+/// Plans node by node; with the nodes that could not be planned, and their results.
+fn walk<'a>(
+    source: &'a Blueprint<'a>,
+    start: Start,
+) -> Result<(Builder<'a>, Vec<usize>, HashSet<ValueId>), Error> {
     let graph = source.graph;
     let mut builder = Builder {
         source,
@@ -190,7 +206,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
             }
         }
     }
-    builder.finish(rest, &later)
+    Ok((builder, rest, later))
 }
 
 fn at(node: &Node, reason: String) -> Error {
