@@ -5,11 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod bounds;
 pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+#[cfg(test)]
+mod round_trip;
 mod subgraphs;
 pub mod tensors;
 
