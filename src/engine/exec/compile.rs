@@ -6,10 +6,11 @@ use crate::engine::graph::shapes::{pad_amounts, reduced_axes};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::tensor::DType;
 
+use super::fuse::Fused;
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
-use super::{ops_int8, ops_math, ops_move, ops_product, ops_typed};
+use super::{ops_int8, ops_math, ops_move, ops_product};
 
 /// What is compiled, and for whom.
 pub(super) struct Request<'a> {
@@ -21,8 +22,8 @@ pub(super) struct Request<'a> {
     pub(super) node: &'a Node,
     /// The memory order of images here.
     pub(super) layout: Layout,
-    /// Bounds of a Relu or Clip that was fused.
-    pub(super) clamp: (f32, f32),
+    /// What the kernel does besides: of Conv, Gemm and MatMul only, where `ops_product::epilogue_of` allows it.
+    pub(super) fused: Fused,
 }
 
 /// The kernel of a node. `inputs` and `shape` are as in memory.
@@ -35,21 +36,17 @@ pub(super) fn compile(
     dtype: DType,
     shape: &[usize],
 ) -> Result<Kernel, String> {
-    let Request { graph, weights, context, index, node, layout, clamp } = *request;
+    let Request { graph, weights, context, index, node, layout, fused } = *request;
     let need = |i: usize| inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} is missing"));
     let in_memory = |axis: i64| -> Result<usize, String> {
         Ok(layout.axis(axis_index(axis, shape.len(), false)?, shape.len()))
     };
     match &node.op {
         Op::Conv { sliding, groups } => {
-            ops_product::conv(context, weights, index, (sliding, *groups), inputs, clamp)
+            ops_product::conv(context, weights, index, (sliding, *groups), inputs, fused)
         }
-        Op::Gemm { alpha, beta, trans_a, trans_b } if need(0)?.dtype != DType::F32 => {
-            ops_typed::gemm((*alpha, *beta), (*trans_a, *trans_b), inputs)
-        }
-        Op::MatMul if need(0)?.dtype != DType::F32 => ops_typed::matmul(need(0)?, need(1)?),
-        Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs),
-        Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?),
+        Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs, fused),
+        Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?, fused),
         Op::BatchNorm { epsilon } => ops_math::batch_norm(*epsilon, need(0)?),
         Op::LayerNorm { axis, epsilon } => ops_math::layer_norm(context, *axis, *epsilon, need(0)?),
         Op::MaxPool { sliding } => ops_product::max_pool(context, sliding, need(0)?),

@@ -11,6 +11,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::Tensor;
 
 use super::compile::Request;
+use super::fuse::Fused;
 use super::half::compile;
 use super::layout::{Layout, Rule, rule};
 use super::others;
@@ -134,7 +135,7 @@ fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Opt
         index,
         node,
         layout: Layout::RowMajor,
-        clamp: (f32::NEG_INFINITY, f32::INFINITY),
+        fused: Fused::NONE,
     };
     let kernel = compile(&request, &refs, dtype, &shape).ok()?;
     let operand = |f: &Option<Fact>| {

@@ -3,6 +3,7 @@
 mod compile;
 mod control;
 pub mod fold;
+mod fuse;
 mod half;
 mod layout;
 mod lower;
@@ -14,6 +15,7 @@ mod ops_product;
 mod ops_typed;
 mod others;
 mod plan;
+mod products;
 pub mod session;
 mod step;
 mod strided;
@@ -22,6 +24,7 @@ mod tests;
 #[cfg(test)]
 mod tests_control;
 mod weights;
+mod windows;
 
 use crate::engine::graph::Dim;
 use crate::engine::kernels::isa::Isa;

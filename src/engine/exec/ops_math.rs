@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::kernels::math;
 use crate::engine::kernels::parallel::{parts, split_rows};
+use crate::engine::kernels::{clamp_f32, math};
 use crate::engine::tensor::{DType, Element};
 
 use super::ops_typed;
@@ -39,7 +39,7 @@ fn map<T: Element, U: Element>(
 /// A unary operator on one `f32`.
 pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
     move |x| match op {
-        Unary::Relu => x.max(0.0),
+        Unary::Relu => math::relu(x),
         Unary::LeakyRelu { alpha } => {
             if x < 0.0 {
                 alpha * x
@@ -93,7 +93,7 @@ pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
 /// A unary operator. The hot ones get a loop of their own, so that it is vectorized.
 pub(super) fn unary(context: Context, op: Unary, x: &Fact) -> Result<Kernel, String> {
     Ok(match (op, x.dtype) {
-        (Unary::Relu, DType::F32) => map(context, |x: f32| x.max(0.0)),
+        (Unary::Relu, DType::F32) => map(context, math::relu),
         (Unary::Erf, DType::F32) => map(context, math::erf),
         (Unary::Sigmoid, DType::F32) => map(context, math::sigmoid),
         (Unary::Tanh, DType::F32) => map(context, math::tanh),
@@ -233,7 +233,7 @@ pub(super) fn clip(context: Context, x: &Fact) -> Result<Kernel, String> {
         let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
         let x = operands.need(0).slice::<f32>();
         // min after max: where the bounds cross, the upper one holds (ONNX).
-        let clipped = |x: f32| (if x < lo { lo } else { x }).min(hi);
+        let clipped = |x: f32| clamp_f32(x, lo, hi);
         let parts = parts(threads, x.len() / ELEMENTS_PER_NS);
         split_rows(out.slice_mut::<f32>(), 0..x.len(), 1, 1, parts, &|range, out: &mut [f32]| {
             isa.vectorize(

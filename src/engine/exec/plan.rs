@@ -1,5 +1,5 @@
 //! A graph compiled for given input shapes: a list of steps over one arena. Decides the memory order of every
-//! value, folds what is constant, fuses clamps into the products before them. Where a shape depends on data, the
+//! value, folds what is constant, lets products take over what follows them. Where a shape depends on data, the
 //! plan ends: it says which nodes are left, and the session makes the next plan once the data is there.
 
 use std::collections::HashSet;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index};
-use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::op::Op;
 use crate::engine::graph::operator::Other;
 use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
@@ -15,12 +15,13 @@ use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
 use super::fold::{Budget, macs};
+use super::fuse::{Finder, Fused, Tail};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, ops_move, others};
+use super::{Error, ops_move, ops_product, others};
 
 /// One compiled step.
 pub(super) struct Step {
@@ -77,7 +78,7 @@ pub(super) struct Blueprint<'a> {
     pub(super) context: Context,
     /// Most bytes of an arena.
     pub(super) memory_bytes_max: u64,
-    /// Whether clamps are fused and values stay channels-last between steps.
+    /// Whether products take over what follows them and values stay channels-last between steps.
     pub(super) passes: bool,
     /// Values that must not be fused away, because a tap wants to see them.
     pub(super) wanted: &'a HashSet<ValueId>,
@@ -137,7 +138,7 @@ struct Builder<'a> {
     drafts: Vec<Draft>,
     buffers: Vec<Lifetime>,
     sights: Vec<DraftSight>,
-    /// For each node that was fused into the one before it: its output is that one's.
+    /// Nodes that the step of another does.
     fused: HashSet<usize>,
     /// What may still be computed while the plan is made.
     budget: Budget,
@@ -438,7 +439,7 @@ impl Builder<'_> {
             index,
             node,
             layout,
-            clamp: (f32::NEG_INFINITY, f32::INFINITY),
+            fused: Fused::NONE,
         }
     }
 
@@ -526,45 +527,62 @@ impl Builder<'_> {
                 if wide { self.widened(index, *id, fact, shape.len())? } else { self.form(index, *id, own)? };
             operands.push(Some((form, fact.dtype)));
         }
+        let tail = self.tail(node, facts, dtype, &shape);
+        let mut fused = Fused { activation: tail.activation, clamp: tail.clamp, ..Fused::NONE };
+        // What the tail reads comes after the operands of the node.
+        for (id, place, layout) in
+            [(tail.bias, &mut fused.bias, Layout::RowMajor), (tail.residual, &mut fused.residual, layout)]
+        {
+            if let Some(id) = id {
+                *place = Some(operands.len());
+                operands.push(Some((self.form(index, id, layout)?, DType::F32)));
+            }
+        }
         let physical: Vec<Option<Fact>> = operands
             .iter()
-            .zip(facts)
-            .map(|(operand, fact)| {
+            .enumerate()
+            .map(|(position, operand)| {
+                let known = || facts.get(position)?.as_ref()?.constant.clone();
                 operand.as_ref().map(|(form, dtype)| Fact {
                     dtype: *dtype,
                     shape: form.shape.clone(),
                     constant: match &form.place {
                         Place::Constant(tensor) => Some(tensor.clone()),
-                        _ => fact.as_ref().and_then(|f| f.constant.clone()),
+                        _ => known(),
                     },
                 })
             })
             .collect();
         let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
         let out_shape = layout.shape(&shape);
-        let mut request = self.request(index, node, layout);
-        let mut output = node.outputs[0];
-        let clamp = self.clamp_after(node);
-        if let Some((next, lo, hi)) = clamp {
-            request.clamp = (lo, hi);
-            output = self.source.graph.nodes[next].outputs[0];
-        }
+        let request = Request { fused, ..self.request(index, node, layout) };
         let kernel = compile(&request, &refs, dtype, &out_shape)?;
-        if let Some((next, ..)) = clamp {
-            self.fused.insert(next);
-        }
+        self.fused.extend(&tail.nodes);
         let macs = macs(&node.op, facts, &shape);
         let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
         let fact = Fact::computed(dtype, shape);
         match layout {
-            Layout::RowMajor => self.set(output, fact, Some(form), None),
-            Layout::ChannelsLast => self.set(output, fact, None, Some(form)),
+            Layout::RowMajor => self.set(tail.output, fact, Some(form), None),
+            Layout::ChannelsLast => self.set(tail.output, fact, None, Some(form)),
         }
         if !self.source.passes && layout == Layout::ChannelsLast {
-            self.form(index, output, Layout::RowMajor)?;
-            self.states[output.0 as usize].as_mut().expect("set above").channels_last = None;
+            self.form(index, tail.output, Layout::RowMajor)?;
+            self.states[tail.output.0 as usize].as_mut().expect("set above").channels_last = None;
         }
         Ok(())
+    }
+
+    /// What the step of a node takes over from the nodes after it.
+    fn tail(&self, node: &Node, facts: &[Option<Fact>], dtype: DType, shape: &[usize]) -> Tail {
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        match ops_product::epilogue_of(&node.op, &refs) {
+            Some(bias) if self.source.passes && dtype == DType::F32 => {
+                let fact = |id: ValueId| self.states[id.0 as usize].as_ref().map(|s| &s.fact);
+                let (graph, consumers, wanted) = (self.source.graph, &self.consumers, self.source.wanted);
+                Finder { graph, consumers, wanted, fact: &fact }.tail(node.outputs[0], shape, bias)
+            }
+            _ => Tail::none(node.outputs[0]),
+        }
     }
 
     /// The memory order in which an operator runs here.
@@ -615,36 +633,6 @@ impl Builder<'_> {
                 let what = Layout::ChannelsLast.conversion();
                 Ok(self.emit((index, what, 0), kernel, vec![Some((from, fact.dtype))], fact.dtype, shape))
             }
-        }
-    }
-
-    /// The Relu or Clip that alone reads the result of a float product: its node and its bounds.
-    fn clamp_after(&self, node: &Node) -> Option<(usize, f32, f32)> {
-        let graph = self.source.graph;
-        let output = node.outputs[0];
-        let [next] = self.consumers[output.0 as usize][..] else { return None };
-        let free = self.source.passes
-            && matches!(node.op, Op::Conv { .. })
-            && !self.source.wanted.contains(&output)
-            && !graph.outputs.contains(&output);
-        if !free {
-            return None;
-        }
-        match &graph.nodes[next].op {
-            Op::Unary(Unary::Relu) => Some((next, 0.0, f32::INFINITY)),
-            Op::Clip if graph.nodes[next].input(0) == Some(output) => {
-                let bound = |i: usize, open: f32| match graph.nodes[next].input(i) {
-                    None => Some(open),
-                    Some(id) => {
-                        let constant = self.states[id.0 as usize].as_ref()?.fact.constant.clone()?;
-                        (constant.dtype() == DType::F32 && constant.len() == 1)
-                            .then(|| constant.slice::<f32>()[0])
-                    }
-                };
-                let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
-                (lo <= hi).then_some((next, lo, hi))
-            }
-            _ => None,
         }
     }
 

@@ -85,6 +85,12 @@ pub fn erf(x: f32) -> f32 {
     if x.is_nan() { x } else { c * p / q }
 }
 
+/// `max(x, 0)`; what is not a number stays, as in the clamp of a product.
+#[inline(always)]
+pub fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
 /// `x · sigmoid(x)`.
 #[inline(always)]
 pub fn silu(x: f32) -> f32 {

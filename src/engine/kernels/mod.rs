@@ -244,7 +244,7 @@ pub(crate) fn round_half_even_small(x: f32) -> i32 {
 
 /// `v` raised to `lo` and cut to `hi`; not-a-number stays, and so does the sign of zero at an equal bound.
 #[inline(always)]
-pub(crate) fn clamp_f32(v: f32, lo: f32, hi: f32) -> f32 {
+pub(in crate::engine) fn clamp_f32(v: f32, lo: f32, hi: f32) -> f32 {
     let v = if lo > v { lo } else { v };
     if hi < v { hi } else { v }
 }

@@ -15,6 +15,7 @@ use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
 use super::bounds::{self, Fault, NODES_MAX};
+use super::composites;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
 use super::subgraphs::{bodies, free_names, reads};
@@ -298,6 +299,11 @@ impl<'f> Importer<'f> {
         if let Some(function) = self.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
             return self.add_function(&name, proto, function);
         }
+        match composites::parts(&name, proto) {
+            Ok(None) => {}
+            Ok(Some(parts)) => return self.add_in_opset(composites::OPSET, &parts),
+            Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
+        }
         let attributes = attributes_from_proto(proto).map_err(&at)?;
         self.left.bytes(attributes.iter().map(|(_, a)| bytes_of(a)).sum()).map_err(&at)?;
         if domain.is_empty() && op_type == "Constant" {
@@ -320,7 +326,14 @@ impl<'f> Importer<'f> {
             Ok(Some(lifted)) => self.push(&name, proto, inputs, lifted).map_err(at),
             Ok(None) => {
                 let domain = if domain.is_empty() { "" } else { &format!("{domain}.") };
-                let text = format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset);
+                let hint = match proto.domain.as_str() {
+                    "com.microsoft.nchwc" => {
+                        ": ONNX Runtime wrote this file for one processor; write it at its level `extended`"
+                    }
+                    _ => "",
+                };
+                let text =
+                    format!("operator {domain}{op_type} (opset {}) at node `{name}`{hint}", self.opset);
                 self.refuse(text, proto)
             }
             Err(e) => self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
@@ -338,11 +351,17 @@ impl<'f> Importer<'f> {
             function.encoded_len().saturating_add(name.len().saturating_mul(names_in(&function.node)));
         self.left.bytes(bytes).map_err(&at)?;
         let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-        let around = self.opset;
-        self.opset = own.map_or(around, |o| o.version);
         self.depth += 1;
-        let added = self.add_nodes(&inlined(function, proto, name));
+        let opset = own.map_or(self.opset, |o| o.version);
+        let added = self.add_in_opset(opset, &inlined(function, proto, name));
         self.depth -= 1;
+        added
+    }
+
+    /// Nodes that speak another opset than those around them.
+    fn add_in_opset(&mut self, opset: i64, nodes: &[NodeProto]) -> Result<(), Error> {
+        let around = std::mem::replace(&mut self.opset, opset);
+        let added = self.add_nodes(nodes);
         self.opset = around;
         added
     }
@@ -450,7 +469,11 @@ impl<'f> Importer<'f> {
             let constant = self.graph.add_constant(&format!("{name}.operand{position}"), tensor);
             self.made.insert(constant);
             inputs.resize(inputs.len().max(position + 1), None);
-            inputs[position].get_or_insert(constant);
+            // Where an older opset had another operand there, that one moves on.
+            match &mut inputs[position] {
+                Some(_) => inputs.insert(position, Some(constant)),
+                open => *open = Some(constant),
+            }
         }
         if let Some(axis) = lifted.aligned_at {
             self.align(name, axis, &mut inputs)?;

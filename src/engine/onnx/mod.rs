@@ -7,6 +7,7 @@
 
 mod attributes;
 mod bounds;
+mod composites;
 pub mod export;
 mod functions;
 pub mod import;
