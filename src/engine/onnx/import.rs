@@ -167,6 +167,7 @@ impl<'f> Importer<'f> {
             return Err(Error::Unsupported(vec![format!("sparse_initializer `{name}`")]));
         }
         self.graph.name.clone_from(&proto.name);
+        self.graph.opset = self.opset;
         for tensor in &proto.initializer {
             self.add_initializer(tensor)?;
         }
@@ -412,6 +413,12 @@ impl<'f> Importer<'f> {
                 e => e,
             })?;
             self.refused.append(&mut importer.refused);
+            let computed = captured.iter().filter(|(_, value)| value.constant.is_none()).count();
+            let (takes, handed) =
+                (importer.graph.inputs.len() - computed, if proto.op_type == "If" { 0 } else { given });
+            if takes != handed {
+                return Err(at(format!("its body takes {takes} values, {handed} are handed in")));
+            }
             graphs.push(Arc::new(importer.graph));
         }
         let op = control(proto, attributes, given, &graphs).map_err(at)?;

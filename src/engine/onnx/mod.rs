@@ -5,12 +5,15 @@
 
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod bounds;
 mod composites;
 pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+#[cfg(test)]
+mod round_trip;
 mod subgraphs;
 pub mod tensors;
 
