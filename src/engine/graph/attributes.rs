@@ -40,12 +40,6 @@ impl Attributes {
         Attributes(self.0.iter().filter(|(name, _)| !names.contains(&name.as_str())).cloned().collect())
     }
 
-    /// Sets an attribute, whatever it was before.
-    pub fn set(&mut self, name: &str, value: Attribute) {
-        self.0.retain(|(n, _)| n != name);
-        self.0.push((name.to_owned(), value));
-    }
-
     fn find(&self, name: &str) -> Option<&Attribute> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value)
     }

@@ -6,6 +6,7 @@ pub mod fact;
 pub mod op;
 pub mod operator;
 pub mod passes;
+pub mod reach;
 pub mod shapes;
 
 use std::collections::{HashMap, HashSet};

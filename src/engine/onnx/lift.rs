@@ -1,7 +1,7 @@
 //! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
 
 use crate::engine::graph::attributes::Attributes;
-use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
+use crate::engine::graph::op::{Binary, Op, PadMode, Reduce, Sliding, Unary};
 use crate::engine::graph::operator::Call;
 use crate::engine::ops::registry;
 use crate::engine::tensor::{DType, Tensor};
@@ -129,7 +129,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(Lifted::with(op, int_operand(1, a.ints("axes")?))));
     }
     let op = match name {
-        "Conv" => Op::Conv { sliding: sliding(a)?, groups: group(a)? },
+        "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: group(a)? },
         "Gemm" => Op::Gemm {
             alpha: a.float_or("alpha", 1.0)?,
             beta: a.float_or("beta", 1.0)?,
@@ -137,7 +137,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             trans_b: a.flag("transB", false)?,
         },
         "MatMul" => Op::MatMul,
-        "BatchNormalization" => batch_norm(call)?,
+        "BatchNormalization" => match batch_norm(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
         "LayerNormalization" => match layer_norm(call)? {
             Some(op) => op,
             None => return Ok(None),
@@ -146,9 +149,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             Some(op) => op,
             None => return Ok(None),
         },
-        "AveragePool" => {
-            Op::AveragePool { sliding: sliding(a)?, count_include_pad: a.flag("count_include_pad", false)? }
-        }
+        "AveragePool" => Op::AveragePool {
+            sliding: Sliding::read(a)?,
+            count_include_pad: a.flag("count_include_pad", false)?,
+        },
         "GlobalAveragePool" => Op::GlobalAveragePool,
         "GlobalMaxPool" => Op::GlobalMaxPool,
         "LeakyRelu" => Op::Unary(Unary::LeakyRelu { alpha: a.float_or("alpha", 0.01)? }),
@@ -211,47 +215,24 @@ fn group(a: &Attributes) -> Result<usize, String> {
     usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
-fn sliding(a: &Attributes) -> Result<Sliding, String> {
-    let positive = |name: &str| -> Result<Vec<usize>, String> {
-        let sizes = a.sizes(name)?.unwrap_or_default();
-        match sizes.contains(&0) {
-            true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
-            false => Ok(sizes),
-        }
-    };
-    let auto_pad = match a.text("auto_pad")? {
-        None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
-        Some("SAME_UPPER") => AutoPad::SameUpper,
-        Some("SAME_LOWER") => AutoPad::SameLower,
-        Some(other) => return Err(format!("auto_pad={other} is not supported")),
-    };
-    let valid = a.text("auto_pad")? == Some("VALID");
-    Ok(Sliding {
-        kernel: positive("kernel_shape")?,
-        strides: positive("strides")?,
-        dilations: positive("dilations")?,
-        pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
-        auto_pad,
-        ceil_mode: a.flag("ceil_mode", false)?,
-    })
-}
-
 /// MaxPool with indices is an operator of its own.
 fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
     if call.wants(1) {
         return Ok(None);
     }
-    Ok(Some(Op::MaxPool { sliding: sliding(call.attributes)? }))
+    Ok(Some(Op::MaxPool { sliding: Sliding::read(call.attributes)? }))
 }
 
-fn batch_norm(call: &Call<'_>) -> Result<Op, String> {
+/// BatchNormalization as in training is an operator of its own.
+fn batch_norm(call: &Call<'_>) -> Result<Option<Op>, String> {
     let a = call.attributes;
-    a.only("training_mode", 0)?;
     a.only("spatial", 1)?;
-    if call.outputs.iter().skip(1).any(|&wanted| wanted) {
-        return Err("the outputs of training are not supported".to_owned());
+    if a.flag("training_mode", false)? || call.outputs.iter().skip(1).any(|&wanted| wanted) {
+        return Ok(None);
     }
-    Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
+    // Before opset 9: one mean a pixel.
+    a.only("spatial", 1)?;
+    Ok(Some(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? }))
 }
 
 /// LayerNormalization that gives its mean and deviation is an operator of its own.

@@ -6,7 +6,8 @@ use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::number::{of_f64, type_attribute};
-use super::{Entry, Made, given};
+use super::real::given;
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "Bernoulli", |call| {

@@ -5,8 +5,9 @@ use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 use super::number::Number;
+use super::real::given;
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "Acos", |_| curve(Curve::Acos)),

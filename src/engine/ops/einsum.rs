@@ -9,9 +9,10 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, Tensor, TensorView, element_count};
 
 use super::number::Number;
+use super::real::given;
 use super::strides::{gathered, row_major};
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "Einsum", |call| Ok(Made::new(einsum(call)?)))];
 
@@ -214,18 +215,15 @@ fn contracted<T: Number>(a: Labelled, b: Labelled, keep: impl Fn(Label) -> bool)
         return Err(format!("a product of shape {shape:?} is over the limit of {VALUE_BYTES_MAX} bytes"));
     }
     let mut tensor = Tensor::zeros(T::DTYPE, &shape);
-    if !tensor.is_empty() && k > 0 {
-        let mut scratch = Vec::new();
-        for batch in 0..batches {
-            let (at_a, at_b, at) = (batch * m * k, batch * k * n, batch * m * n);
-            if T::DTYPE == DType::F32 {
-                let (a, b) = (&a.slice::<f32>()[at_a..][..m * k], &b.slice::<f32>()[at_b..][..k * n]);
-                let out = &mut tensor.slice_mut::<f32>()[at..][..m * n];
-                matmul_f32(Isa::best(), a, b, m, k, n, out, &mut scratch, 1);
-            } else {
-                let (a, b) = (&a.slice::<T>()[at_a..][..m * k], &b.slice::<T>()[at_b..][..k * n]);
-                product(a, b, &mut tensor.slice_mut::<T>()[at..][..m * n], k, n);
-            }
+    if tensor.is_empty() || k == 0 {
+        // A sum over nothing is 0.
+    } else if T::DTYPE == DType::F32 {
+        let out = tensor.slice_mut::<f32>();
+        matmul_f32(Isa::best(), a.slice(), b.slice(), (batches, m, k, n), &|i| (i, i), out, 1);
+    } else {
+        let operands = a.slice::<T>().chunks_exact(m * k).zip(b.slice::<T>().chunks_exact(k * n));
+        for ((a, b), out) in operands.zip(tensor.slice_mut::<T>().chunks_exact_mut(m * n)) {
+            product(a, b, out, k, n);
         }
     }
     Ok(Labelled { tensor, labels: [batch, rows, columns].concat() })

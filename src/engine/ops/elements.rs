@@ -5,9 +5,10 @@ use crate::engine::graph::operator::{Call, Operator, Prepared};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 use super::number::{Number, cast, type_attribute};
+use super::real::given;
 use super::strides::{broadcast_to, last, rows, with_width};
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "BitCast", |call| {

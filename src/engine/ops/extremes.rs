@@ -5,9 +5,10 @@ use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::number::Number;
+use super::real::given;
 use super::strides::around;
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "ArgMax", |call| arg(call, true)),

@@ -6,8 +6,9 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index, needed};
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
+use super::real::given;
 use super::strides::{last, row_major, rows, with_width, words, words_mut};
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "GatherElements", |call| Ok(Made::new(GatherElements { axis: call.attributes.int_or("axis", 0)? }))),

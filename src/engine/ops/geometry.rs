@@ -6,7 +6,8 @@ use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::integers;
 use super::number::of_f64;
-use super::{Entry, Made, given};
+use super::real::given;
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "AffineGrid", |call| {

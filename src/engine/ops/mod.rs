@@ -1,18 +1,38 @@
 //! Operators that are one object each (`Operator`), a file a family: their attributes, their shapes, the obvious loop.
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
+mod activation;
+mod attention;
+mod attention_microsoft;
+mod attention_onnx;
+mod cells;
 mod chance;
+mod channel_norm;
+mod col2im;
+mod conv_transpose;
 mod cumulate;
 mod curves;
 mod einsum;
 mod elements;
 mod extremes;
+mod fused_matmul;
 mod gather;
 mod geometry;
+mod layer_norm;
+mod linear_attention;
+mod matrix;
 mod number;
+mod pooling;
+mod product;
+mod real;
 mod rearrange;
+mod recurrent;
 mod regions;
 pub mod registry;
+mod resample;
+mod resize;
+mod rotary;
+mod sampling;
 mod scatter;
 mod select;
 mod strides;
@@ -24,7 +44,7 @@ use std::sync::Arc;
 
 use crate::engine::graph::attributes::Attribute;
 use crate::engine::graph::operator::{Call, Operator};
-use crate::engine::tensor::{Tensor, TensorView};
+use crate::engine::tensor::Tensor;
 
 /// Reads the attributes of a node.
 type Parse = fn(&Call<'_>) -> Result<Made, String>;
@@ -32,43 +52,42 @@ type Parse = fn(&Call<'_>) -> Result<Made, String>;
 /// An operator that was made of a node.
 struct Made {
     operator: Arc<dyn Operator>,
-    /// The name of today, where the node has one that went out of use.
+    /// The name that the operator has now, where an older one was taken over by another.
     name: Option<&'static str>,
     added: Vec<(usize, Tensor)>,
-    /// What is written to a file whether the node said so or not.
-    set: Vec<(&'static str, Attribute)>,
     dropped: &'static [&'static str],
+    /// Attributes that are written instead of those of the node.
+    written: Vec<(String, Attribute)>,
 }
 
 impl Made {
     /// An operator in the form that the node has.
     fn new(operator: impl Operator + 'static) -> Made {
-        Made { operator: Arc::new(operator), name: None, added: Vec::new(), set: Vec::new(), dropped: &[] }
+        Made {
+            operator: Arc::new(operator),
+            name: None,
+            added: Vec::new(),
+            dropped: &[],
+            written: Vec::new(),
+        }
     }
 
-    /// An operator that has another name today.
-    fn called(self, name: &'static str) -> Made {
-        Made { name: Some(name), ..self }
-    }
-
-    /// An attribute whose default is another one today.
-    fn with(mut self, name: &'static str, value: Attribute) -> Made {
-        self.set.push((name, value));
-        self
-    }
-
-    /// An attribute of older opsets becomes operand `position`; it is not written again as an attribute.
+    /// An attribute of older opsets becomes operand `position`; it is not written again as an attribute. An operand
+    /// that stands there moves on by one.
     fn operand(mut self, position: usize, tensor: Tensor, dropped: &'static [&'static str]) -> Made {
         self.added.push((position, tensor));
         self.dropped = dropped;
+        self
+    }
+
+    /// The operator is written under another name, with attributes that older opsets took for granted.
+    fn renamed(mut self, name: &'static str, written: &[(&str, &str)]) -> Made {
+        self.name = Some(name);
+        self.written =
+            written.iter().map(|(n, v)| ((*n).to_owned(), Attribute::Text((*v).to_owned()))).collect();
         self
     }
 }
 
 /// One entry: domain, name, how it is read.
 type Entry = (&'static str, &'static str, Parse);
-
-/// Operand `index` of a run, or that it is missing.
-fn given<'a>(inputs: &[Option<TensorView<'a>>], index: usize) -> Result<TensorView<'a>, String> {
-    inputs.get(index).copied().flatten().ok_or_else(|| format!("input {index} is missing"))
-}

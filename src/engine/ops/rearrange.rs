@@ -6,9 +6,10 @@ use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::integers;
 use super::number::{Number, type_attribute};
+use super::real::given;
 use super::strides::{around, gathered, row_major, rows, with_width, words, words_mut};
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "CenterCropPad", |call| Ok(Made::new(CenterCropPad { axes: call.attributes.ints("axes")? }))),

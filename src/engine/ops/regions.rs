@@ -2,14 +2,14 @@
 
 use std::cmp::Ordering;
 
-use crate::engine::graph::attributes::Attribute;
 use crate::engine::graph::fact::{Fact, Results, Unfit, needed};
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::{indices, integers, place};
 use super::number::of_f64;
-use super::{Entry, Made, given};
+use super::real::given;
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "NonMaxSuppression", suppression), ("", "RoiAlign", roi_align)];
 
@@ -157,8 +157,7 @@ fn roi_align(call: &Call<'_>) -> Result<Made, String> {
     let out = [size("output_height", 1, 1)?, size("output_width", 1, 1)?];
     let sampling = size("sampling_ratio", 0, 0)?;
     let scale = a.float_or("spatial_scale", 1.0)?.into();
-    let text = Attribute::Text(mode.to_owned());
-    Ok(Made::new(RoiAlign { max, half_pixel, out, sampling, scale }).with(name, text))
+    Ok(Made::new(RoiAlign { max, half_pixel, out, sampling, scale }).renamed("RoiAlign", &[(name, mode)]))
 }
 
 /// A sample point: its four pixels and their weights.

@@ -1,24 +1,39 @@
 //! Which operators there are: ONNX name to the function that reads its attributes.
 
+use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
 use super::{
-    Entry, Made, chance, cumulate, curves, einsum, elements, extremes, gather, geometry, rearrange, regions,
-    scatter, select, tables, unique,
+    Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
+    curves, einsum, elements, extremes, fused_matmul, gather, geometry, layer_norm, linear_attention,
+    pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, tables, unique,
 };
 
 const FAMILIES: &[&[Entry]] = &[
+    attention_microsoft::OPERATORS,
+    attention_onnx::OPERATORS,
     chance::OPERATORS,
+    channel_norm::OPERATORS,
+    col2im::OPERATORS,
+    conv_transpose::OPERATORS,
     cumulate::OPERATORS,
     curves::OPERATORS,
     einsum::OPERATORS,
     elements::OPERATORS,
     extremes::OPERATORS,
+    fused_matmul::OPERATORS,
     gather::OPERATORS,
     geometry::OPERATORS,
+    layer_norm::OPERATORS,
+    linear_attention::OPERATORS,
+    pooling::OPERATORS,
     rearrange::OPERATORS,
+    recurrent::OPERATORS,
     regions::OPERATORS,
+    resize::OPERATORS,
+    rotary::OPERATORS,
+    sampling::OPERATORS,
     scatter::OPERATORS,
     select::OPERATORS,
     tables::OPERATORS,
@@ -41,11 +56,12 @@ pub fn parse(call: &Call<'_>) -> Result<Option<Parsed>, String> {
     let known = FAMILIES.iter().flat_map(|family| family.iter());
     let mut found = known.filter(|(domain, name, _)| *domain == call.domain && *name == call.name);
     let Some((domain, name, parse)) = found.next() else { return Ok(None) };
-    let Made { operator, name: today, added, set, dropped } = parse(call)?;
-    let mut attributes = call.attributes.without(dropped);
-    set.into_iter().for_each(|(name, value)| attributes.set(name, value));
-    let name = today.unwrap_or(name);
-    Ok(Some(Parsed { other: Other { name, domain, operator, attributes }, added }))
+    let made = parse(call)?;
+    let instead: Vec<&str> = made.written.iter().map(|(name, _)| name.as_str()).collect();
+    let kept = call.attributes.without(made.dropped).without(&instead);
+    let attributes = Attributes::new(kept.iter().chain(&made.written).cloned().collect());
+    let name = made.name.unwrap_or(name);
+    Ok(Some(Parsed { other: Other { name, domain, operator: made.operator, attributes }, added: made.added }))
 }
 
 /// Domain and name of every operator that [`parse`] knows.

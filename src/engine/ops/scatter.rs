@@ -6,9 +6,10 @@ use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::{Tuples, along, check_along, indices, integers};
 use super::number::Number;
+use super::real::given;
 use super::strides::{around, with_width, words, words_mut};
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "Scatter", scatter_elements),
@@ -79,7 +80,7 @@ struct ScatterElements {
 
 fn scatter_elements(call: &Call<'_>) -> Result<Made, String> {
     let axis = call.attributes.int_or("axis", 0)?;
-    Ok(Made::new(ScatterElements { axis, reduction: reduction(call)? }).called("ScatterElements"))
+    Ok(Made::new(ScatterElements { axis, reduction: reduction(call)? }).renamed("ScatterElements", &[]))
 }
 
 impl Operator for ScatterElements {

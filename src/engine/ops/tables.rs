@@ -9,9 +9,10 @@ use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::{integers, place};
 use super::number::Number;
+use super::real::given;
 use super::strides::{with_width, words, words_mut};
 use super::typed::with_number;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 const ML: &str = "ai.onnx.ml";
 

@@ -6,9 +6,10 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index, constant, nee
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
+use super::real::given;
 use super::strides::{around, with_width, words, words_mut};
 use super::typed::with_type;
-use super::{Entry, Made, given};
+use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[
     ("", "Compress", |call| Ok(Made::new(Compress { axis: call.attributes.int("axis")? }))),
