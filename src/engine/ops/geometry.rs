@@ -86,6 +86,7 @@ fn spatial(theta: &[usize], size: &[i64]) -> Result<Vec<usize>, String> {
 impl AffineGrid {
     fn position(&self, index: usize, length: usize) -> f64 {
         match self.align_corners {
+            // Both ends at once: -1 as in the reference of the standard. ONNX Runtime has 1, PyTorch 0.
             true if length == 1 => -1.0,
             true => 2.0 * index as f64 / (length - 1) as f64 - 1.0,
             false => (2 * index + 1) as f64 / length as f64 - 1.0,

@@ -119,7 +119,7 @@ impl Operator for Suppression {
 }
 
 /// Most sample points of one region: more of them come of a box that is no box.
-const POINTS_MAX: usize = 1 << 24;
+const POINTS_MAX: usize = 1 << 22;
 
 /// `x [batch, channels, h, w], regions [n, 4], images [n]`: each region (two corners, x before y) of its image pooled
 /// to `out` bins, bilinearly sampled; `[n, channels, out]`.
