@@ -102,7 +102,9 @@ pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(lifted));
     }
     let parsed = registry::parse(call)?;
-    Ok(parsed.map(|p| Lifted::with(Op::Other(p.other), p.added)))
+    // Before opset 7 a slope was one number a channel: axis 1.
+    let aligned_at = (call.name == "PRelu" && call.opset < 7).then_some(1);
+    Ok(parsed.map(|p| Lifted { op: Op::Other(p.other), added: p.added, aligned_at }))
 }
 
 /// The operators that have a variant of [`Op`].
