@@ -4,7 +4,9 @@
 mod channel_norm;
 mod col2im;
 mod conv_transpose;
+mod fourier;
 mod layer_norm;
+mod losses;
 mod pooling;
 mod product;
 mod real;
@@ -13,6 +15,7 @@ mod resample;
 mod resize;
 mod sampling;
 mod select;
+mod signal;
 mod typed;
 
 use std::sync::Arc;

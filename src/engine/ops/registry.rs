@@ -4,17 +4,23 @@ use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, channel_norm, col2im, conv_transpose, layer_norm, pooling, resize, sampling, select};
+use super::{
+    Entry, channel_norm, col2im, conv_transpose, fourier, layer_norm, losses, pooling, resize, sampling,
+    select, signal,
+};
 
 const FAMILIES: &[&[Entry]] = &[
     channel_norm::OPERATORS,
     col2im::OPERATORS,
     conv_transpose::OPERATORS,
+    fourier::OPERATORS,
     layer_norm::OPERATORS,
+    losses::OPERATORS,
     pooling::OPERATORS,
     resize::OPERATORS,
     sampling::OPERATORS,
     select::OPERATORS,
+    signal::OPERATORS,
 ];
 
 /// An operator and the operands that its node wrote as attributes.
