@@ -2,8 +2,8 @@
 
 mod compile;
 mod control;
-mod float_math;
 pub mod fold;
+mod fuse;
 mod half;
 mod layout;
 mod lower;
@@ -12,6 +12,7 @@ mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod ops_typed;
 mod others;
 mod plan;
 mod products;
@@ -20,6 +21,8 @@ mod step;
 mod strided;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_control;
 mod weights;
 mod windows;
 
@@ -39,11 +42,13 @@ pub struct Options {
     /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
     /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
     pub integers: bool,
+    /// Most bytes that the values of one run may take together.
+    pub memory_bytes_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true, integers: true }
+        Options { isa: Isa::best(), threads: 1, passes: true, integers: true, memory_bytes_max: 16 << 30 }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::graph::fact::{Fact, Unfit};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::infer;
+use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
@@ -115,8 +115,11 @@ impl Session {
             made: AtomicU64::new(0),
         };
         // A model with fixed shapes tells now whether it can run.
+        let declared =
+            |id: &ValueId| session.graph.value(*id).dtype.and(session.graph.value(*id).dims.as_ref());
+        let all = session.graph.inputs.iter().all(|id| declared(id).is_some());
         let fixed: Option<Vec<Vec<usize>>> = session.inputs.iter().map(|p| p.shape(|_| None)).collect();
-        if let Some(shapes) = fixed {
+        if let Some(shapes) = fixed.filter(|_| all) {
             session.first(&shapes)?;
         }
         Ok(session)
@@ -186,9 +189,10 @@ impl Session {
         there.extend(self.graph.inputs.iter().copied().zip(given.iter().map(|t| Cow::Borrowed(*t))));
         there.extend(ready.plan.made.iter().copied().zip(made.into_iter().map(Cow::Owned)));
         let wanted = ready.key.wanted.clone();
+        let mut known: HashSet<ValueId> = HashSet::new();
         while !ready.plan.rest.is_empty() {
             let mut todo = Vec::new();
-            let mut known: HashSet<ValueId> = HashSet::new();
+            known.extend(&ready.plan.known);
             for &index in &ready.plan.rest {
                 match self.look_at(index, &there)? {
                     Next::Plan(constants) => {
@@ -225,6 +229,11 @@ impl Session {
                 wanted: wanted.clone(),
             };
             let next = self.ready(key, || todo.clone())?;
+            if next.plan.rest.len() == todo.len() {
+                let node = &self.graph.nodes[todo[0]];
+                let reason = "its operands never come".to_owned();
+                return Err(Error::Node { node: node.name.clone(), op: node.op.name(), reason });
+            }
             let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| {
                 // What was there before was shown by the plan that made it.
                 if let Some(tap) = tap.as_deref_mut().filter(|_| !ids.contains(&sight.value)) {
@@ -302,8 +311,10 @@ impl Session {
         match &node.op {
             Op::Other(other) => others::run(other, &inputs, None).map_err(wrong),
             Op::If => control::branch(node, &bodies, &inputs),
-            Op::Loop { carried } => control::repeat(node, &bodies, *carried, &inputs),
-            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs),
+            Op::Loop { carried } => {
+                control::repeat(node, &bodies, *carried, &inputs, self.options.memory_bytes_max)
+            }
+            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs, self.options.memory_bytes_max),
             _ => Err(wrong("its shape depends on data that is too large to be a shape".to_owned())),
         }
     }
@@ -429,6 +440,10 @@ impl Session {
     /// The first plan for inputs of these shapes, of the types that the model declares.
     fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
         let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        for (&id, shape) in self.graph.inputs.iter().zip(shapes) {
+            let wrong = |reason| Error::Node { node: self.graph.value(id).name.clone(), op: "input", reason };
+            bounded(dtype(id), shape).map_err(wrong)?;
+        }
         let entry = |(&id, shape): (&ValueId, &Vec<usize>)| (id, dtype(id), shape.clone(), None);
         let given = self.graph.inputs.iter().zip(shapes).map(entry).collect();
         self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
@@ -447,6 +462,7 @@ impl Session {
             graph: &self.graph,
             weights: &self.weights,
             context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            memory_bytes_max: self.options.memory_bytes_max,
             passes: self.options.passes,
             wanted: &wanted,
         };

@@ -6,6 +6,7 @@ use crate::engine::graph::op::Sliding;
 use crate::engine::graph::reach::Reach;
 use crate::engine::graph::shapes::{Windows, windows};
 use crate::engine::kernels::Window;
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::PackedF32;
 use crate::engine::tensor::{DType, Element};
 
@@ -190,9 +191,10 @@ fn conv_f32(
                         });
                     }
                     let bias = bias.map(|b| &b[g * per_group..][..per_group]);
+                    let epilogue = Epilogue { bias, activation: None, residual: None, lo, hi };
                     let (rows, window) = (&rows[..windows * depth], Window::of_rows(windows));
                     let (at, threads) = (g * per_group, context.threads);
-                    packed.conv(rows, depth, 0, &window, bias, lo, hi, out, outputs, at, threads);
+                    packed.conv(rows, depth, 0, &window, &epilogue, out, outputs, at, threads);
                 }
             }
         }

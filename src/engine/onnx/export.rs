@@ -39,7 +39,7 @@ pub fn export(graph: &Graph, metadata: &[(String, String)]) -> Vec<u8> {
         initializer: initializers.collect(),
         input: graph.inputs.iter().map(|&v| value_info(graph.value(v))).collect(),
         output: graph.outputs.iter().map(|&v| value_info(graph.value(v))).collect(),
-        value_info: Vec::new(),
+        ..GraphProto::default()
     };
     let pair =
         |(key, value): &(String, String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
@@ -204,7 +204,7 @@ fn text(name: &str, value: &str) -> AttributeProto {
 fn tensor(name: &str, value: &Tensor) -> AttributeProto {
     AttributeProto {
         name: name.to_owned(),
-        t: Some(tensor_to_proto("", value)),
+        t: Some(Box::new(tensor_to_proto("", value))),
         r#type: Some(attribute_type::TENSOR),
         ..AttributeProto::default()
     }

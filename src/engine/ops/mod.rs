@@ -1,18 +1,28 @@
 //! Operators that are one object each (`Operator`), a file a family: their attributes, their shapes, the obvious loop.
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
+mod activation;
+mod attention;
+mod attention_microsoft;
+mod attention_onnx;
+mod cells;
 mod channel_norm;
 mod col2im;
 mod conv_transpose;
 mod fourier;
+mod fused_matmul;
 mod layer_norm;
+mod linear_attention;
 mod losses;
+mod matrix;
 mod pooling;
 mod product;
 mod real;
+mod recurrent;
 pub mod registry;
 mod resample;
 mod resize;
+mod rotary;
 mod sampling;
 mod select;
 mod signal;

@@ -5,19 +5,25 @@ use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
 use super::{
-    Entry, channel_norm, col2im, conv_transpose, fourier, layer_norm, losses, pooling, resize, sampling,
-    select, signal,
+    Entry, attention_microsoft, attention_onnx, channel_norm, col2im, conv_transpose, fourier, fused_matmul,
+    layer_norm, linear_attention, losses, pooling, recurrent, resize, rotary, sampling, select, signal,
 };
 
 const FAMILIES: &[&[Entry]] = &[
+    attention_microsoft::OPERATORS,
+    attention_onnx::OPERATORS,
     channel_norm::OPERATORS,
     col2im::OPERATORS,
     conv_transpose::OPERATORS,
     fourier::OPERATORS,
+    fused_matmul::OPERATORS,
     layer_norm::OPERATORS,
+    linear_attention::OPERATORS,
     losses::OPERATORS,
     pooling::OPERATORS,
+    recurrent::OPERATORS,
     resize::OPERATORS,
+    rotary::OPERATORS,
     sampling::OPERATORS,
     select::OPERATORS,
     signal::OPERATORS,
