@@ -4,11 +4,7 @@ use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{
-    Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
-    curves, einsum, elements, extremes, fused_matmul, gather, geometry, layer_norm, linear_attention,
-    pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, tables, unique,
-};
+use super::{Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate, curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm, linear_attention, losses, pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, signal, tables, unique};
 
 const FAMILIES: &[&[Entry]] = &[
     attention_microsoft::OPERATORS,
@@ -22,11 +18,13 @@ const FAMILIES: &[&[Entry]] = &[
     einsum::OPERATORS,
     elements::OPERATORS,
     extremes::OPERATORS,
+    fourier::OPERATORS,
     fused_matmul::OPERATORS,
     gather::OPERATORS,
     geometry::OPERATORS,
     layer_norm::OPERATORS,
     linear_attention::OPERATORS,
+    losses::OPERATORS,
     pooling::OPERATORS,
     rearrange::OPERATORS,
     recurrent::OPERATORS,
@@ -36,6 +34,7 @@ const FAMILIES: &[&[Entry]] = &[
     sampling::OPERATORS,
     scatter::OPERATORS,
     select::OPERATORS,
+    signal::OPERATORS,
     tables::OPERATORS,
     unique::OPERATORS,
 ];
