@@ -72,6 +72,13 @@ impl MultiHead {
         if q[0] != k[0] || k[..3] != v[..3] || q[3] != k[3] {
             return Err(format!("heads of query {q:?}, key {k:?} and value {v:?} do not fit each other"));
         }
+        // ONNX Runtime lets the last query see every key then, and the others those up to their own place.
+        if self.causal && q[2] != k[2] {
+            return Err(format!(
+                "unidirectional attention of {} queries to {} keys is not supported",
+                q[2], k[2]
+            ));
+        }
         let width =
             [q, k, v].iter().try_fold(0usize, |sum, s| sum.checked_add(self.heads.checked_mul(s[3])?));
         if let Some(bias) = shape(3) {
