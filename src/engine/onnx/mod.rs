@@ -11,6 +11,8 @@ pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+mod parts;
+mod sequences;
 mod subgraphs;
 pub mod tensors;
 
