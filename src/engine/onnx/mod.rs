@@ -12,8 +12,10 @@ pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+mod parts;
 #[cfg(test)]
 mod round_trip;
+mod sequences;
 mod subgraphs;
 pub mod tensors;
 

@@ -4,7 +4,12 @@ use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
-use super::{Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate, curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm, linear_attention, losses, pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, signal, tables, unique};
+use super::{
+    Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
+    curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm,
+    linear_attention, losses, pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter,
+    select, signal, tables, unique,
+};
 
 const FAMILIES: &[&[Entry]] = &[
     attention_microsoft::OPERATORS,
