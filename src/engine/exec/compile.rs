@@ -80,14 +80,8 @@ pub(super) fn compile(
             ops_move::pad_by(*mode, need(0)?, &amounts, inputs.get(2).copied().flatten().is_some())
         }
         Op::Cast { to } => ops_math::cast(need(0)?.dtype, *to),
-        Op::QuantizeLinear { axis } => {
-            per_axis_in(layout, inputs)?;
-            ops_int8::quantize(context, *axis, inputs, dtype)
-        }
-        Op::DequantizeLinear { axis } => {
-            per_axis_in(layout, inputs)?;
-            ops_int8::dequantize(context, *axis, inputs)
-        }
+        Op::QuantizeLinear { axis } => ops_int8::quantize(context, *axis, inputs, dtype),
+        Op::DequantizeLinear { axis } => ops_int8::dequantize(context, *axis, inputs),
         Op::If | Op::Loop { .. } | Op::Scan(_) | Op::Other(_) => {
             unreachable!("no step of its own is compiled")
         }
@@ -103,12 +97,5 @@ pub(super) fn compile(
             ops_int8::average_pool(context, node, graph, &node.op, need(0)?)
         }
         Op::QConcat { axis } => ops_int8::concat(node, graph, in_memory(*axis)?, inputs, shape),
-    }
-}
-
-fn per_axis_in(layout: Layout, inputs: &[Option<&Fact>]) -> Result<(), String> {
-    match layout == Layout::ChannelsLast && layout::is_per_axis(inputs) {
-        true => Err("scales along an axis of a computed image are not supported".to_owned()),
-        false => Ok(()),
     }
 }

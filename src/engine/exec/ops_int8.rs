@@ -9,11 +9,12 @@ use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::gemm_int8::PackedInt8;
 use crate::engine::kernels::pool;
 use crate::engine::kernels::{Dequant, IntOutput, PoolScales, Requant, eltwise, requant};
+use crate::engine::tensor::linear::{self, Spread};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::ops_product::{is_depthwise, taps_first, window_of};
-use super::step::{Context, Kernel};
+use super::step::{Context, Kernel, Operands};
 use super::strided::Walk;
 use super::weights::{Packed, Weights};
 
@@ -292,82 +293,87 @@ pub(super) fn quantize(
     to: DType,
 ) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    if x.dtype != DType::F32 {
+    if !matches!(x.dtype, DType::F32 | DType::I32) {
         return Err(format!("QuantizeLinear of {} is not supported", x.dtype));
     }
-    let q = constant_params(axis, inputs, x.shape.len(), to)?;
+    let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads } = context;
-    if q.axis.is_none() && to == DType::U8 {
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), to)?
+        && (q.axis, to, x.dtype) == (None, DType::U8, DType::F32)
+    {
         let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
         return Ok(Box::new(move |operands, mut out, _| {
             requant::quantize(isa, operands.need(0).slice(), scale, zero_point, out.slice_mut(), threads);
             Ok(())
         }));
     }
-    let inner: usize = q.axis.map_or(1, |a| x.shape[a + 1..].iter().product());
-    Ok(Box::new(move |operands, mut out, _| {
-        let x = operands.need(0).slice::<f32>();
-        let code = |i: usize| q.quantize(x[i], (i / inner) % q.scale.len());
-        match out.dtype {
-            DType::U8 => out.slice_mut::<u8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u8),
-            DType::I8 => out.slice_mut::<i8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i8),
-            DType::U16 => {
-                out.slice_mut::<u16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u16)
-            }
-            _ => out.slice_mut::<i16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i16),
-        }
+    Ok(Box::new(move |operands, out, _| {
+        let x = operands.need(0);
+        let x: Vec<f32> = match x.dtype {
+            DType::F32 => x.slice::<f32>().to_vec(),
+            _ => x.slice::<i32>().iter().map(|&x| x as f32).collect(),
+        };
+        let (scale, zero_point) = params_at_run(operands)?;
+        let codes = linear::quantize(&x, scale, &zero_point, spread, out.dtype);
+        let made = linear::tensor_of_codes(out.dtype, out.shape, &codes);
+        out.bytes.copy_from_slice(made.view().bytes);
         Ok(())
     }))
 }
 
-/// DequantizeLinear.
+/// DequantizeLinear: of `u8` per tensor by the kernel, else by the definition.
 pub(super) fn dequantize(context: Context, axis: i64, inputs: &[Option<&Fact>]) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let q = constant_params(axis, inputs, x.shape.len(), x.dtype)?;
+    let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads } = context;
-    if q.axis.is_none() && x.dtype == DType::U8 {
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), x.dtype)?
+        && (q.axis, x.dtype) == (None, DType::U8)
+    {
         let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
         return Ok(Box::new(move |operands, mut out, _| {
             requant::dequantize(isa, operands.need(0).slice(), scale, zero_point, out.slice_mut(), threads);
             Ok(())
         }));
     }
-    let inner: usize = q.axis.map_or(1, |a| x.shape[a + 1..].iter().product());
-    macro_rules! from {
-        ($t:ty) => {
-            Ok(Box::new(move |operands, mut out, _| {
-                let x = operands.need(0).slice::<$t>();
-                for (i, y) in out.slice_mut::<f32>().iter_mut().enumerate() {
-                    *y = q.dequantize(i32::from(x[i]), (i / inner) % q.scale.len());
-                }
-                Ok(())
-            }))
-        };
-    }
-    match x.dtype {
-        DType::U8 => from!(u8),
-        DType::I8 => from!(i8),
-        DType::U16 => from!(u16),
-        DType::I16 => from!(i16),
-        DType::I32 => from!(i32),
-        other => Err(format!("DequantizeLinear of {other} is not supported")),
-    }
+    Ok(Box::new(move |operands, mut out, _| {
+        let (scale, zero_point) = params_at_run(operands)?;
+        let real = linear::dequantize(&linear::codes(&operands.need(0))?, scale, &zero_point, spread);
+        out.slice_mut::<f32>().copy_from_slice(&real);
+        Ok(())
+    }))
 }
 
-/// Scale and zero point of a Q or DQ node, which must be constants.
+/// Which scale each element has.
+fn granularity(axis: i64, inputs: &[Option<&Fact>], x: &Fact) -> Result<Spread, String> {
+    let scale = inputs.get(1).copied().flatten().ok_or("input 1 is missing")?;
+    if scale.dtype != DType::F32 {
+        return Err(format!("a scale of type {} is not supported", scale.dtype));
+    }
+    if let Some(zero_point) = inputs.get(2).copied().flatten()
+        && zero_point.shape.iter().product::<usize>() != scale.shape.iter().product::<usize>()
+    {
+        return Err(format!("scales {:?} and zero points {:?}", scale.shape, zero_point.shape));
+    }
+    Spread::new(&x.shape, &scale.shape, axis, 0)
+}
+
+fn params_at_run<'a>(operands: &Operands<'a>) -> Result<(&'a [f32], Vec<i32>), String> {
+    let zero_point = operands.get(2).map(|z| linear::codes(&z)).transpose()?.unwrap_or_default();
+    Ok((operands.need(1).slice::<f32>(), zero_point))
+}
+
+/// Scale and zero point of a Q or DQ node where they are constants.
 fn constant_params(
     axis: i64,
     inputs: &[Option<&Fact>],
     rank: usize,
     codes: DType,
-) -> Result<QuantParams, String> {
+) -> Result<Option<QuantParams>, String> {
     let constant = |index: usize| inputs.get(index).copied().flatten().map(|f| f.constant.as_deref());
-    let scale = constant(1).flatten().ok_or("a scale that is computed is not supported")?;
-    let zero_point = match constant(2) {
-        Some(None) => return Err("a zero point that is computed is not supported".to_owned()),
-        other => other.flatten(),
-    };
-    linear_params(scale, zero_point, axis, rank, codes)
+    match (constant(1).flatten(), constant(2)) {
+        (None, _) | (_, Some(None)) => Ok(None),
+        (Some(scale), zero_point) => linear_params(scale, zero_point.flatten(), axis, rank, codes).map(Some),
+    }
 }
 
 /// Parameters from the constants of a Q or DQ node over a value of `rank` dimensions.

@@ -554,6 +554,7 @@ impl Builder<'_> {
         match layout::rule(&node.op) {
             Rule::ChannelsLast => Layout::ChannelsLast,
             Rule::RowMajor => Layout::RowMajor,
+            Rule::Follow if layout::is_per_axis(&node.op, facts) => Layout::RowMajor,
             Rule::Follow => match node.inputs.first() {
                 Some(id) if last_only(id) => Layout::ChannelsLast,
                 _ => Layout::RowMajor,

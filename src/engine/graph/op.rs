@@ -2,6 +2,7 @@
 
 use crate::engine::tensor::Tensor;
 
+use super::attributes::Attributes;
 use super::operator::Other;
 
 /// How a window moves over the spatial axes of a convolution or a pooling; one entry a spatial axis.
@@ -20,6 +21,46 @@ pub struct Sliding {
     pub auto_pad: AutoPad,
     /// Whether a last partial window counts (pooling).
     pub ceil_mode: bool,
+}
+
+impl Sliding {
+    /// Reads the attributes of a convolution or a pooling.
+    ///
+    /// # Errors
+    /// A sentence about the attribute that is wrong or not supported.
+    pub fn read(a: &Attributes) -> Result<Sliding, String> {
+        let positive = |name: &str| -> Result<Vec<usize>, String> {
+            let sizes = a.sizes(name)?.unwrap_or_default();
+            match sizes.contains(&0) {
+                true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
+                false => Ok(sizes),
+            }
+        };
+        let auto_pad = match a.text("auto_pad")? {
+            None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
+            Some("SAME_UPPER") => AutoPad::SameUpper,
+            Some("SAME_LOWER") => AutoPad::SameLower,
+            Some(other) => return Err(format!("auto_pad={other} is not supported")),
+        };
+        let valid = a.text("auto_pad")? == Some("VALID");
+        Ok(Sliding {
+            kernel: positive("kernel_shape")?,
+            strides: positive("strides")?,
+            dilations: positive("dilations")?,
+            pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
+            auto_pad,
+            ceil_mode: a.flag("ceil_mode", false)?,
+        })
+    }
+}
+
+/// Reads attribute `group` of a convolution.
+///
+/// # Errors
+/// A sentence where it is not positive.
+pub fn groups(a: &Attributes) -> Result<usize, String> {
+    let group = a.int_or("group", 1)?;
+    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
 /// Where pads come from.

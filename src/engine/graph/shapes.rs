@@ -319,7 +319,11 @@ fn dimensions(ints: &[i64]) -> Result<Vec<usize>, String> {
     element_count(&sizes).map(|_| sizes.clone()).ok_or_else(|| format!("the product of {sizes:?} overflows"))
 }
 
-fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec<usize>, String> {
+/// The shape of a convolution.
+///
+/// # Errors
+/// A sentence about what does not fit.
+pub fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec<usize>, String> {
     let rank = x.shape.len();
     if rank < 3 || weight.shape.len() != rank {
         return Err(format!("input {:?} and weight {:?} do not fit", x.shape, weight.shape));
@@ -339,7 +343,11 @@ fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec
     Ok([&[x.shape[0], out], windows.out.as_slice()].concat())
 }
 
-fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
+/// The shape of a product of matrices (numpy's rule).
+///
+/// # Errors
+/// A sentence where they do not multiply.
+pub fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
     let misfit = || format!("shapes {a:?} and {b:?} do not multiply");
     if a.is_empty() || b.is_empty() {
         return Err(misfit());

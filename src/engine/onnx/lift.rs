@@ -1,7 +1,7 @@
 //! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
 
 use crate::engine::graph::attributes::Attributes;
-use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
+use crate::engine::graph::op::{self, Binary, Op, PadMode, Reduce, Sliding, Unary};
 use crate::engine::graph::operator::Call;
 use crate::engine::ops::registry;
 use crate::engine::tensor::{DType, Tensor};
@@ -88,7 +88,9 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 /// # Errors
 /// A sentence about the attribute that is wrong or not supported.
 pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
-    if call.domain.is_empty()
+    // com.microsoft has both for types that ONNX took later.
+    let linear = matches!(call.name, "QuantizeLinear" | "DequantizeLinear");
+    if (call.domain.is_empty() || (call.domain == "com.microsoft" && linear))
         && let Some(lifted) = lift_own(call)?
     {
         return Ok(Some(lifted));
@@ -118,7 +120,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(Lifted { op, added: int_operand(1, a.ints("axes")?) }));
     }
     let op = match name {
-        "Conv" => Op::Conv { sliding: sliding(a)?, groups: group(a)? },
+        "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: op::groups(a)? },
         "Gemm" => Op::Gemm {
             alpha: a.float_or("alpha", 1.0)?,
             beta: a.float_or("beta", 1.0)?,
@@ -136,7 +138,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             None => return Ok(None),
         },
         "AveragePool" => {
-            Op::AveragePool { sliding: sliding(a)?, count_include_pad: a.flag("count_include_pad", false)? }
+            Op::AveragePool { sliding: Sliding::read(a)?, count_include_pad: a.flag("count_include_pad", false)? }
         }
         "GlobalAveragePool" => Op::GlobalAveragePool,
         "GlobalMaxPool" => Op::GlobalMaxPool,
@@ -178,14 +180,11 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         "Identity" => Op::Identity,
         // In inference Dropout does nothing; its mask is refused by the importer where it is read.
         "Dropout" => Op::Identity,
-        "QuantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::QuantizeLinear { axis: a.int_or("axis", 1)? }
-        }
-        "DequantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::DequantizeLinear { axis: a.int_or("axis", 1)? }
-        }
+        // Scales by block, and types that no zero point tells, are operators of their own.
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("block_size", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("output_dtype", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" => Op::QuantizeLinear { axis: a.int_or("axis", 1)? },
+        "DequantizeLinear" => Op::DequantizeLinear { axis: a.int_or("axis", 1)? },
         _ => return Ok(None),
     };
     Ok(Some(op.into()))
@@ -195,42 +194,12 @@ fn int_operand(position: usize, ints: Option<Vec<i64>>) -> Vec<(usize, Tensor)> 
     ints.map(|ints| (position, Tensor::from_slice(&[ints.len()], &ints))).into_iter().collect()
 }
 
-fn group(a: &Attributes) -> Result<usize, String> {
-    let group = a.int_or("group", 1)?;
-    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
-}
-
-fn sliding(a: &Attributes) -> Result<Sliding, String> {
-    let positive = |name: &str| -> Result<Vec<usize>, String> {
-        let sizes = a.sizes(name)?.unwrap_or_default();
-        match sizes.contains(&0) {
-            true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
-            false => Ok(sizes),
-        }
-    };
-    let auto_pad = match a.text("auto_pad")? {
-        None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
-        Some("SAME_UPPER") => AutoPad::SameUpper,
-        Some("SAME_LOWER") => AutoPad::SameLower,
-        Some(other) => return Err(format!("auto_pad={other} is not supported")),
-    };
-    let valid = a.text("auto_pad")? == Some("VALID");
-    Ok(Sliding {
-        kernel: positive("kernel_shape")?,
-        strides: positive("strides")?,
-        dilations: positive("dilations")?,
-        pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
-        auto_pad,
-        ceil_mode: a.flag("ceil_mode", false)?,
-    })
-}
-
 /// MaxPool with indices is an operator of its own.
 fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
     if call.wants(1) {
         return Ok(None);
     }
-    Ok(Some(Op::MaxPool { sliding: sliding(call.attributes)? }))
+    Ok(Some(Op::MaxPool { sliding: Sliding::read(call.attributes)? }))
 }
 
 fn batch_norm(call: &Call<'_>) -> Result<Op, String> {

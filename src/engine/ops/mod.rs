@@ -1,6 +1,10 @@
 //! Operators that are one object each (`Operator`), a file a family: their attributes, their shapes, the obvious loop.
 //! What runs often in a network has a variant of `Op` and kernels of its own instead.
 
+mod codes;
+mod quantized;
+mod quantized_math;
+mod quantized_products;
 pub mod registry;
 mod select;
 mod typed;
