@@ -9,7 +9,7 @@ use crate::engine::tensor::DType;
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
-use super::{ops_int8, ops_math, ops_move, ops_product};
+use super::{ops_int8, ops_math, ops_move, ops_product, ops_product_int8};
 
 /// What is compiled, and for whom.
 pub(super) struct Request<'a> {
@@ -86,11 +86,19 @@ pub(super) fn compile(
             unreachable!("no step of its own is compiled")
         }
         Op::QConv { sliding, groups, clamp } => {
-            ops_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)
+            ops_product_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)
         }
         Op::QMatMul { trans_b, clamp } => {
-            ops_int8::matmul(context, weights, (index, node), graph, (*trans_b, *clamp), inputs)
+            ops_product_int8::matmul(context, weights, (index, node), graph, (*trans_b, *clamp), inputs)
         }
+        Op::QProduct { clamp } => ops_product_int8::product(context, node, graph, *clamp, inputs),
+        Op::ConvInteger { sliding, groups } => {
+            ops_product_int8::conv_integer(context, weights, (index, node), graph, (sliding, *groups), inputs)
+        }
+        Op::MatMulInteger => {
+            ops_product_int8::matmul_integer(context, weights, (index, node), graph, inputs)
+        }
+        Op::Recode => Ok(ops_int8::recode(context)),
         Op::QBinary { op, clamp } => ops_int8::binary(context, node, graph, (*op, *clamp), inputs, shape),
         Op::QTable { table } => Ok(ops_int8::table(context, table)),
         Op::QAveragePool { .. } | Op::QGlobalAveragePool => {

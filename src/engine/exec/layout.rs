@@ -71,13 +71,14 @@ pub(super) fn rule(op: &Op) -> Rule {
     match op {
         Op::Conv { .. }
         | Op::QConv { .. }
+        | Op::ConvInteger { .. }
         | Op::MaxPool { .. }
         | Op::AveragePool { .. }
         | Op::QAveragePool { .. }
         | Op::GlobalAveragePool
         | Op::GlobalMaxPool
         | Op::QGlobalAveragePool => Rule::ChannelsLast,
-        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Pad { .. } => Rule::Follow,
+        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Recode | Op::Pad { .. } => Rule::Follow,
         Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => Rule::Follow,
         Op::Binary(_) | Op::QBinary { .. } => Rule::FollowBroadcast,
         Op::Concat { .. } | Op::QConcat { .. } => Rule::FollowAll,

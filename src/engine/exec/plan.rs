@@ -297,7 +297,7 @@ impl Builder<'_> {
         let mut results = infer(&node.op, &refs, node.outputs.len())?;
         // A product of codes whose result has no parameters is real.
         let real = self.source.graph.value(node.outputs[0]).qparams.is_none();
-        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. }) && real {
+        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. } | Op::QProduct { .. }) && real {
             results[0].0 = DType::F32;
         }
         if results.len() < node.outputs.len() {
@@ -705,8 +705,8 @@ fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
     let elements: usize = out.iter().product();
     let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
     let depth: usize = match op {
-        Op::Conv { .. } | Op::QConv { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } => shape(0).last().copied().unwrap_or(0),
+        Op::Conv { .. } | Op::QConv { .. } | Op::ConvInteger { .. } => shape(1).iter().skip(1).product(),
+        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger => shape(0).last().copied().unwrap_or(0),
         Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
         _ => 0,
     };

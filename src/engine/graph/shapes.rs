@@ -174,7 +174,20 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             }
             one(vec![m, n])
         }
-        Op::MatMul => one(matmul(&x.shape, &needed(inputs, 1)?.shape)?),
+        Op::ConvInteger { sliding, groups } => {
+            let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
+            Ok(vec![(to, conv(sliding, *groups, x, needed(inputs, 1)?)?)])
+        }
+        Op::MatMulInteger => {
+            let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
+            Ok(vec![(to, matmul(&x.shape, &needed(inputs, 1)?.shape)?)])
+        }
+        Op::Recode => match dtype {
+            DType::I8 => Ok(vec![(DType::U8, x.shape.clone())]),
+            DType::U8 => Ok(vec![(DType::I8, x.shape.clone())]),
+            other => Err(format!("the input is {other}, int8 or uint8 is needed").into()),
+        },
+        Op::MatMul | Op::QProduct { .. } => one(matmul(&x.shape, &needed(inputs, 1)?.shape)?),
         Op::QMatMul { trans_b, .. } => {
             let b = needed(inputs, 1)?;
             same_rank("B", b, 2)?;

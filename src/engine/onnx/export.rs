@@ -295,7 +295,11 @@ fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::Tile
         | Op::Where
         | Op::Identity => {}
-        Op::QConv { .. }
+        Op::Recode
+        | Op::QConv { .. }
+        | Op::QProduct { .. }
+        | Op::ConvInteger { .. }
+        | Op::MatMulInteger
         | Op::QMatMul { .. }
         | Op::QBinary { .. }
         | Op::QTable { .. }
