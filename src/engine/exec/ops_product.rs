@@ -4,22 +4,23 @@ use std::sync::Arc;
 
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Op, Sliding};
-use crate::engine::graph::shapes::windows;
+use crate::engine::graph::shapes;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
-use crate::engine::tensor::{DType, Tensor};
+use crate::engine::tensor::{DType, TensorView};
 
 use super::fuse::Fused;
 use super::step::{Context, Kernel, Operands};
 use super::strided::{Walk, copy};
 use super::weights::{Packed, Weights};
+use super::{products, windows};
 
 /// The geometry of a window over a channels-last value `[N, H, W, C]` or `[N, L, C]`.
 pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Result<Window, String> {
     let spatial = &x[1..x.len() - 1];
-    let w = windows(sliding, spatial, kernel)?;
+    let w = shapes::windows(sliding, spatial, kernel)?;
     let (h, v) = match spatial.len() {
         1 => (None, 0),
         2 => (Some(0), 1),
@@ -57,8 +58,8 @@ pub(super) fn is_depthwise(groups: usize, weight: &[usize]) -> bool {
     groups > 1 && weight[1] == 1 && weight[0] == groups
 }
 
-fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
-    let shape = weight.shape();
+fn pack_conv(context: Context, weight: &TensorView<'_>, groups: usize) -> Packed {
+    let shape = weight.shape;
     let taps: usize = shape[2..].iter().product();
     let moved = taps_first(weight.slice::<f32>(), shape);
     if is_depthwise(groups, shape) {
@@ -75,7 +76,7 @@ pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>]) -> Option<bool> {
     let (a, b) = (inputs.first().copied().flatten()?, inputs.get(1).copied().flatten()?);
     let packed = a.dtype == DType::F32 && b.constant.is_some();
     match op {
-        Op::Conv { .. } => packed.then_some(false),
+        Op::Conv { .. } => (packed && is_flat(a)).then_some(false),
         Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
         Op::Gemm { .. } => (packed && gemm_is_packed(op, inputs)).then_some(false),
         _ => None,
@@ -89,7 +90,7 @@ fn epilogue<'a>(operands: &Operands<'a>, bias: Option<&'a [f32]>, fused: Fused) 
     Epilogue { bias: bias.or(at(fused.bias)), activation, residual: at(fused.residual), lo, hi }
 }
 
-/// Conv with constant weights.
+/// Conv, and what it takes over of the steps after it.
 pub(super) fn conv(
     context: Context,
     weights: &Weights,
@@ -100,16 +101,24 @@ pub(super) fn conv(
 ) -> Result<Kernel, String> {
     let (sliding, groups) = op;
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight =
-        inputs[1].and_then(|w| w.constant.clone()).ok_or("weights that are computed are not supported")?;
+    let weight = inputs[1].ok_or("input 1 is missing")?;
+    if !is_flat(x) || x.dtype == DType::F64 {
+        return windows::conv(context, weights, node, op, (x, weight), fused.clamp);
+    }
     only_f32(x)?;
-    let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
-    let (channels, out_channels) = (weight.shape()[1] * groups, weight.shape()[0]);
-    let packed = weights.get(node, || pack_conv(context, &weight, groups));
+    let window = window_of(sliding, &x.shape, &weight.shape[2..])?;
+    let (channels, out_channels) = (weight.shape[1] * groups, weight.shape[0]);
+    let constant = weight.constant.as_ref();
+    let packed = constant.map(|w| weights.get(node, || pack_conv(context, &w.view(), groups)));
     let threads = context.threads;
     // Without a bias of its own the third operand is the tail's.
     let has_bias = inputs.get(2).copied().flatten().is_some() && fused.residual != Some(2);
     Ok(Box::new(move |operands, mut out, _| {
+        // Weights that are computed are packed anew in each run.
+        let packed = match &packed {
+            Some(packed) => packed.clone(),
+            None => Arc::new(pack_conv(context, &operands.need(1), groups)),
+        };
         let x = operands.need(0).slice::<f32>();
         let bias = has_bias.then(|| operands.need(2).slice());
         let epilogue = epilogue(operands, bias, fused);
@@ -130,6 +139,11 @@ pub(super) fn conv(
     }))
 }
 
+/// Whether a channels-last image has one or two spatial axes, as the kernels for images want it.
+fn is_flat(x: &Fact) -> bool {
+    x.shape.len() <= 4
+}
+
 fn only_f32(x: &Fact) -> Result<(), String> {
     match x.dtype {
         DType::F32 => Ok(()),
@@ -138,7 +152,7 @@ fn only_f32(x: &Fact) -> Result<(), String> {
 }
 
 /// The two last axes of a matrix operand, one of one dimension being a row or a column.
-fn matrix(shape: &[usize], left: bool) -> (usize, usize) {
+pub(super) fn matrix(shape: &[usize], left: bool) -> (usize, usize) {
     match (shape.len(), left) {
         (1, true) => (1, shape[0]),
         (1, false) => (shape[0], 1),
@@ -155,7 +169,9 @@ pub(super) fn matmul(
     b: &Fact,
     fused: Fused,
 ) -> Result<Kernel, String> {
-    only_f32(a)?;
+    if a.dtype != DType::F32 {
+        return products::matmul(a, b);
+    }
     let ((m, k), (_, n)) = (matrix(&a.shape, true), matrix(&b.shape, false));
     let threads = context.threads;
     if let (Some(constant), true) = (&b.constant, b.shape.len() <= 2) {
@@ -227,7 +243,9 @@ pub(super) fn gemm(
 ) -> Result<Kernel, String> {
     let Op::Gemm { alpha, beta, trans_a, trans_b } = *op else { unreachable!("called for Gemm") };
     let (a, b) = (inputs[0].ok_or("input 0 is missing")?, inputs[1].ok_or("input 1 is missing")?);
-    only_f32(a)?;
+    if a.dtype != DType::F32 {
+        return products::gemm(op, a, b, inputs.get(2).copied().flatten());
+    }
     let (m, k) = if trans_a { (a.shape[1], a.shape[0]) } else { (a.shape[0], a.shape[1]) };
     let n = if trans_b { b.shape[0] } else { b.shape[1] };
     let threads = context.threads;
@@ -275,6 +293,9 @@ pub(super) fn gemm(
 
 /// MaxPool of floats or codes.
 pub(super) fn max_pool(context: Context, sliding: &Sliding, x: &Fact) -> Result<Kernel, String> {
+    if !is_flat(x) || !matches!(x.dtype, DType::F32 | DType::U8) {
+        return windows::max_pool(sliding, x);
+    }
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
     let Context { isa, threads } = context;
@@ -298,6 +319,10 @@ pub(super) fn average_pool(
     count_include_pad: bool,
     x: &Fact,
 ) -> Result<Kernel, String> {
+    // With `ceil_mode` a window may reach beyond the pads, and what is there does not count.
+    if !is_flat(x) || x.dtype == DType::F64 || (sliding.ceil_mode && count_include_pad) {
+        return windows::average_pool(sliding, count_include_pad, x);
+    }
     only_f32(x)?;
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
@@ -314,6 +339,10 @@ pub(super) fn global_pool(context: Context, max: bool, x: &Fact) -> Result<Kerne
     let (batch, channels) = (x.shape[0], x.shape[x.shape.len() - 1]);
     let pixels: usize = x.shape[1..x.shape.len() - 1].iter().product();
     let Context { isa, threads } = context;
+    if !matches!(x.dtype, DType::F32 | DType::U8) {
+        let sliding = Sliding { kernel: x.shape[1..x.shape.len() - 1].to_vec(), ..Sliding::default() };
+        return if max { windows::max_pool(&sliding, x) } else { windows::average_pool(&sliding, false, x) };
+    }
     Ok(match (x.dtype, max) {
         (DType::F32, false) => Box::new(move |operands, mut out, _| {
             let x = operands.need(0).slice();

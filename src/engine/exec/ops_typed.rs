@@ -1,11 +1,9 @@
-//! Element by element operators, reductions and products on every type but float32: the obvious loops. Networks
+//! Element by element operators and reductions on every type but float32: the obvious loops. Networks
 //! compute shapes, masks and ids with them, not pictures.
 
-use std::ops::{Add, Mul};
-
-use crate::engine::graph::fact::{Fact, broadcast};
+use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::tensor::{DType, Element, TensorView};
+use crate::engine::tensor::{DType, Element};
 
 use super::step::Kernel;
 use super::strided::{Walk, copy, row_major};
@@ -384,122 +382,9 @@ pub(super) fn softmax(axis: usize, log: bool, coerce_2d: bool, x: &Fact) -> Resu
     }))
 }
 
-/// MatMul `[…, m, k] × […, k, n]` on a type other than float32. Whole numbers wrap.
-pub(super) fn matmul(a: &Fact, b: &Fact) -> Result<Kernel, String> {
-    let rows = |s: &[usize]| if s.len() == 1 { (1, s[0]) } else { (s[s.len() - 2], s[s.len() - 1]) };
-    let columns = |s: &[usize]| if s.len() == 1 { (s[0], 1) } else { (s[s.len() - 2], s[s.len() - 1]) };
-    let ((m, k), (_, n)) = (rows(&a.shape), columns(&b.shape));
-    let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
-    let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
-    let walk = Walk::broadcast(&broadcast(&lead_a, &lead_b)?, [&lead_a, &lead_b]);
-    macro_rules! product {
-        ($t:ty, $add:expr, $mul:expr) => {
-            Box::new(move |operands, mut out, _| {
-                let (a, b) = (operands.need(0).slice::<$t>(), operands.need(1).slice::<$t>());
-                let out = out.slice_mut::<$t>();
-                walk.rows(|at, [a0, b0], length, [da, db]| {
-                    for i in 0..length {
-                        let ia = (a0 + da * i as isize) as usize * m * k;
-                        let ib = (b0 + db * i as isize) as usize * k * n;
-                        let to = &mut out[(at + i) * m * n..(at + i + 1) * m * n];
-                        multiply(&a[ia..ia + m * k], &b[ib..ib + k * n], (m, k, n), to, $add, $mul);
-                    }
-                });
-                Ok(())
-            })
-        };
-    }
-    Ok(match a.dtype {
-        DType::F64 => product!(f64, f64::add, f64::mul),
-        DType::I64 => product!(i64, i64::wrapping_add, i64::wrapping_mul),
-        DType::I32 => product!(i32, i32::wrapping_add, i32::wrapping_mul),
-        DType::U64 => product!(u64, u64::wrapping_add, u64::wrapping_mul),
-        DType::U32 => product!(u32, u32::wrapping_add, u32::wrapping_mul),
-        other => return Err(format!("MatMul of {other} is not supported")),
-    })
-}
-
-/// `out[m, n] = a[m, k] × b[k, n]`, row by row.
-fn multiply<T: Element>(
-    a: &[T],
-    b: &[T],
-    (m, k, n): (usize, usize, usize),
-    out: &mut [T],
-    add: impl Fn(T, T) -> T,
-    mul: impl Fn(T, T) -> T,
-) {
-    out.fill(T::zeroed());
-    for row in 0..m {
-        let to = &mut out[row * n..(row + 1) * n];
-        for depth in 0..k {
-            let factor = a[row * k + depth];
-            let from = &b[depth * n..(depth + 1) * n];
-            to.iter_mut().zip(from).for_each(|(y, &x)| *y = add(*y, mul(factor, x)));
-        }
-    }
-}
-
-/// Gemm `alpha · a' · b' + beta · c` on a type other than float32, through float64: `[m, n]`.
-pub(super) fn gemm(
-    (alpha, beta): (f32, f32),
-    (trans_a, trans_b): (bool, bool),
-    inputs: &[Option<&Fact>],
-) -> Result<Kernel, String> {
-    let [a, b] = [0, 1].map(|i| inputs.get(i).copied().flatten());
-    let (a, b) = (a.ok_or("input 0 is missing")?, b.ok_or("input 1 is missing")?);
-    let (m, k) = if trans_a { (a.shape[1], a.shape[0]) } else { (a.shape[0], a.shape[1]) };
-    let n = if trans_b { b.shape[0] } else { b.shape[1] };
-    let c = inputs.get(2).copied().flatten().map(|c| Walk::broadcast(&[m, n], [&c.shape]));
-    let turned = move |x: TensorView<'_>, rows: usize, columns: usize, turn: bool| -> Vec<f64> {
-        let values = x.to_f64();
-        if !turn {
-            return values;
-        }
-        let at = |i: usize| values[(i % columns) * rows + i / columns];
-        (0..rows * columns).map(at).collect()
-    };
-    macro_rules! gemm {
-        ($t:ty) => {
-            Box::new(move |operands, mut out, _| {
-                let a = turned(operands.need(0), m, k, trans_a);
-                let b = turned(operands.need(1), k, n, trans_b);
-                let mut sums = vec![0.0f64; m * n];
-                multiply(&a, &b, (m, k, n), &mut sums, f64::add, f64::mul);
-                sums.iter_mut().for_each(|y| *y *= f64::from(alpha));
-                if let (Some(walk), Some(c)) = (&c, operands.get(2)) {
-                    let c = c.to_f64();
-                    walk.rows(|at, [start], length, [step]| {
-                        for i in 0..length {
-                            sums[at + i] += f64::from(beta) * c[(start + step * i as isize) as usize];
-                        }
-                    });
-                }
-                out.slice_mut::<$t>().iter_mut().zip(&sums).for_each(|(y, &s)| *y = s as $t);
-                Ok(())
-            })
-        };
-    }
-    Ok(match a.dtype {
-        DType::F64 => gemm!(f64),
-        DType::I64 => gemm!(i64),
-        DType::I32 => gemm!(i32),
-        DType::U64 => gemm!(u64),
-        DType::U32 => gemm!(u32),
-        other => return Err(format!("Gemm of {other} is not supported")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_product_of_whole_numbers_is_exact() {
-        let (a, b) = ([1i64 << 53, 1, 3, 4], [1i64, 0, 1, 2]);
-        let mut out = [0; 4];
-        multiply(&a, &b, (2, 2, 2), &mut out, i64::wrapping_add, i64::wrapping_mul);
-        assert_eq!(out, [(1 << 53) + 1, 2, 7, 8]);
-    }
 
     #[test]
     fn empty_rows_fold_to_what_changes_nothing() {

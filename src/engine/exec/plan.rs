@@ -14,6 +14,7 @@ use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
+use super::fold::{Budget, macs};
 use super::fuse::{Finder, Fused, Tail};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
@@ -21,9 +22,6 @@ use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
 use super::{Error, ops_move, ops_product, others};
-
-/// Most bytes of an arena.
-const ARENA_BYTES_MAX: u64 = 16 << 30;
 
 /// One compiled step.
 pub(super) struct Step {
@@ -59,6 +57,8 @@ pub(super) struct Plan {
     /// Where each of them lies.
     pub(super) outputs: Vec<Option<Operand>>,
     pub(super) sights: Vec<Sight>,
+    /// Those of them that the plan knew without a run.
+    pub(super) known: Vec<ValueId>,
     /// Nodes that could not be planned, in order: a shape depends on the data.
     pub(super) rest: Vec<usize>,
 }
@@ -76,6 +76,8 @@ pub(super) struct Blueprint<'a> {
     pub(super) graph: &'a Graph,
     pub(super) weights: &'a Weights,
     pub(super) context: Context,
+    /// Most bytes of an arena.
+    pub(super) memory_bytes_max: u64,
     /// Whether products take over what follows them and values stay channels-last between steps.
     pub(super) passes: bool,
     /// Values that must not be fused away, because a tap wants to see them.
@@ -138,6 +140,8 @@ struct Builder<'a> {
     sights: Vec<DraftSight>,
     /// Nodes that the step of another does.
     fused: HashSet<usize>,
+    /// What may still be computed while the plan is made.
+    budget: Budget,
     consumers: Vec<Vec<usize>>,
 }
 
@@ -146,6 +150,22 @@ struct Builder<'a> {
 /// # Errors
 /// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
 pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error> {
+    let (builder, rest, later) = walk(source, start)?;
+    builder.finish(rest, &later)
+}
+
+/// Type and shape of every value that can be told from the shapes of the operands; [`build`] without a plan.
+pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<(DType, Vec<usize>)>>, Error> {
+    let (builder, ..) = walk(source, start)?;
+    let fact = |state: Option<State>| state.map(|s| (s.fact.dtype, s.fact.shape));
+    Ok(builder.states.into_iter().map(fact).collect())
+}
+
+/// Plans node by node; with the nodes that could not be planned, and their results.
+fn walk<'a>(
+    source: &'a Blueprint<'a>,
+    start: Start,
+) -> Result<(Builder<'a>, Vec<usize>, HashSet<ValueId>), Error> {
     let graph = source.graph;
     let mut builder = Builder {
         source,
@@ -154,6 +174,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
         buffers: Vec::new(),
         sights: Vec::new(),
         fused: HashSet::new(),
+        budget: Budget::of(graph),
         consumers: graph.consumers(),
     };
     for (id, value) in graph.values.iter().enumerate() {
@@ -185,7 +206,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
             }
         }
     }
-    builder.finish(rest, &later)
+    Ok((builder, rest, later))
 }
 
 fn at(node: &Node, reason: String) -> Error {
@@ -298,19 +319,29 @@ impl Builder<'_> {
         let mut results = infer(&node.op, &refs, node.outputs.len())?;
         // A product of codes whose result has no parameters is real.
         let real = self.source.graph.value(node.outputs[0]).qparams.is_none();
-        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. }) && real {
+        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. } | Op::QProduct { .. }) && real {
             results[0].0 = DType::F32;
         }
         if results.len() < node.outputs.len() {
             let text = format!("{} results are asked for, {} are made", node.outputs.len(), results.len());
             return Err(Unfit::Wrong(text));
         }
+        let bytes =
+            |(dtype, shape): &(DType, Vec<usize>)| Fact::computed(*dtype, shape.clone()).bytes() as u64;
+        let (made, limit) = (results.iter().map(bytes).sum::<u64>(), self.source.memory_bytes_max);
+        if made > limit {
+            return Err(Unfit::Wrong(format!(
+                "its results take {made} bytes, more than the limit of {limit}"
+            )));
+        }
         if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
             return Ok(());
         }
-        let constant = facts.iter().flatten().all(|f| f.constant.is_some());
+        let constant = facts.iter().flatten().all(|f| f.constant.is_some())
+            && self.budget.admits(&node.op, &facts, &results);
         match &node.op {
             Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results)?,
+            Op::Other(other) if constant => self.folded_other(node, other, &facts, &results)?,
             Op::Other(other) => self.other(index, node, other, &facts, results)?,
             _ if constant => self.folded(index, node, &facts, &results[0])?,
             _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result"))?,
@@ -327,15 +358,6 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: Results,
     ) -> Result<(), String> {
-        if facts.iter().flatten().all(|f| f.constant.is_some()) {
-            let constants: Vec<Option<Arc<Tensor>>> =
-                facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
-            let tensors = others::run(other, &constants, Some(&results))?;
-            for (&id, tensor) in node.outputs.iter().zip(tensors) {
-                self.set_constant(id, Arc::new(tensor));
-            }
-            return Ok(());
-        }
         let mut operands = Vec::new();
         for (id, fact) in node.inputs.iter().zip(facts) {
             operands.push(match (id, fact) {
@@ -354,6 +376,23 @@ impl Builder<'_> {
         for ((&id, (dtype, shape)), range) in node.outputs.iter().zip(results).zip(ranges) {
             let place = Place::Buffer { index: buffer, start: range.start, len: range.len() };
             self.set(id, Fact::computed(dtype, shape.clone()), Some(Form { place, shape }), None);
+        }
+        Ok(())
+    }
+
+    /// An operator that is one object, over constants.
+    fn folded_other(
+        &mut self,
+        node: &Node,
+        other: &Other,
+        facts: &[Option<Fact>],
+        results: &Results,
+    ) -> Result<(), String> {
+        let constants: Vec<Option<Arc<Tensor>>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        let tensors = others::run(other, &constants, Some(results))?;
+        for (&id, tensor) in node.outputs.iter().zip(tensors) {
+            self.set_constant(id, Arc::new(tensor));
         }
         Ok(())
     }
@@ -572,6 +611,7 @@ impl Builder<'_> {
         match layout::rule(&node.op) {
             Rule::ChannelsLast => Layout::ChannelsLast,
             Rule::RowMajor => Layout::RowMajor,
+            Rule::Follow if layout::is_per_axis(&node.op, facts) => Layout::RowMajor,
             Rule::Follow => match node.inputs.first() {
                 Some(id) if last_only(id) => Layout::ChannelsLast,
                 _ => Layout::RowMajor,
@@ -617,8 +657,12 @@ impl Builder<'_> {
     fn finish(mut self, rest: Vec<usize>, later: &HashSet<ValueId>) -> Result<Plan, Error> {
         let graph = self.source.graph;
         let mut made: Vec<ValueId> = graph.outputs.clone();
-        made.extend(rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten()));
+        let read_later = rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten());
+        made.extend(read_later.filter(|id| graph.constant(**id).is_none()));
         made.retain(|id| !later.contains(id) && self.states[id.0 as usize].is_some());
+        let is_known =
+            |id: &ValueId| self.states[id.0 as usize].as_ref().is_some_and(|s| s.fact.constant.is_some());
+        let known = made.iter().copied().filter(is_known).collect();
         let mut outputs = Vec::new();
         for &id in &made {
             let fail = |reason| Error::Node { node: graph.value(id).name.clone(), op: "output", reason };
@@ -630,10 +674,10 @@ impl Builder<'_> {
         // Outputs are read after the last step.
         let end = self.drafts.len();
         outputs.iter().for_each(|(form, _)| self.touch(form, end));
-        let need_bytes: u64 = self.buffers.iter().map(|b| b.bytes as u64).max().unwrap_or(0);
         let (places, arena_bytes) = place(&self.buffers);
-        if need_bytes.max(arena_bytes as u64) > ARENA_BYTES_MAX {
-            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes: ARENA_BYTES_MAX });
+        let limit_bytes = self.source.memory_bytes_max;
+        if arena_bytes as u64 > limit_bytes {
+            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes });
         }
         let operand = |(form, dtype): &(Form, DType)| Operand {
             source: match &form.place {
@@ -666,7 +710,7 @@ impl Builder<'_> {
             dtype: d.dtype,
             shape: d.shape,
         });
-        Ok(Plan { steps: steps.collect(), arena_bytes, made, outputs, sights, rest })
+        Ok(Plan { steps: steps.collect(), arena_bytes, made, known, outputs, sights, rest })
     }
 }
 
@@ -685,17 +729,4 @@ fn fold(
     let view: TensorViewMut<'_> = tensor.view_mut();
     kernel(&Operands::constants(operands), view, &mut Scratch::default())?;
     Ok(tensor)
-}
-
-/// Multiply-accumulates of a product.
-fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
-    let elements: usize = out.iter().product();
-    let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
-    let depth: usize = match op {
-        Op::Conv { .. } | Op::QConv { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } => shape(0).last().copied().unwrap_or(0),
-        Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
-        _ => 0,
-    };
-    elements as u64 * depth as u64
 }

@@ -2,7 +2,11 @@
 
 use std::ops::Range;
 
+use crate::engine::graph::shapes::RANK_MAX;
 use crate::engine::tensor::Element;
+
+/// Most axes of a walk: Tile has two for each of its operand's.
+const AXES_MAX: usize = 2 * RANK_MAX;
 
 /// A loop nest over an output in row-major order, with the strides of its operands; runs of axes that every
 /// operand walks evenly are one.
@@ -86,8 +90,7 @@ impl<const N: usize> Walk<N> {
         // One place that calls `row`, so that it is inlined, and compiled for the instruction set of the caller.
         let length = if last == 0 { range.len() } else { self.shape[last] };
         let steps = self.strides[last];
-        // Ranks above this are joined or refused long before: ONNX models stay under it.
-        let mut index = [0usize; 32];
+        let mut index = [0usize; AXES_MAX];
         index[0] = range.start;
         let mut out = 0;
         loop {

@@ -171,11 +171,11 @@ fn every_isa_and_thread_count_and_batch_gives_the_same_bytes() {
     for quantized in [false, true] {
         let graph = Maker::new(quantized).network();
         let x = image(5);
-        let want = run(&graph, Options { isa: Isa::Scalar, threads: 1, passes: true, integers: true }, &x);
+        let want = run(&graph, Options { isa: Isa::Scalar, ..Options::default() }, &x);
         for isa in Isa::available() {
             for threads in [1, 2, 4] {
                 assert_eq!(
-                    run(&graph, Options { isa, threads, passes: true, integers: true }, &x),
+                    run(&graph, Options { isa, threads, ..Options::default() }, &x),
                     want,
                     "{isa:?} {threads}"
                 );

@@ -2,6 +2,7 @@
 
 use crate::engine::tensor::Tensor;
 
+use super::attributes::Attributes;
 use super::operator::Other;
 
 /// How a window moves over the spatial axes of a convolution or a pooling; one entry a spatial axis.
@@ -20,6 +21,52 @@ pub struct Sliding {
     pub auto_pad: AutoPad,
     /// Whether a last partial window counts (pooling).
     pub ceil_mode: bool,
+}
+
+impl Sliding {
+    /// The window that the attributes of a node describe.
+    ///
+    /// # Errors
+    /// A sentence about the attribute that is wrong.
+    pub fn read(a: &Attributes) -> Result<Sliding, String> {
+        let positive = |name: &str| -> Result<Vec<usize>, String> {
+            let sizes = a.sizes(name)?.unwrap_or_default();
+            match sizes.contains(&0) {
+                true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
+                false => Ok(sizes),
+            }
+        };
+        let auto_pad = match a.text("auto_pad")? {
+            None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
+            Some("SAME_UPPER") => AutoPad::SameUpper,
+            Some("SAME_LOWER") => AutoPad::SameLower,
+            Some(other) => return Err(format!("auto_pad={other} is not supported")),
+        };
+        let explicit = matches!(a.text("auto_pad")?, None | Some("" | "NOTSET"));
+        let pads = if explicit { a.sizes("pads")?.unwrap_or_default() } else { Vec::new() };
+        // What says no more than the default is left out: one form for each meaning.
+        let unless = |sizes: Vec<usize>, default: usize| match sizes.iter().all(|&s| s == default) {
+            true => Vec::new(),
+            false => sizes,
+        };
+        Ok(Sliding {
+            kernel: positive("kernel_shape")?,
+            strides: unless(positive("strides")?, 1),
+            dilations: unless(positive("dilations")?, 1),
+            pads: unless(pads, 0),
+            auto_pad,
+            ceil_mode: a.flag("ceil_mode", false)?,
+        })
+    }
+}
+
+/// Reads attribute `group` of a convolution.
+///
+/// # Errors
+/// A sentence where it is not positive.
+pub fn groups(a: &Attributes) -> Result<usize, String> {
+    let group = a.int_or("group", 1)?;
+    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
 /// Where pads come from.
@@ -185,10 +232,19 @@ pub enum Op {
 
     // Below: what the executor lowers to. Integer operands carry their parameters on the value
     // (`Value::qparams`); an output without parameters is real (f32) and is not clamped.
+    /// `x: i8 or u8`: the same codes as the other of the two, 128 more or less.
+    Recode,
     /// `x: u8, weight: i8 [, bias: i32]`. Weight `[O, I/g, kH, kW]` with one scale, or one for each output channel.
     QConv { sliding: Sliding, groups: usize, clamp: Clamp },
     /// `x: u8 [.., K], weight: i8 [K, N] (or [N, K] where `trans_b`) [, bias: i32]`.
     QMatMul { trans_b: bool, clamp: Clamp },
+    /// `a: u8 [.., M, K], b: u8 [.., K, N]`, both computed.
+    QProduct { clamp: Clamp },
+    /// `x: u8, weight: i8 [, zero_point: u8] [, scale: f32]`: the sums (i32), or reals where there is a scale, which
+    /// is one or one for each output channel. The weight's zero points are on the value.
+    ConvInteger { sliding: Sliding, groups: usize },
+    /// As [`Op::ConvInteger`]: `x: u8 [.., K], weight: i8 [K, N] [, zero_point: u8] [, scale: f32]`.
+    MatMulInteger,
     /// `a: u8, b: u8`, broadcasting.
     QBinary { op: Binary, clamp: Clamp },
     /// `x: u8`: `table[x]`.
@@ -268,8 +324,12 @@ impl Op {
             Op::Loop { .. } => "Loop",
             Op::Scan(_) => "Scan",
             Op::Other(other) => other.name,
+            Op::Recode => "Recode",
             Op::QConv { .. } => "QConv",
             Op::QMatMul { .. } => "QMatMul",
+            Op::QProduct { .. } => "QProduct",
+            Op::ConvInteger { .. } => "ConvInteger",
+            Op::MatMulInteger => "MatMulInteger",
             Op::QBinary { op: Binary::Add, .. } => "QAdd",
             Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
@@ -285,6 +345,9 @@ impl Op {
             self,
             Op::QConv { .. }
                 | Op::QMatMul { .. }
+                | Op::QProduct { .. }
+                | Op::ConvInteger { .. }
+                | Op::MatMulInteger
                 | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }

@@ -1,7 +1,7 @@
 //! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
 
 use crate::engine::graph::attributes::Attributes;
-use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Sliding, Unary};
+use crate::engine::graph::op::{self, Binary, Op, PadMode, Reduce, Sliding, Unary};
 use crate::engine::graph::operator::Call;
 use crate::engine::ops::registry;
 use crate::engine::tensor::{DType, Tensor};
@@ -96,13 +96,17 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 /// # Errors
 /// A sentence about the attribute that is wrong or not supported.
 pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
-    if call.domain.is_empty()
+    // com.microsoft has both for types that ONNX took later.
+    let linear = matches!(call.name, "QuantizeLinear" | "DequantizeLinear");
+    if (call.domain.is_empty() || (call.domain == "com.microsoft" && linear))
         && let Some(lifted) = lift_own(call)?
     {
         return Ok(Some(lifted));
     }
     let parsed = registry::parse(call)?;
-    Ok(parsed.map(|p| Lifted::with(Op::Other(p.other), p.added)))
+    // Before opset 7 a slope was one number a channel: axis 1.
+    let aligned_at = (call.name == "PRelu" && call.opset < 7).then_some(1);
+    Ok(parsed.map(|p| Lifted { op: Op::Other(p.other), added: p.added, aligned_at }))
 }
 
 /// The operators that have a variant of [`Op`].
@@ -127,7 +131,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(Lifted::with(op, int_operand(1, a.ints("axes")?))));
     }
     let op = match name {
-        "Conv" => Op::Conv { sliding: sliding(a)?, groups: group(a)? },
+        "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: op::groups(a)? },
         "Gemm" => Op::Gemm {
             alpha: a.float_or("alpha", 1.0)?,
             beta: a.float_or("beta", 1.0)?,
@@ -135,7 +139,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             trans_b: a.flag("transB", false)?,
         },
         "MatMul" => Op::MatMul,
-        "BatchNormalization" => batch_norm(call)?,
+        "BatchNormalization" => match batch_norm(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
         "LayerNormalization" => match layer_norm(call)? {
             Some(op) => op,
             None => return Ok(None),
@@ -144,9 +151,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             Some(op) => op,
             None => return Ok(None),
         },
-        "AveragePool" => {
-            Op::AveragePool { sliding: sliding(a)?, count_include_pad: a.flag("count_include_pad", false)? }
-        }
+        "AveragePool" => Op::AveragePool {
+            sliding: Sliding::read(a)?,
+            count_include_pad: a.flag("count_include_pad", false)?,
+        },
         "GlobalAveragePool" => Op::GlobalAveragePool,
         "GlobalMaxPool" => Op::GlobalMaxPool,
         "LeakyRelu" => Op::Unary(Unary::LeakyRelu { alpha: a.float_or("alpha", 0.01)? }),
@@ -187,14 +195,11 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         "Identity" => Op::Identity,
         // In inference Dropout does nothing. One that gives its mask is an operator of its own.
         "Dropout" if !call.wants(1) => Op::Identity,
-        "QuantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::QuantizeLinear { axis: a.int_or("axis", 1)? }
-        }
-        "DequantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::DequantizeLinear { axis: a.int_or("axis", 1)? }
-        }
+        // Scales by block, and types that no zero point tells, are operators of their own.
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("block_size", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("output_dtype", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" => Op::QuantizeLinear { axis: a.int_or("axis", 1)? },
+        "DequantizeLinear" => Op::DequantizeLinear { axis: a.int_or("axis", 1)? },
         _ => return Ok(None),
     };
     Ok(Some(op.into()))
@@ -204,52 +209,24 @@ fn int_operand(position: usize, ints: Option<Vec<i64>>) -> Vec<(usize, Tensor)> 
     ints.map(|ints| (position, Tensor::from_slice(&[ints.len()], &ints))).into_iter().collect()
 }
 
-fn group(a: &Attributes) -> Result<usize, String> {
-    let group = a.int_or("group", 1)?;
-    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
-}
-
-fn sliding(a: &Attributes) -> Result<Sliding, String> {
-    let positive = |name: &str| -> Result<Vec<usize>, String> {
-        let sizes = a.sizes(name)?.unwrap_or_default();
-        match sizes.contains(&0) {
-            true => Err(format!("attribute `{name}` is {sizes:?}: a zero makes no sense")),
-            false => Ok(sizes),
-        }
-    };
-    let auto_pad = match a.text("auto_pad")? {
-        None | Some("" | "NOTSET" | "VALID") => AutoPad::Explicit,
-        Some("SAME_UPPER") => AutoPad::SameUpper,
-        Some("SAME_LOWER") => AutoPad::SameLower,
-        Some(other) => return Err(format!("auto_pad={other} is not supported")),
-    };
-    let valid = a.text("auto_pad")? == Some("VALID");
-    Ok(Sliding {
-        kernel: positive("kernel_shape")?,
-        strides: positive("strides")?,
-        dilations: positive("dilations")?,
-        pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
-        auto_pad,
-        ceil_mode: a.flag("ceil_mode", false)?,
-    })
-}
-
 /// MaxPool with indices is an operator of its own.
 fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
     if call.wants(1) {
         return Ok(None);
     }
-    Ok(Some(Op::MaxPool { sliding: sliding(call.attributes)? }))
+    Ok(Some(Op::MaxPool { sliding: Sliding::read(call.attributes)? }))
 }
 
-fn batch_norm(call: &Call<'_>) -> Result<Op, String> {
+/// BatchNormalization as in training is an operator of its own.
+fn batch_norm(call: &Call<'_>) -> Result<Option<Op>, String> {
     let a = call.attributes;
-    a.only("training_mode", 0)?;
     a.only("spatial", 1)?;
-    if call.outputs.iter().skip(1).any(|&wanted| wanted) {
-        return Err("the outputs of training are not supported".to_owned());
+    if a.flag("training_mode", false)? || call.outputs.iter().skip(1).any(|&wanted| wanted) {
+        return Ok(None);
     }
-    Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
+    // Before opset 9: one mean a pixel.
+    a.only("spatial", 1)?;
+    Ok(Some(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? }))
 }
 
 /// LayerNormalization that gives its mean and deviation is an operator of its own.
