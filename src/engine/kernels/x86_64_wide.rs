@@ -94,6 +94,7 @@ impl Avx512Vnni {
 /// # Safety
 /// `a` holds `R` rows `lda` apart, `panel` `V * 16 * depth` elements, the bias the tile's channels, and `out` and the
 /// residual the tile at `place`.
+#[expect(clippy::too_many_arguments, reason = "a tile is its operands, its epilogue and its place")]
 #[target_feature(enable = "avx512f")]
 unsafe fn f32_tile<const R: usize, const V: usize>(
     a: &[f32],
