@@ -6,8 +6,9 @@ use crate::engine::tensor::Tensor;
 
 use super::{
     Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
-    curves, einsum, elements, extremes, fused_matmul, gather, geometry, layer_norm, linear_attention,
-    pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, tables, unique,
+    curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm,
+    linear_attention, losses, pooling, quantized, quantized_math, quantized_products, rearrange, recurrent,
+    regions, resize, rotary, sampling, scatter, select, signal, tables, unique,
 };
 
 const FAMILIES: &[&[Entry]] = &[
@@ -22,12 +23,17 @@ const FAMILIES: &[&[Entry]] = &[
     einsum::OPERATORS,
     elements::OPERATORS,
     extremes::OPERATORS,
+    fourier::OPERATORS,
     fused_matmul::OPERATORS,
     gather::OPERATORS,
     geometry::OPERATORS,
     layer_norm::OPERATORS,
     linear_attention::OPERATORS,
+    losses::OPERATORS,
     pooling::OPERATORS,
+    quantized::OPERATORS,
+    quantized_math::OPERATORS,
+    quantized_products::OPERATORS,
     rearrange::OPERATORS,
     recurrent::OPERATORS,
     regions::OPERATORS,
@@ -36,6 +42,7 @@ const FAMILIES: &[&[Entry]] = &[
     sampling::OPERATORS,
     scatter::OPERATORS,
     select::OPERATORS,
+    signal::OPERATORS,
     tables::OPERATORS,
     unique::OPERATORS,
 ];
