@@ -319,7 +319,7 @@ impl Builder<'_> {
         let mut results = infer(&node.op, &refs, node.outputs.len())?;
         // A product of codes whose result has no parameters is real.
         let real = self.source.graph.value(node.outputs[0]).qparams.is_none();
-        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. }) && real {
+        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. } | Op::QProduct { .. }) && real {
             results[0].0 = DType::F32;
         }
         if results.len() < node.outputs.len() {
@@ -611,6 +611,7 @@ impl Builder<'_> {
         match layout::rule(&node.op) {
             Rule::ChannelsLast => Layout::ChannelsLast,
             Rule::RowMajor => Layout::RowMajor,
+            Rule::Follow if layout::is_per_axis(&node.op, facts) => Layout::RowMajor,
             Rule::Follow => match node.inputs.first() {
                 Some(id) if last_only(id) => Layout::ChannelsLast,
                 _ => Layout::RowMajor,

@@ -7,8 +7,8 @@ use crate::engine::tensor::Tensor;
 use super::{
     Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
     curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm,
-    linear_attention, losses, pooling, rearrange, recurrent, regions, resize, rotary, sampling, scatter,
-    select, signal, tables, unique,
+    linear_attention, losses, pooling, quantized, quantized_math, quantized_products, rearrange, recurrent,
+    regions, resize, rotary, sampling, scatter, select, signal, tables, unique,
 };
 
 const FAMILIES: &[&[Entry]] = &[
@@ -31,6 +31,9 @@ const FAMILIES: &[&[Entry]] = &[
     linear_attention::OPERATORS,
     losses::OPERATORS,
     pooling::OPERATORS,
+    quantized::OPERATORS,
+    quantized_math::OPERATORS,
+    quantized_products::OPERATORS,
     rearrange::OPERATORS,
     recurrent::OPERATORS,
     regions::OPERATORS,
