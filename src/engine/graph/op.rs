@@ -42,16 +42,31 @@ impl Sliding {
             Some("SAME_LOWER") => AutoPad::SameLower,
             Some(other) => return Err(format!("auto_pad={other} is not supported")),
         };
-        let valid = a.text("auto_pad")? == Some("VALID");
+        let explicit = matches!(a.text("auto_pad")?, None | Some("" | "NOTSET"));
+        let pads = if explicit { a.sizes("pads")?.unwrap_or_default() } else { Vec::new() };
+        // What says no more than the default is left out: one form for each meaning.
+        let unless = |sizes: Vec<usize>, default: usize| match sizes.iter().all(|&s| s == default) {
+            true => Vec::new(),
+            false => sizes,
+        };
         Ok(Sliding {
             kernel: positive("kernel_shape")?,
-            strides: positive("strides")?,
-            dilations: positive("dilations")?,
-            pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
+            strides: unless(positive("strides")?, 1),
+            dilations: unless(positive("dilations")?, 1),
+            pads: unless(pads, 0),
             auto_pad,
             ceil_mode: a.flag("ceil_mode", false)?,
         })
     }
+}
+
+/// Reads attribute `group` of a convolution.
+///
+/// # Errors
+/// A sentence where it is not positive.
+pub fn groups(a: &Attributes) -> Result<usize, String> {
+    let group = a.int_or("group", 1)?;
+    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
 /// Where pads come from.
@@ -217,10 +232,19 @@ pub enum Op {
 
     // Below: what the executor lowers to. Integer operands carry their parameters on the value
     // (`Value::qparams`); an output without parameters is real (f32) and is not clamped.
+    /// `x: i8 or u8`: the same codes as the other of the two, 128 more or less.
+    Recode,
     /// `x: u8, weight: i8 [, bias: i32]`. Weight `[O, I/g, kH, kW]` with one scale, or one for each output channel.
     QConv { sliding: Sliding, groups: usize, clamp: Clamp },
     /// `x: u8 [.., K], weight: i8 [K, N] (or [N, K] where `trans_b`) [, bias: i32]`.
     QMatMul { trans_b: bool, clamp: Clamp },
+    /// `a: u8 [.., M, K], b: u8 [.., K, N]`, both computed.
+    QProduct { clamp: Clamp },
+    /// `x: u8, weight: i8 [, zero_point: u8] [, scale: f32]`: the sums (i32), or reals where there is a scale, which
+    /// is one or one for each output channel. The weight's zero points are on the value.
+    ConvInteger { sliding: Sliding, groups: usize },
+    /// As [`Op::ConvInteger`]: `x: u8 [.., K], weight: i8 [K, N] [, zero_point: u8] [, scale: f32]`.
+    MatMulInteger,
     /// `a: u8, b: u8`, broadcasting.
     QBinary { op: Binary, clamp: Clamp },
     /// `x: u8`: `table[x]`.
@@ -300,8 +324,12 @@ impl Op {
             Op::Loop { .. } => "Loop",
             Op::Scan(_) => "Scan",
             Op::Other(other) => other.name,
+            Op::Recode => "Recode",
             Op::QConv { .. } => "QConv",
             Op::QMatMul { .. } => "QMatMul",
+            Op::QProduct { .. } => "QProduct",
+            Op::ConvInteger { .. } => "ConvInteger",
+            Op::MatMulInteger => "MatMulInteger",
             Op::QBinary { op: Binary::Add, .. } => "QAdd",
             Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
@@ -317,6 +345,9 @@ impl Op {
             self,
             Op::QConv { .. }
                 | Op::QMatMul { .. }
+                | Op::QProduct { .. }
+                | Op::ConvInteger { .. }
+                | Op::MatMulInteger
                 | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }

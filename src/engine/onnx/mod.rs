@@ -5,12 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+mod attributes;
 mod bounds;
 mod composites;
 pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+mod parts;
+#[cfg(test)]
+mod round_trip;
+mod sequences;
 mod subgraphs;
 pub mod tensors;
 
