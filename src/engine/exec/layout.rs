@@ -78,7 +78,9 @@ pub(super) fn rule(op: &Op) -> Rule {
         | Op::GlobalAveragePool
         | Op::GlobalMaxPool
         | Op::QGlobalAveragePool => Rule::ChannelsLast,
-        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Recode | Op::Pad { .. } => Rule::Follow,
+        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Recode | Op::Pad { .. } => {
+            Rule::Follow
+        }
         Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => Rule::Follow,
         Op::Binary(_) | Op::QBinary { .. } => Rule::FollowBroadcast,
         Op::Concat { .. } | Op::QConcat { .. } => Rule::FollowAll,

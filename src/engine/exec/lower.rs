@@ -248,7 +248,14 @@ impl Lowering {
     }
 
     /// A sum or product element by element.
-    pub(super) fn binary_of(&mut self, node: &Node, op: Binary, a: &Codes, b: &Codes, target: Target) -> Node {
+    pub(super) fn binary_of(
+        &mut self,
+        node: &Node,
+        op: Binary,
+        a: &Codes,
+        b: &Codes,
+        target: Target,
+    ) -> Node {
         let inputs = vec![Some(self.operand(a)), Some(self.operand(b))];
         let clamp = target.clamp;
         let output = self.take(target);

@@ -134,7 +134,8 @@ fn integers(pass: &mut Lowering, node: &Node, zero_points: [usize; 2], axis: usi
     let dynamic = |id: ValueId, output: usize| {
         let producer = pass.producers.get(&id).map(|&n| &pass.graph.nodes[n]);
         producer.is_some_and(|n| {
-            matches!(&n.op, Op::Other(o) if o.name == "DynamicQuantizeLinear") && n.outputs.get(output) == Some(&id)
+            matches!(&n.op, Op::Other(o) if o.name == "DynamicQuantizeLinear")
+                && n.outputs.get(output) == Some(&id)
         })
     };
     let constant = x_zero.and_then(|id| pass.graph.constant(id)).cloned();
@@ -196,7 +197,8 @@ fn product_to_float(pass: &mut Lowering, node: &Node) -> Option<Node> {
     let (a_scale, b_scale) = (node.input(2)?, node.input(3)?);
     let one = |id: ValueId| pass.graph.constant(id).map(|t| t.dtype() == DType::F32 && t.len() == 1);
     let b_list = pass.graph.constant(b_scale)?;
-    let b_fits = b_list.dtype() == DType::F32 && [1, channels].contains(&b_list.len()) && b_list.shape().len() <= 1;
+    let b_fits =
+        b_list.dtype() == DType::F32 && [1, channels].contains(&b_list.len()) && b_list.shape().len() <= 1;
     let a_fits = one(a_scale).unwrap_or_else(|| {
         let producer = pass.producers.get(&a_scale).map(|&n| &pass.graph.nodes[n].op);
         matches!(producer, Some(Op::Other(o)) if o.name == "DynamicQuantizeLinear")
@@ -210,8 +212,12 @@ fn product_to_float(pass: &mut Lowering, node: &Node) -> Option<Node> {
         pass.graph.add_value(Value { name, dtype: Some(DType::F32), ..Value::default() })
     };
     let scale = value(pass, "scale");
-    let multiply =
-        Node::new(format!("{}.scale", node.name), Op::Binary(Binary::Mul), vec![Some(a_scale), Some(b_scale)], vec![scale]);
+    let multiply = Node::new(
+        format!("{}.scale", node.name),
+        Op::Binary(Binary::Mul),
+        vec![Some(a_scale), Some(b_scale)],
+        vec![scale],
+    );
     pass.add_before_current(multiply);
     let inputs = vec![Some(x), Some(weight), x_zero_point, Some(scale)];
     let Some(bias) = node.input(6) else {

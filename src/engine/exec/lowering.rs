@@ -401,7 +401,13 @@ impl Lowering {
     }
 
     /// The bias as codes of scale `s_x · s_w`: as it is where it has them, rounded where it is real.
-    pub(super) fn bias(&self, id: ValueId, x_scale: f32, weight: &QuantParams, channels: usize) -> Option<Tensor> {
+    pub(super) fn bias(
+        &self,
+        id: ValueId,
+        x_scale: f32,
+        weight: &QuantParams,
+        channels: usize,
+    ) -> Option<Tensor> {
         let unit = |n: usize| x_scale * weight.scale[if weight.scale.len() == 1 { 0 } else { n }];
         let real: Vec<f32> = match self.dequantized(Some(id)) {
             Some((id, params)) => {

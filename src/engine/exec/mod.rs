@@ -22,6 +22,8 @@ mod step;
 mod strided;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_int8;
 mod weights;
 
 use crate::engine::graph::Dim;

@@ -118,9 +118,12 @@ impl Product {
         let ones = zero_points.iter().any(|&z| z != 0).then(|| match groups {
             // One sum serves every channel.
             1 => Packed::Int8(vec![PackedInt8::pack(context.isa, &vec![1; taps * inputs], 1, taps, inputs)]),
-            _ if matches!(*packed, Packed::DepthwiseInt8(_)) => Packed::DepthwiseInt8(
-                PackedDepthwise::pack(context.isa, &vec![1; outputs * taps], outputs, taps),
-            ),
+            _ if matches!(*packed, Packed::DepthwiseInt8(_)) => Packed::DepthwiseInt8(PackedDepthwise::pack(
+                context.isa,
+                &vec![1; outputs * taps],
+                outputs,
+                taps,
+            )),
             _ => {
                 let out = outputs / groups;
                 let codes = vec![1; out * taps * inputs];
@@ -158,14 +161,7 @@ impl Product {
         });
     }
 
-    fn multiply(
-        &self,
-        packed: &Packed,
-        x: &[u8],
-        pad: u8,
-        epilogue: &Epilogue,
-        out: &mut TensorViewMut<'_>,
-    ) {
+    fn multiply(&self, packed: &Packed, x: &[u8], pad: u8, epilogue: &Epilogue, out: &mut TensorViewMut<'_>) {
         let (window, threads, outputs) = (&self.window, self.context.threads, epilogue.bias.len());
         match packed {
             Packed::DepthwiseInt8(packed) => {

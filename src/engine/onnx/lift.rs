@@ -137,9 +137,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             Some(op) => op,
             None => return Ok(None),
         },
-        "AveragePool" => {
-            Op::AveragePool { sliding: Sliding::read(a)?, count_include_pad: a.flag("count_include_pad", false)? }
-        }
+        "AveragePool" => Op::AveragePool {
+            sliding: Sliding::read(a)?,
+            count_include_pad: a.flag("count_include_pad", false)?,
+        },
         "GlobalAveragePool" => Op::GlobalAveragePool,
         "GlobalMaxPool" => Op::GlobalMaxPool,
         "LeakyRelu" => Op::Unary(Unary::LeakyRelu { alpha: a.float_or("alpha", 0.01)? }),

@@ -53,7 +53,11 @@ pub(super) fn params(inputs: Views<'_, '_>, index: usize) -> Result<Params, Stri
     match (scale, &zero_point[..]) {
         ([scale], []) => Ok(Params { scale: *scale, zero_point: 0 }),
         ([scale], [zero_point]) => Ok(Params { scale: *scale, zero_point: *zero_point }),
-        _ => Err(format!("input {index} has {} scales and {} zero points, one is needed", scale.len(), zero_point.len())),
+        _ => Err(format!(
+            "input {index} has {} scales and {} zero points, one is needed",
+            scale.len(),
+            zero_point.len()
+        )),
     }
 }
 

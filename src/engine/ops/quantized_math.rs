@@ -143,7 +143,9 @@ impl Operator for QLinearSoftmax {
         let unit = (f64::from(u32::MAX) / length.max(1) as f64).min(f64::from(0x7f_ffff));
         let steps = (1.0 / y.scale).floor().clamp(0.0, 65_536.0) as u64;
         let table: Vec<u64> = (0..256)
-            .map(|distance| (unit * (-f64::from(distance) * f64::from(x_params.scale)).exp()).round_ties_even() as u64)
+            .map(|distance| {
+                (unit * (-f64::from(distance) * f64::from(x_params.scale)).exp()).round_ties_even() as u64
+            })
             .collect();
         let mut made = vec![0i32; q.len()];
         let block = (length * inner).max(1);
@@ -163,11 +165,7 @@ impl Operator for QLinearSoftmax {
 }
 
 /// Averages of codes: `round_half_even((sum − count · zero_point) · (x_scale / (count · y_scale)))`, then the zero point.
-fn averages(
-    inputs: Views<'_, '_>,
-    shape: &[usize],
-    sums: &[(i32, usize)],
-) -> Result<Vec<Tensor>, String> {
+fn averages(inputs: Views<'_, '_>, shape: &[usize], sums: &[(i32, usize)]) -> Result<Vec<Tensor>, String> {
     let (x, x_params, y) = (view(inputs, 0)?, params(inputs, 1)?, params(inputs, 3)?);
     let to = type_of(inputs, 4, x.dtype);
     let plain: Vec<i32> = sums.iter().map(|(sum, _)| *sum).collect();
@@ -329,8 +327,8 @@ impl Operator for QLinearConcat {
         let mut shape = first.shape.clone();
         for index in (5..inputs.len()).step_by(3) {
             let x = bytes(inputs, index)?;
-            let fits = x.shape.len() == shape.len()
-                && (0..shape.len()).all(|i| i == axis || x.shape[i] == shape[i]);
+            let fits =
+                x.shape.len() == shape.len() && (0..shape.len()).all(|i| i == axis || x.shape[i] == shape[i]);
             if !fits {
                 return Err(format!("{shape:?} and {:?} do not join on axis {axis}", x.shape).into());
             }
@@ -353,7 +351,8 @@ impl Operator for QLinearConcat {
             parts.push((x.shape[axis] * after, reals));
             shape[axis] += x.shape[axis];
         }
-        let row = |i: usize| parts.iter().flat_map(move |(n, reals)| reals[i * n..(i + 1) * n].iter().copied());
+        let row =
+            |i: usize| parts.iter().flat_map(move |(n, reals)| reals[i * n..(i + 1) * n].iter().copied());
         Ok(vec![coded(type_of(inputs, 1, first.dtype), &shape, y, (0..before).flat_map(row))])
     }
 }

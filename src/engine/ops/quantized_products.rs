@@ -144,7 +144,8 @@ impl Operator for QLinearConv {
         let w_scale = one_or(floats(inputs, 4)?, channels)?;
         let inner = w.len() / channels.max(1);
         let w_codes = centred(&w, &optional_codes(inputs, 5)?, |i| i / inner.max(1))?;
-        let mut sums = self.0.sums(&centred(&x, &[x_params.zero_point], |_| 0)?, x.shape, &w_codes, w.shape)?;
+        let mut sums =
+            self.0.sums(&centred(&x, &[x_params.zero_point], |_| 0)?, x.shape, &w_codes, w.shape)?;
         let shape = out_shape(&self.0, &x, &w)?;
         let pixels: usize = shape[2..].iter().product();
         let channel = |i: usize| i / pixels.max(1) % channels;
@@ -430,7 +431,8 @@ fn transposed(x: &TensorView<'_>, flip: bool) -> Result<Tensor, String> {
         return Ok(x.to_tensor());
     }
     let moved: Vec<u8> = (0..rows * columns).map(|i| x.bytes[i % columns * rows + i / columns]).collect();
-    Tensor::from_bytes(x.dtype, &[rows, columns], &moved).ok_or_else(|| "a matrix of bytes is needed".to_owned())
+    Tensor::from_bytes(x.dtype, &[rows, columns], &moved)
+        .ok_or_else(|| "a matrix of bytes is needed".to_owned())
 }
 
 impl Operator for QGemm {

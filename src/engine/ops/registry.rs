@@ -5,12 +5,8 @@ use crate::engine::tensor::Tensor;
 
 use super::{Entry, Made, quantized, quantized_math, quantized_products, select};
 
-const FAMILIES: &[&[Entry]] = &[
-    quantized::OPERATORS,
-    quantized_math::OPERATORS,
-    quantized_products::OPERATORS,
-    select::OPERATORS,
-];
+const FAMILIES: &[&[Entry]] =
+    &[quantized::OPERATORS, quantized_math::OPERATORS, quantized_products::OPERATORS, select::OPERATORS];
 
 /// An operator and the operands that its node wrote as attributes.
 pub struct Parsed {

@@ -32,7 +32,8 @@ impl Spread {
         }
         let rank = x.len() as i64;
         let from_front = if axis < 0 { axis.saturating_add(rank) } else { axis };
-        let misfit = || format!("scales of shape {scale:?} do not fit a tensor of shape {x:?} on axis {axis}");
+        let misfit =
+            || format!("scales of shape {scale:?} do not fit a tensor of shape {x:?} on axis {axis}");
         let at = usize::try_from(from_front).ok().filter(|&a| a < x.len()).ok_or_else(misfit)?;
         let (length, inner) = (x[at], x[at + 1..].iter().product());
         if block == 0 {
@@ -146,7 +147,8 @@ mod tests {
 
     #[test]
     fn codes_saturate_and_ties_go_to_even() {
-        let codes = [0.5, 1.5, -2.5, 400.0, f32::NEG_INFINITY, f32::NAN].map(|x| code_of(x, 1.0, 3, DType::I8));
+        let codes =
+            [0.5, 1.5, -2.5, 400.0, f32::NEG_INFINITY, f32::NAN].map(|x| code_of(x, 1.0, 3, DType::I8));
         assert_eq!(codes, [3, 5, 1, 127, -128, 3]);
     }
 }
