@@ -6,6 +6,7 @@ use crate::engine::graph::shapes::{pad_amounts, reduced_axes};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::tensor::DType;
 
+use super::fuse::Fused;
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
@@ -21,8 +22,8 @@ pub(super) struct Request<'a> {
     pub(super) node: &'a Node,
     /// The memory order of images here.
     pub(super) layout: Layout,
-    /// Bounds of a Relu or Clip that was fused.
-    pub(super) clamp: (f32, f32),
+    /// What the kernel does besides: of Conv, Gemm and MatMul only, where `ops_product::epilogue_of` allows it.
+    pub(super) fused: Fused,
 }
 
 /// The kernel of a node. `inputs` and `shape` are as in memory.
@@ -35,33 +36,33 @@ pub(super) fn compile(
     dtype: DType,
     shape: &[usize],
 ) -> Result<Kernel, String> {
-    let Request { graph, weights, context, index, node, layout, clamp } = *request;
+    let Request { graph, weights, context, index, node, layout, fused } = *request;
     let need = |i: usize| inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} is missing"));
     let in_memory = |axis: i64| -> Result<usize, String> {
         Ok(layout.axis(axis_index(axis, shape.len(), false)?, shape.len()))
     };
     match &node.op {
         Op::Conv { sliding, groups } => {
-            ops_product::conv(context, weights, index, (sliding, *groups), inputs, clamp)
+            ops_product::conv(context, weights, index, (sliding, *groups), inputs, fused)
         }
-        Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs),
-        Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?),
+        Op::Gemm { .. } => ops_product::gemm(context, weights, index, &node.op, inputs, fused),
+        Op::MatMul => ops_product::matmul(context, weights, index, need(0)?, need(1)?, fused),
         Op::BatchNorm { epsilon } => ops_math::batch_norm(*epsilon, need(0)?),
-        Op::LayerNorm { axis, epsilon } => ops_math::layer_norm(*axis, *epsilon, need(0)?),
+        Op::LayerNorm { axis, epsilon } => ops_math::layer_norm(context, *axis, *epsilon, need(0)?),
         Op::MaxPool { sliding } => ops_product::max_pool(context, sliding, need(0)?),
         Op::AveragePool { sliding, count_include_pad } => {
             ops_product::average_pool(context, sliding, *count_include_pad, need(0)?)
         }
         Op::GlobalAveragePool => ops_product::global_pool(context, false, need(0)?),
         Op::GlobalMaxPool => ops_product::global_pool(context, true, need(0)?),
-        Op::Unary(unary) => ops_math::unary(*unary, need(0)?),
-        Op::Clip => ops_math::clip(need(0)?),
-        Op::Binary(op) => ops_math::binary(*op, need(0)?, need(1)?, shape),
+        Op::Unary(unary) => ops_math::unary(context, *unary, need(0)?),
+        Op::Clip => ops_math::clip(context, need(0)?),
+        Op::Binary(op) => ops_math::binary(context, *op, need(0)?, need(1)?, shape),
         Op::Reduce { kind, noop_with_empty_axes, .. } => {
             let x = need(0)?;
             ops_math::reduce(*kind, &reduced_axes(x.shape.len(), inputs, *noop_with_empty_axes)?, x)
         }
-        Op::Softmax { axis, log, coerce_2d } => ops_math::softmax(*axis, *log, *coerce_2d, need(0)?),
+        Op::Softmax { axis, log, coerce_2d } => ops_math::softmax(context, *axis, *log, *coerce_2d, need(0)?),
         Op::Transpose { perm } => ops_move::transpose(need(0)?, perm),
         Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze | Op::Identity => {
             Ok(ops_move::same_bytes())
@@ -79,7 +80,7 @@ pub(super) fn compile(
             let amounts = layout::pads(layout, &pad_amounts(shape.len(), inputs)?);
             ops_move::pad_by(*mode, need(0)?, &amounts, inputs.get(2).copied().flatten().is_some())
         }
-        Op::Cast { to } => ops_math::cast(need(0)?.dtype, *to),
+        Op::Cast { to } => ops_math::cast(context, need(0)?.dtype, *to),
         Op::QuantizeLinear { axis } => ops_int8::quantize(context, *axis, inputs, dtype),
         Op::DequantizeLinear { axis } => ops_int8::dequantize(context, *axis, inputs),
         Op::If | Op::Loop { .. } | Op::Scan(_) | Op::Other(_) => {

@@ -5,21 +5,27 @@ use std::sync::Arc;
 use crate::engine::graph::Node;
 use crate::engine::graph::fact::axis_index;
 use crate::engine::graph::op::Scan;
+use crate::engine::graph::shapes::bounded;
 use crate::engine::tensor::{DType, Tensor};
 
 use super::strided::{Walk, copy_bytes, row_major};
 use super::{Error, Port};
 
+/// Runs a body over its inputs in their order.
+type Run<'a> = Box<dyn Fn(&[&Tensor]) -> Result<Vec<Tensor>, Error> + 'a>;
+
 /// A graph that a node runs.
 pub(super) struct Body<'a> {
     /// Runs it over its inputs in their order.
-    pub(super) run: Box<dyn Fn(&[&Tensor]) -> Result<Vec<Tensor>, Error> + 'a>,
+    pub(super) run: Run<'a>,
     /// What it gives.
     pub(super) outputs: &'a [Port],
 }
 
 /// Most rounds of a Loop: beyond it a model is taken to run for ever.
-const ROUNDS_MAX: i64 = 1 << 24;
+const ROUNDS_MAX: i64 = 1 << 20;
+/// Memory of a tensor besides its data, about.
+const TENSOR_BYTES: usize = 256;
 
 fn fail(node: &Node, reason: impl Into<String>) -> Error {
     Error::Node { node: node.name.clone(), op: node.op.name(), reason: reason.into() }
@@ -50,6 +56,7 @@ pub(super) fn repeat(
     bodies: &[Body<'_>],
     carried: usize,
     inputs: &[Option<Arc<Tensor>>],
+    memory_bytes_max: u64,
 ) -> Result<Vec<Tensor>, Error> {
     let body = &bodies[0];
     let rounds = match &inputs[0] {
@@ -61,7 +68,7 @@ pub(super) fn repeat(
     let mut state: Vec<Arc<Tensor>> = inputs[2..2 + carried].iter().map(given).collect::<Result<_, _>>()?;
     let captured: Vec<&Tensor> = inputs[2 + carried..].iter().flatten().map(|t| &**t).collect();
     let stacked = node.outputs.len() - carried;
-    let mut stacks: Vec<Vec<Tensor>> = vec![Vec::new(); stacked];
+    let mut stacks = Stacks::new(stacked, memory_bytes_max);
     let mut round = 0;
     while goes_on && round < rounds {
         if round == ROUNDS_MAX {
@@ -75,11 +82,11 @@ pub(super) fn repeat(
         let mut made = (body.run)(&all)?.into_iter();
         goes_on = truth(node, &made.next().ok_or_else(|| fail(node, "its body gives no condition"))?)?;
         state = made.by_ref().take(carried).map(Arc::new).collect();
-        stacks.iter_mut().zip(made).for_each(|(stack, t)| stack.push(t));
+        stacks.push(node, made)?;
         round += 1;
     }
     let mut results: Vec<Tensor> = state.into_iter().map(Arc::unwrap_or_clone).collect();
-    for (i, stack) in stacks.into_iter().enumerate() {
+    for (i, stack) in stacks.all.into_iter().enumerate() {
         results.push(stack_up(node, body, 1 + carried + i, stack, 0, false)?);
     }
     Ok(results)
@@ -91,6 +98,7 @@ pub(super) fn scan(
     bodies: &[Body<'_>],
     op: &Scan,
     inputs: &[Option<Arc<Tensor>>],
+    memory_bytes_max: u64,
 ) -> Result<Vec<Tensor>, Error> {
     let body = &bodies[0];
     let given: Vec<&Arc<Tensor>> = inputs
@@ -109,7 +117,7 @@ pub(super) fn scan(
         return Err(fail(node, format!("the scanned inputs have {lengths:?} slices")));
     }
     let mut state: Vec<Arc<Tensor>> = states.iter().map(|t| (*t).clone()).collect();
-    let mut stacks: Vec<Vec<Tensor>> = vec![Vec::new(); op.outputs.len()];
+    let mut stacks = Stacks::new(op.outputs.len(), memory_bytes_max);
     for round in 0..rounds {
         let slice = |((t, &axis), (_, backwards)): ((&&Arc<Tensor>, &usize), &(i64, bool))| {
             slice_of(t, axis, if *backwards { rounds - 1 - round } else { round })
@@ -120,13 +128,37 @@ pub(super) fn scan(
         all.extend(captured.iter().map(|t| &***t));
         let mut made = (body.run)(&all)?.into_iter();
         state = made.by_ref().take(op.states).map(Arc::new).collect();
-        stacks.iter_mut().zip(made).for_each(|(stack, t)| stack.push(t));
+        stacks.push(node, made)?;
     }
     let mut results: Vec<Tensor> = state.into_iter().map(Arc::unwrap_or_clone).collect();
-    for (i, (stack, (axis, backwards))) in stacks.into_iter().zip(&op.outputs).enumerate() {
+    for (i, (stack, (axis, backwards))) in stacks.all.into_iter().zip(&op.outputs).enumerate() {
         results.push(stack_up(node, body, op.states + i, stack, *axis, *backwards)?);
     }
     Ok(results)
+}
+
+/// What the rounds give besides what they carry on.
+struct Stacks {
+    all: Vec<Vec<Tensor>>,
+    /// What they may still take: as they are, and joined.
+    left: u64,
+}
+
+impl Stacks {
+    fn new(count: usize, memory_bytes_max: u64) -> Stacks {
+        Stacks { all: vec![Vec::new(); count], left: memory_bytes_max / 2 }
+    }
+
+    fn push(&mut self, node: &Node, made: impl Iterator<Item = Tensor>) -> Result<(), Error> {
+        for (stack, tensor) in self.all.iter_mut().zip(made) {
+            let bytes = (tensor.view().bytes.len() + TENSOR_BYTES) as u64;
+            let left = self.left.checked_sub(bytes);
+            self.left =
+                left.ok_or_else(|| fail(node, "its rounds give more than the memory that a run may take"))?;
+            stack.push(tensor);
+        }
+        Ok(())
+    }
 }
 
 /// Element `index` of an axis, without the axis.
@@ -157,7 +189,9 @@ fn stack_up(
     let Some(first) = parts.first() else {
         let port = &body.outputs[output];
         let shape = port.shape(|_| Some(0)).unwrap_or_default();
-        return Ok(Tensor::zeros(port.dtype, &[&[0], shape.as_slice()].concat()));
+        let shape = [&[0], shape.as_slice()].concat();
+        bounded(port.dtype, &shape).map_err(|e| fail(node, e))?;
+        return Ok(Tensor::zeros(port.dtype, &shape));
     };
     let (dtype, part) = (first.dtype(), first.shape().to_vec());
     if let Some(other) = parts.iter().find(|t| t.shape() != part || t.dtype() != dtype) {
@@ -172,6 +206,7 @@ fn stack_up(
     let axis = axis_index(axis, part.len() + 1, false).map_err(|e| fail(node, e))?;
     let mut shape = part.clone();
     shape.insert(axis, parts.len());
+    bounded(dtype, &shape).map_err(|e| fail(node, e))?;
     let mut all = Tensor::zeros(dtype, &shape);
     let block = part[axis..].iter().product::<usize>() * dtype.size();
     let row = block * parts.len();

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::engine::graph::fact::Fact;
+use crate::engine::graph::fact::{Fact, Results};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::shapes::{infer, shape_range};
 use crate::engine::graph::{Dim, Graph, Node, ValueId};
@@ -11,6 +11,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::Tensor;
 
 use super::compile::Request;
+use super::fuse::Fused;
 use super::half::compile;
 use super::layout::{Layout, Rule, rule};
 use super::others;
@@ -21,13 +22,56 @@ use super::weights::Weights;
 /// grow because a ConstantOfShape was written out.
 const GROWTH_BYTES_MAX: usize = 64 << 10;
 
+/// What folding may add to the constants of a model, together, beyond as much as they are: joins of joins double.
+const FOLDED_BYTES_FREE: usize = 64 << 20;
+/// Multiply-accumulates that folding may take, together: seconds.
+const FOLDED_MACS_MAX: u64 = 1 << 32;
+/// Operands and results of an operator that is one object beyond which it is not folded: what it costs is not known,
+/// and may go with the square.
+const OBJECT_BYTES_MAX: usize = 1 << 20;
+
+/// What may still be computed before a run.
+pub(super) struct Budget {
+    bytes: usize,
+    macs: u64,
+}
+
+impl Budget {
+    /// For all the nodes of a graph together.
+    pub(super) fn of(graph: &Graph) -> Budget {
+        let constants = graph.values.iter().filter_map(|v| v.constant.as_ref()).map(|t| t.view().bytes.len());
+        Budget { bytes: constants.sum::<usize>().saturating_add(FOLDED_BYTES_FREE), macs: FOLDED_MACS_MAX }
+    }
+
+    /// Whether a node over constants may be computed now; if so, it is paid for.
+    pub(super) fn admits(&mut self, op: &Op, facts: &[Option<Fact>], results: &Results) -> bool {
+        let made: usize =
+            results.iter().map(|(dtype, shape)| shape.iter().product::<usize>() * dtype.size()).sum();
+        let taken: usize = facts.iter().flatten().map(Fact::bytes).sum();
+        let cost = results.first().map_or(0, |(_, shape)| macs(op, facts, shape));
+        let moved = (made as u64).saturating_add(taken as u64);
+        let cost = cost.saturating_add(moved);
+        if matches!(op, Op::Other(_)) && moved > OBJECT_BYTES_MAX as u64
+            || made > self.bytes
+            || cost > self.macs
+        {
+            return false;
+        }
+        self.bytes -= made;
+        self.macs -= cost;
+        true
+    }
+}
+
 /// Replaces nodes by their results where all operands are constants. DequantizeLinear stays: it says that
 /// weights are codes. A node that cannot be computed stays as well, and is refused when the graph is run.
 pub fn fold_constants(graph: &mut Graph) {
     let mut folded: HashSet<usize> = HashSet::new();
+    let mut budget = Budget::of(graph);
     for index in 0..graph.nodes.len() {
         let node = graph.nodes[index].clone();
-        if let Some(tensor) = known_shape(graph, &node).or_else(|| compute(graph, index, &node)) {
+        let tensor = known_shape(graph, &node).or_else(|| compute(graph, index, &node, &mut budget));
+        if let Some(tensor) = tensor {
             let value = graph.value_mut(node.outputs[0]);
             value.dtype = Some(tensor.dtype());
             value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
@@ -53,7 +97,7 @@ fn known_shape(graph: &Graph, node: &Node) -> Option<Tensor> {
     Some(Tensor::from_slice(&[numbers.len()], &numbers))
 }
 
-fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
+fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Option<Tensor> {
     let fact = |id: &ValueId| graph.constant(*id).map(|t| Fact::constant(t.clone()));
     let skipped = matches!(
         node.op,
@@ -75,13 +119,14 @@ fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
     let (dtype, shape) = infer(&node.op, &refs, 1).ok()?.into_iter().next()?;
     let taken: usize = facts.iter().flatten().map(Fact::bytes).sum();
     let made = Fact::computed(dtype, shape.clone()).bytes();
-    if made > taken.max(GROWTH_BYTES_MAX) {
+    let results = vec![(dtype, shape.clone())];
+    if made > taken.max(GROWTH_BYTES_MAX) || !budget.admits(&node.op, &facts, &results) {
         return None;
     }
     if let Op::Other(other) = &node.op {
         let inputs: Vec<Option<Arc<Tensor>>> =
             facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
-        return others::run(other, &inputs, Some(&vec![(dtype, shape)])).ok()?.pop();
+        return others::run(other, &inputs, Some(&results)).ok()?.pop();
     }
     let request = Request {
         graph,
@@ -90,7 +135,7 @@ fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
         index,
         node,
         layout: Layout::RowMajor,
-        clamp: (f32::NEG_INFINITY, f32::INFINITY),
+        fused: Fused::NONE,
     };
     let kernel = compile(&request, &refs, dtype, &shape).ok()?;
     let operand = |f: &Option<Fact>| {
@@ -104,4 +149,19 @@ fn compute(graph: &Graph, index: usize, node: &Node) -> Option<Tensor> {
     let mut tensor = Tensor::zeros(dtype, &shape);
     kernel(&Operands::constants(&operands), tensor.view_mut(), &mut Scratch::default()).ok()?;
     Some(tensor)
+}
+
+/// Multiply-accumulates of a product.
+pub(super) fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
+    let elements: usize = out.iter().product();
+    let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
+    let depth: usize = match op {
+        Op::Conv { .. } | Op::QConv { .. } | Op::ConvInteger { .. } => shape(1).iter().skip(1).product(),
+        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger => {
+            shape(0).last().copied().unwrap_or(0)
+        }
+        Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
+        _ => 0,
+    };
+    (elements as u64).saturating_mul(depth as u64)
 }

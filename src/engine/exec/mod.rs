@@ -2,8 +2,8 @@
 
 mod compile;
 mod control;
-mod float_math;
 pub mod fold;
+mod fuse;
 mod half;
 mod layout;
 mod lower;
@@ -15,16 +15,22 @@ mod ops_math;
 mod ops_move;
 mod ops_product;
 mod ops_product_int8;
+mod ops_typed;
 mod others;
 mod plan;
+mod products;
 pub mod session;
 mod step;
 mod strided;
+pub mod symbolic;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_control;
+#[cfg(test)]
 mod tests_int8;
 mod weights;
+mod windows;
 
 use crate::engine::graph::Dim;
 use crate::engine::kernels::isa::Isa;
@@ -42,11 +48,13 @@ pub struct Options {
     /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
     /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
     pub integers: bool,
+    /// Most bytes that the values of one run may take together.
+    pub memory_bytes_max: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true, integers: true }
+        Options { isa: Isa::best(), threads: 1, passes: true, integers: true, memory_bytes_max: 16 << 30 }
     }
 }
 
@@ -57,8 +65,10 @@ pub struct Port {
     pub name: String,
     /// What one element is.
     pub dtype: DType,
-    /// Declared shape.
+    /// Declared shape; of an output also what follows from the shapes of the inputs.
     pub dims: Vec<Dim>,
+    /// Whether the number of dimensions is known; where it is not, `dims` is empty and every shape is taken.
+    pub ranked: bool,
 }
 
 impl Port {
@@ -70,6 +80,18 @@ impl Port {
         };
         self.dims.iter().map(number).collect()
     }
+}
+
+/// What tells the shapes of its values for given shapes of its inputs.
+pub trait ShapesOf {
+    /// What a caller hands in.
+    fn inputs(&self) -> &[Port];
+    /// Name, type and shape of every value that is known before a run over inputs of these shapes, in the order of
+    /// the graph.
+    ///
+    /// # Errors
+    /// Shapes that do not fit the model.
+    fn value_shapes(&self, shapes: &[Vec<usize>]) -> Result<Vec<(String, DType, Vec<usize>)>, Error>;
 }
 
 /// One step of a run, for people who look where the time goes.

@@ -1,18 +1,37 @@
 //! Operators that compute element by element or fold axes, in float and in whole numbers.
 
+use std::ops::Range;
+
 use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Reduce, Unary};
-use crate::engine::tensor::{DType, Element, Tensor};
+use crate::engine::kernels::parallel::{parts, split_rows};
+use crate::engine::kernels::{clamp_f32, math};
+use crate::engine::tensor::{DType, Element};
 
-use super::float_math as math;
-use super::step::Kernel;
+use super::ops_typed;
+use super::step::{Context, Kernel};
 use super::strided::{Walk, copy, row_major};
 
+/// Nanoseconds that one element of a cheap function takes, as a fraction: what a split of the work is judged by.
+const ELEMENTS_PER_NS: usize = 4;
+
 /// A kernel that maps every element of operand 0.
-fn map<T: Element, U: Element>(f: impl Fn(T) -> U + Send + Sync + 'static) -> Kernel {
+fn map<T: Element, U: Element>(
+    context: Context,
+    f: impl Fn(T) -> U + Copy + Send + Sync + 'static,
+) -> Kernel {
+    let Context { isa, threads } = context;
     Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice::<T>();
-        out.slice_mut::<U>().iter_mut().zip(x).for_each(|(y, &x)| *y = f(x));
+        let out = out.slice_mut::<U>();
+        let parts = parts(threads, out.len() / ELEMENTS_PER_NS);
+        split_rows(out, 0..x.len(), 1, 1, parts, &|range: Range<usize>, out: &mut [U]| {
+            let x = &x[range];
+            isa.vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x)),
+            );
+        });
         Ok(())
     })
 }
@@ -20,7 +39,7 @@ fn map<T: Element, U: Element>(f: impl Fn(T) -> U + Send + Sync + 'static) -> Ke
 /// A unary operator on one `f32`.
 pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
     move |x| match op {
-        Unary::Relu => x.max(0.0),
+        Unary::Relu => math::relu(x),
         Unary::LeakyRelu { alpha } => {
             if x < 0.0 {
                 alpha * x
@@ -37,11 +56,11 @@ pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
         }
         Unary::Sigmoid => math::sigmoid(x),
         Unary::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
-        Unary::HardSwish => x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0),
+        Unary::HardSwish => math::hard_swish(x),
         Unary::Tanh => math::tanh(x),
         Unary::Erf => math::erf(x),
-        Unary::Gelu { tanh: false } => 0.5 * x * (1.0 + math::erf(x * std::f32::consts::FRAC_1_SQRT_2)),
-        Unary::Gelu { tanh: true } => 0.5 * x * (1.0 + math::tanh(0.797_884_6 * (x + 0.044_715 * x * x * x))),
+        Unary::Gelu { tanh: false } => math::gelu(x),
+        Unary::Gelu { tanh: true } => math::gelu_tanh(x),
         Unary::Softplus => {
             if x > 20.0 {
                 x
@@ -72,162 +91,121 @@ pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
 }
 
 /// A unary operator. The hot ones get a loop of their own, so that it is vectorized.
-pub(super) fn unary(op: Unary, x: &Fact) -> Result<Kernel, String> {
+pub(super) fn unary(context: Context, op: Unary, x: &Fact) -> Result<Kernel, String> {
     Ok(match (op, x.dtype) {
-        (Unary::Relu, DType::F32) => map(|x: f32| x.max(0.0)),
-        (Unary::Erf, DType::F32) => map(math::erf),
-        (Unary::Sigmoid, DType::F32) => map(math::sigmoid),
-        (Unary::Tanh, DType::F32) => map(math::tanh),
-        (Unary::Exp, DType::F32) => map(math::exp),
-        (Unary::Sqrt, DType::F32) => map(f32::sqrt),
-        (Unary::Neg, DType::F32) => map(|x: f32| -x),
+        (Unary::Relu, DType::F32) => map(context, math::relu),
+        (Unary::Erf, DType::F32) => map(context, math::erf),
+        (Unary::Sigmoid, DType::F32) => map(context, math::sigmoid),
+        (Unary::Tanh, DType::F32) => map(context, math::tanh),
+        (Unary::Exp, DType::F32) => map(context, math::exp),
+        (Unary::Sqrt, DType::F32) => map(context, f32::sqrt),
+        (Unary::Neg, DType::F32) => map(context, |x: f32| -x),
         (Unary::HardSigmoid { alpha, beta }, DType::F32) => {
-            map(move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
+            map(context, move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
         }
-        (Unary::HardSwish, DType::F32) => map(|x: f32| x * (x * (1.0 / 6.0) + 0.5).clamp(0.0, 1.0)),
-        (Unary::Not, DType::Bool) => map(|x: u8| 1 - x),
-        (Unary::Not, _) => return Err(format!("{} is not bool", x.dtype)),
-        (op, DType::F32) => map(unary_f32(op)),
-        (Unary::Relu, DType::F64) => map(|x: f64| x.max(0.0)),
-        (Unary::Neg, DType::F64) => map(|x: f64| -x),
-        (Unary::Abs, DType::F64) => map(f64::abs),
-        (Unary::Sqrt, DType::F64) => map(f64::sqrt),
-        (Unary::Exp, DType::F64) => map(f64::exp),
-        (Unary::Log, DType::F64) => map(f64::ln),
-        (Unary::Floor, DType::F64) => map(f64::floor),
-        (Unary::Ceil, DType::F64) => map(f64::ceil),
-        (Unary::Neg, DType::I64) => map(i64::wrapping_neg),
-        (Unary::Neg, DType::I32) => map(i32::wrapping_neg),
-        (Unary::Abs, DType::I64) => map(i64::wrapping_abs),
-        (Unary::Abs, DType::I32) => map(i32::wrapping_abs),
-        (Unary::Sign, DType::I64) => map(i64::signum),
-        (Unary::Relu, DType::I32) => map(|x: i32| x.max(0)),
-        (Unary::Relu, DType::I64) => map(|x: i64| x.max(0)),
-        _ => return Err(format!("{} of {} is not supported", op.name(), x.dtype)),
+        (Unary::HardSwish, DType::F32) => map(context, math::hard_swish),
+        (Unary::Gelu { tanh: false }, DType::F32) => map(context, math::gelu),
+        (Unary::Gelu { tanh: true }, DType::F32) => map(context, math::gelu_tanh),
+        (Unary::Not, DType::F32) => return Err("float32 is not bool".to_owned()),
+        (op, DType::F32) => map(context, unary_f32(op)),
+        _ => return ops_typed::unary(op, x),
     })
 }
 
 /// Runs `f` over the broadcast of operands 0 and 1.
-fn zip<T: Element, U: Element>(walk: Walk<2>, f: impl Fn(T, T) -> U + Send + Sync + 'static) -> Kernel {
+fn zip<T: Element, U: Element>(
+    context: Context,
+    walk: Walk<2>,
+    f: impl Fn(T, T) -> U + Copy + Send + Sync + 'static,
+) -> Kernel {
+    let Context { isa, threads } = context;
     Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<T>(), operands.need(1).slice::<T>());
         let out = out.slice_mut::<U>();
-        walk.rows(|at, [a0, b0], n, [da, db]| {
-            let row = &mut out[at..at + n];
-            let (a0, b0) = (a0 as usize, b0 as usize);
-            match (da, db) {
-                (1, 1) => {
-                    let (a, b) = (&a[a0..a0 + n], &b[b0..b0 + n]);
-                    row.iter_mut().zip(a.iter().zip(b)).for_each(|(y, (&a, &b))| *y = f(a, b));
-                }
-                (1, 0) => {
-                    let b = b[b0];
-                    row.iter_mut().zip(&a[a0..a0 + n]).for_each(|(y, &a)| *y = f(a, b));
-                }
-                (0, 1) => {
-                    let a = a[a0];
-                    row.iter_mut().zip(&b[b0..b0 + n]).for_each(|(y, &b)| *y = f(a, b));
-                }
-                _ => {
-                    for (i, y) in row.iter_mut().enumerate() {
-                        *y = f(a[a0 + i * da as usize], b[b0 + i * db as usize]);
-                    }
-                }
-            }
+        let row_len = out.len() / walk.outer().max(1);
+        let parts = parts(threads, out.len() / ELEMENTS_PER_NS);
+        split_rows(out, 0..walk.outer(), row_len, 1, parts, &|range: Range<usize>, out: &mut [U]| {
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    walk.rows_in(
+                        range,
+                        #[inline(always)]
+                        |at, [a0, b0], n, [da, db]| {
+                            let row = &mut out[at..at + n];
+                            let (a0, b0) = (a0 as usize, b0 as usize);
+                            match (da, db) {
+                                (1, 1) => {
+                                    let (a, b) = (&a[a0..a0 + n], &b[b0..b0 + n]);
+                                    row.iter_mut()
+                                        .zip(a.iter().zip(b))
+                                        .for_each(|(y, (&a, &b))| *y = f(a, b));
+                                }
+                                (1, 0) => {
+                                    let b = b[b0];
+                                    row.iter_mut().zip(&a[a0..a0 + n]).for_each(|(y, &a)| *y = f(a, b));
+                                }
+                                (0, 1) => {
+                                    let a = a[a0];
+                                    row.iter_mut().zip(&b[b0..b0 + n]).for_each(|(y, &b)| *y = f(a, b));
+                                }
+                                _ => {
+                                    for (i, y) in row.iter_mut().enumerate() {
+                                        *y = f(a[a0 + i * da as usize], b[b0 + i * db as usize]);
+                                    }
+                                }
+                            }
+                        },
+                    );
+                },
+            );
         });
         Ok(())
     })
 }
 
 /// A binary operator that broadcasts.
-pub(super) fn binary(op: Binary, a: &Fact, b: &Fact, out: &[usize]) -> Result<Kernel, String> {
-    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
-    macro_rules! comparison {
-        ($t:ty) => {
-            match op {
-                Binary::Equal => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a == b))),
-                Binary::Less => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a < b))),
-                Binary::LessOrEqual => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a <= b))),
-                Binary::Greater => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a > b))),
-                Binary::GreaterOrEqual => Some(zip(walk.clone(), |a: $t, b: $t| u8::from(a >= b))),
-                _ => None,
-            }
-        };
-    }
-    macro_rules! float {
-        ($t:ty) => {
-            comparison!($t).or_else(|| {
-                Some(match op {
-                    Binary::Add => zip(walk, |a: $t, b: $t| a + b),
-                    Binary::Sub => zip(walk, |a: $t, b: $t| a - b),
-                    Binary::Mul => zip(walk, |a: $t, b: $t| a * b),
-                    Binary::Div => zip(walk, |a: $t, b: $t| a / b),
-                    Binary::Pow => zip(walk, |a: $t, b: $t| if b == 2.0 { a * a } else { a.powf(b) }),
-                    Binary::Min => zip(walk, |a: $t, b: $t| if a.is_nan() || a < b { a } else { b }),
-                    Binary::Max => zip(walk, |a: $t, b: $t| if a.is_nan() || a > b { a } else { b }),
-                    Binary::Mod { .. } => zip(walk, |a: $t, b: $t| a % b),
-                    _ => return None,
-                })
-            })
-        };
-    }
-    macro_rules! whole {
-        ($t:ty) => {
-            comparison!($t).or_else(|| {
-                Some(match op {
-                    Binary::Add => zip(walk, <$t>::wrapping_add),
-                    Binary::Sub => zip(walk, <$t>::wrapping_sub),
-                    Binary::Mul => zip(walk, <$t>::wrapping_mul),
-                    // Division by zero is the data's fault and gives 0: ONNX leaves it open.
-                    Binary::Div => zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_div(b) }),
-                    Binary::Min => zip(walk, |a: $t, b: $t| a.min(b)),
-                    Binary::Max => zip(walk, |a: $t, b: $t| a.max(b)),
-                    Binary::Pow => zip(walk, |a: $t, b: $t| (a as f64).powf(b as f64) as $t),
-                    Binary::Mod { float: true } => {
-                        zip(walk, |a: $t, b: $t| if b == 0 { 0 } else { a.wrapping_rem(b) })
-                    }
-                    Binary::Mod { float: false } => zip(walk, |a: $t, b: $t| {
-                        if b == 0 {
-                            return 0;
-                        }
-                        // The sign of the divisor, as in Python.
-                        let r = a.wrapping_rem(b);
-                        if r != 0 && (r < 0) != (b < 0) { r + b } else { r }
-                    }),
-                    _ => return None,
-                })
-            })
-        };
-    }
+pub(super) fn binary(
+    context: Context,
+    op: Binary,
+    a: &Fact,
+    b: &Fact,
+    out: &[usize],
+) -> Result<Kernel, String> {
     if op == Binary::Pow && b.dtype != a.dtype {
-        return pow_mixed(a, b, walk);
+        return pow_mixed(a, b, out);
     }
-    let kernel = match a.dtype {
-        DType::F32 => float!(f32),
-        DType::F64 => float!(f64),
-        DType::I64 => whole!(i64),
-        DType::I32 => whole!(i32),
-        DType::Bool | DType::U8 => comparison!(u8).or_else(|| {
-            Some(match op {
-                Binary::And => zip(walk, |a: u8, b: u8| a & b),
-                Binary::Or => zip(walk, |a: u8, b: u8| a | b),
-                Binary::Xor => zip(walk, |a: u8, b: u8| a ^ b),
-                _ => return None,
-            })
-        }),
-        _ => None,
-    };
-    kernel.ok_or_else(|| format!("{} of {} is not supported", op.name(), a.dtype))
+    if a.dtype != DType::F32 {
+        return ops_typed::binary(op, a, b, out);
+    }
+    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
+    Ok(match op {
+        Binary::Add => zip(context, walk, |a: f32, b: f32| a + b),
+        Binary::Sub => zip(context, walk, |a: f32, b: f32| a - b),
+        Binary::Mul => zip(context, walk, |a: f32, b: f32| a * b),
+        Binary::Div => zip(context, walk, |a: f32, b: f32| a / b),
+        Binary::Pow => zip(context, walk, |a: f32, b: f32| if b == 2.0 { a * a } else { a.powf(b) }),
+        Binary::Min => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a < b { a } else { b }),
+        Binary::Max => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a > b { a } else { b }),
+        Binary::Mod { .. } => zip(context, walk, |a: f32, b: f32| a % b),
+        Binary::Equal => zip(context, walk, |a: f32, b: f32| u8::from(a == b)),
+        Binary::Less => zip(context, walk, |a: f32, b: f32| u8::from(a < b)),
+        Binary::LessOrEqual => zip(context, walk, |a: f32, b: f32| u8::from(a <= b)),
+        Binary::Greater => zip(context, walk, |a: f32, b: f32| u8::from(a > b)),
+        Binary::GreaterOrEqual => zip(context, walk, |a: f32, b: f32| u8::from(a >= b)),
+        Binary::And | Binary::Or | Binary::Xor => {
+            return Err(format!("{} of float32 is not supported", op.name()));
+        }
+    })
 }
 
-/// Pow with a whole exponent that is known before the run: the exponent becomes a float.
-fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
-    let refuse = || format!("Pow of {} and {} is not supported", a.dtype, b.dtype);
-    let exponents: Vec<f32> =
-        b.constant.as_ref().ok_or_else(refuse)?.to_f64().iter().map(|&x| x as f32).collect();
-    if a.dtype != DType::F32 {
-        return Err(refuse());
-    }
+/// Pow with an exponent of another type. One that is known before the run and is taken of floats stays in float32.
+fn pow_mixed(a: &Fact, b: &Fact, out: &[usize]) -> Result<Kernel, String> {
+    let (DType::F32, Some(constant)) = (a.dtype, &b.constant) else {
+        return ops_typed::pow_mixed(a, b, out);
+    };
+    let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
+    let exponents: Vec<f32> = constant.to_f64().iter().map(|&x| x as f32).collect();
     Ok(Box::new(move |operands, mut out, _| {
         let a = operands.need(0).slice::<f32>();
         let out = out.slice_mut::<f32>();
@@ -242,33 +220,36 @@ fn pow_mixed(a: &Fact, b: &Fact, walk: Walk<2>) -> Result<Kernel, String> {
 }
 
 /// Clip; the bounds may be computed.
-pub(super) fn clip(x: &Fact) -> Result<Kernel, String> {
-    macro_rules! clip {
-        ($t:ty) => {
-            Box::new(|operands, mut out, _| {
-                let bound = |i: usize, open: $t| operands.get(i).map_or(open, |v| v.slice::<$t>()[0]);
-                let (lo, hi) = (bound(1, <$t>::MIN), bound(2, <$t>::MAX));
-                let x = operands.need(0).slice::<$t>();
-                // min after max: where the bounds cross, the upper one holds (ONNX).
-                out.slice_mut::<$t>()
-                    .iter_mut()
-                    .zip(x)
-                    .for_each(|(y, &x)| *y = (if x < lo { lo } else { x }).min(hi));
-                Ok(())
-            })
-        };
+pub(super) fn clip(context: Context, x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return ops_typed::clip(x);
     }
-    Ok(match x.dtype {
-        DType::F32 => clip!(f32),
-        DType::F64 => clip!(f64),
-        DType::I64 => clip!(i64),
-        DType::I32 => clip!(i32),
-        other => return Err(format!("Clip of {other} is not supported")),
-    })
+    let Context { isa, threads } = context;
+    Ok(Box::new(move |operands, mut out, _| {
+        let bound = |i: usize, open: f32| -> Result<f32, String> {
+            let Some(view) = operands.get(i) else { return Ok(open) };
+            view.slice::<f32>().first().copied().ok_or_else(|| format!("input {i} is empty"))
+        };
+        let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
+        let x = operands.need(0).slice::<f32>();
+        // min after max: where the bounds cross, the upper one holds (ONNX).
+        let clipped = |x: f32| clamp_f32(x, lo, hi);
+        let parts = parts(threads, x.len() / ELEMENTS_PER_NS);
+        split_rows(out.slice_mut::<f32>(), 0..x.len(), 1, 1, parts, &|range, out: &mut [f32]| {
+            isa.vectorize(
+                #[inline(always)]
+                || out.iter_mut().zip(&x[range]).for_each(|(y, &x)| *y = clipped(x)),
+            );
+        });
+        Ok(())
+    }))
 }
 
 /// A reduction over `axes`.
 pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, String> {
+    if x.dtype != DType::F32 {
+        return ops_typed::reduce(kind, axes, x);
+    }
     // The folded axes go last, so that each result is the fold of one row.
     let own = row_major(&x.shape);
     let kept = (0..x.shape.len()).filter(|i| !axes.contains(i));
@@ -277,41 +258,21 @@ pub(super) fn reduce(kind: Reduce, axes: &[usize], x: &Fact) -> Result<Kernel, S
     let walk = Walk::new(&shape, [order.iter().map(|&i| own[i]).collect()]);
     let row: usize = axes.iter().map(|&i| x.shape[i]).product();
     let in_place = order.iter().copied().eq(0..x.shape.len());
-    match x.dtype {
-        DType::F32 => Ok(Box::new(move |operands, mut out, scratch| {
-            let x = operands.need(0).slice::<f32>();
-            let rows: &[f32] = if in_place {
-                x
-            } else {
-                scratch.floats.resize(x.len(), 0.0);
-                copy(&walk, 0, x, &mut scratch.floats);
-                &scratch.floats
-            };
-            let out = out.slice_mut::<f32>();
-            for (i, y) in out.iter_mut().enumerate() {
-                *y = fold_row(kind, &rows[i * row..(i + 1) * row], &mut scratch.more_floats);
-            }
-            Ok(())
-        })),
-        DType::I64 | DType::I32 | DType::F64 => Ok(Box::new(move |operands, mut out, _| {
-            let x = operands.need(0);
-            let values = Tensor::from_slice(x.shape, &x.to_f64());
-            let mut rows = vec![0.0f64; values.len()];
-            copy(&walk, 0, values.slice::<f64>(), &mut rows);
-            let folded = |i: usize| fold_row_f64(kind, &rows[i * row..(i + 1) * row]);
-            match out.dtype {
-                DType::I64 => {
-                    out.slice_mut::<i64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i64)
-                }
-                DType::I32 => {
-                    out.slice_mut::<i32>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i) as i32)
-                }
-                _ => out.slice_mut::<f64>().iter_mut().enumerate().for_each(|(i, y)| *y = folded(i)),
-            }
-            Ok(())
-        })),
-        other => Err(format!("{} of {other} is not supported", kind.name())),
-    }
+    Ok(Box::new(move |operands, mut out, scratch| {
+        let x = operands.need(0).slice::<f32>();
+        let rows: &[f32] = if in_place {
+            x
+        } else {
+            scratch.floats.resize(x.len(), 0.0);
+            copy(&walk, 0, x, &mut scratch.floats);
+            &scratch.floats
+        };
+        let out = out.slice_mut::<f32>();
+        for (i, y) in out.iter_mut().enumerate() {
+            *y = fold_row(kind, &rows[i * row..(i + 1) * row], &mut scratch.more_floats);
+        }
+        Ok(())
+    }))
 }
 
 fn fold_row(kind: Reduce, row: &[f32], room: &mut Vec<f32>) -> f32 {
@@ -340,31 +301,22 @@ fn fold_row(kind: Reduce, row: &[f32], room: &mut Vec<f32>) -> f32 {
     }
 }
 
-fn fold_row_f64(kind: Reduce, row: &[f64]) -> f64 {
-    let sum = |f: fn(f64) -> f64| row.iter().map(|&x| f(x)).sum::<f64>();
-    match kind {
-        Reduce::Sum => sum(|x| x),
-        Reduce::Mean => sum(|x| x) / row.len() as f64,
-        Reduce::Max => row.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-        Reduce::Min => row.iter().copied().fold(f64::INFINITY, f64::min),
-        Reduce::Prod => row.iter().product(),
-        Reduce::SumSquare => sum(|x| x * x),
-        Reduce::L1 => sum(f64::abs),
-        Reduce::L2 => sum(|x| x * x).sqrt(),
-        Reduce::LogSum => sum(|x| x).ln(),
-        Reduce::LogSumExp => sum(f64::exp).ln(),
-    }
-}
-
 /// Softmax along `axis`, or over all axes from `axis` on as one where `coerce_2d`.
-pub(super) fn softmax(axis: i64, log: bool, coerce_2d: bool, x: &Fact) -> Result<Kernel, String> {
-    if x.dtype != DType::F32 {
-        return Err(format!("Softmax of {} is not supported", x.dtype));
-    }
+pub(super) fn softmax(
+    context: Context,
+    axis: i64,
+    log: bool,
+    coerce_2d: bool,
+    x: &Fact,
+) -> Result<Kernel, String> {
     let axis = axis_index(axis, x.shape.len(), false)?;
+    if x.dtype != DType::F32 {
+        return ops_typed::softmax(axis, log, coerce_2d, x);
+    }
     let after: usize = x.shape[axis + 1..].iter().product();
     let row = if coerce_2d { x.shape[axis] * after } else { x.shape[axis] };
     let stride = if coerce_2d { 1 } else { after };
+    let Context { isa, threads } = context;
     Ok(Box::new(move |operands, mut out, scratch| {
         let x = operands.need(0).slice::<f32>();
         let out = out.slice_mut::<f32>();
@@ -372,8 +324,18 @@ pub(super) fn softmax(axis: i64, log: bool, coerce_2d: bool, x: &Fact) -> Result
             return Ok(());
         }
         if stride == 1 {
-            out.copy_from_slice(x);
-            out.chunks_exact_mut(row).for_each(|row| math::softmax(row, log));
+            let parts = parts(threads, x.len());
+            split_rows(out, 0..x.len() / row, row, 1, parts, &|range: Range<usize>, out: &mut [f32]| {
+                isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        out.copy_from_slice(&x[range.start * row..range.end * row]);
+                        for row in out.chunks_exact_mut(row) {
+                            math::softmax(row, log);
+                        }
+                    },
+                );
+            });
             return Ok(());
         }
         scratch.floats.resize(row, 0.0);
@@ -381,7 +343,10 @@ pub(super) fn softmax(axis: i64, log: bool, coerce_2d: bool, x: &Fact) -> Result
             for column in 0..stride {
                 let at = |i: usize| (block * row + i) * stride + column;
                 (0..row).for_each(|i| scratch.floats[i] = x[at(i)]);
-                math::softmax(&mut scratch.floats[..row], log);
+                isa.vectorize(
+                    #[inline(always)]
+                    || math::softmax(&mut scratch.floats[..row], log),
+                );
                 (0..row).for_each(|i| out[at(i)] = scratch.floats[i]);
             }
         }
@@ -390,18 +355,30 @@ pub(super) fn softmax(axis: i64, log: bool, coerce_2d: bool, x: &Fact) -> Result
 }
 
 /// LayerNormalization over the axes from `axis` on.
-pub(super) fn layer_norm(axis: i64, epsilon: f32, x: &Fact) -> Result<Kernel, String> {
+pub(super) fn layer_norm(context: Context, axis: i64, epsilon: f32, x: &Fact) -> Result<Kernel, String> {
     if x.dtype != DType::F32 {
         return Err(format!("LayerNormalization of {} is not supported", x.dtype));
     }
     let axis = axis_index(axis, x.shape.len(), false)?;
-    let row: usize = x.shape[axis..].iter().product();
+    let row = x.shape[axis..].iter().product::<usize>().max(1);
+    let Context { isa, threads } = context;
     Ok(Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice::<f32>();
         let scale = operands.need(1).slice::<f32>();
         let bias = operands.get(2).map(|b| b.slice::<f32>());
-        let rows = out.slice_mut::<f32>().chunks_exact_mut(row.max(1));
-        rows.zip(x.chunks_exact(row.max(1))).for_each(|(y, x)| math::layer_norm(x, scale, bias, epsilon, y));
+        let parts = parts(threads, x.len() / 2);
+        let out = out.slice_mut::<f32>();
+        split_rows(out, 0..x.len() / row, row, 1, parts, &|range: Range<usize>, out: &mut [f32]| {
+            let rows = x[range.start * row..].chunks_exact(row).zip(out.chunks_exact_mut(row));
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    for (x, y) in rows {
+                        math::layer_norm(x, scale, bias, epsilon, y);
+                    }
+                },
+            );
+        });
         Ok(())
     }))
 }
@@ -447,24 +424,24 @@ pub(super) fn range(start: &Fact) -> Result<Kernel, String> {
 }
 
 /// Cast.
-pub(super) fn cast(from: DType, to: DType) -> Result<Kernel, String> {
+pub(super) fn cast(context: Context, from: DType, to: DType) -> Result<Kernel, String> {
     macro_rules! targets {
         ($s:ty, $get:expr) => {{
             let get: fn($s) -> _ = $get;
             match to {
-                DType::F32 => map(move |x: $s| get(x) as f32),
-                DType::F64 => map(move |x: $s| get(x) as f64),
-                DType::F16 => map(move |x: $s| half::f16::from_f32(get(x) as f32)),
-                DType::BF16 => map(move |x: $s| half::bf16::from_f32(get(x) as f32)),
-                DType::I64 => map(move |x: $s| get(x) as i64),
-                DType::I32 => map(move |x: $s| get(x) as i32),
-                DType::I16 => map(move |x: $s| get(x) as i16),
-                DType::I8 => map(move |x: $s| get(x) as i8),
-                DType::U64 => map(move |x: $s| get(x) as u64),
-                DType::U32 => map(move |x: $s| get(x) as u32),
-                DType::U16 => map(move |x: $s| get(x) as u16),
-                DType::U8 => map(move |x: $s| get(x) as u8),
-                DType::Bool => map(move |x: $s| u8::from(get(x) as f64 != 0.0)),
+                DType::F32 => map(context, move |x: $s| get(x) as f32),
+                DType::F64 => map(context, move |x: $s| get(x) as f64),
+                DType::F16 => map(context, move |x: $s| half::f16::from_f32(get(x) as f32)),
+                DType::BF16 => map(context, move |x: $s| half::bf16::from_f32(get(x) as f32)),
+                DType::I64 => map(context, move |x: $s| get(x) as i64),
+                DType::I32 => map(context, move |x: $s| get(x) as i32),
+                DType::I16 => map(context, move |x: $s| get(x) as i16),
+                DType::I8 => map(context, move |x: $s| get(x) as i8),
+                DType::U64 => map(context, move |x: $s| get(x) as u64),
+                DType::U32 => map(context, move |x: $s| get(x) as u32),
+                DType::U16 => map(context, move |x: $s| get(x) as u16),
+                DType::U8 => map(context, move |x: $s| get(x) as u8),
+                DType::Bool => map(context, move |x: $s| u8::from(get(x) as f64 != 0.0)),
             }
         }};
     }

@@ -160,6 +160,9 @@ pub(super) fn choose(inputs: &[Option<&Fact>], out: &[usize]) -> Result<Kernel, 
     }))
 }
 
+/// Longest axis that Pad makes: a number is kept for each of its elements.
+const PADDED_MAX: i64 = 1 << 24;
+
 /// Pad in every mode. `amounts` are elements before and after each axis, negative where elements go;
 /// `has_value` says that operand 2 is the value.
 pub(super) fn pad_by(
@@ -208,6 +211,9 @@ pub(super) fn pad_by(
 /// For each position of a padded axis where it comes from; `None` is the pad value.
 fn axis_map(mode: PadMode, length: usize, begin: i64, end: i64) -> Result<Vec<Option<usize>>, String> {
     let n = length as i64;
+    if n + begin + end > PADDED_MAX {
+        return Err(format!("an axis of {} elements is too long to be padded", n + begin + end));
+    }
     if mode != PadMode::Constant && n == 0 && begin.max(end) > 0 {
         return Err("an empty axis has nothing to pad from".to_owned());
     }

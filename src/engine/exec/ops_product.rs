@@ -4,20 +4,23 @@ use std::sync::Arc;
 
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Op, Sliding};
-use crate::engine::graph::shapes::windows;
+use crate::engine::graph::shapes;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
+use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
-use crate::engine::tensor::{DType, Tensor};
+use crate::engine::tensor::{DType, TensorView};
 
-use super::step::{Context, Kernel};
+use super::fuse::Fused;
+use super::step::{Context, Kernel, Operands};
 use super::strided::{Walk, copy};
 use super::weights::{Packed, Weights};
+use super::{products, windows};
 
 /// The geometry of a window over a channels-last value `[N, H, W, C]` or `[N, L, C]`.
 pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Result<Window, String> {
     let spatial = &x[1..x.len() - 1];
-    let w = windows(sliding, spatial, kernel)?;
+    let w = shapes::windows(sliding, spatial, kernel)?;
     let (h, v) = match spatial.len() {
         1 => (None, 0),
         2 => (Some(0), 1),
@@ -55,8 +58,8 @@ pub(super) fn is_depthwise(groups: usize, weight: &[usize]) -> bool {
     groups > 1 && weight[1] == 1 && weight[0] == groups
 }
 
-fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
-    let shape = weight.shape();
+fn pack_conv(context: Context, weight: &TensorView<'_>, groups: usize) -> Packed {
+    let shape = weight.shape;
     let taps: usize = shape[2..].iter().product();
     let moved = taps_first(weight.slice::<f32>(), shape);
     if is_depthwise(groups, shape) {
@@ -67,53 +70,78 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
     Packed::Float(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
 }
 
-/// Conv with constant weights, its results clamped to `[lo, hi]` (a Relu or Clip that was fused).
+/// Whether a product can do more than itself ([`Fused`]), and whether a bias may be part of it. Those with packed
+/// weights can; Conv and Gemm have their own bias.
+pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>]) -> Option<bool> {
+    let (a, b) = (inputs.first().copied().flatten()?, inputs.get(1).copied().flatten()?);
+    let packed = a.dtype == DType::F32 && b.constant.is_some();
+    match op {
+        Op::Conv { .. } => (packed && is_flat(a)).then_some(false),
+        Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
+        Op::Gemm { .. } => (packed && gemm_is_packed(op, inputs)).then_some(false),
+        _ => None,
+    }
+}
+
+/// The end of a product whose own bias is given.
+fn epilogue<'a>(operands: &Operands<'a>, bias: Option<&'a [f32]>, fused: Fused) -> Epilogue<'a> {
+    let at = |position: Option<usize>| position.map(|i| operands.need(i).slice::<f32>());
+    let Fused { activation, clamp: (lo, hi), .. } = fused;
+    Epilogue { bias: bias.or(at(fused.bias)), activation, residual: at(fused.residual), lo, hi }
+}
+
+/// Conv, and what it takes over of the steps after it.
 pub(super) fn conv(
     context: Context,
     weights: &Weights,
     node: usize,
     op: (&Sliding, usize),
     inputs: &[Option<&Fact>],
-    (lo, hi): (f32, f32),
+    fused: Fused,
 ) -> Result<Kernel, String> {
     let (sliding, groups) = op;
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight =
-        inputs[1].and_then(|w| w.constant.clone()).ok_or("weights that are computed are not supported")?;
+    let weight = inputs[1].ok_or("input 1 is missing")?;
+    if !is_flat(x) || x.dtype == DType::F64 {
+        return windows::conv(context, weights, node, op, (x, weight), fused.clamp);
+    }
     only_f32(x)?;
-    let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
-    let (channels, out_channels) = (weight.shape()[1] * groups, weight.shape()[0]);
-    let packed = weights.get(node, || pack_conv(context, &weight, groups));
+    let window = window_of(sliding, &x.shape, &weight.shape[2..])?;
+    let (channels, out_channels) = (weight.shape[1] * groups, weight.shape[0]);
+    let constant = weight.constant.as_ref();
+    let packed = constant.map(|w| weights.get(node, || pack_conv(context, &w.view(), groups)));
     let threads = context.threads;
+    // Without a bias of its own the third operand is the tail's.
+    let has_bias = inputs.get(2).copied().flatten().is_some() && fused.residual != Some(2);
     Ok(Box::new(move |operands, mut out, _| {
+        // Weights that are computed are packed anew in each run.
+        let packed = match &packed {
+            Some(packed) => packed.clone(),
+            None => Arc::new(pack_conv(context, &operands.need(1), groups)),
+        };
         let x = operands.need(0).slice::<f32>();
-        let bias = operands.get(2).map(|b| b.slice::<f32>());
+        let bias = has_bias.then(|| operands.need(2).slice());
+        let epilogue = epilogue(operands, bias, fused);
         let out = out.slice_mut::<f32>();
         match &*packed {
-            Packed::DepthwiseFloat(packed) => packed.conv(x, &window, bias, lo, hi, out, threads),
+            Packed::DepthwiseFloat(packed) => packed.conv(x, &window, &epilogue, out, threads),
             Packed::Float(groups) => {
                 let (cin, cout) = (channels / groups.len(), out_channels / groups.len());
                 for (g, packed) in groups.iter().enumerate() {
-                    let bias = bias.map(|b| &b[g * cout..(g + 1) * cout]);
-                    packed.conv(
-                        x,
-                        channels,
-                        g * cin,
-                        &window,
-                        bias,
-                        lo,
-                        hi,
-                        out,
-                        out_channels,
-                        g * cout,
-                        threads,
-                    );
+                    let bias = epilogue.bias.map(|b| &b[g * cout..(g + 1) * cout]);
+                    let (epilogue, at) = (Epilogue { bias, ..epilogue }, g * cout);
+                    packed.conv(x, channels, g * cin, &window, &epilogue, out, out_channels, at, threads);
                 }
             }
             Packed::Int8(_) | Packed::DepthwiseInt8(_) => unreachable!("packed above"),
         }
         Ok(())
     }))
+}
+
+/// Whether a channels-last image has one or two spatial axes, as the kernels for images want it.
+fn is_flat(x: &Fact) -> bool {
+    x.shape.len() <= 4
 }
 
 fn only_f32(x: &Fact) -> Result<(), String> {
@@ -139,8 +167,11 @@ pub(super) fn matmul(
     node: usize,
     a: &Fact,
     b: &Fact,
+    fused: Fused,
 ) -> Result<Kernel, String> {
-    only_f32(a)?;
+    if a.dtype != DType::F32 {
+        return products::matmul(a, b);
+    }
     let ((m, k), (_, n)) = (matrix(&a.shape, true), matrix(&b.shape, false));
     let threads = context.threads;
     if let (Some(constant), true) = (&b.constant, b.shape.len() <= 2) {
@@ -148,35 +179,38 @@ pub(super) fn matmul(
         let packed = weights.get(node, || {
             Packed::Float(vec![PackedF32::pack_matrix(context.isa, constant.slice::<f32>(), k, n)])
         });
-        return Ok(product_of(packed, rows, None, threads));
+        return Ok(product_of(packed, rows, None, fused, threads));
     }
     let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
     let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
     let batch = crate::engine::graph::fact::broadcast(&lead_a, &lead_b)?;
-    let walk = Walk::broadcast(&batch, [&lead_a, &lead_b]);
+    // For each product the matrices that it reads.
+    let mut pairs = Vec::with_capacity(batch.iter().product());
+    Walk::broadcast(&batch, [&lead_a, &lead_b]).rows(|_, [a0, b0], length, [da, db]| {
+        pairs.extend((0..length as isize).map(|i| ((a0 + da * i) as usize, (b0 + db * i) as usize)));
+    });
     let isa = context.isa;
-    Ok(Box::new(move |operands, mut out, scratch| {
+    Ok(Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
-        let out = out.slice_mut::<f32>();
-        walk.rows(|at, [a0, b0], length, [da, db]| {
-            for i in 0..length {
-                let (ia, ib) = ((a0 + da * i as isize) as usize, (b0 + db * i as isize) as usize);
-                let (a, b) = (&a[ia * m * k..(ia + 1) * m * k], &b[ib * k * n..(ib + 1) * k * n]);
-                let out = &mut out[(at + i) * m * n..(at + i + 1) * m * n];
-                matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
-            }
-        });
+        let sizes = (pairs.len(), m, k, n);
+        matmul_f32(isa, a, b, sizes, &|i| pairs[i], out.slice_mut::<f32>(), threads);
         Ok(())
     }))
 }
 
 /// A product with packed weights.
-fn product_of(packed: Arc<Packed>, rows: usize, bias: Option<Vec<f32>>, threads: usize) -> Kernel {
+fn product_of(
+    packed: Arc<Packed>,
+    rows: usize,
+    bias: Option<Vec<f32>>,
+    fused: Fused,
+    threads: usize,
+) -> Kernel {
     Box::new(move |operands, mut out, _| {
         let Packed::Float(groups) = &*packed else { unreachable!("packed as floats") };
         let a = operands.need(0).slice::<f32>();
-        let (lo, hi) = (f32::NEG_INFINITY, f32::INFINITY);
-        groups[0].matmul(a, rows, bias.as_deref(), lo, hi, out.slice_mut::<f32>(), threads);
+        let epilogue = epilogue(operands, bias.as_deref(), fused);
+        groups[0].matmul(a, rows, &epilogue, out.slice_mut::<f32>(), threads);
         Ok(())
     })
 }
@@ -188,6 +222,16 @@ fn transposed(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
     copy(&walk, 0, x, out);
 }
 
+/// Whether a Gemm is a product with packed weights and a bias along its columns.
+fn gemm_is_packed(op: &Op, inputs: &[Option<&Fact>]) -> bool {
+    let Op::Gemm { alpha: 1.0, beta, trans_a: false, trans_b } = *op else { return false };
+    let [Some(_), Some(b), ref c @ ..] = *inputs else { return false };
+    let Some(c) = c.first().copied().flatten() else { return b.constant.is_some() };
+    let n = b.shape[usize::from(!trans_b)];
+    let is_row = c.shape.last() == Some(&n) && c.shape.iter().product::<usize>() == n;
+    b.constant.is_some() && beta == 1.0 && is_row && c.constant.is_some()
+}
+
 /// Gemm: `alpha · a' · b' + beta · c`.
 pub(super) fn gemm(
     context: Context,
@@ -195,19 +239,18 @@ pub(super) fn gemm(
     node: usize,
     op: &Op,
     inputs: &[Option<&Fact>],
+    fused: Fused,
 ) -> Result<Kernel, String> {
     let Op::Gemm { alpha, beta, trans_a, trans_b } = *op else { unreachable!("called for Gemm") };
     let (a, b) = (inputs[0].ok_or("input 0 is missing")?, inputs[1].ok_or("input 1 is missing")?);
-    only_f32(a)?;
+    if a.dtype != DType::F32 {
+        return products::gemm(op, a, b, inputs.get(2).copied().flatten());
+    }
     let (m, k) = if trans_a { (a.shape[1], a.shape[0]) } else { (a.shape[0], a.shape[1]) };
     let n = if trans_b { b.shape[0] } else { b.shape[1] };
     let threads = context.threads;
-    let c = inputs.get(2).copied().flatten();
-    let row_bias = c.and_then(|c| c.constant.clone()).filter(|c| c.len() == n && beta == 1.0 && alpha == 1.0);
-    if let (Some(constant), false) = (&b.constant, trans_a)
-        && (c.is_none() || row_bias.is_some())
-        && alpha == 1.0
-    {
+    let c = inputs.get(2).copied().flatten().filter(|_| fused.residual != Some(2));
+    if let Some(constant) = b.constant.as_ref().filter(|_| gemm_is_packed(op, &[Some(a), Some(b), c])) {
         let packed = weights.get(node, || {
             let data = constant.slice::<f32>();
             let mut turned = Vec::new();
@@ -217,11 +260,12 @@ pub(super) fn gemm(
             let matrix = if trans_b { &turned } else { data };
             Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
         });
-        return Ok(product_of(packed, m, row_bias.map(|c| c.slice::<f32>().to_vec()), threads));
+        let bias = c.and_then(|c| c.constant.as_ref()).map(|c| c.slice::<f32>().to_vec());
+        return Ok(product_of(packed, m, bias, fused, threads));
     }
     let walk = c.map(|c| Walk::broadcast(&[m, n], [&c.shape]));
     let isa = context.isa;
-    Ok(Box::new(move |operands, mut out, scratch| {
+    Ok(Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
         let (mut turned_a, mut turned_b) = (Vec::new(), Vec::new());
         if trans_a {
@@ -233,7 +277,7 @@ pub(super) fn gemm(
         let a = if trans_a { &turned_a } else { a };
         let b = if trans_b { &turned_b } else { b };
         let out = out.slice_mut::<f32>();
-        matmul_f32(isa, a, b, m, k, n, out, &mut scratch.floats, threads);
+        matmul_f32(isa, a, b, (1, m, k, n), &|_| (0, 0), out, threads);
         out.iter_mut().for_each(|y| *y *= alpha);
         if let Some(walk) = &walk {
             let c = operands.need(2).slice::<f32>();
@@ -249,6 +293,9 @@ pub(super) fn gemm(
 
 /// MaxPool of floats or codes.
 pub(super) fn max_pool(context: Context, sliding: &Sliding, x: &Fact) -> Result<Kernel, String> {
+    if !is_flat(x) || !matches!(x.dtype, DType::F32 | DType::U8) {
+        return windows::max_pool(sliding, x);
+    }
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
     let Context { isa, threads } = context;
@@ -272,6 +319,10 @@ pub(super) fn average_pool(
     count_include_pad: bool,
     x: &Fact,
 ) -> Result<Kernel, String> {
+    // With `ceil_mode` a window may reach beyond the pads, and what is there does not count.
+    if !is_flat(x) || x.dtype == DType::F64 || (sliding.ceil_mode && count_include_pad) {
+        return windows::average_pool(sliding, count_include_pad, x);
+    }
     only_f32(x)?;
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
@@ -288,6 +339,10 @@ pub(super) fn global_pool(context: Context, max: bool, x: &Fact) -> Result<Kerne
     let (batch, channels) = (x.shape[0], x.shape[x.shape.len() - 1]);
     let pixels: usize = x.shape[1..x.shape.len() - 1].iter().product();
     let Context { isa, threads } = context;
+    if !matches!(x.dtype, DType::F32 | DType::U8) {
+        let sliding = Sliding { kernel: x.shape[1..x.shape.len() - 1].to_vec(), ..Sliding::default() };
+        return if max { windows::max_pool(&sliding, x) } else { windows::average_pool(&sliding, false, x) };
+    }
     Ok(match (x.dtype, max) {
         (DType::F32, false) => Box::new(move |operands, mut out, _| {
             let x = operands.need(0).slice();

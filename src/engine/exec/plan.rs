@@ -1,5 +1,5 @@
 //! A graph compiled for given input shapes: a list of steps over one arena. Decides the memory order of every
-//! value, folds what is constant, fuses clamps into the products before them. Where a shape depends on data, the
+//! value, folds what is constant, lets products take over what follows them. Where a shape depends on data, the
 //! plan ends: it says which nodes are left, and the session makes the next plan once the data is there.
 
 use std::collections::HashSet;
@@ -7,22 +7,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index};
-use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::op::Op;
 use crate::engine::graph::operator::Other;
 use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
+use super::fold::{Budget, macs};
+use super::fuse::{Finder, Fused, Tail};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, ops_move, others};
-
-/// Most bytes of an arena.
-const ARENA_BYTES_MAX: u64 = 16 << 30;
+use super::{Error, ops_move, ops_product, others};
 
 /// One compiled step.
 pub(super) struct Step {
@@ -58,6 +57,8 @@ pub(super) struct Plan {
     /// Where each of them lies.
     pub(super) outputs: Vec<Option<Operand>>,
     pub(super) sights: Vec<Sight>,
+    /// Those of them that the plan knew without a run.
+    pub(super) known: Vec<ValueId>,
     /// Nodes that could not be planned, in order: a shape depends on the data.
     pub(super) rest: Vec<usize>,
 }
@@ -75,7 +76,9 @@ pub(super) struct Blueprint<'a> {
     pub(super) graph: &'a Graph,
     pub(super) weights: &'a Weights,
     pub(super) context: Context,
-    /// Whether clamps are fused and values stay channels-last between steps.
+    /// Most bytes of an arena.
+    pub(super) memory_bytes_max: u64,
+    /// Whether products take over what follows them and values stay channels-last between steps.
     pub(super) passes: bool,
     /// Values that must not be fused away, because a tap wants to see them.
     pub(super) wanted: &'a HashSet<ValueId>,
@@ -135,8 +138,10 @@ struct Builder<'a> {
     drafts: Vec<Draft>,
     buffers: Vec<Lifetime>,
     sights: Vec<DraftSight>,
-    /// For each node that was fused into the one before it: its output is that one's.
+    /// Nodes that the step of another does.
     fused: HashSet<usize>,
+    /// What may still be computed while the plan is made.
+    budget: Budget,
     consumers: Vec<Vec<usize>>,
 }
 
@@ -145,6 +150,22 @@ struct Builder<'a> {
 /// # Errors
 /// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
 pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error> {
+    let (builder, rest, later) = walk(source, start)?;
+    builder.finish(rest, &later)
+}
+
+/// Type and shape of every value that can be told from the shapes of the operands; [`build`] without a plan.
+pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<(DType, Vec<usize>)>>, Error> {
+    let (builder, ..) = walk(source, start)?;
+    let fact = |state: Option<State>| state.map(|s| (s.fact.dtype, s.fact.shape));
+    Ok(builder.states.into_iter().map(fact).collect())
+}
+
+/// Plans node by node; with the nodes that could not be planned, and their results.
+fn walk<'a>(
+    source: &'a Blueprint<'a>,
+    start: Start,
+) -> Result<(Builder<'a>, Vec<usize>, HashSet<ValueId>), Error> {
     let graph = source.graph;
     let mut builder = Builder {
         source,
@@ -153,6 +174,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
         buffers: Vec::new(),
         sights: Vec::new(),
         fused: HashSet::new(),
+        budget: Budget::of(graph),
         consumers: graph.consumers(),
     };
     for (id, value) in graph.values.iter().enumerate() {
@@ -184,7 +206,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
             }
         }
     }
-    builder.finish(rest, &later)
+    Ok((builder, rest, later))
 }
 
 fn at(node: &Node, reason: String) -> Error {
@@ -304,12 +326,22 @@ impl Builder<'_> {
             let text = format!("{} results are asked for, {} are made", node.outputs.len(), results.len());
             return Err(Unfit::Wrong(text));
         }
+        let bytes =
+            |(dtype, shape): &(DType, Vec<usize>)| Fact::computed(*dtype, shape.clone()).bytes() as u64;
+        let (made, limit) = (results.iter().map(bytes).sum::<u64>(), self.source.memory_bytes_max);
+        if made > limit {
+            return Err(Unfit::Wrong(format!(
+                "its results take {made} bytes, more than the limit of {limit}"
+            )));
+        }
         if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
             return Ok(());
         }
-        let constant = facts.iter().flatten().all(|f| f.constant.is_some());
+        let constant = facts.iter().flatten().all(|f| f.constant.is_some())
+            && self.budget.admits(&node.op, &facts, &results);
         match &node.op {
             Op::Split { axis, .. } => self.split(index, node, &facts, *axis, &results)?,
+            Op::Other(other) if constant => self.folded_other(node, other, &facts, &results)?,
             Op::Other(other) => self.other(index, node, other, &facts, results)?,
             _ if constant => self.folded(index, node, &facts, &results[0])?,
             _ => self.step(index, node, &facts, results.into_iter().next().expect("at least one result"))?,
@@ -326,15 +358,6 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: Results,
     ) -> Result<(), String> {
-        if facts.iter().flatten().all(|f| f.constant.is_some()) {
-            let constants: Vec<Option<Arc<Tensor>>> =
-                facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
-            let tensors = others::run(other, &constants, Some(&results))?;
-            for (&id, tensor) in node.outputs.iter().zip(tensors) {
-                self.set_constant(id, Arc::new(tensor));
-            }
-            return Ok(());
-        }
         let mut operands = Vec::new();
         for (id, fact) in node.inputs.iter().zip(facts) {
             operands.push(match (id, fact) {
@@ -353,6 +376,23 @@ impl Builder<'_> {
         for ((&id, (dtype, shape)), range) in node.outputs.iter().zip(results).zip(ranges) {
             let place = Place::Buffer { index: buffer, start: range.start, len: range.len() };
             self.set(id, Fact::computed(dtype, shape.clone()), Some(Form { place, shape }), None);
+        }
+        Ok(())
+    }
+
+    /// An operator that is one object, over constants.
+    fn folded_other(
+        &mut self,
+        node: &Node,
+        other: &Other,
+        facts: &[Option<Fact>],
+        results: &Results,
+    ) -> Result<(), String> {
+        let constants: Vec<Option<Arc<Tensor>>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        let tensors = others::run(other, &constants, Some(results))?;
+        for (&id, tensor) in node.outputs.iter().zip(tensors) {
+            self.set_constant(id, Arc::new(tensor));
         }
         Ok(())
     }
@@ -415,7 +455,7 @@ impl Builder<'_> {
             index,
             node,
             layout,
-            clamp: (f32::NEG_INFINITY, f32::INFINITY),
+            fused: Fused::NONE,
         }
     }
 
@@ -503,45 +543,62 @@ impl Builder<'_> {
                 if wide { self.widened(index, *id, fact, shape.len())? } else { self.form(index, *id, own)? };
             operands.push(Some((form, fact.dtype)));
         }
+        let tail = self.tail(node, facts, dtype, &shape);
+        let mut fused = Fused { activation: tail.activation, clamp: tail.clamp, ..Fused::NONE };
+        // What the tail reads comes after the operands of the node.
+        for (id, place, layout) in
+            [(tail.bias, &mut fused.bias, Layout::RowMajor), (tail.residual, &mut fused.residual, layout)]
+        {
+            if let Some(id) = id {
+                *place = Some(operands.len());
+                operands.push(Some((self.form(index, id, layout)?, DType::F32)));
+            }
+        }
         let physical: Vec<Option<Fact>> = operands
             .iter()
-            .zip(facts)
-            .map(|(operand, fact)| {
+            .enumerate()
+            .map(|(position, operand)| {
+                let known = || facts.get(position)?.as_ref()?.constant.clone();
                 operand.as_ref().map(|(form, dtype)| Fact {
                     dtype: *dtype,
                     shape: form.shape.clone(),
                     constant: match &form.place {
                         Place::Constant(tensor) => Some(tensor.clone()),
-                        _ => fact.as_ref().and_then(|f| f.constant.clone()),
+                        _ => known(),
                     },
                 })
             })
             .collect();
         let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
         let out_shape = layout.shape(&shape);
-        let mut request = self.request(index, node, layout);
-        let mut output = node.outputs[0];
-        let clamp = self.clamp_after(node);
-        if let Some((next, lo, hi)) = clamp {
-            request.clamp = (lo, hi);
-            output = self.source.graph.nodes[next].outputs[0];
-        }
+        let request = Request { fused, ..self.request(index, node, layout) };
         let kernel = compile(&request, &refs, dtype, &out_shape)?;
-        if let Some((next, ..)) = clamp {
-            self.fused.insert(next);
-        }
+        self.fused.extend(&tail.nodes);
         let macs = macs(&node.op, facts, &shape);
         let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
         let fact = Fact::computed(dtype, shape);
         match layout {
-            Layout::RowMajor => self.set(output, fact, Some(form), None),
-            Layout::ChannelsLast => self.set(output, fact, None, Some(form)),
+            Layout::RowMajor => self.set(tail.output, fact, Some(form), None),
+            Layout::ChannelsLast => self.set(tail.output, fact, None, Some(form)),
         }
         if !self.source.passes && layout == Layout::ChannelsLast {
-            self.form(index, output, Layout::RowMajor)?;
-            self.states[output.0 as usize].as_mut().expect("set above").channels_last = None;
+            self.form(index, tail.output, Layout::RowMajor)?;
+            self.states[tail.output.0 as usize].as_mut().expect("set above").channels_last = None;
         }
         Ok(())
+    }
+
+    /// What the step of a node takes over from the nodes after it.
+    fn tail(&self, node: &Node, facts: &[Option<Fact>], dtype: DType, shape: &[usize]) -> Tail {
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        match ops_product::epilogue_of(&node.op, &refs) {
+            Some(bias) if self.source.passes && dtype == DType::F32 => {
+                let fact = |id: ValueId| self.states[id.0 as usize].as_ref().map(|s| &s.fact);
+                let (graph, consumers, wanted) = (self.source.graph, &self.consumers, self.source.wanted);
+                Finder { graph, consumers, wanted, fact: &fact }.tail(node.outputs[0], shape, bias)
+            }
+            _ => Tail::none(node.outputs[0]),
+        }
     }
 
     /// The memory order in which an operator runs here.
@@ -596,42 +653,16 @@ impl Builder<'_> {
         }
     }
 
-    /// The Relu or Clip that alone reads the result of a float product: its node and its bounds.
-    fn clamp_after(&self, node: &Node) -> Option<(usize, f32, f32)> {
-        let graph = self.source.graph;
-        let output = node.outputs[0];
-        let [next] = self.consumers[output.0 as usize][..] else { return None };
-        let free = self.source.passes
-            && matches!(node.op, Op::Conv { .. })
-            && !self.source.wanted.contains(&output)
-            && !graph.outputs.contains(&output);
-        if !free {
-            return None;
-        }
-        match &graph.nodes[next].op {
-            Op::Unary(Unary::Relu) => Some((next, 0.0, f32::INFINITY)),
-            Op::Clip if graph.nodes[next].input(0) == Some(output) => {
-                let bound = |i: usize, open: f32| match graph.nodes[next].input(i) {
-                    None => Some(open),
-                    Some(id) => {
-                        let constant = self.states[id.0 as usize].as_ref()?.fact.constant.clone()?;
-                        (constant.dtype() == DType::F32 && constant.len() == 1)
-                            .then(|| constant.slice::<f32>()[0])
-                    }
-                };
-                let (lo, hi) = (bound(1, f32::NEG_INFINITY)?, bound(2, f32::INFINITY)?);
-                (lo <= hi).then_some((next, lo, hi))
-            }
-            _ => None,
-        }
-    }
-
     /// Nodes of `rest` are done later, with the values in `later`.
     fn finish(mut self, rest: Vec<usize>, later: &HashSet<ValueId>) -> Result<Plan, Error> {
         let graph = self.source.graph;
         let mut made: Vec<ValueId> = graph.outputs.clone();
-        made.extend(rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten()));
+        let read_later = rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten());
+        made.extend(read_later.filter(|id| graph.constant(**id).is_none()));
         made.retain(|id| !later.contains(id) && self.states[id.0 as usize].is_some());
+        let is_known =
+            |id: &ValueId| self.states[id.0 as usize].as_ref().is_some_and(|s| s.fact.constant.is_some());
+        let known = made.iter().copied().filter(is_known).collect();
         let mut outputs = Vec::new();
         for &id in &made {
             let fail = |reason| Error::Node { node: graph.value(id).name.clone(), op: "output", reason };
@@ -643,10 +674,10 @@ impl Builder<'_> {
         // Outputs are read after the last step.
         let end = self.drafts.len();
         outputs.iter().for_each(|(form, _)| self.touch(form, end));
-        let need_bytes: u64 = self.buffers.iter().map(|b| b.bytes as u64).max().unwrap_or(0);
         let (places, arena_bytes) = place(&self.buffers);
-        if need_bytes.max(arena_bytes as u64) > ARENA_BYTES_MAX {
-            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes: ARENA_BYTES_MAX });
+        let limit_bytes = self.source.memory_bytes_max;
+        if arena_bytes as u64 > limit_bytes {
+            return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes });
         }
         let operand = |(form, dtype): &(Form, DType)| Operand {
             source: match &form.place {
@@ -679,7 +710,7 @@ impl Builder<'_> {
             dtype: d.dtype,
             shape: d.shape,
         });
-        Ok(Plan { steps: steps.collect(), arena_bytes, made, outputs, sights, rest })
+        Ok(Plan { steps: steps.collect(), arena_bytes, made, known, outputs, sights, rest })
     }
 }
 
@@ -698,19 +729,4 @@ fn fold(
     let view: TensorViewMut<'_> = tensor.view_mut();
     kernel(&Operands::constants(operands), view, &mut Scratch::default())?;
     Ok(tensor)
-}
-
-/// Multiply-accumulates of a product.
-fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
-    let elements: usize = out.iter().product();
-    let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
-    let depth: usize = match op {
-        Op::Conv { .. } | Op::QConv { .. } | Op::ConvInteger { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger => {
-            shape(0).last().copied().unwrap_or(0)
-        }
-        Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
-        _ => 0,
-    };
-    elements as u64 * depth as u64
 }

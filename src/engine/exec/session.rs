@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::graph::fact::{Fact, Unfit};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::shapes::infer;
+use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
-use super::plan::{Blueprint, Plan, Sight, Start, Step, build};
+use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, Layer, Options, Port, Tap, control, others};
+use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
 const PLANS_MAX: usize = 16;
@@ -92,6 +92,7 @@ impl Session {
                 name: value.name.clone(),
                 dtype: value.dtype.unwrap_or(DType::F32),
                 dims: value.dims.clone().unwrap_or_default(),
+                ranked: value.dims.is_some(),
             }
         };
         let inputs: Vec<Port> = graph.inputs.iter().map(port).collect();
@@ -103,7 +104,7 @@ impl Session {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
             bodies.insert(index, all.collect::<Result<_, _>>()?);
         }
-        let session = Session {
+        let mut session = Session {
             graph,
             real_names,
             options,
@@ -115,9 +116,20 @@ impl Session {
             made: AtomicU64::new(0),
         };
         // A model with fixed shapes tells now whether it can run.
+        let declared =
+            |id: &ValueId| session.graph.value(*id).dtype.and(session.graph.value(*id).dims.as_ref());
+        let all = session.graph.inputs.iter().all(|id| declared(id).is_some());
         let fixed: Option<Vec<Vec<usize>>> = session.inputs.iter().map(|p| p.shape(|_| None)).collect();
-        if let Some(shapes) = fixed {
+        if let Some(shapes) = fixed.filter(|_| all) {
             session.first(&shapes)?;
+        }
+        if session.outputs.iter().any(|p| !p.ranked) {
+            let known = symbolic::shapes(&session);
+            for port in session.outputs.iter_mut().filter(|p| !p.ranked) {
+                if let Some((_, _, dims)) = known.iter().find(|(name, ..)| *name == port.name) {
+                    (port.dims, port.ranked) = (dims.clone(), true);
+                }
+            }
         }
         Ok(session)
     }
@@ -186,9 +198,10 @@ impl Session {
         there.extend(self.graph.inputs.iter().copied().zip(given.iter().map(|t| Cow::Borrowed(*t))));
         there.extend(ready.plan.made.iter().copied().zip(made.into_iter().map(Cow::Owned)));
         let wanted = ready.key.wanted.clone();
+        let mut known: HashSet<ValueId> = HashSet::new();
         while !ready.plan.rest.is_empty() {
             let mut todo = Vec::new();
-            let mut known: HashSet<ValueId> = HashSet::new();
+            known.extend(&ready.plan.known);
             for &index in &ready.plan.rest {
                 match self.look_at(index, &there)? {
                     Next::Plan(constants) => {
@@ -225,6 +238,11 @@ impl Session {
                 wanted: wanted.clone(),
             };
             let next = self.ready(key, || todo.clone())?;
+            if next.plan.rest.len() == todo.len() {
+                let node = &self.graph.nodes[todo[0]];
+                let reason = "its operands never come".to_owned();
+                return Err(Error::Node { node: node.name.clone(), op: node.op.name(), reason });
+            }
             let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| {
                 // What was there before was shown by the plan that made it.
                 if let Some(tap) = tap.as_deref_mut().filter(|_| !ids.contains(&sight.value)) {
@@ -302,8 +320,10 @@ impl Session {
         match &node.op {
             Op::Other(other) => others::run(other, &inputs, None).map_err(wrong),
             Op::If => control::branch(node, &bodies, &inputs),
-            Op::Loop { carried } => control::repeat(node, &bodies, *carried, &inputs),
-            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs),
+            Op::Loop { carried } => {
+                control::repeat(node, &bodies, *carried, &inputs, self.options.memory_bytes_max)
+            }
+            Op::Scan(scan) => control::scan(node, &bodies, scan, &inputs, self.options.memory_bytes_max),
             _ => Err(wrong("its shape depends on data that is too large to be a shape".to_owned())),
         }
     }
@@ -402,7 +422,7 @@ impl Session {
                 let (got, want) = (tensor.dtype(), port.dtype);
                 return Err(Error::InputType { name: port.name.clone(), got, want });
             }
-            if !fits(port, tensor.shape(), &mut symbols) {
+            if port.ranked && !fits(port, tensor.shape(), &mut symbols) {
                 let want: Vec<String> = port.dims.iter().map(Dim::to_string).collect();
                 let (got, want) = (tensor.shape().to_vec(), want.join(", "));
                 return Err(Error::InputShape { name: port.name.clone(), got, want });
@@ -429,9 +449,24 @@ impl Session {
     /// The first plan for inputs of these shapes, of the types that the model declares.
     fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
         let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        for (&id, shape) in self.graph.inputs.iter().zip(shapes) {
+            let wrong = |reason| Error::Node { node: self.graph.value(id).name.clone(), op: "input", reason };
+            bounded(dtype(id), shape).map_err(wrong)?;
+        }
         let entry = |(&id, shape): (&ValueId, &Vec<usize>)| (id, dtype(id), shape.clone(), None);
         let given = self.graph.inputs.iter().zip(shapes).map(entry).collect();
         self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
+    }
+
+    fn blueprint<'a>(&'a self, wanted: &'a HashSet<ValueId>) -> Blueprint<'a> {
+        Blueprint {
+            graph: &self.graph,
+            weights: &self.weights,
+            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            memory_bytes_max: self.options.memory_bytes_max,
+            passes: self.options.passes,
+            wanted,
+        }
     }
 
     /// The plan for a key; compiled the first time, for the nodes that `todo` gives.
@@ -443,13 +478,7 @@ impl Session {
             return Ok(ready);
         }
         let wanted: HashSet<ValueId> = key.wanted.iter().copied().collect();
-        let blueprint = Blueprint {
-            graph: &self.graph,
-            weights: &self.weights,
-            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
-            passes: self.options.passes,
-            wanted: &wanted,
-        };
+        let blueprint = self.blueprint(&wanted);
         let fact = |(id, dtype, shape, data): &(ValueId, DType, Vec<usize>, Option<Tensor>)| {
             let fact = match data {
                 Some(tensor) => Fact::constant(Arc::new(tensor.clone())),
@@ -548,6 +577,26 @@ impl Session {
             }
             _ => tap.observe(name, view),
         }
+    }
+}
+
+impl ShapesOf for Session {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn value_shapes(&self, shapes: &[Vec<usize>]) -> Result<Vec<(String, DType, Vec<usize>)>, Error> {
+        let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        let given = self.graph.inputs.iter().zip(shapes);
+        let given = given.map(|(&id, shape)| (id, Fact::computed(dtype(id), shape.clone()))).collect();
+        let start = Start { given, nodes: self.all_nodes() };
+        let wanted = HashSet::new();
+        let facts = facts(&self.blueprint(&wanted), start)?;
+        let named = facts.into_iter().enumerate().filter_map(|(i, fact)| {
+            let (dtype, shape) = fact?;
+            Some((self.real_name(ValueId(i as u32)).to_owned(), dtype, shape))
+        });
+        Ok(named.collect())
     }
 }
 

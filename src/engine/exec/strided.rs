@@ -1,6 +1,12 @@
 //! Walks over row-major tensors: broadcasting, and reads with any strides. Plain index arithmetic.
 
+use std::ops::Range;
+
+use crate::engine::graph::shapes::RANK_MAX;
 use crate::engine::tensor::Element;
+
+/// Most axes of a walk: Tile has two for each of its operand's.
+const AXES_MAX: usize = 2 * RANK_MAX;
 
 /// A loop nest over an output in row-major order, with the strides of its operands; runs of axes that every
 /// operand walks evenly are one.
@@ -58,17 +64,34 @@ impl<const N: usize> Walk<N> {
         Walk::new(shape, strides)
     }
 
+    /// Length of the outermost axis: what a walk can be cut along.
+    pub(super) fn outer(&self) -> usize {
+        self.shape[0]
+    }
+
     /// Calls `row(out, starts, length, steps)` for each innermost run: `length` outputs from `out` on, each operand
     /// from its start on with its step.
-    pub(super) fn rows(&self, mut row: impl FnMut(usize, [isize; N], usize, [isize; N])) {
-        if self.shape.contains(&0) {
+    pub(super) fn rows(&self, row: impl FnMut(usize, [isize; N], usize, [isize; N])) {
+        self.rows_in(0..self.outer(), row);
+    }
+
+    /// As [`Walk::rows`], for the places `range` of the outermost axis; outputs count from the first of them.
+    #[inline(always)]
+    pub(super) fn rows_in(
+        &self,
+        range: Range<usize>,
+        mut row: impl FnMut(usize, [isize; N], usize, [isize; N]),
+    ) {
+        if range.is_empty() || self.shape.contains(&0) {
             return;
         }
         let last = self.shape.len() - 1;
-        let (length, steps) = (self.shape[last], self.strides[last]);
-        // Ranks above this are joined or refused long before: ONNX models stay under it.
-        let mut index = [0usize; 32];
-        let mut starts = [0isize; N];
+        let mut starts = self.strides[0].map(|stride| stride * range.start as isize);
+        // One place that calls `row`, so that it is inlined, and compiled for the instruction set of the caller.
+        let length = if last == 0 { range.len() } else { self.shape[last] };
+        let steps = self.strides[last];
+        let mut index = [0usize; AXES_MAX];
+        index[0] = range.start;
         let mut out = 0;
         loop {
             row(out, starts, length, steps);
@@ -81,7 +104,8 @@ impl<const N: usize> Walk<N> {
                 axis -= 1;
                 index[axis] += 1;
                 (0..N).for_each(|op| starts[op] += self.strides[axis][op]);
-                if index[axis] < self.shape[axis] {
+                let end = if axis == 0 { range.end } else { self.shape[axis] };
+                if index[axis] < end {
                     break;
                 }
                 (0..N).for_each(|op| starts[op] -= self.strides[axis][op] * self.shape[axis] as isize);
@@ -147,5 +171,32 @@ mod tests {
             sum += a;
         });
         assert_eq!(sum, 4 * 15);
+    }
+
+    #[test]
+    fn a_walk_in_pieces_is_the_walk() {
+        for (shape, operands) in [
+            (&[5, 3, 4][..], [&[5, 3, 4][..], &[5, 1, 4]]),
+            (&[5, 3, 4], [&[1, 3, 1], &[5, 1, 4]]),
+            (&[7], [&[7], &[1]]),
+            (&[7], [&[7], &[7]]),
+        ] {
+            let walk = Walk::<2>::broadcast(shape, operands);
+            let seen = |range: Range<usize>, first: usize| {
+                let mut all = Vec::new();
+                walk.rows_in(range, |at, starts, n, steps| {
+                    for i in 0..n {
+                        all.push((first + at + i, starts.map(|s| s), steps.map(|s| s * i as isize)));
+                    }
+                });
+                all.into_iter().map(|(at, [a, b], [da, db])| (at, a + da, b + db)).collect::<Vec<_>>()
+            };
+            let whole = seen(0..walk.outer(), 0);
+            let row = whole.len() / walk.outer();
+            for cut in 0..=walk.outer() {
+                let pieces = [seen(0..cut, 0), seen(cut..walk.outer(), cut * row)].concat();
+                assert_eq!(pieces, whole, "{shape:?} cut at {cut}");
+            }
+        }
     }
 }

@@ -171,11 +171,11 @@ fn every_isa_and_thread_count_and_batch_gives_the_same_bytes() {
     for quantized in [false, true] {
         let graph = Maker::new(quantized).network();
         let x = image(5);
-        let want = run(&graph, Options { isa: Isa::Scalar, threads: 1, passes: true, integers: true }, &x);
+        let want = run(&graph, Options { isa: Isa::Scalar, ..Options::default() }, &x);
         for isa in Isa::available() {
             for threads in [1, 2, 4] {
                 assert_eq!(
-                    run(&graph, Options { isa, threads, passes: true, integers: true }, &x),
+                    run(&graph, Options { isa, threads, ..Options::default() }, &x),
                     want,
                     "{isa:?} {threads}"
                 );
@@ -328,4 +328,95 @@ fn many_threads_may_run_one_session() {
             });
         }
     });
+}
+
+/// What follows products in image networks and in transformers, all of which they take over: the graph, and the
+/// operators of its steps.
+fn followed() -> (Graph, &'static [&'static str]) {
+    let mut maker = Maker::new(false);
+    let x = maker.input([3, 9, 11]);
+    let float = DType::F32;
+    let scalar = |maker: &mut Maker, v: f32| maker.constant(Tensor::scalar(v));
+    // Conv, Conv + Relu + residual that has to wait for the Relu, Conv + residual + Relu, Conv + SiLU + residual.
+    let a = maker.conv(x, 1.0, &[8, 3, 3, 3], 1, 1);
+    let b = maker.conv(a, 1.0, &[8, 8, 1, 1], 1, 1);
+    let b = maker.node(Op::Unary(Unary::Relu), &[b], float);
+    let b = maker.node(Op::Binary(Binary::Add), &[b, a], float);
+    let c = maker.conv(b, 1.0, &[8, 1, 3, 3], 8, 1);
+    let c = maker.node(Op::Binary(Binary::Add), &[b, c], float);
+    let c = maker.node(Op::Unary(Unary::Relu), &[c], float);
+    let d = maker.conv(c, 1.0, &[8, 4, 3, 3], 2, 1);
+    let s = maker.node(Op::Unary(Unary::Sigmoid), &[d], float);
+    let d = maker.node(Op::Binary(Binary::Mul), &[d, s], float);
+    let d = maker.node(Op::Binary(Binary::Add), &[d, c], float);
+    // MatMul + bias + GELU spelled out, MatMul + bias + residual + Clip, MatMul of computed operands.
+    let w = maker.randoms(&[11, 40]);
+    let (w, list) = (maker.constant(w), maker.randoms(&[40]));
+    let e = maker.node(Op::MatMul, &[d, w], float);
+    let list = maker.constant(list);
+    let e = maker.node(Op::Binary(Binary::Add), &[list, e], float);
+    let root = scalar(&mut maker, std::f32::consts::SQRT_2);
+    let quotient = maker.node(Op::Binary(Binary::Div), &[e, root], float);
+    let erf = maker.node(Op::Unary(Unary::Erf), &[quotient], float);
+    let one = scalar(&mut maker, 1.0);
+    let sum = maker.node(Op::Binary(Binary::Add), &[erf, one], float);
+    let product = maker.node(Op::Binary(Binary::Mul), &[e, sum], float);
+    let half = scalar(&mut maker, 0.5);
+    let e = maker.node(Op::Binary(Binary::Mul), &[product, half], float);
+    let (w, list) = (maker.randoms(&[40, 11]), maker.randoms(&[1, 11]));
+    let (w, list) = (maker.constant(w), maker.constant(list));
+    let f = maker.node(Op::MatMul, &[e, w], float);
+    let f = maker.node(Op::Binary(Binary::Add), &[f, list], float);
+    let f = maker.node(Op::Binary(Binary::Add), &[d, f], float);
+    let (lo, hi) = (scalar(&mut maker, -2.0), scalar(&mut maker, 40.0));
+    let f = maker.node(Op::Clip, &[f, lo, hi], float);
+    let g = maker.node(Op::Transpose { perm: vec![0, 1, 3, 2] }, &[f], float);
+    let y = maker.node(Op::MatMul, &[f, g], float);
+    maker.graph.outputs = vec![y];
+    let steps = &[
+        "to_channels_last",
+        "Conv",
+        "Conv",
+        "Add",
+        "Conv",
+        "Conv",
+        "to_row_major",
+        "MatMul",
+        "MatMul",
+        "Transpose",
+        "MatMul",
+    ];
+    (maker.graph, steps)
+}
+
+#[test]
+fn products_take_over_what_follows_them() {
+    let (graph, want) = followed();
+    let session = Session::new(graph, Options::default()).unwrap();
+    let steps = session.steps(&[vec![1, 3, 9, 11]]).unwrap();
+    assert_eq!(steps.iter().map(|s| s.op.as_str()).collect::<Vec<_>>(), want);
+}
+
+#[test]
+fn what_products_take_over_keeps_its_bits() {
+    let (graph, _) = followed();
+    let want = run(&graph, Options { isa: Isa::Scalar, passes: false, ..Options::default() }, &image(2));
+    assert!(want.slice::<f32>().iter().all(|y| y.is_finite()));
+    for isa in Isa::available() {
+        for (threads, passes) in [(1, true), (1, false), (3, true)] {
+            let options = Options { isa, threads, passes, ..Options::default() };
+            assert_eq!(run(&graph, options, &image(2)), want, "{isa:?} {threads} {passes}");
+        }
+    }
+}
+
+#[test]
+fn a_value_that_a_tap_wants_is_not_taken_over() {
+    let (graph, _) = followed();
+    let plain = Options { passes: false, ..Options::default() };
+    let (with, without) = (seen(&graph, Options::default()), seen(&graph, plain));
+    assert_eq!(with.len(), without.len());
+    for (name, tensor) in &with {
+        assert_eq!(without.iter().find(|(n, _)| n == name).map(|(_, t)| t), Some(tensor), "{name}");
+    }
 }

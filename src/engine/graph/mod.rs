@@ -6,6 +6,7 @@ pub mod fact;
 pub mod op;
 pub mod operator;
 pub mod passes;
+pub mod reach;
 pub mod shapes;
 
 use std::collections::{HashMap, HashSet};
@@ -93,6 +94,8 @@ impl Node {
 pub struct Graph {
     /// Name of the graph in the model.
     pub name: String,
+    /// The opset of ONNX that the model was written in; 0 where it was made here.
+    pub opset: i64,
     /// All values; a [`ValueId`] is an index.
     pub values: Vec<Value>,
     /// All nodes in execution order.

@@ -24,10 +24,10 @@ pub struct Sliding {
 }
 
 impl Sliding {
-    /// Reads the attributes of a convolution or a pooling.
+    /// The window that the attributes of a node describe.
     ///
     /// # Errors
-    /// A sentence about the attribute that is wrong or not supported.
+    /// A sentence about the attribute that is wrong.
     pub fn read(a: &Attributes) -> Result<Sliding, String> {
         let positive = |name: &str| -> Result<Vec<usize>, String> {
             let sizes = a.sizes(name)?.unwrap_or_default();
@@ -42,12 +42,18 @@ impl Sliding {
             Some("SAME_LOWER") => AutoPad::SameLower,
             Some(other) => return Err(format!("auto_pad={other} is not supported")),
         };
-        let valid = a.text("auto_pad")? == Some("VALID");
+        let explicit = matches!(a.text("auto_pad")?, None | Some("" | "NOTSET"));
+        let pads = if explicit { a.sizes("pads")?.unwrap_or_default() } else { Vec::new() };
+        // What says no more than the default is left out: one form for each meaning.
+        let unless = |sizes: Vec<usize>, default: usize| match sizes.iter().all(|&s| s == default) {
+            true => Vec::new(),
+            false => sizes,
+        };
         Ok(Sliding {
             kernel: positive("kernel_shape")?,
-            strides: positive("strides")?,
-            dilations: positive("dilations")?,
-            pads: if valid { Vec::new() } else { a.sizes("pads")?.unwrap_or_default() },
+            strides: unless(positive("strides")?, 1),
+            dilations: unless(positive("dilations")?, 1),
+            pads: unless(pads, 0),
             auto_pad,
             ceil_mode: a.flag("ceil_mode", false)?,
         })

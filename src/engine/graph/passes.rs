@@ -1,6 +1,7 @@
 //! Rewrites that keep the answer: identities go, and what scales or shifts the channels of a convolution moves
 //! into its weights. Constants are folded in `exec`, which can compute. Each pass is a function of its own.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::engine::tensor::{DType, Tensor};
@@ -8,24 +9,31 @@ use crate::engine::tensor::{DType, Tensor};
 use super::op::{Binary, Op};
 use super::{Graph, Node, ValueId};
 
+/// Bytes of weights that several nodes read and that may become one copy for each, in all.
+const COPIED_BYTES_MAX: usize = 256 << 20;
+
 /// The float graph as the quantizer wants it: Identity gone; BatchNormalization and Mul or Add by one constant a
 /// channel folded into the Conv before them; no node that nobody reads. Values that stay keep their names.
 pub fn simplify(graph: &mut Graph) {
     remove_identities(graph);
-    while fold_into_conv(graph) {}
+    fold_into_convs(graph);
     graph.remove_unused_nodes();
 }
 
 /// Takes Identity nodes out, unless they give a graph output its name.
 pub fn remove_identities(graph: &mut Graph) {
-    let identities: Vec<(ValueId, ValueId)> = graph
-        .nodes
-        .iter()
-        .filter(|n| matches!(n.op, Op::Identity) && !graph.outputs.contains(&n.outputs[0]))
-        .filter_map(|n| Some((n.outputs[0], n.input(0)?)))
-        .collect();
-    for (output, input) in identities {
-        graph.replace_uses(output, input);
+    let given: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+    let mut instead: HashMap<ValueId, ValueId> = HashMap::new();
+    for node in &mut graph.nodes {
+        for id in node.inputs.iter_mut().flatten() {
+            *id = instead.get(id).copied().unwrap_or(*id);
+        }
+        if matches!(node.op, Op::Identity)
+            && !given.contains(&node.outputs[0])
+            && let Some(input) = node.input(0)
+        {
+            instead.insert(node.outputs[0], input);
+        }
     }
     graph.remove_unused_nodes();
 }
@@ -36,26 +44,56 @@ struct Affine {
     shift: Vec<f64>,
 }
 
-/// Folds one node that is affine by channel into the Conv that alone feeds it. Says whether it found one.
-pub fn fold_into_conv(graph: &mut Graph) -> bool {
-    let producers = graph.producers();
-    let consumers = graph.consumers();
-    let found = (0..graph.nodes.len()).find_map(|index| {
-        let node = &graph.nodes[index];
-        let (operand, affine_of) = affine_operand(graph, node)?;
-        let conv = *producers.get(&operand)?;
-        let alone = consumers[operand.0 as usize].len() == 1 && !graph.outputs.contains(&operand);
-        let Op::Conv { .. } = graph.nodes[conv].op else { return None };
-        let weight = graph.constant(graph.nodes[conv].input(1)?)?;
-        let bias_is_known = graph.nodes[conv].input(2).is_none_or(|b| graph.constant(b).is_some());
-        let affine = affine_of(weight.shape()[0])?;
-        (alone && bias_is_known && weight.dtype() == DType::F32).then_some((index, conv, affine))
+/// Folds every node that is affine by channel into the Conv that alone feeds it.
+pub fn fold_into_convs(graph: &mut Graph) {
+    let mut producers = graph.producers();
+    let mut readers: HashMap<ValueId, usize> = HashMap::new();
+    for id in graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).chain(&graph.outputs) {
+        *readers.entry(*id).or_default() += 1;
+    }
+    let given: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+    let mut names: HashSet<String> = graph.values.iter().map(|v| v.name.clone()).collect();
+    let mut copied = 0;
+    let mut folded = HashSet::new();
+    for index in 0..graph.nodes.len() {
+        let alone = |id: ValueId| readers.get(&id) == Some(&1) && !given.contains(&id);
+        let Some((conv, operand, affine)) = foldable(graph, &producers, index, alone) else { continue };
+        let weight = graph.nodes[conv].input(1).expect("a Conv has weights");
+        if readers[&weight] > 1 {
+            copied += graph.constant(weight).map_or(0, |w| w.view().bytes.len());
+            if copied > COPIED_BYTES_MAX {
+                continue;
+            }
+        }
+        scale_conv(graph, conv, &affine, &mut readers, &mut names);
+        graph.nodes[conv].outputs = graph.nodes[index].outputs.clone();
+        producers.remove(&operand);
+        producers.insert(graph.nodes[index].outputs[0], conv);
+        folded.insert(index);
+    }
+    let mut index = 0..;
+    graph.nodes.retain(|_| index.next().is_none_or(|i| !folded.contains(&i)));
+}
+
+/// The Conv that node `index` folds into, the value between them, and the factors.
+fn foldable(
+    graph: &Graph,
+    producers: &HashMap<ValueId, usize>,
+    index: usize,
+    alone: impl Fn(ValueId) -> bool,
+) -> Option<(usize, ValueId, Affine)> {
+    let (operand, affine_of) = affine_operand(graph, &graph.nodes[index])?;
+    let conv = *producers.get(&operand)?;
+    let Op::Conv { .. } = graph.nodes[conv].op else { return None };
+    let weight = graph.constant(graph.nodes[conv].input(1)?)?;
+    let channels = *weight.shape().first()?;
+    if !alone(operand) || weight.dtype() != DType::F32 || weight.is_empty() {
+        return None;
+    }
+    let bias_fits = graph.nodes[conv].input(2).is_none_or(|bias| {
+        graph.constant(bias).is_some_and(|b| b.dtype() == DType::F32 && b.shape() == [channels])
     });
-    let Some((index, conv, affine)) = found else { return false };
-    scale_conv(graph, conv, &affine);
-    graph.nodes[conv].outputs = graph.nodes[index].outputs.clone();
-    graph.nodes.remove(index);
-    true
+    Some((conv, operand, affine_of(channels)?)).filter(|_| bias_fits)
 }
 
 type AffineOf<'a> = Box<dyn Fn(usize) -> Option<Affine> + 'a>;
@@ -106,7 +144,13 @@ fn by_channel(op: Binary, tensor: &Tensor, channels: usize) -> Option<Affine> {
     })
 }
 
-fn scale_conv(graph: &mut Graph, conv: usize, affine: &Affine) {
+fn scale_conv(
+    graph: &mut Graph,
+    conv: usize,
+    affine: &Affine,
+    readers: &mut HashMap<ValueId, usize>,
+    names: &mut HashSet<String>,
+) {
     let node = graph.nodes[conv].clone();
     let weight_id = node.inputs[1].expect("a Conv has weights");
     let weight = graph.constant(weight_id).expect("looked at before").clone();
@@ -125,27 +169,26 @@ fn scale_conv(graph: &mut Graph, conv: usize, affine: &Affine) {
     let bias: Vec<f32> =
         (0..channels).map(|c| (bias[c] * affine.scale[c] + affine.shift[c]) as f32).collect();
     let weight_shape = weight.shape().to_vec();
-    let weight_id =
-        replace_constant(graph, Some(weight_id), &node.name, Tensor::from_slice(&weight_shape, &scaled));
-    let bias_id = replace_constant(graph, node.input(2), &node.name, Tensor::from_slice(&[channels], &bias));
-    graph.nodes[conv].inputs = vec![node.inputs[0], Some(weight_id), Some(bias_id)];
-}
-
-/// Puts new data in the place of a constant: under its name where one node alone reads it, else under a new one.
-fn replace_constant(graph: &mut Graph, old: Option<ValueId>, node: &str, tensor: Tensor) -> ValueId {
-    let readers = |id: ValueId| {
-        graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).filter(|&&v| v == id).count()
-    };
-    match old {
-        Some(id) if readers(id) == 1 => {
+    let mut replace = |old: Option<ValueId>, tensor: Tensor| {
+        if let Some(id) = old
+            && readers.get(&id) == Some(&1)
+        {
             graph.value_mut(id).constant = Some(Arc::new(tensor));
-            id
+            return id;
         }
-        _ => {
-            let name = graph.unused_name(&format!("{node}.folded"));
-            graph.add_constant(&name, tensor)
+        if let Some(count) = old.and_then(|id| readers.get_mut(&id)) {
+            *count -= 1;
         }
-    }
+        let base = format!("{}.folded", node.name);
+        let mut free = std::iter::once(base.clone()).chain((1..).map(|i| format!("{base}_{i}")));
+        let name = free.find(|name| names.insert(name.clone())).expect("the numbers do not end");
+        let id = graph.add_constant(&name, tensor);
+        readers.insert(id, 1);
+        id
+    };
+    let weight_id = replace(Some(weight_id), Tensor::from_slice(&weight_shape, &scaled));
+    let bias_id = replace(node.input(2), Tensor::from_slice(&[channels], &bias));
+    graph.nodes[conv].inputs = vec![node.inputs[0], Some(weight_id), Some(bias_id)];
 }
 
 #[cfg(test)]

@@ -7,6 +7,28 @@ use super::op::{AutoPad, Op, Sliding};
 
 /// Most bytes that one value may have: beyond it a shape is taken for a mistake or an attack.
 pub const VALUE_BYTES_MAX: usize = 1 << 34;
+/// Most dimensions of a value. Loops over strides keep an index for each, and Tile walks twice as many.
+pub const RANK_MAX: usize = 32;
+/// Longest window, step, distance and pad: sums and products of two of them, and of one and a length, do not overflow.
+const WINDOW_MAX: usize = 1 << 28;
+/// Most elements that Pad adds to or takes from an axis, likewise.
+const PAD_MAX: i64 = 1 << 40;
+
+/// Bytes of a value of this type and shape.
+///
+/// # Errors
+/// A sentence where it is over [`VALUE_BYTES_MAX`] or [`RANK_MAX`].
+pub fn bounded(dtype: DType, shape: &[usize]) -> Result<usize, String> {
+    if shape.len() > RANK_MAX {
+        return Err(format!("a value of {} dimensions: the limit is {RANK_MAX}", shape.len()));
+    }
+    let nonzero: Vec<usize> = shape.iter().map(|&d| d.max(1)).collect();
+    let bytes = element_count(&nonzero).and_then(|n| n.checked_mul(dtype.size()));
+    match bytes {
+        Some(bytes) if bytes <= VALUE_BYTES_MAX => Ok(if shape.contains(&0) { 0 } else { bytes }),
+        _ => Err(format!("a value of shape {shape:?} is over the limit of {VALUE_BYTES_MAX} bytes")),
+    }
+}
 
 /// A [`Sliding`] with every list filled in, for given spatial lengths.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,12 +65,20 @@ pub fn windows(sliding: &Sliding, spatial: &[usize], kernel: &[usize]) -> Result
     let dilations = filled("dilations", &sliding.dilations, 1, axes)?;
     let mut pads = filled("pads", &sliding.pads, 0, 2 * axes)?;
     let mut out = Vec::with_capacity(axes);
+    let long = [kernel, &strides, &dilations, &pads].into_iter().flatten().find(|&&n| n > WINDOW_MAX);
+    if let Some(long) = long {
+        return Err(format!("{long} in a window, its step or its pads: the limit is {WINDOW_MAX}"));
+    }
+    if let Some(axis) = (0..axes).find(|&i| kernel[i] == 0 || strides[i] == 0) {
+        return Err(format!("the window of axis {axis} or its step is 0"));
+    }
     for axis in 0..axes {
         let (input, stride) = (spatial[axis], strides[axis]);
         let overflow = || format!("the window of axis {axis} overflows");
         let reach = dilations[axis]
             .checked_mul(kernel[axis] - 1)
             .and_then(|r| r.checked_add(1))
+            .filter(|&r| r <= WINDOW_MAX)
             .ok_or_else(overflow)?;
         if sliding.auto_pad != AutoPad::Explicit {
             let count = input.div_ceil(stride);
@@ -139,13 +169,20 @@ pub fn infer(op: &Op, inputs: &[Option<&Fact>], outputs: usize) -> Result<Result
     };
     results.truncate(outputs.max(1));
     for (dtype, shape) in &results {
-        let bytes = element_count(shape).and_then(|n| n.checked_mul(dtype.size()));
-        if bytes.is_none_or(|b| b > VALUE_BYTES_MAX) {
-            let text = format!("a result of shape {shape:?} is over the limit of {VALUE_BYTES_MAX} bytes");
-            return Err(Unfit::Wrong(text));
-        }
+        bounded(*dtype, shape)?;
     }
     Ok(results)
+}
+
+/// Refuses operands that differ in type; float16 and bfloat16 are computed as float32, and go with it.
+fn one_type(inputs: &[Option<&Fact>]) -> Result<(), String> {
+    let wide = |dtype: DType| if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+    let mut types = inputs.iter().flatten().map(|fact| fact.dtype);
+    let Some(first) = types.next() else { return Ok(()) };
+    match types.find(|&other| wide(other) != wide(first)) {
+        Some(other) => Err(format!("operands are {first} and {other}")),
+        None => Ok(()),
+    }
 }
 
 fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> {
@@ -155,6 +192,18 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
     let x = needed(inputs, 0)?;
     let dtype = x.dtype;
     let one = |shape: Vec<usize>| Ok(vec![(dtype, shape)]);
+    match op {
+        Op::Conv { .. }
+        | Op::Gemm { .. }
+        | Op::MatMul
+        | Op::BatchNorm { .. }
+        | Op::LayerNorm { .. }
+        | Op::Clip => {
+            one_type(inputs)?;
+        }
+        Op::Pad { .. } => one_type(&[Some(x), operand(inputs, 2)])?,
+        _ => {}
+    }
     match op {
         Op::Conv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
         Op::QConv { sliding, groups, .. } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
@@ -285,7 +334,12 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         Op::Shape { start, end } => {
             Ok(vec![(DType::I64, vec![shape_range(x.shape.len(), *start, *end).len()])])
         }
-        Op::Range => Ok(vec![(dtype, vec![range_count(inputs)?])]),
+        Op::Range => {
+            if let Some(other) = inputs.iter().flatten().find(|other| other.dtype != dtype) {
+                return Err(format!("operands are {dtype} and {}", other.dtype).into());
+            }
+            Ok(vec![(dtype, vec![range_count(inputs)?])])
+        }
         Op::Expand => {
             let want = dimensions(&constant_ints(inputs, 1, "shape")?)?;
             one(broadcast(&x.shape, &want)?)
@@ -325,11 +379,22 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
     }
 }
 
+/// Lengths that a stranger wrote.
+fn sizes(ints: &[i64]) -> Result<Vec<usize>, String> {
+    let sizes: Option<Vec<usize>> = ints.iter().map(|&i| usize::try_from(i).ok()).collect();
+    sizes.ok_or_else(|| format!("{ints:?} has a negative length"))
+}
+
 /// Dimensions that a stranger wrote.
 fn dimensions(ints: &[i64]) -> Result<Vec<usize>, String> {
-    let sizes: Option<Vec<usize>> = ints.iter().map(|&i| usize::try_from(i).ok()).collect();
-    let sizes = sizes.ok_or_else(|| format!("shape {ints:?} has a negative dimension"))?;
-    element_count(&sizes).map(|_| sizes.clone()).ok_or_else(|| format!("the product of {sizes:?} overflows"))
+    if ints.len() > RANK_MAX {
+        return Err(format!("a shape of {} dimensions: the limit is {RANK_MAX}", ints.len()));
+    }
+    let sizes = sizes(ints)?;
+    match element_count(&sizes) {
+        Some(_) => Ok(sizes),
+        None => Err(format!("the product of {sizes:?} overflows")),
+    }
 }
 
 /// The shape of a convolution.
@@ -387,7 +452,16 @@ pub fn reduced_axes(rank: usize, inputs: &[Option<&Fact>], noop: bool) -> Result
     if given.is_empty() {
         return Ok(if noop { Vec::new() } else { (0..rank).collect() });
     }
-    Ok(given.iter().map(|&axis| axis_index(axis, rank, false)).collect::<Result<_, _>>()?)
+    let axes: Vec<usize> =
+        given.iter().map(|&axis| axis_index(axis, rank, false)).collect::<Result<_, _>>()?;
+    distinct(&axes)?;
+    Ok(axes)
+}
+
+/// Refuses axes that name one twice.
+fn distinct(axes: &[usize]) -> Result<(), String> {
+    let twice = axes.len() > RANK_MAX || (1..axes.len()).any(|i| axes[..i].contains(&axes[i]));
+    if twice { Err(format!("{} axes, one of them twice", axes.len())) } else { Ok(()) }
 }
 
 /// A permutation of `rank` axes; an empty one means: reversed.
@@ -405,6 +479,9 @@ pub fn permutation(perm: &[usize], rank: usize) -> Result<Vec<usize>, String> {
 
 fn reshape(from: &[usize], to: &[i64], allow_zero: bool) -> Result<Vec<usize>, String> {
     let misfit = || format!("shape {from:?} cannot become {to:?}");
+    if to.len() > RANK_MAX {
+        return Err(format!("a shape of {} dimensions: the limit is {RANK_MAX}", to.len()));
+    }
     let mut open = None;
     let mut shape = Vec::with_capacity(to.len());
     for (i, &d) in to.iter().enumerate() {
@@ -442,6 +519,9 @@ fn squeeze(shape: &[usize], inputs: &[Option<&Fact>]) -> Result<Vec<usize>, Unfi
 
 fn unsqueeze(shape: &[usize], axes: &[i64]) -> Result<Vec<usize>, String> {
     let rank = shape.len() + axes.len();
+    if rank > RANK_MAX {
+        return Err(format!("{rank} dimensions, the limit is {RANK_MAX}"));
+    }
     let mut new = vec![None; rank];
     for &axis in axes {
         if new[axis_index(axis, rank, false)?].replace(1).is_some() {
@@ -476,14 +556,15 @@ fn split(axis: i64, outputs: usize, x: &Fact, inputs: &[Option<&Fact>]) -> Resul
     let axis = axis_index(axis, x.shape.len(), false)?;
     let length = x.shape[axis];
     let parts: Vec<usize> = match operand(inputs, 1) {
-        Some(_) => dimensions(&constant_ints(inputs, 1, "split")?)?,
+        Some(_) => sizes(&constant_ints(inputs, 1, "split")?)?,
         None => {
             // Opset 18: equal parts, the last one smaller.
             let part = length.div_ceil(outputs.max(1));
             (0..outputs).map(|i| part.min(length.saturating_sub(i * part))).collect()
         }
     };
-    if parts.len() != outputs || parts.iter().sum::<usize>() != length {
+    let sum = parts.iter().try_fold(0usize, |sum, &part| sum.checked_add(part));
+    if parts.len() != outputs || sum != Some(length) {
         return Err(format!("parts {parts:?} do not make up axis {axis} of shape {:?}", x.shape).into());
     }
     let shaped = |&part: &usize| {
@@ -527,6 +608,9 @@ pub fn pad_amounts(rank: usize, inputs: &[Option<&Fact>]) -> Result<Vec<(i64, i6
     };
     if pads.len() != 2 * axes.len() {
         return Err(format!("{} pads for {} axes", pads.len(), axes.len()).into());
+    }
+    if pads.iter().any(|p| !(-PAD_MAX..=PAD_MAX).contains(p)) {
+        return Err(format!("pads {pads:?}: the limit is {PAD_MAX}").into());
     }
     let mut amounts = vec![(0, 0); rank];
     for (i, &axis) in axes.iter().enumerate() {

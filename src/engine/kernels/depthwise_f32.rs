@@ -1,13 +1,14 @@
 //! Float depthwise convolution, for the layers that stay in floats. Knows slices only.
 //!
-//! Every output element is one chain `acc = fma(x, w, acc)` over the taps from 0.0, then `+ bias`, then the clamp.
+//! Every output element is one chain `acc = fma(x, w, acc)` over the taps from 0.0, then its epilogue.
 
 use super::Window;
+use super::epilogue::Epilogue;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
-use super::tiles::{FloatEpilogue, Place};
+use super::tiles::Place;
 use std::ops::Range;
 
 /// Weights of a float depthwise convolution with one output channel an input channel, packed.
@@ -43,42 +44,38 @@ impl PackedDepthwiseF32 {
     }
 
     /// Convolution of `x`, `[batch, in_h, in_w, channels]`, to `out`, `[batch, out_h, out_w, channels]`, with up to
-    /// `threads` threads. Padding takes part in the chain as 0.0; not-a-number stays.
-    #[expect(clippy::too_many_arguments, reason = "a convolution is its two tensors and its epilogue")]
-    pub fn conv(
-        &self,
-        x: &[f32],
-        window: &Window,
-        bias: Option<&[f32]>,
-        lo: f32,
-        hi: f32,
-        out: &mut [f32],
-        threads: usize,
-    ) {
+    /// `threads` threads. Padding takes part in the chain as 0.0.
+    pub fn conv(&self, x: &[f32], window: &Window, epilogue: &Epilogue, out: &mut [f32], threads: usize) {
         let channels = self.channels;
         assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
         assert_eq!(out.len(), window.rows() * channels, "output [batch, out_h, out_w, channels]");
-        assert!(bias.is_none_or(|bias| bias.len() == channels), "one bias a channel");
+        assert!(epilogue.bias.is_none_or(|bias| bias.len() == channels), "one bias a channel");
+        assert!(epilogue.residual.is_none_or(|r| r.len() == out.len()), "a residual of the output's shape");
         if window.rows() == 0 {
             return;
         }
         let products = window.rows() * channels * self.taps;
         let parts = parts(threads, 4 * products / self.isa.products_per_ns());
         let (lines, line_len) = (0..window.batch * window.out_h, window.out_w * channels);
-        let (step, epilogue) = (window.stride_w * channels, FloatEpilogue { bias, lo, hi });
+        let step = window.stride_w * channels;
         split_rows(out, lines, line_len, 1, parts, &|lines: Range<usize>, out: &mut [f32]| {
             let first = lines.start;
+            let residual = epilogue.residual.map(|residual| &residual[first * line_len..][..out.len()]);
+            let epilogue = Epilogue { residual, ..*epilogue };
+            let in_registers = epilogue.in_registers();
             halo::for_each_line(x, channels, window, 0.0, lines, 1, |line, rows, taps| {
+                let at = (line - first) * line_len;
                 for (block, weights) in blocks(channels).zip(self.weights.chunks_exact(self.taps * BLOCK)) {
                     let place = Place {
-                        at: (line - first) * line_len + block.start,
+                        at: at + block.start,
                         stride: channels,
                         channel: block.start,
                         columns: block.len(),
                     };
                     let x = &rows[block.start..];
-                    line_of_block(self.isa, x, taps, step, window.out_w, weights, epilogue, out, place);
+                    line_of_block(self.isa, x, taps, step, window.out_w, weights, in_registers, out, place);
                 }
+                epilogue.finish_rows(self.isa, out, std::iter::once(at), line_len);
             });
         });
     }
@@ -93,23 +90,30 @@ fn line_of_block(
     step: usize,
     count: usize,
     weights: &[f32],
-    epilogue: FloatEpilogue,
+    epilogue: Epilogue,
     out: &mut [f32],
     place: Place,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = isa.avx2() {
-        return avx2.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
+    match isa {
+        Isa::Avx512Vnni(wide) => {
+            return wide.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
+        }
+        Isa::Avx2(avx2) => {
+            return avx2.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
+        }
+        Isa::Scalar => {}
     }
     let _ = isa;
     for i in 0..count {
-        let out = &mut out[place.at + i * place.stride..][..place.columns];
+        let at = place.at + i * place.stride;
+        let out = &mut out[at..][..place.columns];
         for (c, y) in out.iter_mut().enumerate() {
             let mut acc = 0f32;
             for (&tap, weights) in taps.iter().zip(weights.chunks_exact(BLOCK)) {
                 acc = x[tap + i * step + c].mul_add(weights[c], acc);
             }
-            *y = epilogue.finish(acc, place.channel + c);
+            *y = epilogue.finish(acc, place.channel + c, at + c);
         }
     }
 }
@@ -117,7 +121,7 @@ fn line_of_block(
 #[cfg(test)]
 mod tests {
     use super::super::reference;
-    use super::super::testing::{Random, window, windows};
+    use super::super::testing::{Random, epilogues, window, windows};
     use super::*;
 
     fn check(window: &Window, channels: usize, threads: usize) {
@@ -125,12 +129,13 @@ mod tests {
         let x = random.f32s(window.pixels() * channels);
         let weights = random.f32s(channels * window.taps());
         let bias = random.f32s(channels);
-        for (bias, lo, hi) in [(None, f32::NEG_INFINITY, f32::INFINITY), (Some(&bias[..]), 0.0, 6.0)] {
-            let want = reference::depthwise_f32(&x, &weights, channels, window, bias, lo, hi);
+        let residual = random.f32s(window.rows() * channels);
+        for epilogue in epilogues(&bias, &residual) {
+            let want = reference::depthwise_f32(&x, &weights, channels, window, &epilogue);
             for isa in Isa::available() {
                 let packed = PackedDepthwiseF32::pack(isa, &weights, channels, window.taps());
                 let mut y = vec![0.0; want.len()];
-                packed.conv(&x, window, bias, lo, hi, &mut y, threads);
+                packed.conv(&x, window, &epilogue, &mut y, threads);
                 let same = y.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{isa:?} {channels} channels, {window:?}");
             }

@@ -160,11 +160,14 @@ fn same_shape(
         let (a_codes, b_codes) = (&a.0[range.clone()], &b.0[range]);
         // Copies on the stack: behind references, every store of a code might change them.
         let (a, b, f) = (a, b, f);
-        isa.vectorize(move || {
-            for ((y, &p), &q) in out.iter_mut().zip(a_codes).zip(b_codes) {
-                *y = f(a.value(p), b.value(q));
-            }
-        });
+        isa.vectorize(
+            #[inline(always)]
+            move || {
+                for ((y, &p), &q) in out.iter_mut().zip(a_codes).zip(b_codes) {
+                    *y = f(a.value(p), b.value(q));
+                }
+            },
+        );
     });
 }
 
@@ -189,15 +192,18 @@ fn by_channel(
     let parts = parts(threads, out.len() / 3);
     split_rows(out, 0..rows, channels, 1, parts, &|range: Range<usize>, out: &mut [u8]| {
         let (a, b, f) = (a, b, f);
-        isa.vectorize(move || {
-            for (row, out) in range.zip(out.chunks_exact_mut(channels)) {
-                let a_codes = &a.0[row * channels..][..channels];
-                let b_codes = &b.0[row / pixels * channels..][..channels];
-                for ((y, &p), &q) in out.iter_mut().zip(a_codes).zip(b_codes) {
-                    *y = f(a.value(p), b.value(q));
+        isa.vectorize(
+            #[inline(always)]
+            move || {
+                for (row, out) in range.zip(out.chunks_exact_mut(channels)) {
+                    let a_codes = &a.0[row * channels..][..channels];
+                    let b_codes = &b.0[row / pixels * channels..][..channels];
+                    for ((y, &p), &q) in out.iter_mut().zip(a_codes).zip(b_codes) {
+                        *y = f(a.value(p), b.value(q));
+                    }
                 }
-            }
-        });
+            },
+        );
     });
 }
 

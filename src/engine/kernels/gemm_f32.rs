@@ -1,16 +1,28 @@
 //! Float product and convolution, for the layers that stay in floats. Knows slices only.
 //!
-//! Every output element is one chain `acc = fma(a, b, acc)` over the depth from 0.0, then `+ bias`, then the
-//! clamp. So results do not depend on tile, batch, threads or instruction set, to the bit.
+//! Every output element is one chain `acc = fma(a, b, acc)` over the depth from 0.0, then its epilogue. So results do
+//! not depend on tile, batch, threads or instruction set, to the bit. A deep product is done in several parts of the
+//! depth, the sums lying in the output between them; storing and loading a sum does not change it.
 
 use super::Window;
+use super::epilogue::Epilogue;
 use super::isa::Isa;
-use super::lines::Aligned;
+use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
-use super::tiles::{F32, FloatEpilogue, Place};
+use super::tiles::{F32, F32_WIDE, Part, Place, Shape};
 use super::walk::walk;
+use std::cell::RefCell;
 use std::ops::Range;
+
+/// The tile of an instruction set.
+fn shape(isa: Isa) -> Shape {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni(_) => F32_WIDE,
+        _ => F32,
+    }
+}
 
 /// Weights of a float layer or convolution, packed.
 #[derive(Clone)]
@@ -44,8 +56,8 @@ impl PackedF32 {
         element: impl Fn(usize, usize) -> f32,
     ) -> PackedF32 {
         assert!(outputs > 0 && taps * inputs > 0, "a product has columns and depth");
-        let mut panels = Aligned::zeros(F32.packed_len(outputs, taps * inputs));
-        F32.pack(outputs, taps * inputs, &mut panels, element);
+        let mut panels = Aligned::zeros(shape(isa).packed_len(outputs, taps * inputs));
+        shape(isa).pack(outputs, taps * inputs, &mut panels, element);
         PackedF32 { isa, panels, outputs, taps, inputs }
     }
 
@@ -54,21 +66,11 @@ impl PackedF32 {
         self.panels.bytes()
     }
 
-    /// Product of `a`, `[rows, k]`, with the weights: `out[r, n] = clamp(a[r, :] . w[:, n] + bias[n], lo, hi)`,
-    /// `[rows, n]`. Not-a-number stays. Uses up to `threads` threads.
-    #[expect(clippy::too_many_arguments, reason = "a product is its operands and its epilogue")]
-    pub fn matmul(
-        &self,
-        a: &[f32],
-        rows: usize,
-        bias: Option<&[f32]>,
-        lo: f32,
-        hi: f32,
-        out: &mut [f32],
-        threads: usize,
-    ) {
+    /// Product of `a`, `[rows, k]`, with the weights: `out[r, n]` is what `epilogue` makes of `a[r, :] . w[:, n]`,
+    /// `[rows, n]`. Uses up to `threads` threads.
+    pub fn matmul(&self, a: &[f32], rows: usize, epilogue: &Epilogue, out: &mut [f32], threads: usize) {
         let window = Window::of_rows(rows);
-        self.conv(a, self.inputs, 0, &window, bias, lo, hi, out, self.outputs, 0, threads);
+        self.conv(a, self.inputs, 0, &window, epilogue, out, self.outputs, 0, threads);
     }
 
     /// Convolution of channels `in_offset .. in_offset + inputs` of `x`, `[batch, in_h, in_w, in_stride]`, to
@@ -81,9 +83,7 @@ impl PackedF32 {
         in_stride: usize,
         in_offset: usize,
         window: &Window,
-        bias: Option<&[f32]>,
-        lo: f32,
-        hi: f32,
+        epilogue: &Epilogue,
         out: &mut [f32],
         out_stride: usize,
         out_offset: usize,
@@ -96,7 +96,7 @@ impl PackedF32 {
             depth: self.taps * self.inputs,
             panels: &self.panels,
             columns: self.outputs,
-            epilogue: FloatEpilogue { bias, lo, hi },
+            epilogue: *epilogue,
             out_stride,
             out_offset,
         };
@@ -104,53 +104,71 @@ impl PackedF32 {
     }
 }
 
-/// Product of two activations: `a`, `[m, k]`, times `b`, `[k, n]`, to `out`, `[m, n]`, with up to `threads` threads.
-/// `scratch` holds the packed `b` and grows as needed.
+/// Products of two activations: for each `i` of `batch`, `a[a_of(i)]`, `[m, k]`, times `b[b_of(i)]`, `[k, n]`, to
+/// `out[i]`, `[m, n]`, with up to `threads` threads.
 #[expect(clippy::too_many_arguments, reason = "a product is its operands and its sizes")]
 pub fn matmul_f32(
     isa: Isa,
     a: &[f32],
     b: &[f32],
-    m: usize,
-    k: usize,
-    n: usize,
+    (batch, m, k, n): (usize, usize, usize, usize),
+    operands: &(impl Fn(usize) -> (usize, usize) + Sync),
     out: &mut [f32],
-    scratch: &mut Vec<f32>,
     threads: usize,
 ) {
-    assert_eq!((a.len(), b.len(), out.len()), (m * k, k * n, m * n), "[m, k] times [k, n] to [m, n]");
-    if m * n * k == 0 {
+    assert_eq!(out.len(), batch * m * n, "output [batch, m, n]");
+    if m * n * k * batch == 0 {
         return out.fill(0.0);
     }
-    let len = F32.packed_len(n, k);
-    // Panels start on a cache line; a `Vec` need not.
-    let spare = 64 / size_of::<f32>();
-    if scratch.len() < len + spare {
-        scratch.resize(len + spare, 0.0);
+    let one = |i: usize, out: &mut [f32], threads: usize| {
+        let (ia, ib) = operands(i);
+        let (a, b) = (&a[ia * m * k..][..m * k], &b[ib * k * n..][..k * n]);
+        with_scratch(shape(isa).packed_len(n, k), |panels| {
+            isa.vectorize(
+                #[inline(always)]
+                || pack_rows(shape(isa), b, k, n, panels),
+            );
+            let window = Window::of_rows(m);
+            let product = Product {
+                isa,
+                patches: &Patches::new(a, k, 0, k, &window, 0.0),
+                depth: k,
+                panels,
+                columns: n,
+                epilogue: Epilogue::NONE,
+                out_stride: n,
+                out_offset: 0,
+            };
+            product.run(m, out, threads);
+        });
+    };
+    // Whole products to each thread where there are enough of them: nobody packs twice, and nobody waits.
+    let parts = parts(threads, batch * m * n * k / isa.products_per_ns());
+    if batch < parts {
+        for (i, out) in out.chunks_exact_mut(m * n).enumerate() {
+            one(i, out, threads);
+        }
+        return;
     }
-    let skip = scratch.as_ptr().align_offset(64);
-    let panels = &mut scratch[skip..][..len];
-    for first in (0..n).step_by(F32.columns) {
-        let width = F32.width(first, n);
-        let panel = &mut panels[F32.panel_start(first, k)..][..width * k];
+    split_rows(out, 0..batch, m * n, 1, parts, &|range: Range<usize>, out: &mut [f32]| {
+        for (i, out) in range.zip(out.chunks_exact_mut(m * n)) {
+            one(i, out, 1);
+        }
+    });
+}
+
+/// Packs `b`, `[k, n]`, into panels, as [`Shape::pack`] does; `panels` may hold anything before.
+#[inline(always)]
+fn pack_rows(shape: Shape, b: &[f32], k: usize, n: usize, panels: &mut [f32]) {
+    for first in (0..n).step_by(shape.columns) {
+        let width = shape.width(first, n);
+        let panel = &mut panels[shape.panel_start(first, k)..][..width * k];
         let columns = width.min(n - first);
         for (to, from) in panel.chunks_exact_mut(width).zip(b.chunks_exact(n)) {
             to[..columns].copy_from_slice(&from[first..][..columns]);
             to[columns..].fill(0.0);
         }
     }
-    let window = Window::of_rows(m);
-    let product = Product {
-        isa,
-        patches: &Patches::new(a, k, 0, k, &window, 0.0),
-        depth: k,
-        panels,
-        columns: n,
-        epilogue: FloatEpilogue { bias: None, lo: f32::NEG_INFINITY, hi: f32::INFINITY },
-        out_stride: n,
-        out_offset: 0,
-    };
-    product.run(m, out, threads);
 }
 
 /// A product whose right side is packed.
@@ -160,7 +178,7 @@ struct Product<'a> {
     depth: usize,
     panels: &'a [f32],
     columns: usize,
-    epilogue: FloatEpilogue<'a>,
+    epilogue: Epilogue<'a>,
     out_stride: usize,
     out_offset: usize,
 }
@@ -170,16 +188,21 @@ impl Product<'_> {
         assert_eq!(out.len(), rows * self.out_stride, "output [rows, out_stride]");
         assert!(self.out_offset + self.columns <= self.out_stride, "channels within a pixel");
         assert!(self.epilogue.bias.is_none_or(|bias| bias.len() == self.columns), "one bias a channel");
+        assert!(
+            self.epilogue.residual.is_none_or(|r| r.len() == out.len()),
+            "a residual of the output's shape"
+        );
         if rows == 0 {
             return;
         }
         let parts = parts(threads, rows * self.columns * self.depth / self.isa.products_per_ns());
         if rows == 1 && self.out_stride == self.columns {
-            split_rows(out, 0..self.columns, 1, F32.columns, parts, &|range, out: &mut [f32]| {
+            let panel = shape(self.isa).columns;
+            split_rows(out, 0..self.columns, 1, panel, parts, &|range, out: &mut [f32]| {
                 self.part(0..1, range, out);
             });
         } else {
-            split_rows(out, 0..rows, self.out_stride, F32.rows, parts, &|range, out: &mut [f32]| {
+            split_rows(out, 0..rows, self.out_stride, 1, parts, &|range, out: &mut [f32]| {
                 self.part(range, 0..self.columns, out);
             });
         }
@@ -187,27 +210,39 @@ impl Product<'_> {
 
     /// The share of one thread: `out` starts at its first row and column.
     fn part(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
-        let (first_row, first_column) = (rows.start, columns.start);
+        let (shape, run) = (shape(self.isa), columns.len());
+        // Element of the whole output, and of this part, at which a tile begins.
+        let skipped = rows.start * self.out_stride + columns.start;
+        let at = |row: usize, column: usize| row * self.out_stride + self.out_offset + column - skipped;
+        let residual = self.epilogue.residual.map(|residual| &residual[skipped..][..out.len()]);
+        let epilogue = Epilogue { residual, ..self.epilogue };
+        let (in_registers, first_column) = (epilogue.in_registers(), columns.start);
+        // Both visitors write: the tiles of a block, then its activation.
+        let out = RefCell::new(out);
         walk(
             self.isa,
-            F32,
+            shape,
             self.patches,
             self.depth,
             self.columns,
             rows,
             columns,
-            |a: &[f32], lda, rows, columns, width| {
-                let row = (rows.start - first_row) * self.out_stride;
+            |a: &[f32], lda, rows, columns, width, depth| {
                 let place = Place {
-                    at: row + self.out_offset + columns.start - first_column,
+                    at: at(rows.start, columns.start),
                     stride: self.out_stride,
                     channel: columns.start,
                     columns: columns.len(),
                 };
-                let panel = &self.panels[F32.panel_start(columns.start, self.depth)..][..width * self.depth];
-                tile(self.isa, a, lda, rows.len(), panel, width, self.depth, self.epilogue, out, place);
+                let part = Part { first: depth.start == 0, last: depth.end == self.depth };
+                let panel = &self.panels[shape.panel_start(columns.start, self.depth)..];
+                let panel = &panel[width * depth.start..width * depth.end];
+                let out = &mut out.borrow_mut();
+                tile(self.isa, a, lda, rows.len(), panel, width, depth.len(), part, in_registers, out, place);
             },
-            |_| {},
+            |rows| {
+                epilogue.finish_rows(self.isa, &mut out.borrow_mut(), rows.map(|r| at(r, first_column)), run)
+            },
         );
     }
 }
@@ -222,25 +257,36 @@ fn tile(
     panel: &[f32],
     width: usize,
     depth: usize,
-    epilogue: FloatEpilogue,
+    part: Part,
+    epilogue: Epilogue,
     out: &mut [f32],
     place: Place,
 ) {
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = isa.avx2() {
-        return avx2.f32_tile(a, lda, rows, panel, width, depth, epilogue, out, place);
+    match isa {
+        Isa::Avx512Vnni(wide) => {
+            return wide.f32_tile(a, lda, rows, panel, width, depth, part, epilogue, out, place);
+        }
+        Isa::Avx2(avx2) => {
+            return avx2.f32_tile(a, lda, rows, panel, width, depth, part, epilogue, out, place);
+        }
+        Isa::Scalar => {}
     }
     let _ = isa;
     for r in 0..rows {
+        let at = place.at + r * place.stride;
+        let out = &mut out[at..][..place.columns];
         let mut acc = [0f32; F32.columns];
+        if !part.first {
+            acc[..out.len()].copy_from_slice(out);
+        }
         for (&a, b) in a[r * lda..][..depth].iter().zip(panel.chunks_exact(width)) {
             for (acc, &b) in acc.iter_mut().zip(b) {
                 *acc = a.mul_add(b, *acc);
             }
         }
-        let out = &mut out[place.at + r * place.stride..][..place.columns];
         for (i, (y, acc)) in out.iter_mut().zip(acc).enumerate() {
-            *y = epilogue.finish(acc, place.channel + i);
+            *y = if part.last { epilogue.finish(acc, place.channel + i, at + i) } else { acc };
         }
     }
 }
@@ -248,7 +294,7 @@ fn tile(
 #[cfg(test)]
 mod tests {
     use super::super::reference;
-    use super::super::testing::{Random, window, windows};
+    use super::super::testing::{Random, epilogues, window, windows};
     use super::*;
 
     fn same_bits(a: &[f32], b: &[f32]) -> bool {
@@ -262,19 +308,15 @@ mod tests {
         let x = random.f32s(window.pixels() * in_stride);
         let weights = random.f32s(outputs * window.taps() * inputs);
         let bias = random.f32s(outputs);
-        for (bias, lo, hi) in [
-            (None, f32::NEG_INFINITY, f32::INFINITY),
-            (Some(&bias[..]), 0.0, 6.0),
-            (Some(&bias), 0.0, f32::INFINITY),
-        ] {
-            let want = reference::conv_f32(&x, in_stride, in_offset, &weights, inputs, window, bias, lo, hi);
+        let residual = random.f32s(window.rows() * outputs);
+        let padded: Vec<f32> = residual.chunks(outputs).flat_map(|p| [&[7.0], p, &[7.0]].concat()).collect();
+        for (epilogue, strided) in epilogues(&bias, &residual).iter().zip(epilogues(&bias, &padded)) {
+            let want = reference::conv_f32(&x, in_stride, in_offset, &weights, inputs, window, epilogue);
             for isa in Isa::available() {
                 let packed = PackedF32::pack(isa, &weights, outputs, window.taps(), inputs);
                 let mut y = vec![77.0; window.rows() * out_stride];
                 let (y_stride, y_offset) = (out_stride, out_offset);
-                packed.conv(
-                    &x, in_stride, in_offset, window, bias, lo, hi, &mut y, y_stride, y_offset, threads,
-                );
+                packed.conv(&x, in_stride, in_offset, window, &strided, &mut y, y_stride, y_offset, threads);
                 let got: Vec<f32> = y.chunks(out_stride).flat_map(|p| &p[1..=outputs]).copied().collect();
                 assert!(same_bits(&got, &want), "{isa:?} {window:?} {inputs} to {outputs}");
                 assert!(y.chunks(out_stride).all(|p| (p[0], p[outputs + 1]) == (77.0, 77.0)));
@@ -294,12 +336,15 @@ mod tests {
             check(&random.window(), 1 + random.next() as usize % 20, 1 + random.next() as usize % 40, 1);
         }
         check(&window(2, (24, 25), (3, 3), (1, 1), (1, 1), (1, 1)), 20, 33, 2);
+        // Deeper than a block, with parts that begin and end within a tap.
+        check(&window(1, (7, 9), (3, 3), (1, 1), (1, 1), (1, 1)), 150, 33, 1);
+        check(&window(1, (7, 9), (3, 3), (1, 1), (2, 2), (1, 1)), 150, 40, 1);
+        check(&window(1, (9, 9), (1, 1), (2, 2), (1, 1), (0, 0)), 1100, 20, 1);
     }
 
     #[test]
     fn products_match_the_reference_to_the_bit() {
         let mut random = Random::new(2);
-        let mut scratch = Vec::new();
         for (m, k, n, threads) in [
             (1, 1, 1, 1),
             (2, 3, 5, 1),
@@ -308,6 +353,7 @@ mod tests {
             (13, 70, 31, 1),
             (1, 900, 300, 2),
             (70, 65, 90, 2),
+            (3, 1300, 70, 1),
             (0, 4, 4, 1),
             (5, 0, 3, 1),
         ] {
@@ -316,13 +362,32 @@ mod tests {
             let want: Vec<f32> = (0..m * n).map(chain).collect();
             for isa in Isa::available() {
                 let mut y = vec![1.0; m * n];
-                matmul_f32(isa, &a, &b, m, k, n, &mut y, &mut scratch, threads);
+                matmul_f32(isa, &a, &b, (1, m, k, n), &|_| (0, 0), &mut y, threads);
                 assert!(same_bits(&y, &want), "{isa:?} [{m}, {k}] [{k}, {n}]");
                 if k > 0 {
                     y.fill(1.0);
                     let packed = PackedF32::pack_matrix(isa, &b, k, n);
-                    packed.matmul(&a, m, None, f32::NEG_INFINITY, f32::INFINITY, &mut y, threads);
+                    packed.matmul(&a, m, &Epilogue::NONE, &mut y, threads);
                     assert!(same_bits(&y, &want), "{isa:?} [{m}, {k}] [{k}, {n}] packed");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_of_products_is_each_of_them() {
+        let mut random = Random::new(4);
+        for (batch, m, k, n, threads) in [(3, 5, 7, 33, 1), (5, 40, 64, 50, 2), (2, 100, 64, 100, 4)] {
+            let (a, b) = (random.f32s(batch * m * k), random.f32s(2 * k * n));
+            let operands = |i: usize| (i, i % 2);
+            for isa in Isa::available() {
+                let mut y = vec![1.0; batch * m * n];
+                matmul_f32(isa, &a, &b, (batch, m, k, n), &operands, &mut y, threads);
+                for (i, y) in y.chunks(m * n).enumerate() {
+                    let (a, b) = (&a[i * m * k..][..m * k], &b[i % 2 * k * n..][..k * n]);
+                    let mut want = vec![1.0; m * n];
+                    matmul_f32(Isa::Scalar, a, b, (1, m, k, n), &|_| (0, 0), &mut want, 1);
+                    assert!(same_bits(y, &want), "{isa:?} {i}");
                 }
             }
         }
@@ -333,7 +398,8 @@ mod tests {
         for isa in Isa::available() {
             let packed = PackedF32::pack_matrix(isa, &[1.0, 0.0], 1, 2);
             let mut y = [0.0; 4];
-            packed.matmul(&[f32::NAN, f32::INFINITY], 2, None, 0.0, 6.0, &mut y, 1);
+            let clamp = Epilogue { lo: 0.0, hi: 6.0, ..Epilogue::NONE };
+            packed.matmul(&[f32::NAN, f32::INFINITY], 2, &clamp, &mut y, 1);
             assert!(y[0].is_nan() && y[1].is_nan() && y[2] == 6.0 && y[3].is_nan(), "{isa:?} {y:?}");
         }
     }

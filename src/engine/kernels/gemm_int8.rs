@@ -189,7 +189,7 @@ impl PackedInt8 {
             all,
             rows,
             columns,
-            |a: &[A], lda, rows, columns, width| {
+            |a: &[A], lda, rows, columns, width, _| {
                 let place = Place {
                     at: at(rows.start) + columns.start - first_column,
                     stride: out_stride,

@@ -62,13 +62,17 @@ impl Isa {
         }
     }
 
-    /// Runs `f`, a loop over plain slices, compiled for this instruction set.
+    /// Runs `f`, a loop over plain slices, compiled for this instruction set. Write the closure as `#[inline(always)] ||`,
+    /// and loops in it as `for`: what is not inlined is compiled for the baseline.
     #[inline(always)]
-    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+    pub(in crate::engine) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = self.avx2() {
-            return avx2.vectorize(f);
-        }
+        return match self {
+            Isa::Scalar => f(),
+            Isa::Avx2(avx2) => avx2.vectorize(f),
+            Isa::Avx512Vnni(wide) => wide.vectorize(f),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
         f()
     }
 

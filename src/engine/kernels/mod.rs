@@ -7,18 +7,20 @@
 pub mod depthwise;
 pub mod depthwise_f32;
 pub mod eltwise;
+pub mod epilogue;
 pub mod finish;
 pub mod gemm_f32;
 pub mod gemm_int8;
 pub mod isa;
 pub mod layout;
+pub mod math;
 pub mod pool;
 pub mod reference;
 pub mod requant;
 
 mod halo;
 mod lines;
-mod parallel;
+pub(in crate::engine) mod parallel;
 mod patches;
 #[cfg(test)]
 mod testing;
@@ -28,6 +30,8 @@ mod walk;
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_wide;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///
@@ -250,7 +254,7 @@ pub(crate) fn round_half_even_small(x: f32) -> i32 {
 
 /// `v` raised to `lo` and cut to `hi`; not-a-number stays, and so does the sign of zero at an equal bound.
 #[inline(always)]
-pub(crate) fn clamp_f32(v: f32, lo: f32, hi: f32) -> f32 {
+pub(in crate::engine) fn clamp_f32(v: f32, lo: f32, hi: f32) -> f32 {
     let v = if lo > v { lo } else { v };
     if hi < v { hi } else { v }
 }

@@ -5,7 +5,7 @@ use super::IntOutput;
 use std::ops::Range;
 
 /// A buffer that can be cut in two, so that each thread owns what it writes.
-pub(super) trait Split: Send + Sized {
+pub(in crate::engine) trait Split: Send + Sized {
     /// The elements before `mid` and those from it on.
     fn split(self, mid: usize) -> (Self, Self);
 }
@@ -39,7 +39,7 @@ impl Split for IntOutput<'_, '_> {
 ///
 /// Handing a part to another thread and waiting for it costs some microseconds, so work under 20 us stays here
 /// and no part gets less than 10 us.
-pub(super) fn parts(threads: usize, nanoseconds: usize) -> usize {
+pub(in crate::engine) fn parts(threads: usize, nanoseconds: usize) -> usize {
     if nanoseconds < 20_000 { 1 } else { threads.clamp(1, nanoseconds / 10_000) }
 }
 
@@ -48,7 +48,7 @@ pub(super) fn parts(threads: usize, nanoseconds: usize) -> usize {
 ///
 /// A caller that is not on a rayon thread waits for one to take the work, some 10 us; run models inside
 /// `ThreadPool::install`.
-pub(super) fn split_rows<O: Split>(
+pub(in crate::engine) fn split_rows<O: Split>(
     out: O,
     rows: Range<usize>,
     row_len: usize,

@@ -45,12 +45,22 @@ impl<'a, T: Copy> Patches<'a, T> {
         if self.window.is_pointwise() { 0 } else { STEP }
     }
 
-    /// Writes rows `first_row ..` to `rows`, `[count, stride]`, where `stride` is [`Patches::spare`] longer than a row or
-    /// more; what lies past the first `taps * inputs` elements of each means nothing.
+    /// Writes elements `depth` of rows `first_row ..` to `rows`, `[count, stride]`, where `stride` is
+    /// [`Patches::spare`] longer than `depth` or more; what lies past the first `depth.len()` elements of each means
+    /// nothing.
     #[inline(always)]
-    pub(super) fn gather<D: Copy + From<T>>(&self, first_row: usize, rows: &mut [D], stride: usize) {
+    pub(super) fn gather<D: Copy + From<T>>(
+        &self,
+        first_row: usize,
+        depth: Range<usize>,
+        rows: &mut [D],
+        stride: usize,
+    ) {
         let window = self.window;
-        assert!(stride >= window.taps() * self.inputs + self.spare(), "rows apart");
+        assert!(
+            depth.end <= window.taps() * self.inputs && stride >= depth.len() + self.spare(),
+            "rows apart"
+        );
         if stride == self.inputs
             && let Some((x, in_stride)) = self.in_place(first_row)
             && in_stride == stride
@@ -59,6 +69,7 @@ impl<'a, T: Copy> Patches<'a, T> {
             return;
         }
         let count = rows.len() / stride;
+        let line_len = window.kernel_w * self.inputs;
         let mut done = 0;
         while done < count {
             // Output pixels of one line share the input lines.
@@ -66,35 +77,34 @@ impl<'a, T: Copy> Patches<'a, T> {
             let columns = ox..(ox + count - done).min(window.out_w);
             let rows = &mut rows[done * stride..];
             done += columns.len();
-            for ky in 0..window.kernel_h {
+            for ky in depth.start / line_len..depth.end.div_ceil(line_len) {
                 let y = line % window.out_h * window.stride_h + ky * window.dilation_h;
                 let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
                 let start = (line / window.out_h * window.in_h + y).wrapping_sub(window.pad_top);
                 let from = inside.then(|| start * window.in_w * self.in_stride);
-                self.gather_line(
-                    from,
-                    columns.clone(),
-                    &mut rows[ky * window.kernel_w * self.inputs..],
-                    stride,
-                );
+                let run = depth.start.max(ky * line_len)..depth.end.min((ky + 1) * line_len);
+                let to = &mut rows[run.start - depth.start..];
+                let run = run.start - ky * line_len..run.end - ky * line_len;
+                self.gather_line(from, columns.clone(), run, to, stride);
             }
         }
     }
 
-    /// Writes one kernel row of the output pixels `columns`, `stride` apart. `line` is where the input line begins, if
-    /// it is one.
+    /// Writes elements `run` of one kernel row of the output pixels `columns`, `stride` apart. `line` is where the input
+    /// line begins, if it is one.
     #[inline(always)]
     fn gather_line<D: Copy + From<T>>(
         &self,
         line: Option<usize>,
         columns: Range<usize>,
+        run: Range<usize>,
         to: &mut [D],
         stride: usize,
     ) {
         let (window, inputs) = (self.window, self.inputs);
         let Some(line) = line else {
             for i in 0..columns.len() {
-                fill(&mut to[i * stride..], self.pad, window.kernel_w * inputs);
+                fill(&mut to[i * stride..], self.pad, run.len());
             }
             return;
         };
@@ -102,13 +112,15 @@ impl<'a, T: Copy> Patches<'a, T> {
         if window.dilation_w > 1 || self.in_stride > inputs {
             for ox in columns.clone() {
                 let (x0, mut to) = (ox * window.stride_w, &mut to[column(ox)..]);
-                for kx in 0..window.kernel_w {
+                for kx in run.start / inputs..run.end.div_ceil(inputs) {
+                    let first = run.start.saturating_sub(kx * inputs);
+                    let len = inputs.min(run.end - kx * inputs) - first;
                     let x = x0 + kx * window.dilation_w;
                     if x < window.pad_left || x - window.pad_left >= window.in_w {
-                        to = fill(to, self.pad, inputs);
+                        to = fill(to, self.pad, len);
                     } else {
-                        let from = line + (x - window.pad_left) * self.in_stride + self.in_offset;
-                        to = copy(&self.x[from..], to, inputs);
+                        let from = line + (x - window.pad_left) * self.in_stride + self.in_offset + first;
+                        to = copy(&self.x[from..], to, len);
                     }
                 }
             }
@@ -121,18 +133,20 @@ impl<'a, T: Copy> Patches<'a, T> {
         let end_whole = (whole_to / window.stride_w).clamp(first_whole, columns.end);
         for ox in (columns.start..first_whole).chain(end_whole..columns.end) {
             let (x0, mut to) = (ox * window.stride_w, &mut to[column(ox)..]);
-            let left = window.pad_left.saturating_sub(x0).min(window.kernel_w);
-            let right = (window.in_w + window.pad_left).saturating_sub(x0).clamp(left, window.kernel_w);
-            to = fill(to, self.pad, left * inputs);
+            let left = window.pad_left.saturating_sub(x0) * inputs;
+            let right = (window.in_w + window.pad_left).saturating_sub(x0) * inputs;
+            let left = left.clamp(run.start, run.end);
+            let right = right.clamp(left, run.end);
+            to = fill(to, self.pad, left - run.start);
             if left < right {
-                let from = line + (x0 + left - window.pad_left) * inputs;
-                to = copy(&self.x[from..], to, (right - left) * inputs);
+                let from = line + x0 * inputs + left - window.pad_left * inputs;
+                to = copy(&self.x[from..], to, right - left);
             }
-            fill(to, self.pad, (window.kernel_w - right) * inputs);
+            fill(to, self.pad, run.end - right);
         }
         for ox in first_whole..end_whole {
-            let from = line + (ox * window.stride_w - window.pad_left) * inputs;
-            copy(&self.x[from..], &mut to[column(ox)..], window.kernel_w * inputs);
+            let from = line + (ox * window.stride_w - window.pad_left) * inputs + run.start;
+            copy(&self.x[from..], &mut to[column(ox)..], run.len());
         }
     }
 }

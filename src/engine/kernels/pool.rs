@@ -240,12 +240,15 @@ fn for_each_pixel<'a, T: Sync, O: Send>(
     }
     let parts = parts(threads, out.len() * window.taps() / 8);
     split_rows(out, 0..window.rows(), channels, 1, parts, &|rows: Range<usize>, out: &mut [O]| {
-        isa.vectorize(|| {
-            for (row, out) in rows.zip(out.chunks_exact_mut(channels)) {
-                let (line, ox) = (row / window.out_w, row % window.out_w);
-                pixel(&Inside::new(window, line / window.out_h, line % window.out_h, ox), x, out);
-            }
-        });
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for (row, out) in rows.zip(out.chunks_exact_mut(channels)) {
+                    let (line, ox) = (row / window.out_w, row % window.out_w);
+                    pixel(&Inside::new(window, line / window.out_h, line % window.out_h, ox), x, out);
+                }
+            },
+        );
     });
 }
 

@@ -1,5 +1,6 @@
 //! The obvious loop of each kernel: what the others are tested against. Slow, and knows no instruction set.
 
+use super::epilogue::Epilogue;
 use super::{Dequant, PoolScales, Requant, Window, clamp_f32};
 
 /// Accumulators of a dense convolution, `[batch, out_h, out_w, outputs]`, modulo 2^32.
@@ -70,7 +71,6 @@ pub fn dequantize_sums(acc: &[i32], dequant: &Dequant) -> Vec<f32> {
 }
 
 /// Dense float convolution, `[batch, out_h, out_w, outputs]`; shapes as in [`conv_int8`], padding reads 0.0.
-#[expect(clippy::too_many_arguments, reason = "a convolution is its operands and its epilogue")]
 pub fn conv_f32(
     x: &[f32],
     in_stride: usize,
@@ -78,9 +78,7 @@ pub fn conv_f32(
     weights: &[f32],
     inputs: usize,
     window: &Window,
-    bias: Option<&[f32]>,
-    lo: f32,
-    hi: f32,
+    epilogue: &Epilogue,
 ) -> Vec<f32> {
     let depth = window.taps() * inputs;
     let mut out = Vec::new();
@@ -93,7 +91,7 @@ pub fn conv_f32(
                     acc = a.mul_add(weights[t * inputs + c], acc);
                 }
             }
-            out.push(clamp_f32(bias.map_or(acc, |bias| acc + bias[n]), lo, hi));
+            out.push(finished(acc, n, out.len(), epilogue));
         }
     }
     out
@@ -105,9 +103,7 @@ pub fn depthwise_f32(
     weights: &[f32],
     channels: usize,
     window: &Window,
-    bias: Option<&[f32]>,
-    lo: f32,
-    hi: f32,
+    epilogue: &Epilogue,
 ) -> Vec<f32> {
     let mut out = Vec::new();
     for taps in output_pixels(window) {
@@ -117,10 +113,18 @@ pub fn depthwise_f32(
                 let a = pixel.map_or(0.0, |pixel| x[pixel * channels + c]);
                 acc = a.mul_add(weights[c * window.taps() + t], acc);
             }
-            out.push(clamp_f32(bias.map_or(acc, |bias| acc + bias[c]), lo, hi));
+            out.push(finished(acc, c, out.len(), epilogue));
         }
     }
     out
+}
+
+/// What an epilogue makes of the sum of channel `n` and element `at`.
+pub fn finished(sum: f32, n: usize, at: usize, epilogue: &Epilogue) -> f32 {
+    let y = epilogue.bias.map_or(sum, |bias| sum + bias[n]);
+    let y = epilogue.activation.map_or(y, |activation| activation.of(y));
+    let y = epilogue.residual.map_or(y, |residual| y + residual[at]);
+    clamp_f32(y, epilogue.lo, epilogue.hi)
 }
 
 /// ONNX `QuantizeLinear` of one value; not-a-number gives the zero point.

@@ -18,11 +18,14 @@ pub fn quantize(isa: Isa, x: &[f32], scale: f32, zero_point: u8, out: &mut [u8],
     let parts = parts(threads, x.len() / 4);
     split_rows(out, 0..x.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [u8]| {
         let x = &x[range];
-        isa.vectorize(|| {
-            for (q, &x) in out.iter_mut().zip(x) {
-                *q = code_of(x, scale, zero_point, 0, 255);
-            }
-        });
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for (q, &x) in out.iter_mut().zip(x) {
+                    *q = code_of(x, scale, zero_point, 0, 255);
+                }
+            },
+        );
     });
 }
 
@@ -32,11 +35,14 @@ pub fn dequantize(isa: Isa, q: &[u8], scale: f32, zero_point: u8, out: &mut [f32
     let parts = parts(threads, q.len() / 8);
     split_rows(out, 0..q.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [f32]| {
         let q = &q[range];
-        isa.vectorize(|| {
-            for (x, &q) in out.iter_mut().zip(q) {
-                *x = value_of(q, scale, zero_point);
-            }
-        });
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for (x, &q) in out.iter_mut().zip(q) {
+                    *x = value_of(q, scale, zero_point);
+                }
+            },
+        );
     });
 }
 

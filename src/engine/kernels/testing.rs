@@ -1,6 +1,7 @@
 //! Data for the tests of the kernels: numbers that repeat and geometries that are awkward.
 
 use super::Window;
+use super::epilogue::{Activation, Epilogue};
 
 /// Knuth's linear congruential generator: the same numbers on every run.
 pub(super) struct Random(u64);
@@ -107,5 +108,18 @@ pub(super) fn windows() -> Vec<Window> {
         window(1, (20, 33), (4, 2), (1, 1), (1, 1), (1, 0)),
         // One more row and column than symmetric padding gives, as `SAME_UPPER` does.
         Window { out_h: 4, out_w: 4, ..window(1, (8, 8), (3, 3), (2, 2), (1, 1), (0, 0)) },
+    ]
+}
+
+/// Epilogues of every kind over a bias and a residual.
+pub(super) fn epilogues<'a>(bias: &'a [f32], residual: &'a [f32]) -> [Epilogue<'a>; 5] {
+    let (bias, residual) = (Some(bias), Some(residual));
+    let silu = Some(Activation::Silu);
+    [
+        Epilogue::NONE,
+        Epilogue { bias, lo: 0.0, hi: 6.0, ..Epilogue::NONE },
+        Epilogue { bias, residual, lo: 0.0, ..Epilogue::NONE },
+        Epilogue { bias, activation: silu, ..Epilogue::NONE },
+        Epilogue { residual, activation: silu, hi: 1.0, ..Epilogue::NONE },
     ]
 }

@@ -1,27 +1,43 @@
 //! What the tiles of the dense products look like, how weights are packed for them, and where they go. Knows no
-//! arithmetic but the end of a float product.
-
-use super::clamp_f32;
+//! arithmetic.
 
 /// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
 /// reach 17 instead of 25 products a cycle, Zen 3).
-pub(super) const INT8_PAIRS: Shape = Shape { rows: 6, columns: 16, group: 2 };
+pub(super) const INT8_PAIRS: Shape =
+    Shape { rows: 6, columns: 16, group: 2, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
-pub(super) const INT8_QUADS: Shape = Shape { rows: 12, columns: 32, group: 4 };
+pub(super) const INT8_QUADS: Shape =
+    Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Float products, of the size of the pairs and for the same reason.
-pub(super) const F32: Shape = Shape { rows: 6, columns: 16, group: 1 };
+pub(super) const F32: Shape =
+    Shape { rows: 6, columns: 16, group: 1, block_rows: 96, block_bytes: 128 << 10, block_depth: 512 };
 
-/// Columns and rows of a register tile, and what a panel of packed weights looks like.
+/// Float products on AVX-512: 28 accumulators of 32 registers, two for the panel, one for a row. Fourteen rows
+/// divide the 7 x 7, 14 x 14, 28 x 28 and 56 x 56 pixels of image networks without a rest.
+pub(super) const F32_WIDE: Shape =
+    Shape { rows: 14, columns: 32, group: 1, block_rows: 112, block_bytes: 256 << 10, block_depth: 512 };
+
+/// Sums that never leave the registers are as deep as the product.
+const WHOLE: usize = usize::MAX;
+
+/// Columns and rows of a register tile, what a panel of packed weights looks like, and how much is done at once.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    /// Rows of a tile.
+    /// Most rows of a tile.
     pub(super) rows: usize,
     /// Columns of a panel. The last panel is half as wide if that is enough.
     pub(super) columns: usize,
     /// Consecutive elements of one column that lie side by side.
     pub(super) group: usize,
+    /// Most rows of a block: a panel is read once for so many, and more gain nothing.
+    pub(super) block_rows: usize,
+    /// Bytes of gathered rows that a block may hold: a share of the level-2 cache that leaves room for the panels
+    /// that stream past it.
+    pub(super) block_bytes: usize,
+    /// Most depth of a block. Deeper products are done in several, their sums being stored in between.
+    pub(super) block_depth: usize,
 }
 
 impl Shape {
@@ -88,21 +104,11 @@ impl Place {
     }
 }
 
-/// What follows the chain of a float product.
-#[derive(Clone, Copy)]
-pub(super) struct FloatEpilogue<'a> {
-    /// `[channels]`.
-    pub(super) bias: Option<&'a [f32]>,
-    /// Smallest value.
-    pub(super) lo: f32,
-    /// Largest value.
-    pub(super) hi: f32,
-}
-
-impl FloatEpilogue<'_> {
-    /// What becomes of the sum of channel `n`.
-    #[inline(always)]
-    pub(super) fn finish(&self, sum: f32, n: usize) -> f32 {
-        clamp_f32(self.bias.map_or(sum, |bias| sum + bias[n]), self.lo, self.hi)
-    }
+/// Which part of its chains a float tile computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Part {
+    /// Whether the chains begin here, at 0.0. Otherwise they go on from what the output holds.
+    pub(super) first: bool,
+    /// Whether the chains end here, so that the epilogue follows.
+    pub(super) last: bool,
 }

@@ -9,19 +9,13 @@ use bytemuck::Pod;
 use std::any::TypeId;
 use std::ops::Range;
 
-/// Bytes of gathered rows that a block may hold: a share of a 512 KiB level-2 cache that leaves room for the
-/// panels that stream past it.
-const BLOCK_BYTES: usize = 128 << 10;
-
-/// A block longer than this gains nothing: its panel is already read once for this many rows.
-const BLOCK_ROWS_MAX: usize = 96;
-
 /// Walks rows `rows` of `patches` times columns `columns` of a product whose panels are `depth` deep and
 /// cover `all_columns`.
 ///
-/// A block of rows is gathered (or read in place, if it can be), then panel after panel is multiplied with it, so that a panel comes from a
-/// far cache for the first tile only. `tile` gets the gathered rows from its first on and their stride, the
-/// tile's rows, its columns and the width of its panel; `done` gets the rows of each block that is complete.
+/// A block of rows is gathered (or read in place, if it can be), then panel after panel is multiplied with it, so
+/// that a panel comes from a far cache for the first tile only. `tile` gets the gathered rows from its first on and
+/// their stride, the tile's rows, its columns, the width of its panel, and which part of the depth the rows hold;
+/// `done` gets the rows of each block that is complete.
 #[expect(clippy::too_many_arguments, reason = "a walk is a product and its two visitors")]
 pub(super) fn walk<S: Pod, D: Pod + From<S>>(
     isa: Isa,
@@ -31,31 +25,33 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
     all_columns: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    mut tile: impl FnMut(&[D], usize, Range<usize>, Range<usize>, usize),
+    mut tile: impl FnMut(&[D], usize, Range<usize>, Range<usize>, usize, Range<usize>),
     mut done: impl FnMut(Range<usize>),
 ) {
-    let row_len = shape.padded(depth);
-    let mut tiles = |a: &[D], stride: usize, block: Range<usize>| {
+    let depths = depth.div_ceil(shape.block_depth);
+    let row_len = shape.padded(depth.div_ceil(depths));
+    let mut tiles = |a: &[D], stride: usize, block: Range<usize>, part: Range<usize>| {
         for first in columns.clone().step_by(shape.columns) {
             let panel = first..(first + shape.columns).min(columns.end);
             let width = shape.width(first, all_columns);
-            for row in block.clone().step_by(shape.rows) {
-                let tile_rows = row..(row + shape.rows).min(block.end);
-                tile(&a[(row - block.start) * stride..], stride, tile_rows, panel.clone(), width);
+            for rows in even(block.clone(), shape.rows) {
+                let a = &a[(rows.start - block.start) * stride..];
+                tile(a, stride, rows, panel.clone(), width, part.clone());
             }
         }
-        done(block);
     };
     let block_rows = block_rows(shape, row_len * size_of::<D>());
-    let blocks = rows.clone().step_by(block_rows).map(|start| start..(start + block_rows).min(rows.end));
-    if row_len == depth
+    if shape.padded(depth) == depth
         && TypeId::of::<S>() == TypeId::of::<D>()
         && let Some((_, stride)) = patches.in_place(rows.start)
         && !collides(stride * size_of::<D>())
     {
-        for block in blocks {
+        for block in even(rows, block_rows) {
             let (a, _) = patches.in_place(block.start).expect("the same window");
-            tiles(bytemuck::cast_slice(a), stride, block);
+            for part in even(0..depth, shape.block_depth) {
+                tiles(bytemuck::cast_slice(&a[part.start..]), stride, block.clone(), part);
+            }
+            done(block);
         }
         return;
     }
@@ -64,12 +60,25 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
         stride += 64 / size_of::<D>();
     }
     with_scratch::<D, _>(block_rows.min(rows.len()) * stride, |gathered| {
-        for block in blocks {
+        for block in even(rows, block_rows) {
             let gathered = &mut gathered[..block.len() * stride];
-            isa.vectorize(|| patches.gather(block.start, gathered, stride));
-            tiles(gathered, stride, block);
+            for part in even(0..depth, shape.block_depth) {
+                isa.vectorize(
+                    #[inline(always)]
+                    || patches.gather(block.start, part.clone(), gathered, stride),
+                );
+                tiles(gathered, stride, block.clone(), part);
+            }
+            done(block);
         }
     });
+}
+
+/// Cuts a range into as few pieces of at most `most` as will do, all of about the same length: a last tile of one
+/// row would take a third of the time of a whole one.
+fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (start, len, pieces) = (range.start, range.len(), range.len().div_ceil(most));
+    (0..pieces).map(move |i| start + len * i / pieces..start + len * (i + 1) / pieces)
 }
 
 /// Whether rows so many bytes apart fall into one set of an eight-way first-level cache, which a tile of twelve
@@ -80,6 +89,22 @@ fn collides(stride_bytes: usize) -> bool {
 
 /// Rows in a block if each takes `row_bytes`: a whole number of tiles.
 fn block_rows(shape: Shape, row_bytes: usize) -> usize {
-    let tiles = (BLOCK_BYTES / row_bytes.max(1)).min(BLOCK_ROWS_MAX) / shape.rows;
+    let tiles = (shape.block_bytes / row_bytes.max(1)).min(shape.block_rows) / shape.rows;
     tiles.max(1) * shape.rows
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn even_pieces_cover_a_range() {
+        for (len, most) in [(0, 3), (1, 3), (3, 3), (4, 3), (49, 14), (100, 14), (5, usize::MAX)] {
+            let pieces: Vec<_> = even(7..7 + len, most).collect();
+            assert!(pieces.iter().flat_map(Clone::clone).eq(7..7 + len), "{len} {most} {pieces:?}");
+            let lens = || pieces.iter().map(|p| p.len());
+            assert!(lens().all(|l| l <= most), "{pieces:?}");
+            assert!(lens().max().unwrap_or(0) - lens().min().unwrap_or(0) <= 1, "{pieces:?}");
+        }
+    }
 }

@@ -3,7 +3,8 @@
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::tiles::{FloatEpilogue, Place};
+use super::epilogue::Epilogue;
+use super::tiles::{Part, Place};
 use super::{IntOutput, Requant};
 use std::arch::x86_64::*;
 
@@ -84,30 +85,31 @@ impl Avx2 {
         panel: &[f32],
         width: usize,
         depth: usize,
-        epilogue: FloatEpilogue,
+        part: Part,
+        epilogue: Epilogue,
         out: &mut [f32],
         place: Place,
     ) {
         assert!(a.len() >= (rows - 1) * lda + depth && panel.len() >= width * depth);
         assert!(place.columns <= width, "the columns of a panel");
-        assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
+        assert_epilogue(&epilogue, place, out.len());
         assert!(panel.as_ptr().addr().is_multiple_of(32), "panels are aligned");
         place.assert_within(rows, out.len());
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match (rows, width) {
-                (6, 16) => f32_tile::<6, 2>(a, lda, panel, depth, epilogue, out, place),
-                (5, 16) => f32_tile::<5, 2>(a, lda, panel, depth, epilogue, out, place),
-                (4, 16) => f32_tile::<4, 2>(a, lda, panel, depth, epilogue, out, place),
-                (3, 16) => f32_tile::<3, 2>(a, lda, panel, depth, epilogue, out, place),
-                (2, 16) => f32_tile::<2, 2>(a, lda, panel, depth, epilogue, out, place),
-                (1, 16) => f32_tile::<1, 2>(a, lda, panel, depth, epilogue, out, place),
-                (6, 8) => f32_tile::<6, 1>(a, lda, panel, depth, epilogue, out, place),
-                (5, 8) => f32_tile::<5, 1>(a, lda, panel, depth, epilogue, out, place),
-                (4, 8) => f32_tile::<4, 1>(a, lda, panel, depth, epilogue, out, place),
-                (3, 8) => f32_tile::<3, 1>(a, lda, panel, depth, epilogue, out, place),
-                (2, 8) => f32_tile::<2, 1>(a, lda, panel, depth, epilogue, out, place),
-                (1, 8) => f32_tile::<1, 1>(a, lda, panel, depth, epilogue, out, place),
+                (6, 16) => f32_tile::<6, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (5, 16) => f32_tile::<5, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (4, 16) => f32_tile::<4, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (3, 16) => f32_tile::<3, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (2, 16) => f32_tile::<2, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (1, 16) => f32_tile::<1, 2>(a, lda, panel, depth, part, epilogue, out, place),
+                (6, 8) => f32_tile::<6, 1>(a, lda, panel, depth, part, epilogue, out, place),
+                (5, 8) => f32_tile::<5, 1>(a, lda, panel, depth, part, epilogue, out, place),
+                (4, 8) => f32_tile::<4, 1>(a, lda, panel, depth, part, epilogue, out, place),
+                (3, 8) => f32_tile::<3, 1>(a, lda, panel, depth, part, epilogue, out, place),
+                (2, 8) => f32_tile::<2, 1>(a, lda, panel, depth, part, epilogue, out, place),
+                (1, 8) => f32_tile::<1, 1>(a, lda, panel, depth, part, epilogue, out, place),
                 _ => unreachable!("a tile has 1 to 6 rows and 8 or 16 columns"),
             }
         }
@@ -131,14 +133,14 @@ impl Avx2 {
         step: usize,
         count: usize,
         weights: &[f32],
-        epilogue: FloatEpilogue,
+        epilogue: Epilogue,
         out: &mut [f32],
         place: Place,
     ) {
         let last = taps.iter().max().expect("a kernel has a tap") + (count - 1) * step;
         assert!(x.len() >= last + DEPTHWISE_CHANNELS && weights.len() == taps.len() * DEPTHWISE_CHANNELS);
         assert!(place.columns <= DEPTHWISE_CHANNELS);
-        assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns));
+        assert_epilogue(&epilogue, place, out.len());
         place.assert_within(count, out.len());
         for i in (0..count).step_by(2) {
             let place = Place { at: place.at + i * place.stride, ..place };
@@ -304,6 +306,40 @@ unsafe fn store_floats<const V: usize>(y: [__m256; V], out: &mut [f32], at: usiz
     }
 }
 
+/// `columns` elements from `at` on; the lanes past them hold zeros.
+///
+/// # Safety
+/// `x` holds `columns` (at most `V * 8`) elements at `at`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn load_floats<const V: usize>(x: &[f32], at: usize, columns: usize) -> [__m256; V] {
+    let mut row = [[0f32; 8]; V];
+    let mut y = [_mm256_setzero_ps(); V];
+    // SAFETY: the caller promises the elements read; a whole tile reads `V * 8`, another `columns`.
+    unsafe {
+        let mut from = x.as_ptr().add(at);
+        if columns < V * 8 {
+            std::ptr::copy_nonoverlapping(from, row.as_mut_ptr().cast(), columns);
+            from = row.as_ptr().cast();
+        }
+        for v in 0..V {
+            y[v] = _mm256_loadu_ps(from.add(v * 8));
+        }
+    }
+    y
+}
+
+/// Asserts that an epilogue has what the tile at `place` of an output of `len` elements needs.
+#[inline(always)]
+pub(super) fn assert_epilogue(epilogue: &Epilogue, place: Place, len: usize) {
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() >= place.channel + place.columns), "a bias a channel");
+    assert!(
+        epilogue.residual.is_none_or(|residual| residual.len() == len),
+        "a residual of the output's shape"
+    );
+    assert!(epilogue.activation.is_none(), "activations are for whole rows");
+}
+
 /// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
@@ -385,19 +421,26 @@ impl Codes {
 }
 
 /// # Safety
-/// `a` holds `R` rows `lda` apart, `panel` `V * 8 * depth` elements, the bias the tile's channels, and `out` the
-/// tile at `place`.
+/// `a` holds `R` rows `lda` apart, `panel` `V * 8 * depth` elements, the bias the tile's channels, and `out` and the
+/// residual the tile at `place`.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn f32_tile<const R: usize, const V: usize>(
     a: &[f32],
     lda: usize,
     panel: &[f32],
     depth: usize,
-    epilogue: FloatEpilogue,
+    part: Part,
+    epilogue: Epilogue,
     out: &mut [f32],
     place: Place,
 ) {
     let mut acc = [[_mm256_setzero_ps(); V]; R];
+    if !part.first {
+        for r in 0..R {
+            // SAFETY: the caller promises row `r` of the tile.
+            acc[r] = unsafe { load_floats(out, place.at + r * place.stride, place.columns) };
+        }
+    }
     let (a, b) = (a.as_ptr(), panel.as_ptr());
     for k in 0..depth {
         // SAFETY: `k < depth`, and the caller promises `R` rows and a panel of that depth.
@@ -414,19 +457,20 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
             }
         }
     }
-    // SAFETY: the caller promises the tile and its bias.
+    let epilogue = if part.last { epilogue } else { Epilogue::NONE };
+    // SAFETY: the caller promises the tile and its epilogue.
     unsafe { store_f32(acc, epilogue, out, place) }
 }
 
 /// The epilogue of a float tile.
 ///
 /// # Safety
-/// `out` holds `R` rows at `place`, and the bias the tile's channels.
+/// `out` and the residual hold `R` rows at `place`, and the bias the tile's channels.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn store_f32<const R: usize, const V: usize>(
     mut acc: [[__m256; V]; R],
-    epilogue: FloatEpilogue,
+    epilogue: Epilogue,
     out: &mut [f32],
     place: Place,
 ) {
@@ -443,13 +487,21 @@ unsafe fn store_f32<const R: usize, const V: usize>(
     }
     let (lo, hi) = (_mm256_set1_ps(epilogue.lo), _mm256_set1_ps(epilogue.hi));
     for (r, mut acc) in acc.into_iter().enumerate() {
+        let at = place.at + r * place.stride;
+        if let Some(residual) = epilogue.residual {
+            // SAFETY: the caller promises row `r` of the residual.
+            let residual = unsafe { load_floats::<V>(residual, at, place.columns) };
+            for v in 0..V {
+                acc[v] = _mm256_add_ps(acc[v], residual[v]);
+            }
+        }
         for v in 0..V {
             // The bound comes first: `maxps` and `minps` give the second operand where one is not a number and
             // where both are equal, as `clamp_f32` does.
             acc[v] = _mm256_min_ps(hi, _mm256_max_ps(lo, acc[v]));
         }
         // SAFETY: the caller promises row `r` of the tile.
-        unsafe { store_floats::<V>(acc, out, place.at + r * place.stride, place.columns) }
+        unsafe { store_floats::<V>(acc, out, at, place.columns) }
     }
 }
 
@@ -464,7 +516,7 @@ unsafe fn depthwise_pixels_f32<const R: usize>(
     taps: &[usize],
     step: usize,
     weights: &[f32],
-    epilogue: FloatEpilogue,
+    epilogue: Epilogue,
     out: &mut [f32],
     place: Place,
 ) {

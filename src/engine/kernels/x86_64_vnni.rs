@@ -8,7 +8,7 @@ use super::tiles::Place;
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, finish_depthwise};
 use std::arch::x86_64::*;
 
-/// Proof that this processor has AVX-512 F, BW, VL and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
+/// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
 /// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Avx512Vnni {
@@ -26,6 +26,7 @@ impl Avx512Vnni {
         let wide = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vnni");
         let vbmi = (wide && is_x86_feature_detected!("avx512vbmi")).then_some(Vbmi(()));
         Avx2::detect().filter(|_| wide).map(|avx2| Avx512Vnni { avx2, vbmi })
@@ -39,6 +40,17 @@ impl Avx512Vnni {
     /// The proof of byte permutations, if the processor has them.
     pub(super) fn vbmi(self) -> Option<Vbmi> {
         self.vbmi
+    }
+
+    /// Runs `f` compiled for AVX-512, like [`Avx2::vectorize`].
+    #[inline(always)]
+    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
+        fn with_avx512<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        // SAFETY: `self` exists only where `detect` found the features.
+        unsafe { with_avx512(f) }
     }
 
     /// One output row of a depthwise convolution in a block of up to 32 channels, like [`Avx2::depthwise_row`], but with
@@ -347,6 +359,6 @@ fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m51
 }
 
 /// The first `lanes` of 16.
-fn mask(lanes: usize) -> __mmask16 {
+pub(super) fn mask(lanes: usize) -> __mmask16 {
     if lanes >= 16 { u16::MAX } else { (1 << lanes) - 1 }
 }

@@ -1,23 +1,28 @@
-//! A [`Graph`] to ONNX bytes, in the lowest opset from 13 on that has all its operators.
+//! A [`Graph`] to ONNX bytes, in the opset of the model that it came from, or a later one: 13 at least, and the first
+//! that has all its operators in the form that we write.
 
-use bytes::Bytes;
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use prost::Message;
 
-use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Reduce, Scan, Sliding, Unary};
-use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
-use crate::engine::tensor::{DType, Tensor};
+use crate::engine::graph::op::{Op, PadMode, Reduce, Unary};
+use crate::engine::graph::{Dim, Graph, Node, ValueId};
 
-use super::tensors::{attribute_to_proto, dtype_to_onnx, tensor_to_proto};
+use super::attributes::{attributes, graph, int, ints};
+use super::tensors::{dtype_to_onnx, tensor_to_proto};
 use super::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto, attribute_type,
+    StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
 };
 
 /// Lowest opset written: per-axis DequantizeLinear begins there.
 const OPSET_MIN: i64 = 13;
 /// From this opset on all reductions take their axes as an operand.
 const REDUCE_AXES_OPERAND: i64 = 18;
-/// ONNX IR version written: the one of opsets 16 to 18; readers of lower opsets know it too.
+/// The IR version that came with an opset, where it is not that of opsets 13 to 18, which readers of those know.
+const IR_VERSIONS: &[(i64, i64)] = &[(19, 9), (21, 10), (23, 11), (24, 12), (25, 13)];
+/// IR version of the others.
 const IR_VERSION: i64 = 8;
 
 /// The ONNX file of a graph. The same graph gives the same bytes.
@@ -26,29 +31,25 @@ const IR_VERSION: i64 = 8;
 /// # Panics
 /// If the graph holds operators of the executor (`QConv` and its like): they have no ONNX form.
 pub fn export(graph: &Graph, metadata: &[(String, String)]) -> Vec<u8> {
-    let opset = graph.nodes.iter().map(|n| needed_opset(graph, n)).max().unwrap_or(OPSET_MIN).max(OPSET_MIN);
-    let mut writer = Writer { graph, opset, nodes: Vec::new(), used: vec![false; graph.values.len()] };
-    graph.nodes.iter().for_each(|n| writer.node(n));
-    graph.outputs.iter().for_each(|o| writer.used[o.0 as usize] = true);
-    let (used, nodes) = (writer.used, writer.nodes);
-    let constants = graph.values.iter().zip(used).filter(|(_, used)| *used).map(|(value, _)| value);
-    let initializers = constants.filter_map(|v| v.constant.as_ref().map(|t| tensor_to_proto(&v.name, t)));
-    let proto = GraphProto {
-        node: nodes,
-        name: if graph.name.is_empty() { "graph".to_owned() } else { graph.name.clone() },
-        initializer: initializers.collect(),
-        input: graph.inputs.iter().map(|&v| value_info(graph.value(v))).collect(),
-        output: graph.outputs.iter().map(|&v| value_info(graph.value(v))).collect(),
-        value_info: Vec::new(),
-    };
+    let needed = graph.nodes.iter().map(|n| needed_opset(graph, n)).max().unwrap_or(OPSET_MIN);
+    // Element types came with opsets too: what the model has is there in the opset that it was written in.
+    let opset = needed.max(OPSET_MIN).max(graph.opset);
+    let domains = RefCell::default();
+    let scope = Scope::new(graph, None, HashMap::new());
+    let proto = scope.write(opset, &domains, graph.inputs.len());
     let pair =
         |(key, value): &(String, String)| StringStringEntryProto { key: key.clone(), value: value.clone() };
+    let mut opset_import = vec![OperatorSetIdProto { domain: String::new(), version: opset }];
+    let mut others: Vec<&str> = domains.into_inner();
+    others.sort_unstable();
+    others.dedup();
+    opset_import.extend(others.iter().map(|d| OperatorSetIdProto { domain: (*d).to_owned(), version: 1 }));
     ModelProto {
-        ir_version: Some(if opset > 18 { 9 } else { IR_VERSION }),
+        ir_version: Some(IR_VERSIONS.iter().rfind(|(from, _)| *from <= opset).map_or(IR_VERSION, |v| v.1)),
         producer_name: "octet".to_owned(),
         producer_version: env!("CARGO_PKG_VERSION").to_owned(),
         graph: Some(proto),
-        opset_import: vec![OperatorSetIdProto { domain: String::new(), version: opset }],
+        opset_import,
         metadata_props: metadata.iter().map(pair).collect(),
         functions: Vec::new(),
     }
@@ -80,28 +81,122 @@ fn needed_opset(graph: &Graph, node: &Node) -> i64 {
     }
 }
 
-fn value_info(value: &Value) -> ValueInfoProto {
-    let dimension = |d: &Dim| match d {
-        Dim::Known(n) => DimensionProto { dim_value: Some(*n as i64), dim_param: None },
-        Dim::Symbol(name) => DimensionProto { dim_value: None, dim_param: Some(name.clone()) },
-        Dim::Unknown => DimensionProto::default(),
-    };
-    let shape =
-        value.dims.as_ref().map(|dims| TensorShapeProto { dim: dims.iter().map(dimension).collect() });
-    let elem_type = Some(dtype_to_onnx(value.dtype.unwrap_or(DType::F32)));
-    let tensor_type = Some(TensorTypeProto { elem_type, shape });
-    ValueInfoProto { name: value.name.clone(), r#type: Some(TypeProto { tensor_type }) }
-}
-
-struct Writer<'a> {
+/// A graph that is being written, and those around it, whose values it can read by name.
+struct Scope<'a> {
     graph: &'a Graph,
-    opset: i64,
-    nodes: Vec<NodeProto>,
+    around: Option<&'a Scope<'a>>,
+    /// The name that each value has in the file.
+    names: Vec<String>,
+    /// The values by that name, but for those of the graphs around.
+    own: HashMap<String, ValueId>,
     /// Values that some node reads or that the graph returns.
-    used: Vec<bool>,
+    used: RefCell<Vec<bool>>,
 }
 
-impl Writer<'_> {
+impl<'a> Scope<'a> {
+    /// Names the values: as they are called, unless the name is taken, here or around. `captured` are inputs that
+    /// stand for values of the graphs around, with their names.
+    fn new(graph: &'a Graph, around: Option<&'a Scope<'a>>, captured: HashMap<ValueId, String>) -> Scope<'a> {
+        let count = graph.values.len();
+        let used = RefCell::new(vec![false; count]);
+        let mut scope = Scope { graph, around, names: vec![String::new(); count], own: HashMap::new(), used };
+        // What a caller knows by name comes first.
+        let ids = (0..count).map(|i| ValueId(i as u32));
+        let mut order: Vec<ValueId> = graph.inputs.iter().chain(&graph.outputs).copied().collect();
+        order.extend(ids);
+        let mut named = vec![false; count];
+        for id in order {
+            if std::mem::replace(&mut named[id.0 as usize], true) {
+                continue;
+            }
+            let name = match captured.get(&id) {
+                Some(name) => name.clone(),
+                None => scope.free_name(id),
+            };
+            scope.names[id.0 as usize] = name;
+        }
+        scope
+    }
+
+    fn free_name(&mut self, id: ValueId) -> String {
+        let value = self.graph.value(id);
+        let base = if value.name.is_empty() { "value" } else { value.name.as_str() };
+        // A constant of a graph around, seen from here.
+        if let Some((scope, outer)) = self.around.and_then(|around| around.find(base))
+            && let (Some(there), Some(here)) = (scope.graph.constant(outer), &value.constant)
+            && there == here
+        {
+            return base.to_owned();
+        }
+        let mut free = std::iter::once(base.to_owned()).chain((1..).map(|i| format!("{base}_{i}")));
+        let is_free = |name: &String| self.find(name).is_none();
+        let name = free.find(is_free).expect("the numbers do not end");
+        self.own.insert(name.clone(), id);
+        name
+    }
+
+    /// The value of a name, here or around.
+    fn find(&self, name: &str) -> Option<(&Scope<'a>, ValueId)> {
+        match self.own.get(name) {
+            Some(id) => Some((self, *id)),
+            None => self.around?.find(name),
+        }
+    }
+
+    fn name(&self, id: ValueId) -> String {
+        let name = &self.names[id.0 as usize];
+        match self.find(name) {
+            Some((scope, id)) => scope.used.borrow_mut()[id.0 as usize] = true,
+            None => unreachable!("every name was given to a value"),
+        }
+        name.clone()
+    }
+
+    /// The message of the graph; the first `inputs` of its inputs are handed in, the others are captured.
+    fn write(&self, opset: i64, domains: &RefCell<Vec<&'static str>>, inputs: usize) -> GraphProto {
+        let graph = self.graph;
+        let mut writer = Writer { scope: self, opset, domains, nodes: Vec::new() };
+        graph.nodes.iter().for_each(|n| writer.node(n));
+        let node = writer.nodes;
+        let output = graph.outputs.iter().map(|&v| self.value_info(v)).collect();
+        let input = graph.inputs[..inputs].iter().map(|&v| self.value_info(v)).collect();
+        let used = self.used.borrow();
+        let mut initializer = Vec::new();
+        for (index, value) in graph.values.iter().enumerate() {
+            let own = self.own.get(&self.names[index]) == Some(&ValueId(index as u32));
+            if let Some(tensor) = value.constant.as_ref().filter(|_| used[index] && own) {
+                initializer.push(tensor_to_proto(&self.names[index], tensor));
+            }
+        }
+        let name = if graph.name.is_empty() { "graph".to_owned() } else { graph.name.clone() };
+        GraphProto { node, name, initializer, input, output, ..GraphProto::default() }
+    }
+
+    fn value_info(&self, id: ValueId) -> ValueInfoProto {
+        let dimension = |d: &Dim| match d {
+            Dim::Known(n) => DimensionProto { dim_value: Some(*n as i64), dim_param: None },
+            Dim::Symbol(name) => DimensionProto { dim_value: None, dim_param: Some(name.clone()) },
+            Dim::Unknown => DimensionProto::default(),
+        };
+        let value = self.graph.value(id);
+        let shape =
+            value.dims.as_ref().map(|dims| TensorShapeProto { dim: dims.iter().map(dimension).collect() });
+        // Only the values of bodies may be without a type.
+        let tensor_type =
+            value.dtype.map(|dtype| TensorTypeProto { elem_type: Some(dtype_to_onnx(dtype)), shape });
+        let r#type = tensor_type.map(|tensor_type| TypeProto { tensor_type: Some(tensor_type) });
+        ValueInfoProto { name: self.name(id), r#type }
+    }
+}
+
+struct Writer<'a, 's> {
+    scope: &'s Scope<'a>,
+    opset: i64,
+    domains: &'s RefCell<Vec<&'static str>>,
+    nodes: Vec<NodeProto>,
+}
+
+impl Writer<'_, '_> {
     fn node(&mut self, node: &Node) {
         let mut attributes = attributes(&node.op);
         let mut inputs = node.inputs.clone();
@@ -109,7 +204,7 @@ impl Writer<'_> {
             && *kind != Reduce::Sum
             && self.opset < REDUCE_AXES_OPERAND
         {
-            let axes = inputs.get(1).copied().flatten().and_then(|v| self.graph.constant(v));
+            let axes = inputs.get(1).copied().flatten().and_then(|v| self.scope.graph.constant(v));
             attributes.extend(axes.map(|axes| ints("axes", &axes.to_i64())));
             attributes.retain(|a| a.name != "noop_with_empty_axes");
             inputs.truncate(1);
@@ -123,16 +218,44 @@ impl Writer<'_> {
         if let Op::Softmax { coerce_2d: true, axis, log } = node.op {
             return self.softmax_of_old(node, axis, log);
         }
+        let listed = listed_inputs(node);
+        let captured = inputs.split_off(listed.min(inputs.len()));
+        for (index, body) in node.bodies.iter().enumerate() {
+            let name = match (&node.op, index) {
+                (Op::If, 0) => "then_branch",
+                (Op::If, _) => "else_branch",
+                _ => "body",
+            };
+            attributes.push(graph(name, self.body(body, &captured)));
+        }
         let inputs: Vec<String> = inputs.iter().map(|v| self.name(*v)).collect();
-        let outputs = node.outputs.iter().map(|v| self.graph.value(*v).name.clone()).collect();
+        let outputs = node.outputs.iter().map(|v| self.name(Some(*v))).collect();
         self.push(&node.name, node.op.name(), inputs, outputs, attributes);
+        if let Op::Other(other) = &node.op
+            && !other.domain.is_empty()
+        {
+            self.nodes.last_mut().expect("just pushed").domain = other.domain.to_owned();
+            self.domains.borrow_mut().push(other.domain);
+        }
+    }
+
+    /// A body; its last inputs are `captured`.
+    fn body(&self, body: &Graph, captured: &[Option<ValueId>]) -> GraphProto {
+        let formal = body.inputs.len().saturating_sub(captured.len());
+        let names = body.inputs[formal..].iter().zip(captured);
+        let names = names.filter_map(|(&inner, outer)| Some((inner, self.name(Some((*outer)?)))));
+        Scope::new(body, Some(self.scope), names.collect()).write(self.opset, self.domains, formal)
     }
 
     /// Before opset 13 Softmax ran over all axes from `axis` on, as one: flatten, softmax, and back.
     fn softmax_of_old(&mut self, node: &Node, axis: i64, log: bool) {
         let x = self.name(node.input(0));
-        let y = self.graph.value(node.outputs[0]).name.clone();
-        let part = |suffix: &str| format!("{}_{suffix}", node.name);
+        let y = self.name(Some(node.outputs[0]));
+        let part = |suffix: &str| {
+            let base = format!("{}_{suffix}", node.name);
+            let mut free = std::iter::once(base.clone()).chain((1..).map(|i| format!("{base}_{i}")));
+            free.find(|name| self.scope.find(name).is_none()).expect("the numbers do not end")
+        };
         let kind = if log { "LogSoftmax" } else { "Softmax" };
         self.push(&part("shape"), "Shape", vec![x.clone()], vec![part("shape")], vec![]);
         self.push(&part("flat"), "Flatten", vec![x], vec![part("flat")], vec![int("axis", axis)]);
@@ -140,11 +263,8 @@ impl Writer<'_> {
         self.push(&part("back"), "Reshape", vec![part("soft"), part("shape")], vec![y], vec![]);
     }
 
-    fn name(&mut self, id: Option<ValueId>) -> String {
-        id.map_or_else(String::new, |id| {
-            self.used[id.0 as usize] = true;
-            self.graph.value(id).name.clone()
-        })
+    fn name(&self, id: Option<ValueId>) -> String {
+        id.map_or_else(String::new, |id| self.scope.name(id))
     }
 
     fn push(
@@ -160,182 +280,12 @@ impl Writer<'_> {
     }
 }
 
-fn int(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        i: Some(value),
-        r#type: Some(attribute_type::INT),
-        ..AttributeProto::default()
-    }
-}
-
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        ints: values.to_vec(),
-        r#type: Some(attribute_type::INTS),
-        ..AttributeProto::default()
-    }
-}
-
-fn sizes(name: &str, values: &[usize]) -> Option<AttributeProto> {
-    let values: Vec<i64> = values.iter().map(|&v| v as i64).collect();
-    (!values.is_empty()).then(|| ints(name, &values))
-}
-
-fn float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        f: Some(value),
-        r#type: Some(attribute_type::FLOAT),
-        ..AttributeProto::default()
-    }
-}
-
-fn text(name: &str, value: &str) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        s: Some(Bytes::copy_from_slice(value.as_bytes())),
-        r#type: Some(attribute_type::STRING),
-        ..AttributeProto::default()
-    }
-}
-
-fn tensor(name: &str, value: &Tensor) -> AttributeProto {
-    AttributeProto {
-        name: name.to_owned(),
-        t: Some(tensor_to_proto("", value)),
-        r#type: Some(attribute_type::TENSOR),
-        ..AttributeProto::default()
-    }
-}
-
-/// An attribute, unless it has its default value: small files matter for small models.
-fn unless<T: PartialEq>(
-    value: T,
-    default: T,
-    make: impl FnOnce(T) -> AttributeProto,
-) -> Option<AttributeProto> {
-    (value != default).then(|| make(value))
-}
-
-fn flag(name: &str, value: bool, default: bool) -> Option<AttributeProto> {
-    unless(value, default, |v| int(name, i64::from(v)))
-}
-
-fn sliding(s: &Sliding) -> Vec<AttributeProto> {
-    let mut all: Vec<AttributeProto> = Vec::new();
-    all.extend(sizes("kernel_shape", &s.kernel));
-    all.extend(sizes("strides", &s.strides).filter(|_| s.strides.iter().any(|&v| v != 1)));
-    all.extend(sizes("dilations", &s.dilations).filter(|_| s.dilations.iter().any(|&v| v != 1)));
-    match s.auto_pad {
-        AutoPad::Explicit => all.extend(sizes("pads", &s.pads).filter(|_| s.pads.iter().any(|&v| v != 0))),
-        AutoPad::SameUpper => all.push(text("auto_pad", "SAME_UPPER")),
-        AutoPad::SameLower => all.push(text("auto_pad", "SAME_LOWER")),
-    }
-    all.extend(flag("ceil_mode", s.ceil_mode, false));
-    all
-}
-
-fn attributes(op: &Op) -> Vec<AttributeProto> {
-    let mut all = Vec::new();
-    match op {
-        Op::Conv { sliding: s, groups } => {
-            all = sliding(s);
-            all.extend(unless(*groups, 1, |g| int("group", g as i64)));
-        }
-        Op::Gemm { alpha, beta, trans_a, trans_b } => {
-            all.extend(unless(*alpha, 1.0, |v| float("alpha", v)));
-            all.extend(unless(*beta, 1.0, |v| float("beta", v)));
-            all.extend(flag("transA", *trans_a, false));
-            all.extend(flag("transB", *trans_b, false));
-        }
-        Op::BatchNorm { epsilon } => all.push(float("epsilon", *epsilon)),
-        Op::LayerNorm { axis, epsilon } => all.extend([int("axis", *axis), float("epsilon", *epsilon)]),
-        Op::MaxPool { sliding: s } => all = sliding(s),
-        Op::AveragePool { sliding: s, count_include_pad } => {
-            all = sliding(s);
-            all.extend(flag("count_include_pad", *count_include_pad, false));
-        }
-        Op::Unary(unary) => all = unary_attributes(*unary),
-        Op::Binary(Binary::Mod { float }) => all.extend(flag("fmod", *float, false)),
-        Op::Reduce { keep_dims, noop_with_empty_axes, .. } => {
-            all.extend(flag("keepdims", *keep_dims, true));
-            all.extend(flag("noop_with_empty_axes", *noop_with_empty_axes, false));
-        }
-        Op::Softmax { axis, .. } => all.extend(unless(*axis, -1, |v| int("axis", v))),
-        Op::Transpose { perm } => all.extend(sizes("perm", perm)),
-        Op::Reshape { allow_zero } => all.extend(flag("allowzero", *allow_zero, false)),
-        Op::Flatten { axis } => all.extend(unless(*axis, 1, |v| int("axis", v))),
-        Op::Concat { axis } => all.push(int("axis", *axis)),
-        Op::Split { axis, .. } | Op::Gather { axis } => all.extend(unless(*axis, 0, |v| int("axis", v))),
-        Op::Shape { start, end } => {
-            all.extend(unless(*start, 0, |v| int("start", v)));
-            all.extend(end.map(|v| int("end", v)));
-        }
-        Op::ConstantOfShape { value } => all.push(tensor("value", value)),
-        Op::Pad { mode } => all.extend(pad_mode(*mode).map(|mode| text("mode", mode))),
-        Op::Cast { to } => all.push(int("to", dtype_to_onnx(*to).into())),
-        Op::Other(other) => all.extend(other.attributes.iter().map(|(n, v)| attribute_to_proto(n, v))),
-        Op::If | Op::Loop { .. } => {}
-        Op::Scan(scan) => all = scan_attributes(scan),
-        Op::QuantizeLinear { axis } | Op::DequantizeLinear { axis } => {
-            all.extend(unless(*axis, 1, |v| int("axis", v)));
-        }
-        Op::MatMul
-        | Op::GlobalAveragePool
-        | Op::GlobalMaxPool
-        | Op::Clip
-        | Op::Binary(_)
-        | Op::Squeeze
-        | Op::Unsqueeze
-        | Op::Slice
-        | Op::Range
-        | Op::Expand
-        | Op::Tile
-        | Op::Where
-        | Op::Identity => {}
-        Op::Recode
-        | Op::QConv { .. }
-        | Op::QProduct { .. }
-        | Op::ConvInteger { .. }
-        | Op::MatMulInteger
-        | Op::QMatMul { .. }
-        | Op::QBinary { .. }
-        | Op::QTable { .. }
-        | Op::QAveragePool { .. }
-        | Op::QGlobalAveragePool
-        | Op::QConcat { .. } => panic!("{} is the executor's and has no ONNX form", op.name()),
-    }
-    all
-}
-
-fn unary_attributes(unary: Unary) -> Vec<AttributeProto> {
-    match unary {
-        Unary::LeakyRelu { alpha } | Unary::Elu { alpha } => vec![float("alpha", alpha)],
-        Unary::HardSigmoid { alpha, beta } => vec![float("alpha", alpha), float("beta", beta)],
-        Unary::Gelu { tanh: true } => vec![text("approximate", "tanh")],
-        _ => Vec::new(),
-    }
-}
-
-fn scan_attributes(scan: &Scan) -> Vec<AttributeProto> {
-    let lists = |kind: &str, pairs: &[(i64, bool)]| {
-        let axes: Vec<i64> = pairs.iter().map(|p| p.0).collect();
-        let directions: Vec<i64> = pairs.iter().map(|p| i64::from(p.1)).collect();
-        [ints(&format!("scan_{kind}_axes"), &axes), ints(&format!("scan_{kind}_directions"), &directions)]
-    };
-    let mut all = vec![int("num_scan_inputs", scan.inputs.len() as i64)];
-    all.extend(lists("input", &scan.inputs));
-    all.extend(lists("output", &scan.outputs));
-    all
-}
-
-fn pad_mode(mode: PadMode) -> Option<&'static str> {
-    match mode {
-        PadMode::Constant => None,
-        PadMode::Reflect => Some("reflect"),
-        PadMode::Edge => Some("edge"),
-        PadMode::Wrap => Some("wrap"),
+/// How many operands ONNX lists; those after them are what the bodies capture, which they read by name.
+fn listed_inputs(node: &Node) -> usize {
+    match &node.op {
+        Op::If => 1,
+        Op::Loop { carried } => 2 + carried,
+        Op::Scan(scan) => scan.states + scan.inputs.len(),
+        _ => node.inputs.len(),
     }
 }

@@ -51,7 +51,7 @@ impl Renaming<'_> {
             let given = all.into_iter().find(|a| a.name == attribute.ref_attr_name)?;
             AttributeProto { name: attribute.name.clone(), ..given.clone() }
         };
-        attribute.g = attribute.g.map(|graph| self.graph(&graph));
+        attribute.g = attribute.g.map(|graph| Box::new(self.graph(&graph)));
         Some(attribute)
     }
 
@@ -69,6 +69,7 @@ impl Renaming<'_> {
             input: info(&graph.input),
             output: info(&graph.output),
             value_info: info(&graph.value_info),
+            sparse_initializer: graph.sparse_initializer.clone(),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! ONNX bytes to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `lift`.
 
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -7,25 +8,34 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::fact::axis_index;
 use crate::engine::graph::op::{Binary, Op, Scan};
 use crate::engine::graph::operator::Call;
+use crate::engine::graph::shapes::bounded;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
+use super::bounds::{self, Fault, NODES_MAX};
+use super::composites;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
+use super::parts;
+use super::sequences::{Known, Sequences};
 use super::subgraphs::{bodies, free_names, reads};
 use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
 use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Opsets of the default domain that are taken.
-pub const OPSETS: std::ops::RangeInclusive<i64> = 5..=27;
+pub const OPSETS: std::ops::RangeInclusive<i64> = 1..=27;
 /// How deep graphs and functions may stand in each other.
 const DEPTH_MAX: usize = 16;
-/// Most nodes of a model. The largest public ones have some ten thousand.
-const NODES_MAX: usize = 200_000;
-/// Most operands or results of one node.
+/// Most operands or results of one node, and most values that its bodies read from around them.
 const OPERANDS_MAX: usize = 4_096;
+/// What the graph may hold for each byte of the file: data are there once, or eight times where they are written as
+/// numbers of one byte; a function's are there once for each call.
+const GRAPH_FACTOR: usize = 16;
+/// What it may hold whatever the file.
+const GRAPH_FREE: usize = 16 << 20;
 /// Most unsupported nodes that one message lists.
 const LISTED_MAX: usize = 20;
 
@@ -49,11 +59,20 @@ pub enum Error {
 /// [`Error`], which names the node, tensor or field at fault.
 pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
     let model = decode(bytes)?;
+    let graph = model.graph.as_ref().ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
     let opset = opset(&model)?;
-    let graph = model.graph.ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
-    let functions = model.functions.into_iter().map(|f| ((f.domain.clone(), f.name.clone()), f)).collect();
-    let mut importer = Importer::new(opset, &functions, 0);
-    importer.import(&graph, &[])?;
+    let mut functions = Functions::new();
+    for f in &model.functions {
+        if functions.insert((f.domain.as_str(), f.name.as_str()), f).is_some() {
+            return Err(Error::Invalid(format!("function `{}` stands there twice", f.name)));
+        }
+    }
+    let left = Left {
+        nodes: Cell::new(NODES_MAX),
+        bytes: Cell::new(bytes.len().saturating_mul(GRAPH_FACTOR).saturating_add(GRAPH_FREE)),
+    };
+    let mut importer = Importer::new(opset, &functions, &left, 0);
+    importer.import(graph, &[])?;
     match importer.refused.is_empty() {
         true => Ok(importer.graph),
         false => Err(Error::Unsupported(importer.refused)),
@@ -64,12 +83,17 @@ fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
     if bytes.is_empty() {
         return Err(Error::NotOnnx("the file is empty".to_owned()));
     }
-    let model = ModelProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| {
+    let broken = |e: String| {
         // A file that starts like a model and breaks off is most often an upload that was cut.
         let starts_like_a_model = bytes[0] == 0x08;
         let kind = if starts_like_a_model { "truncated or damaged" } else { "not protobuf" };
         Error::NotOnnx(format!("{kind} ({} bytes): {e}", bytes.len()))
+    };
+    bounds::check(bytes).map_err(|fault| match fault {
+        Fault::Damaged(e) => broken(e.to_owned()),
+        Fault::Excess(e) => Error::Invalid(e),
     })?;
+    let model = ModelProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| broken(e.to_string()))?;
     if model.ir_version.is_none() && model.opset_import.is_empty() && model.graph.is_none() {
         return Err(Error::NotOnnx("no ONNX field was found".to_owned()));
     }
@@ -78,7 +102,10 @@ fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
 
 fn opset(model: &ModelProto) -> Result<i64, Error> {
     let default = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-    let version = default.map_or(1, |o| o.version);
+    // Only files before IR version 3 may leave it out, and they are older than what is taken.
+    let missing =
+        || Error::Invalid("opset_import does not say which opset of ONNX the model speaks".to_owned());
+    let version = default.ok_or_else(missing)?.version;
     if !OPSETS.contains(&version) {
         let text = format!("opset {version}; opsets {} to {} are taken", OPSETS.start(), OPSETS.end());
         return Err(Error::Unsupported(vec![text]));
@@ -87,38 +114,86 @@ fn opset(model: &ModelProto) -> Result<i64, Error> {
 }
 
 /// Functions by domain and name.
-type Functions = HashMap<(String, String), FunctionProto>;
+type Functions<'f> = HashMap<(&'f str, &'f str), &'f FunctionProto>;
+
+/// What may still be added, in all graphs together: functions multiply what a file holds.
+struct Left {
+    nodes: Cell<usize>,
+    bytes: Cell<usize>,
+}
+
+impl Left {
+    fn node(&self) -> Result<(), String> {
+        let left = self.nodes.get().checked_sub(1);
+        self.nodes.set(left.ok_or_else(|| format!("more than {NODES_MAX} nodes, functions written out"))?);
+        Ok(())
+    }
+
+    fn bytes(&self, count: usize) -> Result<(), String> {
+        let left = self.bytes.get().checked_sub(count);
+        let text = "its functions and constants take far more memory than the file is long";
+        self.bytes.set(left.ok_or_else(|| text.to_owned())?);
+        Ok(())
+    }
+}
 
 struct Importer<'f> {
     opset: i64,
-    functions: &'f Functions,
+    functions: &'f Functions<'f>,
+    left: &'f Left,
     depth: usize,
     graph: Graph,
     names: HashMap<String, ValueId>,
     /// Values that a node, an input or a constant has already made.
     made: HashSet<ValueId>,
+    sequences: Sequences,
     refused: Vec<String>,
 }
 
+impl Known for Importer<'_> {
+    fn ints(&self, name: &str) -> Option<Vec<i64>> {
+        let constant = self.graph.constant(*self.names.get(name)?)?;
+        let few = constant.len() <= OPERANDS_MAX;
+        (few && matches!(constant.dtype(), DType::I64 | DType::I32)).then(|| constant.to_i64())
+    }
+
+    fn length(&self, name: &str, axis: i64) -> Option<usize> {
+        let dims = self.graph.value(*self.names.get(name)?).dims.as_ref()?;
+        match dims.get(axis_index(axis, dims.len(), false).ok()?)? {
+            Dim::Known(length) => Some(*length),
+            Dim::Symbol(_) | Dim::Unknown => None,
+        }
+    }
+
+    fn is_scalar(&self, name: &str) -> bool {
+        let constant = self.names.get(name).and_then(|id| self.graph.constant(*id));
+        constant.is_some_and(|tensor| tensor.shape().is_empty())
+    }
+}
+
 impl<'f> Importer<'f> {
-    fn new(opset: i64, functions: &'f Functions, depth: usize) -> Importer<'f> {
+    fn new(opset: i64, functions: &'f Functions<'f>, left: &'f Left, depth: usize) -> Importer<'f> {
         Importer {
             opset,
             functions,
+            left,
             depth,
             graph: Graph::default(),
             names: HashMap::new(),
             made: HashSet::new(),
+            sequences: Sequences::default(),
             refused: Vec::new(),
         }
     }
 
     /// Fills the graph. `captured` are the values of the graph around this one that it reads.
     fn import(&mut self, proto: &GraphProto, captured: &[(String, Value)]) -> Result<(), Error> {
-        if proto.node.len() > NODES_MAX {
-            return Err(Error::Invalid(format!("{} nodes, the limit is {NODES_MAX}", proto.node.len())));
+        if let Some(sparse) = proto.sparse_initializer.first() {
+            let name = sparse.values.as_ref().map_or("", |values| values.name.as_str());
+            return Err(Error::Unsupported(vec![format!("sparse_initializer `{name}`")]));
         }
         self.graph.name.clone_from(&proto.name);
+        self.graph.opset = self.opset;
         for tensor in &proto.initializer {
             self.add_initializer(tensor)?;
         }
@@ -157,6 +232,7 @@ impl<'f> Importer<'f> {
 
     fn define_constant(&mut self, name: &str, tensor: Tensor) -> Result<(), Error> {
         let id = self.define(name)?;
+        self.left.bytes(tensor.view().bytes.len() + name.len()).map_err(Error::Invalid)?;
         let value = self.graph.value_mut(id);
         value.dtype = Some(tensor.dtype());
         value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
@@ -184,6 +260,9 @@ impl<'f> Importer<'f> {
     }
 
     fn add_input(&mut self, info: &ValueInfoProto) -> Result<(), Error> {
+        if info.name.is_empty() {
+            return Err(Error::Invalid("an input has no name".to_owned()));
+        }
         // Before IR version 4 every initializer was an input as well: it stays a constant.
         if self.names.get(&info.name).is_some_and(|&id| self.graph.constant(id).is_some()) {
             return Ok(());
@@ -220,6 +299,9 @@ impl<'f> Importer<'f> {
             return Err(Error::Invalid("the graph has no output".to_owned()));
         }
         for info in outputs {
+            if self.sequences.makes(&info.name) {
+                return Err(Error::Unsupported(vec![format!("output `{}`: it is not a tensor", info.name)]));
+            }
             let made = self.names.get(&info.name).copied().filter(|id| self.made.contains(id));
             let id =
                 made.ok_or_else(|| Error::Invalid(format!("output `{}` is made by no node", info.name)))?;
@@ -240,12 +322,22 @@ impl<'f> Importer<'f> {
         if proto.input.len().max(proto.output.len()) > OPERANDS_MAX {
             return Err(at(format!("more than {OPERANDS_MAX} operands")));
         }
+        self.left.node().map_err(&at)?;
+        if let Some(done) = self.add_sequence(&name, proto) {
+            return done;
+        }
         let inputs = self.operands(proto).map_err(&at)?;
         let domain = if proto.domain == "ai.onnx" { "" } else { proto.domain.as_str() };
-        if let Some(function) = self.functions.get(&(proto.domain.clone(), op_type.clone())) {
+        if let Some(function) = self.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
             return self.add_function(&name, proto, function);
         }
+        match composites::parts(&name, proto) {
+            Ok(None) => {}
+            Ok(Some(parts)) => return self.add_in_opset(parts::OPSET, &parts),
+            Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
+        }
         let attributes = attributes_from_proto(proto).map_err(&at)?;
+        self.left.bytes(attributes.iter().map(|(_, a)| bytes_of(a)).sum()).map_err(&at)?;
         if domain.is_empty() && op_type == "Constant" {
             let tensor = constant(&attributes).map_err(&at)?;
             let output = proto.output.first().ok_or_else(|| at("it has no output".to_owned()))?;
@@ -266,7 +358,14 @@ impl<'f> Importer<'f> {
             Ok(Some(lifted)) => self.push(&name, proto, inputs, lifted).map_err(at),
             Ok(None) => {
                 let domain = if domain.is_empty() { "" } else { &format!("{domain}.") };
-                let text = format!("operator {domain}{op_type} (opset {}) at node `{name}`", self.opset);
+                let hint = match proto.domain.as_str() {
+                    "com.microsoft.nchwc" => {
+                        ": ONNX Runtime wrote this file for one processor; write it at its level `extended`"
+                    }
+                    _ => "",
+                };
+                let text =
+                    format!("operator {domain}{op_type} (opset {}) at node `{name}`{hint}", self.opset);
                 self.refuse(text, proto)
             }
             Err(e) => self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
@@ -275,16 +374,37 @@ impl<'f> Importer<'f> {
 
     /// The nodes of a model-local function in the place of its call.
     fn add_function(&mut self, name: &str, proto: &NodeProto, function: &FunctionProto) -> Result<(), Error> {
-        if self.depth == DEPTH_MAX || self.graph.nodes.len() > NODES_MAX {
-            let text = format!("node `{name}`: function `{}` stands in itself too deeply", function.name);
-            return Err(Error::Invalid(text));
+        let at = |e: String| Error::Invalid(format!("node `{name}`: function `{}`: {e}", function.name));
+        if self.depth == DEPTH_MAX {
+            return Err(at("stands in itself too deeply".to_owned()));
         }
+        // Every name in it becomes one that begins with the caller's.
+        let bytes =
+            function.encoded_len().saturating_add(name.len().saturating_mul(names_in(&function.node)));
+        self.left.bytes(bytes).map_err(&at)?;
         let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-        let around = self.opset;
-        self.opset = own.map_or(around, |o| o.version);
         self.depth += 1;
-        let added = self.add_nodes(&inlined(function, proto, name));
+        let opset = own.map_or(self.opset, |o| o.version);
+        let added = self.add_in_opset(opset, &inlined(function, proto, name));
         self.depth -= 1;
+        added
+    }
+
+    /// A node that reads or makes a list of tensors; `None` where it does neither.
+    fn add_sequence(&mut self, name: &str, proto: &NodeProto) -> Option<Result<(), Error>> {
+        let mut sequences = std::mem::take(&mut self.sequences);
+        let resolved = sequences.resolve(name, proto, self);
+        self.sequences = sequences;
+        match resolved {
+            Ok(nodes) => Some(self.add_in_opset(parts::OPSET, &nodes?)),
+            Err(e) => Some(self.refuse(format!("node `{name}` ({}): {e}", proto.op_type), proto)),
+        }
+    }
+
+    /// Nodes that speak another opset than those around them.
+    fn add_in_opset(&mut self, opset: i64, nodes: &[NodeProto]) -> Result<(), Error> {
+        let around = std::mem::replace(&mut self.opset, opset);
+        let added = self.add_nodes(nodes);
         self.opset = around;
         added
     }
@@ -310,10 +430,14 @@ impl<'f> Importer<'f> {
             _ => vec![body("body")?],
         };
         let mut captured: Vec<(String, Value)> = Vec::new();
+        let mut known = HashSet::new();
         let given = inputs.len();
         for free in protos.iter().flat_map(|p| free_names(p)) {
-            if captured.iter().any(|(known, _)| *known == free) {
+            if !known.insert(free.clone()) {
                 continue;
+            }
+            if known.len() > OPERANDS_MAX {
+                return Err(at(format!("its body reads more than {OPERANDS_MAX} values from around it")));
             }
             let id = self.names.get(&free).copied().filter(|id| self.made.contains(id));
             let id =
@@ -326,12 +450,18 @@ impl<'f> Importer<'f> {
         }
         let mut graphs = Vec::new();
         for graph in protos {
-            let mut importer = Importer::new(self.opset, self.functions, self.depth + 1);
+            let mut importer = Importer::new(self.opset, self.functions, self.left, self.depth + 1);
             importer.import(graph, &captured).map_err(|e| match e {
                 Error::Invalid(e) => at(format!("in its body: {e}")),
                 e => e,
             })?;
             self.refused.append(&mut importer.refused);
+            let computed = captured.iter().filter(|(_, value)| value.constant.is_none()).count();
+            let (takes, handed) =
+                (importer.graph.inputs.len() - computed, if proto.op_type == "If" { 0 } else { given });
+            if takes != handed {
+                return Err(at(format!("its body takes {takes} values, {handed} are handed in")));
+            }
             graphs.push(Arc::new(importer.graph));
         }
         let op = control(proto, attributes, given, &graphs).map_err(at)?;
@@ -382,10 +512,26 @@ impl<'f> Importer<'f> {
             let constant = self.graph.add_constant(&format!("{name}.operand{position}"), tensor);
             self.made.insert(constant);
             inputs.resize(inputs.len().max(position + 1), None);
-            inputs[position].get_or_insert(constant);
+            // Where an older opset had another operand there, that one moves on.
+            match &mut inputs[position] {
+                Some(_) => inputs.insert(position, Some(constant)),
+                open => *open = Some(constant),
+            }
+        }
+        if let Some(axis) = lifted.aligned_at {
+            self.align(name, axis, &mut inputs)?;
+        }
+        if proto.op_type == "Dropout" && matches!(lifted.op, Op::Identity) {
+            let training = inputs.get(2).copied().flatten();
+            let off = training.is_none_or(|id| self.graph.constant(id).is_some_and(|t| t.to_i64() == [0]));
+            if !off {
+                return Err("training_mode is not known to be false: not supported".to_owned());
+            }
+            inputs.truncate(1);
         }
         check_arity(&lifted.op, &inputs)?;
-        let kept = if proto.op_type == "Dropout" { 1 } else { proto.output.len() };
+        // Results that nobody reads are left out where they are the last ones.
+        let kept = proto.output.iter().rposition(|o| !o.is_empty()).map_or(0, |last| last + 1);
         let mut outputs = Vec::new();
         for output in proto.output.iter().take(kept) {
             // An optional output that is left out still needs a value to stand for it.
@@ -398,10 +544,35 @@ impl<'f> Importer<'f> {
         }
         match lifted.op {
             Op::Binary(op @ (Binary::Add | Binary::Min | Binary::Max)) if inputs.len() != 2 => {
+                self.left.bytes(inputs.len().saturating_mul(name.len()))?;
                 self.push_chain(name, op, &inputs, outputs[0]);
             }
             op => self.graph.nodes.push(Node::new(name.to_owned(), op, inputs, outputs)),
         }
+        Ok(())
+    }
+
+    /// Before opset 7 operand 1 could begin at any axis of operand 0: it gets axes of length 1 behind its own.
+    fn align(&mut self, name: &str, axis: i64, inputs: &mut [Option<ValueId>]) -> Result<(), String> {
+        let [Some(a), Some(b)] = *inputs else { return Err("it has not two inputs".to_owned()) };
+        let rank = |id: ValueId| self.graph.value(id).dims.as_ref().map(Vec::len);
+        let (Some(of_a), Some(of_b)) = (rank(a), rank(b)) else {
+            return Err(format!("axis={axis} before opset 7 needs declared shapes"));
+        };
+        let start = usize::try_from(axis).unwrap_or(of_a.saturating_sub(of_b));
+        let behind = of_a.saturating_sub(start + of_b);
+        if behind == 0 {
+            return Ok(());
+        }
+        let axes: Vec<i64> = (of_b..of_b + behind).map(|i| i as i64).collect();
+        let axes = self.graph.add_constant(&format!("{name}.axes"), Tensor::from_slice(&[behind], &axes));
+        let aligned = Value { name: format!("{name}.aligned"), ..Value::default() };
+        let aligned = self.graph.add_value(aligned);
+        self.made.extend([axes, aligned]);
+        let node =
+            Node::new(format!("{name}.align"), Op::Unsqueeze, vec![Some(b), Some(axes)], vec![aligned]);
+        self.graph.nodes.push(node);
+        inputs[1] = Some(aligned);
         Ok(())
     }
 
@@ -461,6 +632,9 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Option<Vec<Dim>>), String> 
     let tensor = kind.ok_or("it is not a tensor")?;
     let dtype = dtype_from_onnx(tensor.elem_type.unwrap_or(0))?;
     let Some(shape) = &tensor.shape else { return Ok((dtype, None)) };
+    let known: Vec<usize> =
+        shape.dim.iter().map(|d| d.dim_value.and_then(|n| usize::try_from(n).ok()).unwrap_or(1)).collect();
+    bounded(dtype, &known)?;
     let dims = shape.dim.iter().map(|d| match (d.dim_value, &d.dim_param) {
         // Some exporters write a dynamic dimension as -1.
         (Some(n), _) if n < 0 => Ok(Dim::Unknown),
@@ -525,6 +699,29 @@ fn control(proto: &NodeProto, a: &Attributes, given: usize, bodies: &[Arc<Graph>
                 outputs: pairs("output", stacked)?,
             }))
         }
+    }
+}
+
+/// How many names of values and nodes stand in a function, bodies included.
+fn names_in(nodes: &[NodeProto]) -> usize {
+    let of_graph = |g: &GraphProto| {
+        names_in(&g.node) + g.initializer.len() + g.input.len() + g.output.len() + g.value_info.len()
+    };
+    let of_node = |n: &NodeProto| {
+        1 + n.input.len() + n.output.len() + bodies(n).map(|(_, body)| of_graph(body)).sum::<usize>()
+    };
+    nodes.iter().map(of_node).sum()
+}
+
+/// Bytes of the value of an attribute.
+fn bytes_of(attribute: &Attribute) -> usize {
+    match attribute {
+        Attribute::Int(_) | Attribute::Float(_) => 8,
+        Attribute::Text(text) => text.len(),
+        Attribute::Tensor(tensor) => tensor.view().bytes.len(),
+        Attribute::Ints(all) => 8 * all.len(),
+        Attribute::Floats(all) => 4 * all.len(),
+        Attribute::Texts(all) => all.iter().map(|text| text.len() + size_of::<String>()).sum(),
     }
 }
 

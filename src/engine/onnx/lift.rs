@@ -14,11 +14,19 @@ pub(super) struct Lifted {
     pub(super) op: Op,
     /// Operands that older opsets wrote as attributes: position and data.
     pub(super) added: Vec<(usize, Tensor)>,
+    /// Before opset 7: the axis of operand 0 on which the axes of operand 1 begin.
+    pub(super) aligned_at: Option<i64>,
+}
+
+impl Lifted {
+    fn with(op: Op, added: Vec<(usize, Tensor)>) -> Lifted {
+        Lifted { op, added, aligned_at: None }
+    }
 }
 
 impl From<Op> for Lifted {
     fn from(op: Op) -> Lifted {
-        Lifted { op, added: Vec::new() }
+        Lifted::with(op, Vec::new())
     }
 }
 
@@ -96,7 +104,9 @@ pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(lifted));
     }
     let parsed = registry::parse(call)?;
-    Ok(parsed.map(|p| Lifted { op: Op::Other(p.other), added: p.added }))
+    // Before opset 7 a slope was one number a channel: axis 1.
+    let aligned_at = (call.name == "PRelu" && call.opset < 7).then_some(1);
+    Ok(parsed.map(|p| Lifted { op: Op::Other(p.other), added: p.added, aligned_at }))
 }
 
 /// The operators that have a variant of [`Op`].
@@ -106,10 +116,11 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(Op::Unary(unary).into()));
     }
     if let Some(binary) = find(BINARY, name) {
-        if opset < 7 && a.int("broadcast")?.is_some() {
-            return Err("the form before opset 7 is not supported".to_owned());
+        let mut lifted = Lifted::from(Op::Binary(binary));
+        if opset < 7 && a.flag("broadcast", false)? {
+            lifted.aligned_at = a.int("axis")?;
         }
-        return Ok(Some(Op::Binary(binary).into()));
+        return Ok(Some(lifted));
     }
     if let Some(kind) = find(REDUCE, name) {
         let op = Op::Reduce {
@@ -117,7 +128,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             keep_dims: a.flag("keepdims", true)?,
             noop_with_empty_axes: a.flag("noop_with_empty_axes", false)?,
         };
-        return Ok(Some(Lifted { op, added: int_operand(1, a.ints("axes")?) }));
+        return Ok(Some(Lifted::with(op, int_operand(1, a.ints("axes")?))));
     }
     let op = match name {
         "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: op::groups(a)? },
@@ -128,7 +139,10 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
             trans_b: a.flag("transB", false)?,
         },
         "MatMul" => Op::MatMul,
-        "BatchNormalization" => batch_norm(call)?,
+        "BatchNormalization" => match batch_norm(call)? {
+            Some(op) => op,
+            None => return Ok(None),
+        },
         "LayerNormalization" => match layer_norm(call)? {
             Some(op) => op,
             None => return Ok(None),
@@ -159,12 +173,12 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         "Transpose" => Op::Transpose { perm: a.sizes("perm")?.unwrap_or_default() },
         "Reshape" => return reshape(a).map(Some),
         "Flatten" => Op::Flatten { axis: a.int_or("axis", 1)? },
-        "Squeeze" => return Ok(Some(Lifted { op: Op::Squeeze, added: int_operand(1, a.ints("axes")?) })),
-        "Unsqueeze" => return Ok(Some(Lifted { op: Op::Unsqueeze, added: int_operand(1, a.ints("axes")?) })),
+        "Squeeze" => return Ok(Some(Lifted::with(Op::Squeeze, int_operand(1, a.ints("axes")?)))),
+        "Unsqueeze" => return Ok(Some(Lifted::with(Op::Unsqueeze, int_operand(1, a.ints("axes")?)))),
         "Concat" => Op::Concat { axis: a.int("axis")?.ok_or("attribute `axis` is missing")? },
         "Split" => {
             let op = Op::Split { axis: a.int_or("axis", 0)?, outputs: call.outputs.len() };
-            return Ok(Some(Lifted { op, added: int_operand(1, a.ints("split")?) }));
+            return Ok(Some(Lifted::with(op, int_operand(1, a.ints("split")?))));
         }
         "Slice" => return slice(a, opset).map(Some),
         "Gather" => Op::Gather { axis: a.int_or("axis", 0)? },
@@ -179,8 +193,8 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         "Pad" => return pad(a, opset).map(Some),
         "Cast" => Op::Cast { to: cast_target(a)? },
         "Identity" => Op::Identity,
-        // In inference Dropout does nothing; its mask is refused by the importer where it is read.
-        "Dropout" => Op::Identity,
+        // In inference Dropout does nothing. One that gives its mask is an operator of its own.
+        "Dropout" if !call.wants(1) => Op::Identity,
         // Scales by block, and types that no zero point tells, are operators of their own.
         "QuantizeLinear" | "DequantizeLinear" if a.int_or("block_size", 0)? != 0 => return Ok(None),
         "QuantizeLinear" | "DequantizeLinear" if a.int_or("output_dtype", 0)? != 0 => return Ok(None),
@@ -203,13 +217,16 @@ fn max_pool(call: &Call<'_>) -> Result<Option<Op>, String> {
     Ok(Some(Op::MaxPool { sliding: Sliding::read(call.attributes)? }))
 }
 
-fn batch_norm(call: &Call<'_>) -> Result<Op, String> {
+/// BatchNormalization as in training is an operator of its own.
+fn batch_norm(call: &Call<'_>) -> Result<Option<Op>, String> {
     let a = call.attributes;
-    a.only("training_mode", 0)?;
-    if call.outputs.iter().skip(1).any(|&wanted| wanted) {
-        return Err("the outputs of training are not supported".to_owned());
+    a.only("spatial", 1)?;
+    if a.flag("training_mode", false)? || call.outputs.iter().skip(1).any(|&wanted| wanted) {
+        return Ok(None);
     }
-    Ok(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? })
+    // Before opset 9: one mean a pixel.
+    a.only("spatial", 1)?;
+    Ok(Some(Op::BatchNorm { epsilon: a.float_or("epsilon", 1e-5)? }))
 }
 
 /// LayerNormalization that gives its mean and deviation is an operator of its own.
@@ -235,12 +252,12 @@ fn clip(a: &Attributes, opset: i64) -> Result<Lifted, String> {
         added.push((1, Tensor::scalar(a.float_or("min", f32::MIN)?)));
         added.push((2, Tensor::scalar(a.float_or("max", f32::MAX)?)));
     }
-    Ok(Lifted { op: Op::Clip, added })
+    Ok(Lifted::with(Op::Clip, added))
 }
 
 fn reshape(a: &Attributes) -> Result<Lifted, String> {
     let op = Op::Reshape { allow_zero: a.flag("allowzero", false)? };
-    Ok(Lifted { op, added: int_operand(1, a.ints("shape")?) })
+    Ok(Lifted::with(op, int_operand(1, a.ints("shape")?)))
 }
 
 fn slice(a: &Attributes, opset: i64) -> Result<Lifted, String> {
@@ -253,7 +270,7 @@ fn slice(a: &Attributes, opset: i64) -> Result<Lifted, String> {
         added.extend(int_operand(2, Some(list("ends")?)));
         added.extend(int_operand(3, a.ints("axes")?));
     }
-    Ok(Lifted { op: Op::Slice, added })
+    Ok(Lifted::with(Op::Slice, added))
 }
 
 fn pad(a: &Attributes, opset: i64) -> Result<Lifted, String> {
@@ -269,7 +286,7 @@ fn pad(a: &Attributes, opset: i64) -> Result<Lifted, String> {
         added.extend(int_operand(1, Some(a.ints("pads")?.ok_or("attribute `pads` is missing")?)));
         added.push((2, Tensor::scalar(a.float_or("value", 0.0)?)));
     }
-    Ok(Lifted { op: Op::Pad { mode }, added })
+    Ok(Lifted::with(Op::Pad { mode }, added))
 }
 
 fn cast_target(a: &Attributes) -> Result<DType, String> {

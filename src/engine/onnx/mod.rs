@@ -5,10 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+mod attributes;
+mod bounds;
+mod composites;
 pub mod export;
 mod functions;
 pub mod import;
 mod lift;
+mod parts;
+#[cfg(test)]
+mod round_trip;
+mod sequences;
 mod subgraphs;
 pub mod tensors;
 
@@ -95,6 +102,8 @@ pub struct GraphProto {
     pub output: Vec<ValueInfoProto>,
     #[prost(message, repeated, tag = "13")]
     pub value_info: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "15")]
+    pub sparse_initializer: Vec<SparseTensorProto>,
 }
 
 /// One operation.
@@ -129,10 +138,10 @@ pub struct AttributeProto {
     pub i: Option<i64>,
     #[prost(bytes = "bytes", optional, tag = "4")]
     pub s: Option<Bytes>,
-    #[prost(message, optional, tag = "5")]
-    pub t: Option<TensorProto>,
-    #[prost(message, optional, tag = "6")]
-    pub g: Option<GraphProto>,
+    #[prost(message, optional, boxed, tag = "5")]
+    pub t: Option<Box<TensorProto>>,
+    #[prost(message, optional, boxed, tag = "6")]
+    pub g: Option<Box<GraphProto>>,
     #[prost(float, repeated, packed = "false", tag = "7")]
     pub floats: Vec<f32>,
     #[prost(int64, repeated, packed = "false", tag = "8")]
@@ -159,6 +168,15 @@ pub mod attribute_type {
     pub const FLOATS: i32 = 6;
     pub const INTS: i32 = 7;
     pub const STRINGS: i32 = 8;
+    /// Types that no operator we take has, by name.
+    pub const REFUSED: &[(i32, &str)] = &[
+        (9, "list of tensors"),
+        (10, "list of graphs"),
+        (11, "sparse tensor"),
+        (12, "list of sparse tensors"),
+        (13, "type"),
+        (14, "list of types"),
+    ];
 }
 
 /// Data: in `raw_data`, or in the typed field of its type.
@@ -189,6 +207,14 @@ pub struct TensorProto {
     pub external_data: Vec<StringStringEntryProto>,
     #[prost(int32, optional, tag = "14")]
     pub data_location: Option<i32>,
+}
+
+/// A tensor that says only where it is not zero. We read its name, to refuse it.
+#[derive(Clone, PartialEq, Message)]
+#[allow(missing_docs, reason = "the fields are ONNX's")]
+pub struct SparseTensorProto {
+    #[prost(message, optional, boxed, tag = "1")]
+    pub values: Option<Box<TensorProto>>,
 }
 
 /// `TensorProto.DataType`.

@@ -6,7 +6,7 @@ use super::{GraphProto, NodeProto};
 
 /// The graphs that a node holds, with the attributes' names.
 pub(super) fn bodies(node: &NodeProto) -> impl Iterator<Item = (&str, &GraphProto)> {
-    node.attribute.iter().filter_map(|a| Some((a.name.as_str(), a.g.as_ref()?)))
+    node.attribute.iter().filter_map(|a| Some((a.name.as_str(), a.g.as_deref()?)))
 }
 
 /// The names that a node reads: its operands, and what its bodies take from around them.

@@ -1,11 +1,14 @@
 //! `TensorProto` to [`Tensor`] and back, and the same for the attributes of a node.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use half::{bf16, f16};
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::shapes::{RANK_MAX, bounded};
 use crate::engine::onnx::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
-use crate::engine::tensor::{DType, Tensor, element_count};
+use crate::engine::tensor::{DType, Tensor};
 
 /// Element types by ONNX number.
 const TYPES: &[(i32, DType)] = &[
@@ -48,11 +51,12 @@ pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, String> {
         return Err("external data is not supported: save the model as one file".to_owned());
     }
     let dtype = dtype_from_onnx(proto.data_type.unwrap_or(0))?;
+    if proto.dims.len() > RANK_MAX {
+        return Err(format!("{} dimensions, the limit is {RANK_MAX}", proto.dims.len()));
+    }
     let dims: Option<Vec<usize>> = proto.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
     let shape = dims.ok_or_else(|| format!("dimensions {:?} are negative", proto.dims))?;
-    let count = element_count(&shape)
-        .filter(|n| n.checked_mul(dtype.size()).is_some_and(|b| b <= isize::MAX as usize))
-        .ok_or_else(|| format!("the product of the dimensions {shape:?} overflows"))?;
+    let count = bounded(dtype, &shape)? / dtype.size();
     let bytes = match &proto.raw_data {
         Some(raw) if !raw.is_empty() || count == 0 => raw.clone(),
         _ => typed_data(proto, dtype),
@@ -110,7 +114,11 @@ pub fn tensor_to_proto(name: &str, tensor: &Tensor) -> TensorProto {
 /// A sentence that names the attribute.
 pub fn attributes_from_proto(node: &NodeProto) -> Result<Attributes, String> {
     let mut all = Vec::with_capacity(node.attribute.len());
+    let mut names = HashSet::new();
     for proto in &node.attribute {
+        if !names.insert(proto.name.as_str()) {
+            return Err(format!("attribute `{}` stands there twice", proto.name));
+        }
         if let Some(value) = attribute_from_proto(proto)? {
             all.push((proto.name.clone(), value));
         }
@@ -148,7 +156,11 @@ fn attribute_from_proto(proto: &AttributeProto) -> Result<Option<Attribute>, Str
         attribute_type::STRINGS => {
             Attribute::Texts(proto.strings.iter().map(text).collect::<Result<_, _>>()?)
         }
-        other => return Err(wrong(&format!("is of type {other}, which is not supported"))),
+        other => {
+            let named = attribute_type::REFUSED.iter().find(|(number, _)| *number == other);
+            let named = named.map_or_else(|| format!("type {other}"), |(_, name)| format!("a {name}"));
+            return Err(wrong(&format!("is {named}, which is not supported")));
+        }
     }))
 }
 
@@ -162,9 +174,11 @@ pub fn attribute_to_proto(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Text(s) => {
             AttributeProto { s: Some(bytes(s)), r#type: Some(attribute_type::STRING), ..empty }
         }
-        Attribute::Tensor(t) => {
-            AttributeProto { t: Some(tensor_to_proto("", t)), r#type: Some(attribute_type::TENSOR), ..empty }
-        }
+        Attribute::Tensor(t) => AttributeProto {
+            t: Some(Box::new(tensor_to_proto("", t))),
+            r#type: Some(attribute_type::TENSOR),
+            ..empty
+        },
         Attribute::Ints(ints) => {
             AttributeProto { ints: ints.clone(), r#type: Some(attribute_type::INTS), ..empty }
         }
@@ -203,7 +217,9 @@ mod tests {
         let rows: &[(TensorProto, &str)] = &[
             (proto(&[2], data_type::FLOAT, &[0; 7]), "needs 8 bytes, the file has 7"),
             (proto(&[-1], data_type::FLOAT, &[]), "negative"),
-            (proto(&[i64::MAX, i64::MAX], data_type::FLOAT, &[]), "overflows"),
+            (proto(&[i64::MAX, i64::MAX], data_type::FLOAT, &[]), "over the limit"),
+            (proto(&[0, i64::MAX, i64::MAX], data_type::FLOAT, &[]), "over the limit"),
+            (proto(&[1; 33], data_type::FLOAT, &[0; 4]), "33 dimensions"),
             (proto(&[1], data_type::STRING, &[]), "string"),
             (proto(&[1], 99, &[]), "element type 99"),
             (proto(&[1], data_type::BOOL, &[7]), "neither 0 nor 1"),

@@ -70,7 +70,7 @@ impl Operator for TopK {
     fn run(&self, inputs: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
         let (x, k) = (inputs[0].ok_or("input 0 is missing")?, inputs[1].ok_or("input 1 is missing")?);
         let axis = axis_index(self.axis, x.shape.len(), false)?;
-        let k = k.slice::<i64>()[0] as usize;
+        let k = k.to_f64().first().map_or(0, |&k| k as usize);
         with_number!(x.dtype, T => Ok(top_of::<T>(&x, axis, k, self.largest)))
     }
 }

@@ -140,9 +140,11 @@ pub struct TensorViewMut<'a> {
     pub bytes: &'a mut [u8],
 }
 
-/// Number of elements of a shape, or `None` where the product overflows.
+/// Number of elements of a shape, or `None` where the product overflows, zeros aside: strides are products of some of
+/// the dimensions, and must not overflow because another one is zero.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+    let product = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
+    (product <= isize::MAX as usize).then(|| if shape.contains(&0) { 0 } else { product })
 }
 
 impl Tensor {
