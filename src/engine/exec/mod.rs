@@ -27,6 +27,8 @@ pub mod symbolic;
 mod tests;
 #[cfg(test)]
 mod tests_control;
+#[cfg(test)]
+mod tests_int8;
 mod weights;
 mod windows;
 
