@@ -5,13 +5,17 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod attributes;
 mod bounds;
 mod composites;
 pub mod export;
+pub mod external;
 mod functions;
 pub mod import;
 mod lift;
+pub mod operators;
+mod path;
 #[cfg(test)]
 mod round_trip;
 mod subgraphs;

@@ -48,7 +48,9 @@ pub fn dtype_to_onnx(dtype: DType) -> i32 {
 /// A sentence that says what does not fit; the caller adds the name.
 pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, String> {
     if proto.data_location == Some(1) || !proto.external_data.is_empty() {
-        return Err("external data is not supported: save the model as one file".to_owned());
+        let location = proto.external_data.iter().find(|entry| entry.key == "location");
+        let file = location.map_or("", |entry| entry.value.as_str());
+        return Err(format!("its data are in another file, `{file}`: pack both into one zip or tar file"));
     }
     let dtype = dtype_from_onnx(proto.data_type.unwrap_or(0))?;
     if proto.dims.len() > RANK_MAX {
