@@ -50,6 +50,7 @@ impl Run {
             threads,
             passes: !self.no_passes,
             integers: !self.no_integers,
+            ..Options::default()
         };
         let pool = pool(threads)?;
         let session = pool.install(|| load(&self.model, options))?;

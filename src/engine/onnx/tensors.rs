@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use half::{bf16, f16};
+use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::shapes::{RANK_MAX, bounded};
@@ -40,6 +41,15 @@ pub fn dtype_from_onnx(number: i32) -> Result<DType, String> {
 /// The ONNX number of a type.
 pub fn dtype_to_onnx(dtype: DType) -> i32 {
     TYPES.iter().find(|(_, d)| *d == dtype).map(|(n, _)| *n).expect("the table has every type")
+}
+
+/// Name and data of a tensor in a file of its own, as the cases of ONNX's backend tests have them.
+///
+/// # Errors
+/// As [`tensor_from_proto`], or that the bytes are no tensor.
+pub fn tensor_from_bytes(bytes: &[u8]) -> Result<(String, Tensor), String> {
+    let proto = TensorProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| format!("no tensor: {e}"))?;
+    Ok((proto.name.clone(), tensor_from_proto(&proto)?))
 }
 
 /// The data of a tensor message.
