@@ -52,8 +52,9 @@ impl From<Model> for ModelView {
 /// Uploads a model.
 ///
 /// The body is the ONNX file, of any `Content-Type`; or, where the model has its data in other files, a zip or tar
-/// file with the ONNX file (`….onnx`) and those: what is kept is one ONNX file with all data in it. It makes version 1, 2, … of the name; bytes that the name
-/// already has make none and give the version that holds them (200 instead of 201).
+/// file with the ONNX file (`….onnx`) and those: what is kept is one ONNX file with all data in it. It makes
+/// version 1, 2, … of the name; bytes that the name already has make none and give the version that holds them (200
+/// instead of 201).
 #[utoipa::path(put, path = "/v1/models/{name}", tag = "models",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
