@@ -528,10 +528,13 @@ fn load(bytes: &[u8]) -> Result<Graph, Error> {
 }
 
 fn is_quantized(graph: &Graph) -> bool {
-    graph
-        .nodes
-        .iter()
-        .any(|n| matches!(n.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. }) || n.op.is_integer())
+    let on_codes = |op: &Op| match op {
+        Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => true,
+        // QLinearConv, QGemm, MatMulInteger, DynamicQuantizeLinear and their like.
+        Op::Other(o) => ["QLinear", "QGemm", "Integer", "Quantize"].iter().any(|part| o.name.contains(part)),
+        op => op.is_integer(),
+    };
+    graph.nodes.iter().any(|n| on_codes(&n.op))
 }
 
 /// The inputs of a model as a dataset sees them.

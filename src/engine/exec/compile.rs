@@ -10,7 +10,7 @@ use super::fuse::Fused;
 use super::layout::{self, Layout};
 use super::step::{Context, Kernel};
 use super::weights::Weights;
-use super::{ops_int8, ops_math, ops_move, ops_product};
+use super::{ops_int8, ops_math, ops_move, ops_product, ops_product_int8};
 
 /// What is compiled, and for whom.
 pub(super) struct Request<'a> {
@@ -81,35 +81,28 @@ pub(super) fn compile(
             ops_move::pad_by(*mode, need(0)?, &amounts, inputs.get(2).copied().flatten().is_some())
         }
         Op::Cast { to } => ops_math::cast(context, need(0)?.dtype, *to),
-        Op::QuantizeLinear { axis } => {
-            per_axis_in(layout, inputs)?;
-            ops_int8::quantize(context, *axis, inputs, dtype)
-        }
-        Op::DequantizeLinear { axis } => {
-            per_axis_in(layout, inputs)?;
-            ops_int8::dequantize(context, *axis, inputs)
-        }
+        Op::QuantizeLinear { axis } => ops_int8::quantize(context, *axis, inputs, dtype),
+        Op::DequantizeLinear { axis } => ops_int8::dequantize(context, *axis, inputs),
         Op::If | Op::Loop { .. } | Op::Scan(_) | Op::Other(_) => {
             unreachable!("no step of its own is compiled")
         }
         Op::QConv { sliding, groups, clamp } => {
-            ops_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)
+            ops_product_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)
         }
         Op::QMatMul { trans_b, clamp } => {
-            ops_int8::matmul(context, weights, (index, node), graph, (*trans_b, *clamp), inputs)
+            ops_product_int8::matmul(context, weights, (index, node), graph, (*trans_b, *clamp), inputs)
         }
+        Op::QProduct { clamp } => ops_product_int8::product(context, node, graph, *clamp, inputs),
+        Op::ConvInteger { sliding, groups } => {
+            ops_product_int8::conv_integer(context, weights, (index, node), graph, (sliding, *groups), inputs)
+        }
+        Op::MatMulInteger => ops_product_int8::matmul_integer(context, weights, (index, node), graph, inputs),
+        Op::Recode => Ok(ops_int8::recode(context)),
         Op::QBinary { op, clamp } => ops_int8::binary(context, node, graph, (*op, *clamp), inputs, shape),
         Op::QTable { table } => Ok(ops_int8::table(context, table)),
         Op::QAveragePool { .. } | Op::QGlobalAveragePool => {
             ops_int8::average_pool(context, node, graph, &node.op, need(0)?)
         }
         Op::QConcat { axis } => ops_int8::concat(node, graph, in_memory(*axis)?, inputs, shape),
-    }
-}
-
-fn per_axis_in(layout: Layout, inputs: &[Option<&Fact>]) -> Result<(), String> {
-    match layout == Layout::ChannelsLast && layout::is_per_axis(inputs) {
-        true => Err("scales along an axis of a computed image are not supported".to_owned()),
-        false => Ok(()),
     }
 }

@@ -156,8 +156,10 @@ pub(super) fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
     let elements: usize = out.iter().product();
     let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
     let depth: usize = match op {
-        Op::Conv { .. } | Op::QConv { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } => shape(0).last().copied().unwrap_or(0),
+        Op::Conv { .. } | Op::QConv { .. } | Op::ConvInteger { .. } => shape(1).iter().skip(1).product(),
+        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger => {
+            shape(0).last().copied().unwrap_or(0)
+        }
         Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),
         _ => 0,
     };

@@ -71,13 +71,16 @@ pub(super) fn rule(op: &Op) -> Rule {
     match op {
         Op::Conv { .. }
         | Op::QConv { .. }
+        | Op::ConvInteger { .. }
         | Op::MaxPool { .. }
         | Op::AveragePool { .. }
         | Op::QAveragePool { .. }
         | Op::GlobalAveragePool
         | Op::GlobalMaxPool
         | Op::QGlobalAveragePool => Rule::ChannelsLast,
-        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Pad { .. } => Rule::Follow,
+        Op::Unary(_) | Op::Clip | Op::Cast { .. } | Op::QTable { .. } | Op::Recode | Op::Pad { .. } => {
+            Rule::Follow
+        }
         Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => Rule::Follow,
         Op::Binary(_) | Op::QBinary { .. } => Rule::FollowBroadcast,
         Op::Concat { .. } | Op::QConcat { .. } => Rule::FollowAll,
@@ -134,7 +137,9 @@ pub(super) fn pads(layout: Layout, amounts: &[(i64, i64)]) -> Vec<(i64, i64)> {
     moved
 }
 
-/// An operand whose scale list runs along an axis of the model cannot follow another order: Q and DQ per axis.
-pub(super) fn is_per_axis(inputs: &[Option<&Fact>]) -> bool {
-    inputs.get(1).copied().flatten().is_some_and(|scale| scale.shape.iter().product::<usize>() > 1)
+/// Whether the scales of a Q or DQ node run along an axis of the model: they cannot follow another order.
+pub(super) fn is_per_axis(op: &Op, inputs: &[Option<Fact>]) -> bool {
+    let many = |scale: &Fact| scale.shape.iter().product::<usize>() != 1;
+    matches!(op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. })
+        && inputs.get(1).and_then(Option::as_ref).is_some_and(many)
 }

@@ -7,11 +7,14 @@ mod fuse;
 mod half;
 mod layout;
 mod lower;
+mod lower_qoperator;
+mod lowering;
 mod memory;
 mod ops_int8;
 mod ops_math;
 mod ops_move;
 mod ops_product;
+mod ops_product_int8;
 mod ops_typed;
 mod others;
 mod plan;
@@ -19,6 +22,7 @@ mod products;
 pub mod session;
 mod step;
 mod strided;
+pub mod symbolic;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -59,8 +63,10 @@ pub struct Port {
     pub name: String,
     /// What one element is.
     pub dtype: DType,
-    /// Declared shape.
+    /// Declared shape; of an output also what follows from the shapes of the inputs.
     pub dims: Vec<Dim>,
+    /// Whether the number of dimensions is known; where it is not, `dims` is empty and every shape is taken.
+    pub ranked: bool,
 }
 
 impl Port {
@@ -72,6 +78,18 @@ impl Port {
         };
         self.dims.iter().map(number).collect()
     }
+}
+
+/// What tells the shapes of its values for given shapes of its inputs.
+pub trait ShapesOf {
+    /// What a caller hands in.
+    fn inputs(&self) -> &[Port];
+    /// Name, type and shape of every value that is known before a run over inputs of these shapes, in the order of
+    /// the graph.
+    ///
+    /// # Errors
+    /// Shapes that do not fit the model.
+    fn value_shapes(&self, shapes: &[Vec<usize>]) -> Result<Vec<(String, DType, Vec<usize>)>, Error>;
 }
 
 /// One step of a run, for people who look where the time goes.

@@ -1,158 +1,25 @@
-//! Operators on codes. Parameters come from the values; accumulators are exact and never leave the registers.
-//!
-//! The numeric contract: `q = saturate(round_half_even(acc · m) + zero_point)` with `m = (s_x · s_w) / s_y` in f32.
+//! Reals to codes and back, and operators on codes but for products. Parameters come from the values.
 
 use crate::engine::graph::fact::Fact;
-use crate::engine::graph::op::{Binary, Clamp, Op, Sliding};
+use crate::engine::graph::op::{Binary, Clamp, Op};
 use crate::engine::graph::{Graph, Node};
-use crate::engine::kernels::depthwise::PackedDepthwise;
-use crate::engine::kernels::gemm_int8::PackedInt8;
 use crate::engine::kernels::pool;
-use crate::engine::kernels::{Dequant, IntOutput, PoolScales, Requant, eltwise, requant};
+use crate::engine::kernels::{PoolScales, eltwise, requant};
+use crate::engine::tensor::linear::{self, Spread};
 use crate::engine::tensor::qparams::QuantParams;
-use crate::engine::tensor::{DType, Tensor, TensorViewMut};
+use crate::engine::tensor::{DType, Tensor};
 
-use super::ops_product::{is_depthwise, taps_first, window_of};
-use super::step::{Context, Kernel};
+use super::ops_product::window_of;
+use super::step::{Context, Kernel, Operands};
 use super::strided::Walk;
-use super::weights::{Packed, Weights};
 
-/// How accumulators become results, owned.
-struct Epilogue {
-    /// `bias − zero_point_x · Σ codes`, in units of the accumulator.
-    bias: Vec<i32>,
-    /// `s_x · s_w / s_y`, or `s_x · s_w` where the result is real.
-    factor: Vec<f32>,
-    /// Zero point of the result; `None` where it is real.
-    zero_point: Option<u8>,
-    clamp: Clamp,
-}
-
-impl Epilogue {
-    fn new(graph: &Graph, node: &Node, column_sums: &[i32], clamp: Clamp) -> Result<Epilogue, String> {
-        let params = |index: usize| {
-            let id = node.input(index).ok_or_else(|| format!("input {index} is missing"))?;
-            graph.value(id).qparams.as_ref().ok_or_else(|| format!("input {index} has no scale"))
-        };
-        let (x, w) = (params(0)?, params(1)?);
-        let y = graph.value(node.outputs[0]).qparams.as_ref();
-        let channels = column_sums.len();
-        let bias = match node.input(2).and_then(|id| graph.constant(id)) {
-            Some(bias) => bias.slice::<i32>().to_vec(),
-            None => vec![0; channels],
-        };
-        if bias.len() != channels {
-            return Err(format!("the bias has {} values for {channels} channels", bias.len()));
-        }
-        let zero = x.zero_point[0];
-        let bias = bias.iter().zip(column_sums).map(|(b, s)| b.wrapping_sub(s.wrapping_mul(zero))).collect();
-        let real = |n: usize| x.scale[0] * w.scale[if w.scale.len() == 1 { 0 } else { n }];
-        let factor = (0..channels).map(|n| y.map_or(real(n), |y| real(n) / y.scale[0])).collect();
-        Ok(Epilogue { bias, factor, zero_point: y.map(|y| y.zero_point[0] as u8), clamp })
-    }
-
-    /// Runs `f` on the part of the channels that starts at `from` and has `count`.
-    fn apply(
-        &self,
-        from: usize,
-        count: usize,
-        out: &mut TensorViewMut<'_>,
-        f: impl FnOnce(IntOutput<'_, '_>),
-    ) {
-        let (bias, factor) = (&self.bias[from..from + count], &self.factor[from..from + count]);
-        match self.zero_point {
-            Some(zero_point) => {
-                let (lo, hi) = self.clamp;
-                let requant = Requant { bias, multiplier: factor, zero_point, lo, hi, table: None };
-                f(IntOutput::U8(out.slice_mut::<u8>(), &requant));
-            }
-            None => f(IntOutput::F32(out.slice_mut::<f32>(), &Dequant { bias, scale: factor })),
-        }
-    }
-}
-
-/// QConv over channels-last codes.
-pub(super) fn conv(
-    context: Context,
-    weights: &Weights,
-    (index, node): (usize, &Node),
-    graph: &Graph,
-    op: (&Sliding, usize, Clamp),
-    inputs: &[Option<&Fact>],
-) -> Result<Kernel, String> {
-    let (sliding, groups, clamp) = op;
-    let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("the weights are no constant")?;
-    let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
-    let (channels, out_channels) = (weight.shape()[1] * groups, weight.shape()[0]);
-    let packed = weights.get(index, || pack_conv(context, &weight, groups));
-    let epilogue = Epilogue::new(graph, node, &packed.column_sums(), clamp)?;
-    let pad = zero_point(graph, node, 0)?;
-    let threads = context.threads;
-    Ok(Box::new(move |operands, mut out, _| {
-        let x = operands.need(0).slice::<u8>();
-        match &*packed {
-            Packed::DepthwiseInt8(packed) => {
-                epilogue.apply(0, out_channels, &mut out, |out| packed.conv(x, &window, pad, out, threads));
-            }
-            Packed::Int8(groups) => {
-                let (cin, cout) = (channels / groups.len(), out_channels / groups.len());
-                for (g, packed) in groups.iter().enumerate() {
-                    epilogue.apply(g * cout, cout, &mut out, |out| {
-                        packed.conv(x, channels, g * cin, &window, pad, out, out_channels, g * cout, threads);
-                    });
-                }
-            }
-            Packed::Float(_) | Packed::DepthwiseFloat(_) => unreachable!("packed as codes"),
-        }
+/// The other of `i8` and `u8`: codes and zero point 128 more or less.
+pub(super) fn recode(context: Context) -> Kernel {
+    let isa = context.isa;
+    Box::new(move |operands, out, _| {
+        eltwise::recode(isa, operands.need(0).bytes, out.bytes);
         Ok(())
-    }))
-}
-
-fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
-    let shape = weight.shape();
-    let taps: usize = shape[2..].iter().product();
-    let moved = taps_first(weight.slice::<i8>(), shape);
-    if is_depthwise(groups, shape) {
-        return Packed::DepthwiseInt8(PackedDepthwise::pack(context.isa, &moved, groups, taps));
-    }
-    let out = shape[0] / groups;
-    let group = |part: &[i8]| PackedInt8::pack(context.isa, part, out, taps, shape[1]);
-    Packed::Int8(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
-}
-
-/// QMatMul: codes `[…, k]` by constant codes `[k, n]`, or `[n, k]` where `trans_b`.
-pub(super) fn matmul(
-    context: Context,
-    weights: &Weights,
-    (index, node): (usize, &Node),
-    graph: &Graph,
-    (trans_b, clamp): (bool, Clamp),
-    inputs: &[Option<&Fact>],
-) -> Result<Kernel, String> {
-    let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("the weights are no constant")?;
-    let (n, k) = match trans_b {
-        true => (weight.shape()[0], weight.shape()[1]),
-        false => (weight.shape()[1], weight.shape()[0]),
-    };
-    let rows = x.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
-    let packed = weights.get(index, || {
-        let codes = weight.slice::<i8>();
-        let rows_of_b: Vec<i8> = match trans_b {
-            true => codes.to_vec(),
-            false => (0..n * k).map(|i| codes[(i % k) * n + i / k]).collect(),
-        };
-        Packed::Int8(vec![PackedInt8::pack(context.isa, &rows_of_b, n, 1, k)])
-    });
-    let epilogue = Epilogue::new(graph, node, &packed.column_sums(), clamp)?;
-    let threads = context.threads;
-    Ok(Box::new(move |operands, mut out, _| {
-        let Packed::Int8(groups) = &*packed else { unreachable!("packed as codes") };
-        let a = operands.need(0).slice::<u8>();
-        epilogue.apply(0, n, &mut out, |out| groups[0].matmul(a, rows, out, threads));
-        Ok(())
-    }))
+    })
 }
 
 fn params(graph: &Graph, id: crate::engine::graph::ValueId) -> Result<(f32, u8), String> {
@@ -163,10 +30,6 @@ fn params(graph: &Graph, id: crate::engine::graph::ValueId) -> Result<(f32, u8),
 
 fn operand_params(graph: &Graph, node: &Node, index: usize) -> Result<(f32, u8), String> {
     params(graph, node.input(index).ok_or_else(|| format!("input {index} is missing"))?)
-}
-
-fn zero_point(graph: &Graph, node: &Node, index: usize) -> Result<u8, String> {
-    Ok(operand_params(graph, node, index)?.1)
 }
 
 /// QAdd and QMul: exactly what DequantizeLinear, the operator and QuantizeLinear give.
@@ -292,82 +155,87 @@ pub(super) fn quantize(
     to: DType,
 ) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    if x.dtype != DType::F32 {
+    if !matches!(x.dtype, DType::F32 | DType::I32) {
         return Err(format!("QuantizeLinear of {} is not supported", x.dtype));
     }
-    let q = constant_params(axis, inputs, x.shape.len(), to)?;
+    let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads } = context;
-    if q.axis.is_none() && to == DType::U8 {
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), to)?
+        && (q.axis, to, x.dtype) == (None, DType::U8, DType::F32)
+    {
         let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
         return Ok(Box::new(move |operands, mut out, _| {
             requant::quantize(isa, operands.need(0).slice(), scale, zero_point, out.slice_mut(), threads);
             Ok(())
         }));
     }
-    let inner: usize = q.axis.map_or(1, |a| x.shape[a + 1..].iter().product());
-    Ok(Box::new(move |operands, mut out, _| {
-        let x = operands.need(0).slice::<f32>();
-        let code = |i: usize| q.quantize(x[i], (i / inner) % q.scale.len());
-        match out.dtype {
-            DType::U8 => out.slice_mut::<u8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u8),
-            DType::I8 => out.slice_mut::<i8>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i8),
-            DType::U16 => {
-                out.slice_mut::<u16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as u16)
-            }
-            _ => out.slice_mut::<i16>().iter_mut().enumerate().for_each(|(i, y)| *y = code(i) as i16),
-        }
+    Ok(Box::new(move |operands, out, _| {
+        let x = operands.need(0);
+        let x: Vec<f32> = match x.dtype {
+            DType::F32 => x.slice::<f32>().to_vec(),
+            _ => x.slice::<i32>().iter().map(|&x| x as f32).collect(),
+        };
+        let (scale, zero_point) = params_at_run(operands)?;
+        let codes = linear::quantize(&x, scale, &zero_point, spread, out.dtype);
+        let made = linear::tensor_of_codes(out.dtype, out.shape, &codes);
+        out.bytes.copy_from_slice(made.view().bytes);
         Ok(())
     }))
 }
 
-/// DequantizeLinear.
+/// DequantizeLinear: of `u8` per tensor by the kernel, else by the definition.
 pub(super) fn dequantize(context: Context, axis: i64, inputs: &[Option<&Fact>]) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let q = constant_params(axis, inputs, x.shape.len(), x.dtype)?;
+    let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads } = context;
-    if q.axis.is_none() && x.dtype == DType::U8 {
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), x.dtype)?
+        && (q.axis, x.dtype) == (None, DType::U8)
+    {
         let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
         return Ok(Box::new(move |operands, mut out, _| {
             requant::dequantize(isa, operands.need(0).slice(), scale, zero_point, out.slice_mut(), threads);
             Ok(())
         }));
     }
-    let inner: usize = q.axis.map_or(1, |a| x.shape[a + 1..].iter().product());
-    macro_rules! from {
-        ($t:ty) => {
-            Ok(Box::new(move |operands, mut out, _| {
-                let x = operands.need(0).slice::<$t>();
-                for (i, y) in out.slice_mut::<f32>().iter_mut().enumerate() {
-                    *y = q.dequantize(i32::from(x[i]), (i / inner) % q.scale.len());
-                }
-                Ok(())
-            }))
-        };
-    }
-    match x.dtype {
-        DType::U8 => from!(u8),
-        DType::I8 => from!(i8),
-        DType::U16 => from!(u16),
-        DType::I16 => from!(i16),
-        DType::I32 => from!(i32),
-        other => Err(format!("DequantizeLinear of {other} is not supported")),
-    }
+    Ok(Box::new(move |operands, mut out, _| {
+        let (scale, zero_point) = params_at_run(operands)?;
+        let real = linear::dequantize(&linear::codes(&operands.need(0))?, scale, &zero_point, spread);
+        out.slice_mut::<f32>().copy_from_slice(&real);
+        Ok(())
+    }))
 }
 
-/// Scale and zero point of a Q or DQ node, which must be constants.
+/// Which scale each element has.
+fn granularity(axis: i64, inputs: &[Option<&Fact>], x: &Fact) -> Result<Spread, String> {
+    let scale = inputs.get(1).copied().flatten().ok_or("input 1 is missing")?;
+    if scale.dtype != DType::F32 {
+        return Err(format!("a scale of type {} is not supported", scale.dtype));
+    }
+    if let Some(zero_point) = inputs.get(2).copied().flatten()
+        && zero_point.shape.iter().product::<usize>() != scale.shape.iter().product::<usize>()
+    {
+        return Err(format!("scales {:?} and zero points {:?}", scale.shape, zero_point.shape));
+    }
+    Spread::new(&x.shape, &scale.shape, axis, 0)
+}
+
+fn params_at_run<'a>(operands: &Operands<'a>) -> Result<(&'a [f32], Vec<i32>), String> {
+    let zero_point = operands.get(2).map(|z| linear::codes(&z)).transpose()?.unwrap_or_default();
+    Ok((operands.need(1).slice::<f32>(), zero_point))
+}
+
+/// Scale and zero point of a Q or DQ node where they are constants.
 fn constant_params(
     axis: i64,
     inputs: &[Option<&Fact>],
     rank: usize,
     codes: DType,
-) -> Result<QuantParams, String> {
+) -> Result<Option<QuantParams>, String> {
     let constant = |index: usize| inputs.get(index).copied().flatten().map(|f| f.constant.as_deref());
-    let scale = constant(1).flatten().ok_or("a scale that is computed is not supported")?;
-    let zero_point = match constant(2) {
-        Some(None) => return Err("a zero point that is computed is not supported".to_owned()),
-        other => other.flatten(),
-    };
-    linear_params(scale, zero_point, axis, rank, codes)
+    match (constant(1).flatten(), constant(2)) {
+        (None, _) | (_, Some(None)) => Ok(None),
+        (Some(scale), zero_point) => linear_params(scale, zero_point.flatten(), axis, rank, codes).map(Some),
+    }
 }
 
 /// Parameters from the constants of a Q or DQ node over a value of `rank` dimensions.

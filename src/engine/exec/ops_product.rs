@@ -152,7 +152,7 @@ fn only_f32(x: &Fact) -> Result<(), String> {
 }
 
 /// The two last axes of a matrix operand, one of one dimension being a row or a column.
-fn matrix(shape: &[usize], left: bool) -> (usize, usize) {
+pub(super) fn matrix(shape: &[usize], left: bool) -> (usize, usize) {
     match (shape.len(), left) {
         (1, true) => (1, shape[0]),
         (1, false) => (shape[0], 1),

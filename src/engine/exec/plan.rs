@@ -150,6 +150,22 @@ struct Builder<'a> {
 /// # Errors
 /// [`Error::Node`] where a node does not fit its operands; [`Error::TooLarge`].
 pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error> {
+    let (builder, rest, later) = walk(source, start)?;
+    builder.finish(rest, &later)
+}
+
+/// Type and shape of every value that can be told from the shapes of the operands; [`build`] without a plan.
+pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<(DType, Vec<usize>)>>, Error> {
+    let (builder, ..) = walk(source, start)?;
+    let fact = |state: Option<State>| state.map(|s| (s.fact.dtype, s.fact.shape));
+    Ok(builder.states.into_iter().map(fact).collect())
+}
+
+/// Plans node by node; with the nodes that could not be planned, and their results.
+fn walk<'a>(
+    source: &'a Blueprint<'a>,
+    start: Start,
+) -> Result<(Builder<'a>, Vec<usize>, HashSet<ValueId>), Error> {
     let graph = source.graph;
     let mut builder = Builder {
         source,
@@ -190,7 +206,7 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
             }
         }
     }
-    builder.finish(rest, &later)
+    Ok((builder, rest, later))
 }
 
 fn at(node: &Node, reason: String) -> Error {
@@ -303,7 +319,7 @@ impl Builder<'_> {
         let mut results = infer(&node.op, &refs, node.outputs.len())?;
         // A product of codes whose result has no parameters is real.
         let real = self.source.graph.value(node.outputs[0]).qparams.is_none();
-        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. }) && real {
+        if matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. } | Op::QProduct { .. }) && real {
             results[0].0 = DType::F32;
         }
         if results.len() < node.outputs.len() {
@@ -595,6 +611,7 @@ impl Builder<'_> {
         match layout::rule(&node.op) {
             Rule::ChannelsLast => Layout::ChannelsLast,
             Rule::RowMajor => Layout::RowMajor,
+            Rule::Follow if layout::is_per_axis(&node.op, facts) => Layout::RowMajor,
             Rule::Follow => match node.inputs.first() {
                 Some(id) if last_only(id) => Layout::ChannelsLast,
                 _ => Layout::RowMajor,

@@ -13,10 +13,10 @@ use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
-use super::plan::{Blueprint, Plan, Sight, Start, Step, build};
+use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, Layer, Options, Port, Tap, control, others};
+use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
 const PLANS_MAX: usize = 16;
@@ -92,6 +92,7 @@ impl Session {
                 name: value.name.clone(),
                 dtype: value.dtype.unwrap_or(DType::F32),
                 dims: value.dims.clone().unwrap_or_default(),
+                ranked: value.dims.is_some(),
             }
         };
         let inputs: Vec<Port> = graph.inputs.iter().map(port).collect();
@@ -103,7 +104,7 @@ impl Session {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
             bodies.insert(index, all.collect::<Result<_, _>>()?);
         }
-        let session = Session {
+        let mut session = Session {
             graph,
             real_names,
             options,
@@ -121,6 +122,14 @@ impl Session {
         let fixed: Option<Vec<Vec<usize>>> = session.inputs.iter().map(|p| p.shape(|_| None)).collect();
         if let Some(shapes) = fixed.filter(|_| all) {
             session.first(&shapes)?;
+        }
+        if session.outputs.iter().any(|p| !p.ranked) {
+            let known = symbolic::shapes(&session);
+            for port in session.outputs.iter_mut().filter(|p| !p.ranked) {
+                if let Some((_, _, dims)) = known.iter().find(|(name, ..)| *name == port.name) {
+                    (port.dims, port.ranked) = (dims.clone(), true);
+                }
+            }
         }
         Ok(session)
     }
@@ -413,7 +422,7 @@ impl Session {
                 let (got, want) = (tensor.dtype(), port.dtype);
                 return Err(Error::InputType { name: port.name.clone(), got, want });
             }
-            if !fits(port, tensor.shape(), &mut symbols) {
+            if port.ranked && !fits(port, tensor.shape(), &mut symbols) {
                 let want: Vec<String> = port.dims.iter().map(Dim::to_string).collect();
                 let (got, want) = (tensor.shape().to_vec(), want.join(", "));
                 return Err(Error::InputShape { name: port.name.clone(), got, want });
@@ -449,6 +458,17 @@ impl Session {
         self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
     }
 
+    fn blueprint<'a>(&'a self, wanted: &'a HashSet<ValueId>) -> Blueprint<'a> {
+        Blueprint {
+            graph: &self.graph,
+            weights: &self.weights,
+            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            memory_bytes_max: self.options.memory_bytes_max,
+            passes: self.options.passes,
+            wanted,
+        }
+    }
+
     /// The plan for a key; compiled the first time, for the nodes that `todo` gives.
     fn ready(&self, key: Key, todo: impl FnOnce() -> Vec<usize>) -> Result<Ready, Error> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
@@ -458,14 +478,7 @@ impl Session {
             return Ok(ready);
         }
         let wanted: HashSet<ValueId> = key.wanted.iter().copied().collect();
-        let blueprint = Blueprint {
-            graph: &self.graph,
-            weights: &self.weights,
-            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
-            memory_bytes_max: self.options.memory_bytes_max,
-            passes: self.options.passes,
-            wanted: &wanted,
-        };
+        let blueprint = self.blueprint(&wanted);
         let fact = |(id, dtype, shape, data): &(ValueId, DType, Vec<usize>, Option<Tensor>)| {
             let fact = match data {
                 Some(tensor) => Fact::constant(Arc::new(tensor.clone())),
@@ -564,6 +577,26 @@ impl Session {
             }
             _ => tap.observe(name, view),
         }
+    }
+}
+
+impl ShapesOf for Session {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn value_shapes(&self, shapes: &[Vec<usize>]) -> Result<Vec<(String, DType, Vec<usize>)>, Error> {
+        let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
+        let given = self.graph.inputs.iter().zip(shapes);
+        let given = given.map(|(&id, shape)| (id, Fact::computed(dtype(id), shape.clone()))).collect();
+        let start = Start { given, nodes: self.all_nodes() };
+        let wanted = HashSet::new();
+        let facts = facts(&self.blueprint(&wanted), start)?;
+        let named = facts.into_iter().enumerate().filter_map(|(i, fact)| {
+            let (dtype, shape) = fact?;
+            Some((self.real_name(ValueId(i as u32)).to_owned(), dtype, shape))
+        });
+        Ok(named.collect())
     }
 }
 

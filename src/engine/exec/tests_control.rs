@@ -244,3 +244,19 @@ fn halves_run_in_float32_and_are_rounded_after_each_operator() {
     });
     assert_eq!(made[0].slice::<half::f16>(), want);
 }
+
+#[test]
+fn shapes_are_told_in_the_names_that_the_model_gives() {
+    let mut g = Maker::default();
+    let symbol = |s: &str| Dim::Symbol(s.to_owned());
+    let x = g.input("x", DType::F32, vec![symbol("batch"), symbol("length"), Dim::Known(6)]);
+    let shape = g.constant(Tensor::from_slice(&[4], &[0i64, 0, 2, 3]));
+    let heads = g.node("heads", Op::Reshape { allow_zero: false }, &[x, shape]);
+    let turned = g.node("turned", Op::Transpose { perm: vec![0, 2, 1, 3] }, &[heads]);
+    let flat = g.constant(Tensor::from_slice(&[2], &[0i64, -1]));
+    let rows = g.node("rows", Op::Reshape { allow_zero: false }, &[turned, flat]);
+    let session = Session::new(g.done(&[turned, rows]), Options::default()).unwrap();
+    let dims = |i: usize| session.outputs()[i].dims.iter().map(Dim::to_string).collect::<Vec<_>>();
+    assert_eq!(dims(0), ["batch", "2", "length", "3"]);
+    assert_eq!(dims(1), ["batch", "6*length"]);
+}

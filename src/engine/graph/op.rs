@@ -60,6 +60,15 @@ impl Sliding {
     }
 }
 
+/// Reads attribute `group` of a convolution.
+///
+/// # Errors
+/// A sentence where it is not positive.
+pub fn groups(a: &Attributes) -> Result<usize, String> {
+    let group = a.int_or("group", 1)?;
+    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
+}
+
 /// Where pads come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum AutoPad {
@@ -223,10 +232,19 @@ pub enum Op {
 
     // Below: what the executor lowers to. Integer operands carry their parameters on the value
     // (`Value::qparams`); an output without parameters is real (f32) and is not clamped.
+    /// `x: i8 or u8`: the same codes as the other of the two, 128 more or less.
+    Recode,
     /// `x: u8, weight: i8 [, bias: i32]`. Weight `[O, I/g, kH, kW]` with one scale, or one for each output channel.
     QConv { sliding: Sliding, groups: usize, clamp: Clamp },
     /// `x: u8 [.., K], weight: i8 [K, N] (or [N, K] where `trans_b`) [, bias: i32]`.
     QMatMul { trans_b: bool, clamp: Clamp },
+    /// `a: u8 [.., M, K], b: u8 [.., K, N]`, both computed.
+    QProduct { clamp: Clamp },
+    /// `x: u8, weight: i8 [, zero_point: u8] [, scale: f32]`: the sums (i32), or reals where there is a scale, which
+    /// is one or one for each output channel. The weight's zero points are on the value.
+    ConvInteger { sliding: Sliding, groups: usize },
+    /// As [`Op::ConvInteger`]: `x: u8 [.., K], weight: i8 [K, N] [, zero_point: u8] [, scale: f32]`.
+    MatMulInteger,
     /// `a: u8, b: u8`, broadcasting.
     QBinary { op: Binary, clamp: Clamp },
     /// `x: u8`: `table[x]`.
@@ -306,8 +324,12 @@ impl Op {
             Op::Loop { .. } => "Loop",
             Op::Scan(_) => "Scan",
             Op::Other(other) => other.name,
+            Op::Recode => "Recode",
             Op::QConv { .. } => "QConv",
             Op::QMatMul { .. } => "QMatMul",
+            Op::QProduct { .. } => "QProduct",
+            Op::ConvInteger { .. } => "ConvInteger",
+            Op::MatMulInteger => "MatMulInteger",
             Op::QBinary { op: Binary::Add, .. } => "QAdd",
             Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
@@ -323,6 +345,9 @@ impl Op {
             self,
             Op::QConv { .. }
                 | Op::QMatMul { .. }
+                | Op::QProduct { .. }
+                | Op::ConvInteger { .. }
+                | Op::MatMulInteger
                 | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }

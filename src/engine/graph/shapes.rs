@@ -223,7 +223,20 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             }
             one(vec![m, n])
         }
-        Op::MatMul => one(matmul(&x.shape, &needed(inputs, 1)?.shape)?),
+        Op::ConvInteger { sliding, groups } => {
+            let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
+            Ok(vec![(to, conv(sliding, *groups, x, needed(inputs, 1)?)?)])
+        }
+        Op::MatMulInteger => {
+            let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
+            Ok(vec![(to, matmul(&x.shape, &needed(inputs, 1)?.shape)?)])
+        }
+        Op::Recode => match dtype {
+            DType::I8 => Ok(vec![(DType::U8, x.shape.clone())]),
+            DType::U8 => Ok(vec![(DType::I8, x.shape.clone())]),
+            other => Err(format!("the input is {other}, int8 or uint8 is needed").into()),
+        },
+        Op::MatMul | Op::QProduct { .. } => one(matmul(&x.shape, &needed(inputs, 1)?.shape)?),
         Op::QMatMul { trans_b, .. } => {
             let b = needed(inputs, 1)?;
             same_rank("B", b, 2)?;
@@ -384,7 +397,11 @@ fn dimensions(ints: &[i64]) -> Result<Vec<usize>, String> {
     }
 }
 
-fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec<usize>, String> {
+/// The shape of a convolution.
+///
+/// # Errors
+/// A sentence about what does not fit.
+pub fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec<usize>, String> {
     let rank = x.shape.len();
     if rank < 3 || weight.shape.len() != rank {
         return Err(format!("input {:?} and weight {:?} do not fit", x.shape, weight.shape));
@@ -404,7 +421,11 @@ fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec
     Ok([&[x.shape[0], out], windows.out.as_slice()].concat())
 }
 
-fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
+/// The shape of a product of matrices (numpy's rule).
+///
+/// # Errors
+/// A sentence where they do not multiply.
+pub fn matmul(a: &[usize], b: &[usize]) -> Result<Vec<usize>, String> {
     let misfit = || format!("shapes {a:?} and {b:?} do not multiply");
     if a.is_empty() || b.is_empty() {
         return Err(misfit());

@@ -193,6 +193,10 @@ mod tests {
                 packed.conv(&x, window, pad, IntOutput::U8(&mut y, &requant), threads);
                 assert_eq!(y, reference::requantize(&acc, &requant), "{name}");
             }
+            let mut y = vec![0; acc.len()];
+            packed.conv(&x, window, pad, IntOutput::I32(&mut y, &bias), threads);
+            let sum = |(i, acc): (usize, &i32)| acc.wrapping_add(bias[i % bias.len()]);
+            assert_eq!(y, acc.iter().enumerate().map(sum).collect::<Vec<_>>(), "{name}");
             let dequant = Dequant { bias: &bias, scale: &factor };
             let mut y = vec![0.0; acc.len()];
             packed.conv(&x, window, pad, IntOutput::F32(&mut y, &dequant), threads);

@@ -129,6 +129,12 @@ pub fn apply_table_in_place(isa: Isa, x: &mut [u8], table: &[u8; 256]) {
     }
 }
 
+/// `out[i] = x[i] ± 128`: the bytes of `i8` codes as `u8` codes of the same order, and back.
+pub fn recode(isa: Isa, x: &[u8], out: &mut [u8]) {
+    assert_eq!(x.len(), out.len(), "one code an element");
+    isa.vectorize(|| out.iter_mut().zip(x).for_each(|(y, &x)| *y = x ^ 0x80));
+}
+
 /// Codes, their scale and their zero point.
 #[derive(Clone, Copy)]
 struct Side<'a>(&'a [u8], f32, u8);
@@ -264,6 +270,13 @@ mod tests {
         check(case(2, 9, 37, [0.02, 0.013, 0.031], [128, 3, 131], (131, 255), 1));
         check(case(3, 5, 64, [0.5, 0.25, 0.5], [0, 0, 0], (0, 255), 1));
         check(case(2, 900, 65, [0.017, 0.009, 0.0004], [255, 0, 17], (5, 250), 2));
+    }
+
+    #[test]
+    fn recoded_bytes_keep_their_order() {
+        let (x, mut y) = ([-128i8, -1, 0, 127].map(|q| q as u8), [0; 4]);
+        recode(Isa::best(), &x, &mut y);
+        assert_eq!(y, [0, 127, 128, 255]);
     }
 
     #[test]

@@ -314,6 +314,13 @@ mod tests {
                     .filter(|(i, _)| !(out_offset..out_offset + outputs).contains(&(i % out_stride)));
                 assert!(others.into_iter().all(|(_, &v)| v == 77), "{name}: other channels are left alone");
             }
+            let mut y = vec![0; window.rows() * out_stride];
+            let out = IntOutput::I32(&mut y, &bias);
+            packed.conv(&x, in_stride, in_offset, window, pad, out, out_stride, out_offset, threads);
+            for (i, &want) in acc.iter().enumerate() {
+                let want = want.wrapping_add(bias[i % outputs]);
+                assert_eq!(y[at(i / outputs, i % outputs)], want, "{name} {i} as sums");
+            }
             let dequant = Dequant { bias: &bias, scale: &factor };
             let want = reference::dequantize_sums(&acc, &dequant);
             let mut y = vec![0.0; window.rows() * out_stride];

@@ -8,6 +8,7 @@ pub mod depthwise;
 pub mod depthwise_f32;
 pub mod eltwise;
 pub mod epilogue;
+pub mod finish;
 pub mod gemm_f32;
 pub mod gemm_int8;
 pub mod isa;
@@ -168,12 +169,14 @@ impl Dequant<'_> {
     }
 }
 
-/// Where the accumulators of an integer kernel go; they are never stored as `i32`.
+/// Where the accumulators of an integer kernel go.
 pub enum IntOutput<'a, 'b> {
     /// Codes.
     U8(&'a mut [u8], &'b Requant<'b>),
     /// Floats.
     F32(&'a mut [f32], &'b Dequant<'b>),
+    /// The accumulators themselves plus a bias a channel, modulo 2^32: for what a factor a channel cannot say.
+    I32(&'a mut [i32], &'b [i32]),
 }
 
 impl IntOutput<'_, '_> {
@@ -182,6 +185,7 @@ impl IntOutput<'_, '_> {
         match self {
             IntOutput::U8(out, _) => out.len(),
             IntOutput::F32(out, _) => out.len(),
+            IntOutput::I32(out, _) => out.len(),
         }
     }
 
@@ -193,6 +197,7 @@ impl IntOutput<'_, '_> {
                 (requant.bias.len(), requant.multiplier.len())
             }
             IntOutput::F32(_, dequant) => (dequant.bias.len(), dequant.scale.len()),
+            IntOutput::I32(_, bias) => (bias.len(), bias.len()),
         };
         assert_eq!((bias, factor), (channels, channels), "one bias and one factor a channel");
     }
@@ -209,6 +214,11 @@ impl IntOutput<'_, '_> {
             IntOutput::F32(out, dequant) => {
                 for (i, (y, &acc)) in out[at..][..acc.len()].iter_mut().zip(acc).enumerate() {
                     *y = dequant.value(acc, n + i);
+                }
+            }
+            IntOutput::I32(out, bias) => {
+                for (i, (y, &acc)) in out[at..][..acc.len()].iter_mut().zip(acc).enumerate() {
+                    *y = acc.wrapping_add(bias[n + i]);
                 }
             }
         }

@@ -27,6 +27,10 @@ impl Split for IntOutput<'_, '_> {
                 let (left, right) = out.split_at_mut(mid);
                 (IntOutput::F32(left, dequant), IntOutput::F32(right, dequant))
             }
+            IntOutput::I32(out, bias) => {
+                let (left, right) = out.split_at_mut(mid);
+                (IntOutput::I32(left, bias), IntOutput::I32(right, bias))
+            }
         }
     }
 }

@@ -273,6 +273,14 @@ unsafe fn store_int<const R: usize, const V: usize>(
                 unsafe { store_floats::<V>(y, out, place.at + r * place.stride, place.columns) }
             }
         }
+        IntOutput::I32(out, _) => {
+            let out = bytemuck::cast_slice_mut(out);
+            for (r, acc) in acc.iter().enumerate() {
+                let sums = acc.map(|lanes| _mm256_castsi256_ps(lanes));
+                // SAFETY: the caller promises row `r` of the tile. Floats are only moved here.
+                unsafe { store_floats::<V>(sums, out, place.at + r * place.stride, place.columns) }
+            }
+        }
     }
 }
 
@@ -339,6 +347,7 @@ fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
     let bias = match out {
         IntOutput::U8(_, requant) => requant.bias,
         IntOutput::F32(_, dequant) => dequant.bias,
+        IntOutput::I32(_, bias) => bias,
     };
     lanes::<i32, V>(bias, place)
 }

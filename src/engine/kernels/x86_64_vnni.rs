@@ -247,6 +247,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     let bias = match out {
         IntOutput::U8(_, requant) => requant.bias,
         IntOutput::F32(_, dequant) => dequant.bias,
+        IntOutput::I32(_, bias) => bias,
     };
     // Sums wrap at 32 bits, so they may begin at the bias.
     let mut acc = [lanes::<i32, V>(bias, place); R];
@@ -326,6 +327,16 @@ unsafe fn store<const R: usize, const V: usize>(acc: [[__m512i; V]; R], out: &mu
                     let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_castsi512_ps(factor[v]));
                     // SAFETY: the caller promises the tile; the mask admits its columns only.
                     unsafe { _mm512_mask_storeu_ps(to, mask, y) }
+                }
+            }
+        }
+        IntOutput::I32(out, _) => {
+            for v in 0..V {
+                let mask = mask(place.columns.saturating_sub(v * 16));
+                for r in 0..R {
+                    let to = out.as_mut_ptr().wrapping_add(place.at + r * place.stride + v * 16);
+                    // SAFETY: the caller promises the tile; the mask admits its columns only.
+                    unsafe { _mm512_mask_storeu_epi32(to, mask, acc[r][v]) }
                 }
             }
         }

@@ -160,6 +160,10 @@ pub(super) fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::QTable { .. }
         | Op::QAveragePool { .. }
         | Op::QGlobalAveragePool
+        | Op::Recode
+        | Op::QProduct { .. }
+        | Op::ConvInteger { .. }
+        | Op::MatMulInteger
         | Op::QConcat { .. } => panic!("{} is the executor's and has no ONNX form", op.name()),
     }
     all

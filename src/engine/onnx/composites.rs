@@ -1,15 +1,11 @@
 //! Operators of com.microsoft that are several of ONNX's own in one: what ONNX Runtime's optimizer writes. A node of
 //! theirs becomes its parts, so that whatever is done to a convolution is done to a fused one.
 
-use bytes::Bytes;
-
 use crate::engine::graph::attributes::Attributes;
 
+use super::NodeProto;
+use super::parts::{Parts, float, int, text};
 use super::tensors::attributes_from_proto;
-use super::{AttributeProto, NodeProto, attribute_type};
-
-/// The opset whose forms the parts have.
-pub(super) const OPSET: i64 = 20;
 
 /// The parts of a node called `name`; `None` where it is none of these operators.
 ///
@@ -20,7 +16,7 @@ pub(super) fn parts(name: &str, proto: &NodeProto) -> Result<Option<Vec<NodeProt
         return Ok(None);
     }
     let a = attributes_from_proto(proto)?;
-    let mut parts = Parts { name, proto, nodes: Vec::new() };
+    let mut parts = Parts::new(name, proto);
     let result = match proto.op_type.as_str() {
         "Gelu" => parts.add("Gelu", &[parts.input(0)], vec![]),
         "BiasGelu" => {
@@ -164,10 +160,8 @@ fn attention(parts: &mut Parts<'_>, a: &Attributes) -> Result<String, String> {
     let inputs = [&q, &k, &v, "", mask, added, &pasts[0], &pasts[1]];
     let y = parts.add_of("com.microsoft", "MultiHeadAttention", &inputs, kept);
     if parts.wants(1) {
-        let outputs = ["key", "value"].map(|what| format!("{}/present_{what}", parts.name));
-        if let Some(node) = parts.nodes.last_mut() {
-            node.output.extend(outputs.clone());
-        }
+        let outputs = ["key", "value"].map(|what| format!("{y}/present_{what}"));
+        parts.more_results(&outputs);
         let front = parts.numbers(&[0]);
         let [key, value] = outputs.map(|present| parts.add("Unsqueeze", &[&present, &front], vec![]));
         let both = parts.add("Concat", &[&key, &value], vec![int("axis", 0)]);
@@ -176,118 +170,9 @@ fn attention(parts: &mut Parts<'_>, a: &Attributes) -> Result<String, String> {
     Ok(y)
 }
 
-/// The parts of one node, as they are added.
-struct Parts<'a> {
-    name: &'a str,
-    proto: &'a NodeProto,
-    nodes: Vec<NodeProto>,
-}
-
-impl<'a> Parts<'a> {
-    /// The name of operand `index`, empty where it is left out.
-    fn input(&self, index: usize) -> &'a str {
-        self.proto.input.get(index).map_or("", String::as_str)
-    }
-
-    fn wants(&self, index: usize) -> bool {
-        self.proto.output.get(index).is_some_and(|o| !o.is_empty())
-    }
-
-    /// The attributes with these names, as the node has them.
-    fn kept(&self, names: &[&str]) -> Vec<AttributeProto> {
-        self.proto.attribute.iter().filter(|a| names.contains(&a.name.as_str())).cloned().collect()
-    }
-
-    /// Adds an operator of ONNX's own; gives the name of its result.
-    fn add(&mut self, op: &str, inputs: &[&str], attributes: Vec<AttributeProto>) -> String {
-        self.add_of("", op, inputs, attributes)
-    }
-
-    fn add_of(&mut self, domain: &str, op: &str, inputs: &[&str], attribute: Vec<AttributeProto>) -> String {
-        let given = inputs.len() - inputs.iter().rev().take_while(|i| i.is_empty()).count();
-        let name = format!("{}/{op}_{}", self.name, self.nodes.len());
-        self.nodes.push(NodeProto {
-            input: inputs[..given].iter().map(|&i| i.to_owned()).collect(),
-            output: vec![name.clone()],
-            name: name.clone(),
-            op_type: op.to_owned(),
-            domain: domain.to_owned(),
-            attribute,
-            ..NodeProto::default()
-        });
-        name
-    }
-
-    fn number(&mut self, value: f32) -> String {
-        self.add("Constant", &[], vec![float("value_float", value)])
-    }
-
-    fn index(&mut self, value: i64) -> String {
-        self.add("Constant", &[], vec![int("value_int", value)])
-    }
-
-    fn numbers(&mut self, values: &[i64]) -> String {
-        self.add("Constant", &[], vec![ints("value_ints", values)])
-    }
-
-    /// The first operand, with the second added where it is there.
-    fn sum_of_first(&mut self) -> String {
-        match self.input(1) {
-            "" => self.input(0).to_owned(),
-            bias => self.add("Add", &[self.input(0), bias], vec![]),
-        }
-    }
-
-    fn split_in_three(&mut self, x: &str, sizes: &str, mut attributes: Vec<AttributeProto>) -> [String; 3] {
-        attributes.push(int("axis", -1));
-        let first = self.add("Split", &[x, sizes], attributes);
-        let others = [1, 2].map(|i| format!("{first}.{i}"));
-        if let Some(node) = self.nodes.last_mut() {
-            node.output.extend(others.clone());
-        }
-        let [second, third] = others;
-        [first, second, third]
-    }
-
-    /// Gives a value that only one part makes the name of the node's result `index`.
-    fn rename(&mut self, value: &str, index: usize) {
-        let to = self.proto.output.get(index).cloned().unwrap_or_default();
-        for name in self.nodes.iter_mut().flat_map(|n| n.input.iter_mut().chain(&mut n.output)) {
-            if name == value {
-                name.clone_from(&to);
-            }
-        }
-    }
-
-    fn finish(mut self, value: &str, index: usize) -> Vec<NodeProto> {
-        self.rename(value, index);
-        self.nodes
-    }
-}
-
-fn float(name: &str, value: f32) -> AttributeProto {
-    let r#type = Some(attribute_type::FLOAT);
-    AttributeProto { name: name.to_owned(), f: Some(value), r#type, ..AttributeProto::default() }
-}
-
-fn int(name: &str, value: i64) -> AttributeProto {
-    let r#type = Some(attribute_type::INT);
-    AttributeProto { name: name.to_owned(), i: Some(value), r#type, ..AttributeProto::default() }
-}
-
-fn ints(name: &str, values: &[i64]) -> AttributeProto {
-    let r#type = Some(attribute_type::INTS);
-    AttributeProto { name: name.to_owned(), ints: values.to_vec(), r#type, ..AttributeProto::default() }
-}
-
-fn text(name: &str, value: &str) -> AttributeProto {
-    let s = Some(Bytes::copy_from_slice(value.as_bytes()));
-    let r#type = Some(attribute_type::STRING);
-    AttributeProto { name: name.to_owned(), s, r#type, ..AttributeProto::default() }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::{AttributeProto, attribute_type};
     use super::*;
 
     fn check(op: &str, inputs: &[&str], attribute: Vec<AttributeProto>, want: &[&str]) {

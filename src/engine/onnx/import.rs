@@ -8,6 +8,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::fact::axis_index;
 use crate::engine::graph::op::{Binary, Op, Scan};
 use crate::engine::graph::operator::Call;
 use crate::engine::graph::shapes::bounded;
@@ -18,6 +19,8 @@ use super::bounds::{self, Fault, NODES_MAX};
 use super::composites;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
+use super::parts;
+use super::sequences::{Known, Sequences};
 use super::subgraphs::{bodies, free_names, reads};
 use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
 use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
@@ -144,7 +147,29 @@ struct Importer<'f> {
     names: HashMap<String, ValueId>,
     /// Values that a node, an input or a constant has already made.
     made: HashSet<ValueId>,
+    sequences: Sequences,
     refused: Vec<String>,
+}
+
+impl Known for Importer<'_> {
+    fn ints(&self, name: &str) -> Option<Vec<i64>> {
+        let constant = self.graph.constant(*self.names.get(name)?)?;
+        let few = constant.len() <= OPERANDS_MAX;
+        (few && matches!(constant.dtype(), DType::I64 | DType::I32)).then(|| constant.to_i64())
+    }
+
+    fn length(&self, name: &str, axis: i64) -> Option<usize> {
+        let dims = self.graph.value(*self.names.get(name)?).dims.as_ref()?;
+        match dims.get(axis_index(axis, dims.len(), false).ok()?)? {
+            Dim::Known(length) => Some(*length),
+            Dim::Symbol(_) | Dim::Unknown => None,
+        }
+    }
+
+    fn is_scalar(&self, name: &str) -> bool {
+        let constant = self.names.get(name).and_then(|id| self.graph.constant(*id));
+        constant.is_some_and(|tensor| tensor.shape().is_empty())
+    }
 }
 
 impl<'f> Importer<'f> {
@@ -157,6 +182,7 @@ impl<'f> Importer<'f> {
             graph: Graph::default(),
             names: HashMap::new(),
             made: HashSet::new(),
+            sequences: Sequences::default(),
             refused: Vec::new(),
         }
     }
@@ -274,6 +300,9 @@ impl<'f> Importer<'f> {
             return Err(Error::Invalid("the graph has no output".to_owned()));
         }
         for info in outputs {
+            if self.sequences.makes(&info.name) {
+                return Err(Error::Unsupported(vec![format!("output `{}`: it is not a tensor", info.name)]));
+            }
             let made = self.names.get(&info.name).copied().filter(|id| self.made.contains(id));
             let id =
                 made.ok_or_else(|| Error::Invalid(format!("output `{}` is made by no node", info.name)))?;
@@ -295,6 +324,9 @@ impl<'f> Importer<'f> {
             return Err(at(format!("more than {OPERANDS_MAX} operands")));
         }
         self.left.node().map_err(&at)?;
+        if let Some(done) = self.add_sequence(&name, proto) {
+            return done;
+        }
         let inputs = self.operands(proto).map_err(&at)?;
         let domain = if proto.domain == "ai.onnx" { "" } else { proto.domain.as_str() };
         if let Some(function) = self.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
@@ -302,7 +334,7 @@ impl<'f> Importer<'f> {
         }
         match composites::parts(&name, proto) {
             Ok(None) => {}
-            Ok(Some(parts)) => return self.add_in_opset(composites::OPSET, &parts),
+            Ok(Some(parts)) => return self.add_in_opset(parts::OPSET, &parts),
             Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
         }
         let attributes = attributes_from_proto(proto).map_err(&at)?;
@@ -357,6 +389,17 @@ impl<'f> Importer<'f> {
         let added = self.add_in_opset(opset, &inlined(function, proto, name));
         self.depth -= 1;
         added
+    }
+
+    /// A node that reads or makes a list of tensors; `None` where it does neither.
+    fn add_sequence(&mut self, name: &str, proto: &NodeProto) -> Option<Result<(), Error>> {
+        let mut sequences = std::mem::take(&mut self.sequences);
+        let resolved = sequences.resolve(name, proto, self);
+        self.sequences = sequences;
+        match resolved {
+            Ok(nodes) => Some(self.add_in_opset(parts::OPSET, &nodes?)),
+            Err(e) => Some(self.refuse(format!("node `{name}` ({}): {e}", proto.op_type), proto)),
+        }
     }
 
     /// Nodes that speak another opset than those around them.

@@ -1,7 +1,7 @@
 //! The operators that the importer takes: ONNX name and attributes to [`Op`], old forms lifted to new ones.
 
 use crate::engine::graph::attributes::Attributes;
-use crate::engine::graph::op::{Binary, Op, PadMode, Reduce, Sliding, Unary};
+use crate::engine::graph::op::{self, Binary, Op, PadMode, Reduce, Sliding, Unary};
 use crate::engine::graph::operator::Call;
 use crate::engine::ops::registry;
 use crate::engine::tensor::{DType, Tensor};
@@ -96,13 +96,17 @@ fn find<T: Copy>(table: &[(&str, T)], name: &str) -> Option<T> {
 /// # Errors
 /// A sentence about the attribute that is wrong or not supported.
 pub(super) fn lift(call: &Call<'_>) -> Result<Option<Lifted>, String> {
-    if call.domain.is_empty()
+    // com.microsoft has both for types that ONNX took later.
+    let linear = matches!(call.name, "QuantizeLinear" | "DequantizeLinear");
+    if (call.domain.is_empty() || (call.domain == "com.microsoft" && linear))
         && let Some(lifted) = lift_own(call)?
     {
         return Ok(Some(lifted));
     }
     let parsed = registry::parse(call)?;
-    Ok(parsed.map(|p| Lifted::with(Op::Other(p.other), p.added)))
+    // Before opset 7 a slope was one number a channel: axis 1.
+    let aligned_at = (call.name == "PRelu" && call.opset < 7).then_some(1);
+    Ok(parsed.map(|p| Lifted { op: Op::Other(p.other), added: p.added, aligned_at }))
 }
 
 /// The operators that have a variant of [`Op`].
@@ -127,7 +131,7 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         return Ok(Some(Lifted::with(op, int_operand(1, a.ints("axes")?))));
     }
     let op = match name {
-        "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: group(a)? },
+        "Conv" => Op::Conv { sliding: Sliding::read(a)?, groups: op::groups(a)? },
         "Gemm" => Op::Gemm {
             alpha: a.float_or("alpha", 1.0)?,
             beta: a.float_or("beta", 1.0)?,
@@ -191,14 +195,11 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
         "Identity" => Op::Identity,
         // In inference Dropout does nothing. One that gives its mask is an operator of its own.
         "Dropout" if !call.wants(1) => Op::Identity,
-        "QuantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::QuantizeLinear { axis: a.int_or("axis", 1)? }
-        }
-        "DequantizeLinear" => {
-            a.only("block_size", 0)?;
-            Op::DequantizeLinear { axis: a.int_or("axis", 1)? }
-        }
+        // Scales by block, and types that no zero point tells, are operators of their own.
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("block_size", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" | "DequantizeLinear" if a.int_or("output_dtype", 0)? != 0 => return Ok(None),
+        "QuantizeLinear" => Op::QuantizeLinear { axis: a.int_or("axis", 1)? },
+        "DequantizeLinear" => Op::DequantizeLinear { axis: a.int_or("axis", 1)? },
         _ => return Ok(None),
     };
     Ok(Some(op.into()))
@@ -206,11 +207,6 @@ fn lift_own(call: &Call<'_>) -> Result<Option<Lifted>, String> {
 
 fn int_operand(position: usize, ints: Option<Vec<i64>>) -> Vec<(usize, Tensor)> {
     ints.map(|ints| (position, Tensor::from_slice(&[ints.len()], &ints))).into_iter().collect()
-}
-
-fn group(a: &Attributes) -> Result<usize, String> {
-    let group = a.int_or("group", 1)?;
-    usize::try_from(group).ok().filter(|g| *g > 0).ok_or_else(|| format!("group={group} is not positive"))
 }
 
 /// MaxPool with indices is an operator of its own.

@@ -15,9 +15,11 @@ mod functions;
 pub mod import;
 mod lift;
 pub mod operators;
+mod parts;
 mod path;
 #[cfg(test)]
 mod round_trip;
+mod sequences;
 mod subgraphs;
 pub mod tensors;
 

@@ -72,6 +72,13 @@ impl MultiHead {
         if q[0] != k[0] || k[..3] != v[..3] || q[3] != k[3] {
             return Err(format!("heads of query {q:?}, key {k:?} and value {v:?} do not fit each other"));
         }
+        // ONNX Runtime lets the last query see every key then, and the others those up to their own place.
+        if self.causal && q[2] != k[2] {
+            return Err(format!(
+                "unidirectional attention of {} queries to {} keys is not supported",
+                q[2], k[2]
+            ));
+        }
         let width =
             [q, k, v].iter().try_fold(0usize, |sum, s| sum.checked_add(self.heads.checked_mul(s[3])?));
         if let Some(bias) = shape(3) {
@@ -254,5 +261,49 @@ impl Operator for MultiHead {
             results.push(Tensor::from_slice(&v_shape, &v));
         }
         Ok(results)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_flat_and_cached_operands_give_the_same() {
+        let operator = MultiHead { heads: 2, causal: true, scale: None, hidden: -10_000.0 };
+        let number = |i: usize| ((i * 7) % 11) as f32 * 0.1;
+        // [batch 1, length 3, heads 2, three, size 2]
+        let packed: Vec<f32> = (0..36).map(number).collect();
+        let part =
+            |of: usize| -> Vec<f32> { packed.chunks(2).skip(of).step_by(3).flatten().copied().collect() };
+        let flat = [0, 1, 2].map(|of| Tensor::from_slice(&[1, 3, 4], &part(of)));
+        let cached = [1, 2].map(|of: usize| {
+            let rows = Rows::length_first(flat[of].slice::<f32>(), [1, 2, 3, 2]).appended(None);
+            Tensor::from_slice(&[1, 2, 3, 2], &rows)
+        });
+        let packed = Tensor::from_slice(&[1, 3, 2, 3, 2], &packed);
+        let run = |inputs: &[Option<TensorView<'_>>]| operator.run(inputs, 1).unwrap().remove(0);
+        let want = run(&[Some(flat[0].view()), Some(flat[1].view()), Some(flat[2].view())]);
+        assert_eq!(run(&[Some(packed.view())]), want);
+        assert_eq!(run(&[Some(flat[0].view()), Some(cached[0].view()), Some(cached[1].view())]), want);
+        // The first query sees the first value only.
+        assert_eq!(want.slice::<f32>()[..4], flat[2].slice::<f32>()[..4]);
+    }
+
+    #[test]
+    fn masks_that_are_not_known_are_refused_by_shape() {
+        let operator = MultiHead { heads: 2, causal: false, scale: None, hidden: -10_000.0 };
+        let x = Fact::computed(DType::F32, vec![2, 3, 4]);
+        let infer = |mask: &[usize]| {
+            let mask = Fact::computed(DType::I32, mask.to_vec());
+            operator.infer(&[Some(&x), Some(&x), Some(&x), None, Some(&mask)], 1)
+        };
+        for known in [&[2][..], &[2, 3], &[2, 3, 3]] {
+            assert!(infer(known).is_ok(), "{known:?}");
+        }
+        for other in [&[4][..], &[8], &[3, 2]] {
+            let Err(Unfit::Wrong(text)) = infer(other) else { panic!("{other:?}") };
+            assert!(text.contains("a mask of shape"), "{text}");
+        }
     }
 }

@@ -264,3 +264,69 @@ impl<'a> Mask<'a> {
         beyond.fill(f32::NEG_INFINITY);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operator() -> OnnxAttention {
+        let heads = (Some(2), Some(1));
+        OnnxAttention {
+            causal: false,
+            scale: Some(1.0),
+            cap: 0.0,
+            shown: Stage::Masked,
+            q_heads: heads.0,
+            kv_heads: heads.1,
+        }
+    }
+
+    #[test]
+    fn a_mask_broadcasts_and_hides_what_lies_beyond_its_columns() {
+        // Two query heads share one head of keys; the mask has a row for each head and two of three columns.
+        let q = Tensor::from_slice(&[1, 1, 2], &[1.0f32, 2.0]);
+        let k = Tensor::from_slice(&[1, 3, 1], &[1.0f32, 1.0, 1.0]);
+        let v = Tensor::from_slice(&[1, 3, 1], &[10.0f32, 20.0, 30.0]);
+        let hidden = f32::NEG_INFINITY;
+        let float = Tensor::from_slice(&[2, 1, 2], &[hidden, 0.0, 0.0, 0.0]);
+        let keep = Tensor::from_slice(&[2, 1, 2], &[0u8, 1, 1, 1]).retyped(DType::Bool);
+        for mask in [float, keep] {
+            let given = [Some(q.view()), Some(k.view()), Some(v.view()), Some(mask.view())];
+            let made = operator().run(&given, 4).unwrap();
+            assert_eq!(made[0].slice::<f32>(), [20.0, 15.0]);
+            assert_eq!(made[3].slice::<f32>(), [hidden, 1.0, hidden, 2.0, 2.0, hidden]);
+        }
+    }
+
+    #[test]
+    fn keys_of_the_past_come_first_and_a_length_hides_the_last() {
+        let q = Tensor::from_slice(&[1, 1, 2], &[1.0f32, 1.0]);
+        let new = Tensor::from_slice(&[1, 1, 1], &[3.0f32]);
+        let past = Tensor::from_slice(&[1, 1, 2, 1], &[1.0f32, 2.0]);
+        let given =
+            [Some(q.view()), Some(new.view()), Some(new.view()), None, Some(past.view()), Some(past.view())];
+        let made = operator().run(&given, 3).unwrap();
+        assert_eq!(made[1].slice::<f32>(), [1.0, 2.0, 3.0]);
+        let (cache, length) =
+            (Tensor::from_slice(&[1, 2, 1], &[7.0f32, 9.0]), Tensor::from_slice(&[1], &[1i64]));
+        let given =
+            [Some(q.view()), Some(cache.view()), Some(cache.view()), None, None, None, Some(length.view())];
+        assert_eq!(operator().run(&given, 1).unwrap()[0].slice::<f32>(), [7.0, 7.0]);
+    }
+
+    #[test]
+    fn operands_that_do_not_fit_are_named() {
+        let fact = |shape: &[usize]| Fact::computed(DType::F32, shape.to_vec());
+        let (q, k, mask) = (fact(&[1, 4, 6]), fact(&[1, 5, 3]), fact(&[3, 5]));
+        let infer = |inputs: &[Option<&Fact>]| operator().infer(inputs, 1);
+        assert_eq!(infer(&[Some(&q), Some(&k), Some(&k)]), Ok(vec![(DType::F32, vec![1, 4, 6])]));
+        for (inputs, word) in [
+            ([Some(&q), Some(&q), Some(&k), None], "heads of Q"),
+            ([Some(&fact(&[1, 4, 5])), Some(&k), Some(&k), None], "multiple of 2 heads"),
+            ([Some(&q), Some(&k), Some(&k), Some(&mask)], "attn_mask"),
+        ] {
+            let Err(Unfit::Wrong(text)) = infer(&inputs) else { panic!("{word}") };
+            assert!(text.contains(word), "{text}");
+        }
+    }
+}

@@ -5,25 +5,46 @@ use crate::engine::graph::operator::{Call, Other};
 use crate::engine::tensor::Tensor;
 
 use super::{
-    Entry, attention_microsoft, attention_onnx, channel_norm, col2im, conv_transpose, fused_matmul,
-    layer_norm, linear_attention, pooling, recurrent, resize, rotary, sampling, select,
+    Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
+    curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm,
+    linear_attention, losses, pooling, quantized, quantized_math, quantized_products, rearrange, recurrent,
+    regions, resize, rotary, sampling, scatter, select, signal, tables, unique,
 };
 
 const FAMILIES: &[&[Entry]] = &[
     attention_microsoft::OPERATORS,
     attention_onnx::OPERATORS,
+    chance::OPERATORS,
     channel_norm::OPERATORS,
     col2im::OPERATORS,
     conv_transpose::OPERATORS,
+    cumulate::OPERATORS,
+    curves::OPERATORS,
+    einsum::OPERATORS,
+    elements::OPERATORS,
+    extremes::OPERATORS,
+    fourier::OPERATORS,
     fused_matmul::OPERATORS,
+    gather::OPERATORS,
+    geometry::OPERATORS,
     layer_norm::OPERATORS,
     linear_attention::OPERATORS,
+    losses::OPERATORS,
     pooling::OPERATORS,
+    quantized::OPERATORS,
+    quantized_math::OPERATORS,
+    quantized_products::OPERATORS,
+    rearrange::OPERATORS,
     recurrent::OPERATORS,
+    regions::OPERATORS,
     resize::OPERATORS,
     rotary::OPERATORS,
     sampling::OPERATORS,
+    scatter::OPERATORS,
     select::OPERATORS,
+    signal::OPERATORS,
+    tables::OPERATORS,
+    unique::OPERATORS,
 ];
 
 /// An operator and the operands that its node wrote as attributes.
