@@ -219,7 +219,8 @@ fn registry(
         rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
     let batcher = Batcher::new(Arc::new(pool), limits);
     // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
-    let options = Options { isa, threads: 1, ..Options::default() };
+    let memory_bytes_max = settings.limits.model_memory_bytes;
+    let options = Options { isa, threads: 1, memory_bytes_max, ..Options::default() };
     Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, Arc::clone(metrics), options))
 }
 
@@ -266,6 +267,7 @@ fn limits(settings: &Settings) -> api::Limits {
     let limits = &settings.limits;
     api::Limits {
         model_bytes: limits.model_bytes,
+        model_memory_bytes: limits.model_memory_bytes,
         dataset_bytes: limits.dataset_bytes,
         infer_body_bytes: limits.infer_body_bytes,
         json_body_bytes: limits.json_body_bytes,

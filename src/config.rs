@@ -38,6 +38,8 @@ pub struct Settings {
 pub struct Limits {
     /// Bytes of a model, 1 KiB to 1 TiB.
     pub model_bytes: u64,
+    /// Bytes of memory that the weights of a model and one run of it may take, 1 MiB to 1 TiB.
+    pub model_memory_bytes: u64,
     /// Bytes of a dataset as sent, 1 KiB to 1 TiB.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed, 1 KiB to 4 GiB.
@@ -146,6 +148,7 @@ type Range = (&'static str, fn(&Settings) -> u64, u64, u64);
 const TIB: u64 = 1 << 40;
 const RANGES: &[Range] = &[
     ("limits.model_bytes", |s| s.limits.model_bytes, 1024, TIB),
+    ("limits.model_memory_bytes", |s| s.limits.model_memory_bytes, 1 << 20, TIB),
     ("limits.dataset_bytes", |s| s.limits.dataset_bytes, 1024, TIB),
     ("limits.infer_body_bytes", |s| s.limits.infer_body_bytes, 1024, 1 << 32),
     ("limits.json_body_bytes", |s| s.limits.json_body_bytes, 1024, 1 << 26),

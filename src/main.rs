@@ -36,6 +36,11 @@ enum Command {
     Bench(cli::bench::Bench),
     /// Tells what a model takes, gives and is made of.
     Inspect(cli::inspect::Inspect),
+    /// Writes a model anew, as one ONNX file.
+    Convert(cli::convert::Convert),
+    /// Runs cases of the ONNX backend tests: for those who work on the engine.
+    #[command(hide = true)]
+    Conformance(cli::conformance::Conformance),
     /// Prints the OpenAPI document.
     Openapi,
 }
@@ -48,6 +53,8 @@ fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Convert(command) => command.run(),
+        Command::Conformance(command) => command.run(),
         Command::Openapi => cli::print(&octet::api::http::router::openapi()),
     };
     match result {

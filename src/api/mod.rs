@@ -43,6 +43,8 @@ pub struct Context {
 pub struct Limits {
     /// Bytes of a model.
     pub model_bytes: u64,
+    /// Bytes that the weights of a model and one run of it may take.
+    pub model_memory_bytes: u64,
     /// Bytes of a dataset, as sent.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed.

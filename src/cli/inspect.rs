@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::path::PathBuf;
 
+use octet::engine::exec::Options;
 use octet::engine::pipeline;
 use serde_json::Value;
 
@@ -21,7 +22,9 @@ pub(crate) struct Inspect {
 impl Inspect {
     /// Tells of the model.
     pub(crate) fn run(self) -> Result<(), Error> {
-        let found = pipeline::inspect(&self.model).map_err(|e| Error::work(&self.model, e))?;
+        let failed = |e| Error::work(&self.model, e);
+        let bytes = pipeline::read_own(&self.model).map_err(failed)?;
+        let found = pipeline::inspect_bytes(&bytes, Options::default().memory_bytes_max).map_err(failed)?;
         if self.json {
             return print(&format!("{found:#}\n"));
         }

@@ -1,6 +1,8 @@
 //! What the commands share: errors with their exit codes, loading a model, pools, printing.
 
 pub(crate) mod bench;
+pub(crate) mod conformance;
+pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod inspect;
 pub(crate) mod quantize;
@@ -12,10 +14,11 @@ use std::path::{Path, PathBuf};
 
 use octet::engine::exec::Options;
 use octet::engine::exec::session::Session;
-use octet::engine::graph::Dim;
 use octet::engine::graph::passes::{Pass, Passes};
+use octet::engine::graph::{Dim, Graph};
 use octet::engine::kernels::isa::Isa;
 use octet::engine::onnx::import;
+use octet::engine::pipeline;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -82,9 +85,15 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     })
 }
 
+/// Reads a model, with data that lie in files beside it, or from an archive.
+pub(crate) fn import(path: &Path) -> Result<Graph, Error> {
+    let bytes = pipeline::read_own(path).map_err(|error| Error::work(path, error))?;
+    import::import(&bytes).map_err(|error| Error::work(path, error))
+}
+
 /// Loads a model, float or INT8.
 pub(crate) fn load(path: &Path, options: Options) -> Result<Session, Error> {
-    let graph = import::import(&read(path)?).map_err(|error| Error::work(path, error))?;
+    let graph = import(path)?;
     Session::new(graph, options).map_err(|error| Error::work(path, error))
 }
 

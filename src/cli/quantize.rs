@@ -48,6 +48,7 @@ impl Quantize {
             evaluation: self.evaluation.as_deref(),
             recipe: &recipe,
             threads,
+            beside: true,
         };
         let bar = Bar::new();
         let outcome = pool(threads)?.install(|| pipeline::quantize(&request, &bar));

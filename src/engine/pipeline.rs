@@ -15,7 +15,7 @@ use crate::engine::graph::op::Op;
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Dim, Graph, ValueId};
-use crate::engine::onnx::import;
+use crate::engine::onnx::{external, import};
 use crate::engine::quant::calibrate::{self, batch_size, calibrate};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::histogram::Histogram;
@@ -34,6 +34,8 @@ const ROUNDING: f64 = 1e-9;
 const LAYER_SAMPLES: usize = 64;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
+/// Longest model that is read from files of the caller's own: what a mistaken path could cost.
+const OWN_BYTES_MAX: u64 = 64 << 30;
 /// Seconds that timing may take, about.
 const TIMED_SECONDS: f64 = 3.0;
 
@@ -78,6 +80,9 @@ pub struct Request<'a> {
     pub recipe: &'a serde_json::Value,
     /// Threads that the job may use.
     pub threads: usize,
+    /// Whether the model's data may lie in files beside it, or all in an archive: only where the files are the
+    /// caller's own, since what lies beside them is read.
+    pub beside: bool,
 }
 
 /// Float against INT8 on the evaluation data.
@@ -282,7 +287,10 @@ impl Job<'_> {
     fn prepare(&self) -> Result<Prepared, Error> {
         let recipe = Recipe::parse(self.request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
         self.step(Phase::Import, 0, 1)?;
-        let bytes = read(self.request.model)?;
+        let bytes = match self.request.beside {
+            true => read_own(self.request.model)?,
+            false => read(self.request.model)?,
+        };
         let model = Source { sha256: artifact::sha256(&bytes), bytes: bytes.len() as u64 };
         let mut graph = load(&bytes)?;
         drop(bytes);
@@ -493,6 +501,25 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|source| Error::Io { path: path.display().to_string(), source })
 }
 
+/// Reads a model of the caller's own: an ONNX file with or without data in files beside it, or an archive of both.
+///
+/// # Errors
+/// [`Error::Model`] or [`Error::Io`].
+pub fn read_own(model: &Path) -> Result<Vec<u8>, Error> {
+    if let Err(source) = std::fs::metadata(model) {
+        return Err(Error::Io { path: model.display().to_string(), source });
+    }
+    external::read(model, OWN_BYTES_MAX).map_err(Error::Model)
+}
+
+/// The one ONNX file that an archive (zip, tar) makes, at most `bytes_max` long; `None` where the file is no archive.
+///
+/// # Errors
+/// [`Error::Model`] with the member or tensor at fault.
+pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
+    external::unpacked(file, bytes_max).map_err(Error::Model)
+}
+
 fn source(path: &Path) -> Result<Source, Error> {
     let failed = |source| Error::Io { path: path.display().to_string(), source };
     artifact::source(&mut File::open(path).map_err(failed)?).map_err(failed)
@@ -546,12 +573,21 @@ fn run_error(error: calibrate::Error, which: &'static str) -> Error {
 /// Whether a file is a model that can be run, and what it is: what an upload is checked with. Gives `inputs`, `outputs`
 /// (`{name, dtype, shape}`, numbers or names), `operators` (counts), `parameters`, `macs` (of one sample, `null` where
 /// the shapes are not fixed but for the batch), `quantized`, and what a job with the default recipe would do: `integer`
-/// (node names), `float` (`{node, op, reason}`).
+/// (node names), `float` (`{node, op, reason}`); and `memory`, the bytes that it takes: `weights` as loaded, `run` of
+/// one sample, where dimensions that are not given count as one (`null` where only a run tells).
 ///
 /// # Errors
 /// [`Error::Model`] or [`Error::Io`].
-pub fn inspect(model: &Path) -> Result<Value, Error> {
-    let mut graph = load(&read(model)?)?;
+pub fn inspect(model: &Path, memory_bytes_max: u64) -> Result<Value, Error> {
+    inspect_bytes(&read(model)?, memory_bytes_max)
+}
+
+/// As [`inspect`].
+///
+/// # Errors
+/// [`Error::Model`].
+pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error> {
+    let mut graph = load(model)?;
     let mut operators: BTreeMap<&str, u64> = BTreeMap::new();
     for node in &graph.nodes {
         *operators.entry(node.op.name()).or_default() += 1;
@@ -571,7 +607,24 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         integer = named.map(|(n, _)| n.name.clone()).collect();
         float = report::float_rows(&graph, &plan);
     }
-    let session = Session::new(graph, Options::default()).map_err(|e| Error::Model(e.to_string()))?;
+    // No value is allocated yet: a session plans, and packs weights.
+    let constants =
+        graph.values.iter().filter_map(|v| v.constant.as_ref()).map(|t| t.view().bytes.len() as u64);
+    let constants: u64 = constants.sum();
+    let options = Options { memory_bytes_max, ..Options::default() };
+    let session = Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))?;
+    let shape = |p: &Port| p.shape(|_| Some(1)).expect("every dimension has a length");
+    let run = session.arena_bytes(&session.inputs().iter().map(shape).collect::<Vec<_>>());
+    let run = match run {
+        Err(e @ exec::Error::TooLarge { .. }) => return Err(Error::Model(e.to_string())),
+        run => run.ok(),
+    };
+    let weights = constants.saturating_add(session.weight_bytes());
+    let memory = weights.saturating_add(run.unwrap_or(0));
+    if memory > memory_bytes_max {
+        let text = format!("it takes {memory} bytes of memory, more than the limit of {memory_bytes_max}");
+        return Err(Error::Model(text));
+    }
     if quantized {
         integer =
             session.nodes().filter(|(.., on_codes)| *on_codes).map(|(name, ..)| name.to_owned()).collect();
@@ -593,6 +646,7 @@ pub fn inspect(model: &Path) -> Result<Value, Error> {
         "operators": operators,
         "parameters": parameters,
         "macs": macs(&session),
+        "memory": {"weights": weights, "run": run},
         "quantized": quantized,
         "integer": integer,
         "float": float,

@@ -7,6 +7,8 @@ mod infer;
 mod jobs;
 mod limits;
 mod models;
+mod mutated;
+mod operators;
 mod restart;
 mod support;
 mod system;

@@ -81,6 +81,34 @@ async fn what_is_no_model_is_refused_and_not_kept() {
 }
 
 #[tokio::test]
+async fn an_archive_is_kept_as_one_file() {
+    let app = TestApp::start().await;
+    let apart = files::with_data_apart("w.bin");
+    let zip = files::zip(&[("net/model.onnx", &apart), ("net/w.bin", &files::weight_bytes())]);
+    let model = app.put("/v1/models/apart", zip.clone()).await.expect(201).json();
+    app.put("/v1/models/apart", zip).await.expect(200);
+    let file = app.get("/v1/models/apart/download").await.expect(200).body;
+    assert_eq!(model["bytes"], file.len());
+    // The data are in it: the file alone is a model.
+    assert_eq!(app.put("/v1/models/apart", file).await.expect(200).json(), model);
+    app.put("/v1/models/alone", apart.clone()).await.problem(422, "bad_model", &["w.bin", "zip"]);
+    for (members, words) in [
+        (&[("model.onnx", &apart[..])][..], &["w.bin", "not in the archive"][..]),
+        (&[("../model.onnx", &apart)], &["leads out"]),
+        (&[("a.onnx", &apart), ("b.onnx", &apart)], &["2 files"]),
+        (&[("a.txt", &apart)], &[".onnx"]),
+        (&[("model.onnx", b"no model")], &["not ONNX"]),
+    ] {
+        app.put("/v1/models/no", files::zip(members)).await.problem(422, "bad_model", words);
+    }
+    let hostile = files::with_data_apart("../w.bin");
+    let zip = files::zip(&[("model.onnx", &hostile), ("w.bin", &files::weight_bytes())]);
+    app.put("/v1/models/no", zip).await.problem(422, "bad_model", &["leads out"]);
+    let left = std::fs::read_dir(app.folder().join("tmp")).unwrap().count();
+    assert_eq!(left, 0, "nothing is left of what was refused");
+}
+
+#[tokio::test]
 async fn a_digest_that_is_not_that_of_the_bytes_is_refused() {
     let app = TestApp::start().await;
     let put = |digest: &'static str| {

@@ -69,8 +69,12 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: Name = name.parse()?;
-    let limit = shared.limits.dataset_bytes;
-    let (pin, info) = uploads::receive(&shared, &headers, body, limit, pipeline::inspect_dataset).await?;
+    let kind = uploads::Kind {
+        limit_bytes: shared.limits.dataset_bytes,
+        unpack: None,
+        inspect: Box::new(pipeline::inspect_dataset),
+    };
+    let (pin, info) = uploads::receive(&shared, &headers, body, kind).await?;
     let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);
     let new = NewDataset { name, sha256: pin.digest(), bytes: pin.bytes(), samples, info };
     let Created { record, new } = shared.catalog.create_dataset(new).await?;

@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
+use crate::api::{Context, Limits};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;
 use crate::service::store::{Created, Model, Name, NewModel, Wanted};
@@ -50,8 +51,10 @@ impl From<Model> for ModelView {
 
 /// Uploads a model.
 ///
-/// The body is the ONNX file, of any `Content-Type`. It makes version 1, 2, … of the name; bytes that the name
-/// already has make none and give the version that holds them (200 instead of 201).
+/// The body is the ONNX file, of any `Content-Type`; or, where the model has its data in other files, a zip or tar
+/// file with the ONNX file (`….onnx`) and those: what is kept is one ONNX file with all data in it. It makes
+/// version 1, 2, … of the name; bytes that the name already has make none and give the version that holds them (200
+/// instead of 201).
 #[utoipa::path(put, path = "/v1/models/{name}", tag = "models",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
@@ -67,9 +70,17 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: Name = name.parse()?;
-    let limit = shared.limits.model_bytes;
-    let (pin, info) = uploads::receive(&shared, &headers, body, limit, pipeline::inspect).await?;
+    let (pin, info) = uploads::receive(&shared, &headers, body, kind(&shared)).await?;
     keep(&shared, name, &pin, info).await
+}
+
+fn kind(shared: &Context) -> uploads::Kind {
+    let Limits { model_bytes, model_memory_bytes, .. } = shared.limits;
+    uploads::Kind {
+        limit_bytes: model_bytes,
+        unpack: Some(pipeline::unpacked),
+        inspect: Box::new(move |path| pipeline::inspect(path, model_memory_bytes)),
+    }
 }
 
 /// A form with an ONNX file.
@@ -78,7 +89,7 @@ pub(crate) async fn put(
 pub(crate) struct ModelForm {
     /// The name; it must come before the file.
     name: String,
-    /// The ONNX file.
+    /// The ONNX file, or a zip or tar file with it and its data.
     #[schema(value_type = String, format = Binary)]
     file: Vec<u8>,
 }
@@ -103,8 +114,7 @@ pub(crate) async fn post(State(shared): State<Shared>, mut form: Multipart) -> R
                 let Some(name) = name else {
                     return Err(Problem::bad_request("the field `name` must come before `file`"));
                 };
-                let limit = shared.limits.model_bytes;
-                let received = uploads::receive_stream(&shared, field, None, limit, pipeline::inspect).await;
+                let received = uploads::receive_stream(&shared, field, None, kind(&shared)).await;
                 let (pin, info) = received?;
                 return keep(&shared, name, &pin, info).await;
             }

@@ -12,10 +12,22 @@ use crate::api::error::Problem;
 use crate::api::http::{broken_body, check_length, header_text, linger};
 use crate::engine::pipeline;
 use crate::service::store::Digest;
-use crate::service::store::blobs::Pin;
+use crate::service::store::blobs::{BlobWriter, Pin};
 
 /// What looks into a file before it is kept.
-pub(crate) type Inspect = fn(&Path) -> Result<serde_json::Value, pipeline::Error>;
+type Inspect = Box<dyn FnOnce(&Path) -> Result<serde_json::Value, pipeline::Error> + Send>;
+/// What makes one file of an archive that is at most so long; `None` where the file is none.
+type Unpack = fn(&Path, u64) -> Result<Option<Vec<u8>>, pipeline::Error>;
+
+/// What kind of file is taken.
+pub(crate) struct Kind {
+    /// Most bytes, as sent and as kept.
+    pub(crate) limit_bytes: u64,
+    /// Where the file may be an archive: what is kept instead.
+    pub(crate) unpack: Option<Unpack>,
+    /// What looks into the file that will be kept.
+    pub(crate) inspect: Inspect,
+}
 
 /// Keeps a body as a blob; gives what `inspect` found in it.
 ///
@@ -25,16 +37,15 @@ pub(crate) async fn receive(
     shared: &Context,
     headers: &HeaderMap,
     body: Body,
-    limit_bytes: u64,
-    inspect: Inspect,
+    kind: Kind,
 ) -> Result<(Pin, serde_json::Value), Problem> {
     let expected = content_digest(headers)?;
-    if let Err(problem) = check_length(headers, limit_bytes) {
+    if let Err(problem) = check_length(headers, kind.limit_bytes) {
         linger(headers, body);
         return Err(problem);
     }
     let mut stream = body.into_data_stream();
-    let received = receive_stream(shared, &mut stream, expected, limit_bytes, inspect).await;
+    let received = receive_stream(shared, &mut stream, expected, kind).await;
     if received.is_err() {
         linger(headers, Body::from_stream(stream));
     }
@@ -49,9 +60,9 @@ pub(crate) async fn receive_stream<E: std::error::Error>(
     shared: &Context,
     mut stream: impl Stream<Item = Result<bytes::Bytes, E>> + Unpin,
     expected: Option<Digest>,
-    limit_bytes: u64,
-    inspect: Inspect,
+    kind: Kind,
 ) -> Result<(Pin, serde_json::Value), Problem> {
+    let Kind { limit_bytes, unpack, inspect } = kind;
     let mut writer = shared.blobs.writer(limit_bytes).await?;
     shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
     while let Some(part) = next_part(&mut stream, shared.limits.request_timeout).await? {
@@ -63,13 +74,39 @@ pub(crate) async fn receive_stream<E: std::error::Error>(
         return Err(Problem::bad_request("the body is empty: send the bytes of the file"));
     }
     writer.flush().await?;
+    if let Some(unpack) = unpack {
+        let path = writer.path().to_owned();
+        if let Some(whole) = blocking(move || unpack(&path, limit_bytes)).await? {
+            // The digest is that of what was sent.
+            writer.expect(expected)?;
+            writer = shared.blobs.writer(limit_bytes).await?;
+            writer.write(&whole).await?;
+            writer.flush().await?;
+            return inspected(shared, writer, None, inspect).await;
+        }
+    }
+    inspected(shared, writer, expected, inspect).await
+}
+
+/// Keeps what was written if `inspect` takes it.
+async fn inspected(
+    shared: &Context,
+    writer: BlobWriter,
+    expected: Option<Digest>,
+    inspect: Inspect,
+) -> Result<(Pin, serde_json::Value), Problem> {
     let path = writer.path().to_owned();
-    let info = tokio::task::spawn_blocking(move || inspect(&path))
-        .await
-        .map_err(|panic| Problem::internal(format!("inspecting an upload: {panic}")))??;
+    let info = blocking(move || inspect(&path)).await?;
     let pin = writer.finish(expected).await?;
     shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
     Ok((pin, info))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, pipeline::Error> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = tokio::task::spawn_blocking(work).await;
+    Ok(done.map_err(|panic| Problem::internal(format!("inspecting an upload: {panic}")))??)
 }
 
 async fn next_part<T>(

@@ -80,7 +80,8 @@ pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
     }
 }
 
-fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
+/// The messages of a file.
+pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
     if bytes.is_empty() {
         return Err(Error::NotOnnx("the file is empty".to_owned()));
     }

@@ -5,15 +5,19 @@
 
 #![forbid(unsafe_code)]
 
+mod archive;
 mod attributes;
 mod bounds;
 mod composites;
 pub mod export;
+pub mod external;
 mod flex_attention;
 mod functions;
 pub mod import;
 mod lift;
+pub mod operators;
 mod parts;
+mod path;
 #[cfg(test)]
 mod round_trip;
 mod sequences;

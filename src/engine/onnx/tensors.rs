@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use half::{bf16, f16};
+use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::shapes::{RANK_MAX, bounded};
@@ -42,13 +43,24 @@ pub fn dtype_to_onnx(dtype: DType) -> i32 {
     TYPES.iter().find(|(_, d)| *d == dtype).map(|(n, _)| *n).expect("the table has every type")
 }
 
+/// Name and data of a tensor in a file of its own, as the cases of ONNX's backend tests have them.
+///
+/// # Errors
+/// As [`tensor_from_proto`], or that the bytes are no tensor.
+pub fn tensor_from_bytes(bytes: &[u8]) -> Result<(String, Tensor), String> {
+    let proto = TensorProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| format!("no tensor: {e}"))?;
+    Ok((proto.name.clone(), tensor_from_proto(&proto)?))
+}
+
 /// The data of a tensor message.
 ///
 /// # Errors
 /// A sentence that says what does not fit; the caller adds the name.
 pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, String> {
     if proto.data_location == Some(1) || !proto.external_data.is_empty() {
-        return Err("external data is not supported: save the model as one file".to_owned());
+        let location = proto.external_data.iter().find(|entry| entry.key == "location");
+        let file = location.map_or("", |entry| entry.value.as_str());
+        return Err(format!("its data are in another file, `{file}`: pack both into one zip or tar file"));
     }
     let dtype = dtype_from_onnx(proto.data_type.unwrap_or(0))?;
     if proto.dims.len() > RANK_MAX {

@@ -212,6 +212,7 @@ impl Workers {
                 calibration: inputs.calibration.path(),
                 evaluation: inputs.evaluation.as_ref().map(Pin::path),
                 recipe: &recipe,
+                beside: false,
                 threads,
             };
             let work = || {

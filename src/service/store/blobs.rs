@@ -315,6 +315,18 @@ impl BlobWriter {
         self.file.flush().await.map_err(|source| failed("writing", self.aside.path(), source))
     }
 
+    /// Compares what was written so far with what the sender says it sent.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`].
+    pub fn expect(&self, expected: Option<Digest>) -> Result<(), Error> {
+        let got = Digest(self.hash.clone().finalize().into());
+        match expected.filter(|expected| *expected != got) {
+            Some(expected) => Err(Error::DigestMismatch { expected, got }),
+            None => Ok(()),
+        }
+    }
+
     /// Syncs the file, moves it into its place and syncs the folder; after that it survives a power cut.
     /// The row that refers to it must be committed while the pin lives.
     ///

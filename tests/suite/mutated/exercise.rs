@@ -34,7 +34,8 @@ pub fn exercise(bytes: &[u8], options: &Options) -> Reached {
     let Ok(session) = Session::new(graph, options.clone()) else { return Reached::Imported };
     let shape = |p: &Port| p.shape(|_| Some(1)).unwrap_or_default();
     let shapes: Vec<Vec<usize>> = session.inputs().iter().map(shape).collect();
-    let elements = |shape: &[usize]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64)).unwrap_or(u64::MAX);
+    let elements =
+        |shape: &[usize]| shape.iter().try_fold(1u64, |n, &d| n.checked_mul(d as u64)).unwrap_or(u64::MAX);
     if shapes.iter().any(|s| elements(s) > RUN_ELEMENTS_MAX) {
         return Reached::Loaded;
     }

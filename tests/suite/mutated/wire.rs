@@ -151,7 +151,11 @@ fn count(fields: &[Field]) -> usize {
 }
 
 /// Calls `change` on the list that holds field `index`, in the order of the file, and its place there.
-fn at<R>(fields: &mut Vec<Field>, index: &mut usize, change: &mut dyn FnMut(&mut Vec<Field>, usize) -> R) -> Option<R> {
+fn at<R>(
+    fields: &mut Vec<Field>,
+    index: &mut usize,
+    change: &mut dyn FnMut(&mut Vec<Field>, usize) -> R,
+) -> Option<R> {
     for i in 0..fields.len() {
         if *index == 0 {
             return Some(change(fields, i));
@@ -257,7 +261,8 @@ fn change(fields: &mut Vec<Field>, i: usize, rng: &mut Rng, texts: &[Vec<u8>], n
             _ => bytes.push(b'x'),
         },
         Part::Message(_, inner) => match inner.len() {
-            0 => inner.push(Field { tag: 1 + rng.below(14) as u32, part: Part::Varint(rng.pick(NUMBERS) as u64) }),
+            0 => inner
+                .push(Field { tag: 1 + rng.below(14) as u32, part: Part::Varint(rng.pick(NUMBERS) as u64) }),
             n => {
                 let j = rng.below(n);
                 change(inner, j, rng, texts, names);

@@ -1,11 +1,12 @@
 //! Tiny ONNX models and `.npz` files, made here.
 
-use std::io::Cursor;
+use std::io::{Cursor, Write as _};
 
 use octet::engine::graph::op::Op;
 use octet::engine::graph::{Dim, Graph, Node, Value, ValueId};
-use octet::engine::onnx::export;
+use octet::engine::onnx::{ModelProto, StringStringEntryProto, export};
 use octet::engine::tensor::{DType, Tensor, npy};
+use prost::Message as _;
 
 /// Rows of the weights of [`linear`]: `y[j] = x · WEIGHTS[j]`.
 pub(crate) const WEIGHTS: [[f32; 4]; 3] = [[1.0, 0.0, 0.0, 0.0], [0.0, 2.0, 0.0, -1.0], [0.5, 0.5, 0.5, 0.5]];
@@ -38,6 +39,32 @@ fn port(graph: &mut Graph, name: &str, dims: Vec<Dim>) -> ValueId {
         constant: None,
         qparams: None,
     })
+}
+
+/// [`linear`] with its weights in another file: those of [`weight_bytes`].
+pub(crate) fn with_data_apart(location: &str) -> Vec<u8> {
+    let mut model = ModelProto::decode(linear().as_slice()).unwrap();
+    let tensor = &mut model.graph.as_mut().unwrap().initializer[0];
+    tensor.raw_data = None;
+    tensor.data_location = Some(1);
+    let entry = StringStringEntryProto { key: "location".to_owned(), value: location.to_owned() };
+    tensor.external_data = vec![entry];
+    model.encode_to_vec()
+}
+
+/// The bytes of the weights of [`linear`].
+pub(crate) fn weight_bytes() -> Vec<u8> {
+    WEIGHTS.iter().flatten().flat_map(|w| w.to_le_bytes()).collect()
+}
+
+/// A zip file.
+pub(crate) fn zip(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, bytes) in members {
+        zip.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
 }
 
 /// What [`linear`] gives for one sample.

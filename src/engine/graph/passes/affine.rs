@@ -18,7 +18,7 @@ struct Affine {
 }
 
 /// Folds every node that is affine by channel into the Conv that alone feeds it.
-pub fn fold_into_convs(graph: &mut Graph) {
+pub(super) fn fold_into_convs(graph: &mut Graph) {
     let mut producers = graph.producers();
     let mut readers: HashMap<ValueId, usize> = HashMap::new();
     for id in graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).chain(&graph.outputs) {

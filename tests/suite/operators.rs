@@ -1,0 +1,65 @@
+//! `docs/OPERATORS.md` is what the program takes.
+
+use octet::engine::onnx::import::OPSETS;
+use octet::engine::onnx::operators::{self, Runs};
+
+/// Operators that quantizing computes on codes, and how; the rules are in `engine::quant::plan`.
+const INTEGERS: &[(&str, &str)] = &[
+    ("Add", "integers, between results of convolutions"),
+    ("AveragePool", "integers"),
+    ("Clip", "part of the product before it"),
+    ("Conv", "integers"),
+    ("Flatten", "codes pass"),
+    ("Gather", "codes of a table"),
+    ("Gemm", "integers"),
+    ("GlobalAveragePool", "integers"),
+    ("MatMul", "integers"),
+    ("MaxPool", "codes pass"),
+    ("Relu", "part of the product before it"),
+    ("Reshape", "codes pass"),
+    ("Squeeze", "codes pass"),
+    ("Transpose", "codes pass"),
+    ("Unsqueeze", "codes pass"),
+];
+
+fn table() -> String {
+    let mut table = "| operator | domain | runs as | in an INT8 model |\n|---|---|---|---|\n".to_owned();
+    for (domain, name, runs) in operators::all() {
+        let domain = if domain.is_empty() { "ONNX" } else { domain };
+        let runs = match runs {
+            Runs::Kernel => "kernel of its own",
+            Runs::Object => "one object",
+        };
+        let integer =
+            INTEGERS.iter().find(|(n, _)| *n == name && domain == "ONNX").map_or("float", |(_, how)| how);
+        table.push_str(&format!("| {name} | {domain} | {runs} | {integer} |\n"));
+    }
+    table.push_str(&format!(
+        "\n{} operators. Opsets {} to {} of ONNX, opset 1 of other domains.\n",
+        operators::all().len(),
+        OPSETS.start(),
+        OPSETS.end()
+    ));
+    table
+}
+
+#[test]
+fn the_document_lists_every_operator() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATORS.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = document.split_once("<!-- table -->\n").unwrap();
+    let (now, after) = rest.split_once("<!-- end -->").unwrap();
+    let table = table();
+    if option_env!("UPDATE").is_some() {
+        std::fs::write(path, format!("{before}<!-- table -->\n{table}<!-- end -->{after}")).unwrap();
+    } else {
+        assert_eq!(now, table, "run this test with UPDATE=1 to write docs/OPERATORS.md");
+    }
+}
+
+#[test]
+fn every_operator_that_has_integers_is_there() {
+    for (name, _) in INTEGERS {
+        assert!(operators::all().iter().any(|(domain, n, _)| domain.is_empty() && n == name), "{name}");
+    }
+}
