@@ -106,7 +106,6 @@ impl PackedF32 {
 
 /// Products of two activations: for each `i` of `batch`, `a[a_of(i)]`, `[m, k]`, times `b[b_of(i)]`, `[k, n]`, to
 /// `out[i]`, `[m, n]`, with up to `threads` threads.
-#[expect(clippy::too_many_arguments, reason = "a product is its operands and its sizes")]
 pub fn matmul_f32(
     isa: Isa,
     a: &[f32],

@@ -9,6 +9,7 @@ mod attributes;
 mod bounds;
 mod composites;
 pub mod export;
+mod flex_attention;
 mod functions;
 pub mod import;
 mod lift;
