@@ -1,6 +1,7 @@
 //! What must hold of quantized graphs in the forms that other tools write: the same bytes, however the codes are spelled.
 
 use crate::engine::graph::op::{Op, Sliding};
+use crate::engine::graph::passes::Passes;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, Tensor};
@@ -78,17 +79,17 @@ impl Maker {
 fn check_same(a: &Graph, b: &Graph, dims: &[usize], want_op: &str) {
     let x =
         Tensor::from_slice(dims, &Maker { graph: Graph::default(), seed: 77 }.randoms(dims.iter().product()));
-    let run = |graph: &Graph, isa: Isa, passes: bool| {
+    let run = |graph: &Graph, isa: Isa, passes: Passes| {
         let session = Session::new(graph.clone(), Options { isa, passes, ..Options::default() }).unwrap();
         let ops: Vec<String> = session.nodes().map(|(_, op, _)| op.name().to_owned()).collect();
         assert!(ops.iter().any(|op| op == want_op), "{ops:?}");
         session.run(&[("x", &x)]).unwrap().remove(0)
     };
-    let want = run(a, Isa::Scalar, true);
+    let want = run(a, Isa::Scalar, Passes::ALL);
     assert!(want.to_f64().iter().any(|y| *y != want.to_f64()[0]), "{want:?}");
     for isa in Isa::available() {
-        for passes in [true, false] {
-            assert_eq!(run(b, isa, passes), want, "{isa:?} passes {passes}");
+        for passes in [Passes::ALL, Passes::NONE] {
+            assert_eq!(run(b, isa, passes), want, "{isa:?} {passes:?}");
         }
     }
 }
