@@ -320,7 +320,7 @@ pub(super) fn softmax(
     Ok(Box::new(move |operands, mut out, scratch| {
         let x = operands.need(0).slice::<f32>();
         let out = out.slice_mut::<f32>();
-        if row == 0 {
+        if x.is_empty() {
             return Ok(());
         }
         if stride == 1 {

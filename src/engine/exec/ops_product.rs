@@ -17,6 +17,9 @@ use super::strided::{Walk, copy};
 use super::weights::{Packed, Weights};
 use super::{products, windows};
 
+/// Most products of one MatMul: what each reads is kept in a table.
+const PRODUCTS_MAX: usize = 1 << 24;
+
 /// The geometry of a window over a channels-last value `[N, H, W, C]` or `[N, L, C]`.
 pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Result<Window, String> {
     let spatial = &x[1..x.len() - 1];
@@ -185,7 +188,11 @@ pub(super) fn matmul(
     let (lead_a, lead_b) = (lead(&a.shape), lead(&b.shape));
     let batch = crate::engine::graph::fact::broadcast(&lead_a, &lead_b)?;
     // For each product the matrices that it reads.
-    let mut pairs = Vec::with_capacity(batch.iter().product());
+    let products: usize = batch.iter().product();
+    if products > PRODUCTS_MAX {
+        return Err(format!("{products} products in one operator: the limit is {PRODUCTS_MAX}"));
+    }
+    let mut pairs = Vec::with_capacity(products);
     Walk::broadcast(&batch, [&lead_a, &lead_b]).rows(|_, [a0, b0], length, [da, db]| {
         pairs.extend((0..length as isize).map(|i| ((a0 + da * i) as usize, (b0 + db * i) as usize)));
     });
