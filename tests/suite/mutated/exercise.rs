@@ -15,7 +15,7 @@ const RUN_MACS_MAX: u64 = 1 << 28;
 
 /// How far a file came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reached {
+pub(crate) enum Reached {
     /// The importer refused it.
     Nothing,
     /// The session refused it.
@@ -27,7 +27,7 @@ pub enum Reached {
 }
 
 /// Imports, folds, simplifies, loads, and runs over zeros.
-pub fn exercise(bytes: &[u8], options: &Options) -> Reached {
+pub(crate) fn exercise(bytes: &[u8], options: &Options) -> Reached {
     let Ok(mut graph) = import::import(bytes) else { return Reached::Nothing };
     fold_constants(&mut graph);
     simplify(&mut graph, Passes::ALL);

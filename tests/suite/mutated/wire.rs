@@ -2,11 +2,11 @@
 //! plain bytes, with lengths that do not.
 
 /// A generator of numbers: splitmix64 (Steele, Lea, Flood 2014). The same seed gives the same file.
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub u64);
 
 impl Rng {
     /// 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -15,12 +15,12 @@ impl Rng {
     }
 
     /// A number under `n`; 0 where `n` is 0.
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
     /// One of them.
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 }
@@ -55,7 +55,7 @@ enum Part {
     /// Four or eight bytes.
     Fixed(Vec<u8>),
     Bytes(Vec<u8>),
-    Message(char, Vec<Field>),
+    Message(Vec<Field>),
 }
 
 /// A field of a message.
@@ -98,7 +98,7 @@ fn parse(kind: char, mut bytes: &[u8]) -> Option<Vec<Field>> {
                 let inner = take(&mut bytes, length)?;
                 let child = MESSAGES.iter().find(|(k, t, _)| *k == kind && *t == tag).map(|m| m.2);
                 match child.and_then(|child| Some((child, parse(child, inner)?))) {
-                    Some((child, fields)) => Part::Message(child, fields),
+                    Some((_, fields)) => Part::Message(fields),
                     None => Part::Bytes(inner.to_vec()),
                 }
             }
@@ -134,7 +134,7 @@ fn write(out: &mut Vec<u8>, fields: &[Field]) {
                 put_varint(out, bytes.len() as u64);
                 out.extend_from_slice(bytes);
             }
-            Part::Message(_, fields) => {
+            Part::Message(fields) => {
                 let mut inner = Vec::new();
                 write(&mut inner, fields);
                 put_varint(out, key | 2);
@@ -146,7 +146,7 @@ fn write(out: &mut Vec<u8>, fields: &[Field]) {
 }
 
 fn count(fields: &[Field]) -> usize {
-    let inner = |f: &Field| if let Part::Message(_, fields) = &f.part { count(fields) } else { 0 };
+    let inner = |f: &Field| if let Part::Message(fields) = &f.part { count(fields) } else { 0 };
     fields.len() + fields.iter().map(inner).sum::<usize>()
 }
 
@@ -161,7 +161,7 @@ fn at<R>(
             return Some(change(fields, i));
         }
         *index -= 1;
-        if let Part::Message(_, inner) = &mut fields[i].part
+        if let Part::Message(inner) = &mut fields[i].part
             && let Some(done) = at(inner, index, change)
         {
             return Some(done);
@@ -260,7 +260,7 @@ fn change(fields: &mut Vec<Field>, i: usize, rng: &mut Rng, texts: &[Vec<u8>], n
             }
             _ => bytes.push(b'x'),
         },
-        Part::Message(_, inner) => match inner.len() {
+        Part::Message(inner) => match inner.len() {
             0 => inner
                 .push(Field { tag: 1 + rng.below(14) as u32, part: Part::Varint(rng.pick(NUMBERS) as u64) }),
             n => {
@@ -275,14 +275,14 @@ fn texts_of(fields: &[Field], all: &mut Vec<Vec<u8>>) {
     for field in fields {
         match &field.part {
             Part::Bytes(bytes) if bytes.len() < 64 => all.push(bytes.clone()),
-            Part::Message(_, inner) => texts_of(inner, all),
+            Part::Message(inner) => texts_of(inner, all),
             _ => {}
         }
     }
 }
 
 /// A file like `seed`, changed in a few places. `names` are texts to put in: operators, say.
-pub fn mutated(seed: &[u8], rng: &mut Rng, names: &[String]) -> Vec<u8> {
+pub(crate) fn mutated(seed: &[u8], rng: &mut Rng, names: &[String]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(seed.len() + 64);
     match parse('M', seed).filter(|_| rng.below(5) > 0) {
         Some(mut fields) => {
