@@ -10,7 +10,7 @@ use octet::engine::graph::Dim;
 use octet::engine::tensor::{DType, Tensor};
 use serde_json::json;
 
-use crate::cli::{Error, cores, dims_text, isa, load, pool, print};
+use crate::cli::{Error, PassArgs, cores, dims_text, isa, load, pool, print};
 
 /// Arguments of `octet bench`.
 #[derive(clap::Args)]
@@ -38,9 +38,8 @@ pub(crate) struct Bench {
     /// Instruction set of the kernels [default: the best that the CPU has].
     #[arg(long, value_name = "NAME", env = "OCTET_ISA")]
     isa: Option<String>,
-    /// Leave the graph as it is.
-    #[arg(long)]
-    no_passes: bool,
+    #[command(flatten)]
+    passes: PassArgs,
 }
 
 fn named_shape(text: &str) -> Result<(String, Vec<usize>), String> {
@@ -66,7 +65,7 @@ impl Bench {
         let options = Options {
             isa: isa(self.isa.as_deref())?,
             threads,
-            passes: !self.no_passes,
+            passes: self.passes.passes(),
             ..Options::default()
         };
         let isa_name = options.isa.name();

@@ -7,9 +7,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use octet::engine::exec::Options;
-use octet::engine::exec::fold::fold_constants;
 use octet::engine::exec::session::Session;
-use octet::engine::graph::passes;
 use octet::engine::onnx::import;
 use octet::engine::onnx::tensors::tensor_from_bytes;
 use octet::engine::tensor::{DType, Tensor};
@@ -108,9 +106,7 @@ fn limited(folder: PathBuf) -> Result<(), String> {
 
 fn case(folder: &Path) -> Result<(), String> {
     let bytes = std::fs::read(folder.join("model.onnx")).map_err(|e| e.to_string())?;
-    let mut graph = import::import(&bytes).map_err(|e| e.to_string())?;
-    fold_constants(&mut graph);
-    passes::simplify(&mut graph);
+    let graph = import::import(&bytes).map_err(|e| e.to_string())?;
     let session = Session::new(graph, Options::default()).map_err(|e| e.to_string())?;
     let sets = (0..).map(|n| folder.join(format!("test_data_set_{n}"))).take_while(|set| set.exists());
     let mut count = 0;

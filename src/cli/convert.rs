@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use octet::engine::exec::fold::fold_constants;
-use octet::engine::graph::passes;
+use octet::engine::graph::passes::Passes;
+use octet::engine::graph::passes::simplify::simplify;
 use octet::engine::onnx::export;
 
 use crate::cli::{Error, import, write};
@@ -26,7 +27,7 @@ impl Convert {
         let mut graph = import(&self.input)?;
         if self.simplify {
             fold_constants(&mut graph);
-            passes::simplify(&mut graph);
+            simplify(&mut graph, Passes::ALL);
         }
         write(&self.output, &export::export(&graph, &[]))
     }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 use octet::engine::exec::Options;
 use octet::engine::exec::session::Session;
+use octet::engine::graph::passes::{Pass, Passes};
 use octet::engine::graph::{Dim, Graph};
 use octet::engine::kernels::isa::Isa;
 use octet::engine::onnx::import;
@@ -94,6 +95,29 @@ pub(crate) fn import(path: &Path) -> Result<Graph, Error> {
 pub(crate) fn load(path: &Path, options: Options) -> Result<Session, Error> {
     let graph = import(path)?;
     Session::new(graph, options).map_err(|error| Error::work(path, error))
+}
+
+/// Which passes run: for people who look for the one that changes an answer.
+#[derive(clap::Args)]
+pub(crate) struct PassArgs {
+    /// Leave the graph as it is. The answers are the same.
+    #[arg(long)]
+    no_passes: bool,
+    /// Leave out one pass; may be given several times.
+    #[arg(long, value_name = "NAME", value_parser = pass_named)]
+    without_pass: Vec<Pass>,
+}
+
+impl PassArgs {
+    pub(crate) fn passes(&self) -> Passes {
+        let all = if self.no_passes { Passes::NONE } else { Passes::ALL };
+        self.without_pass.iter().copied().fold(all, Passes::without)
+    }
+}
+
+fn pass_named(name: &str) -> Result<Pass, String> {
+    let names = || Pass::all().map(Pass::name).collect::<Vec<_>>().join(", ");
+    Pass::named(name).ok_or_else(|| format!("the passes are {}", names()))
 }
 
 /// Threads where the user says none: one for each core.

@@ -8,7 +8,7 @@ use octet::engine::exec::session::Session;
 use octet::engine::exec::{Options, Port};
 use octet::engine::tensor::{Tensor, npy};
 
-use crate::cli::{Error, cores, dims_text, isa, load, pool};
+use crate::cli::{Error, PassArgs, cores, dims_text, isa, load, pool};
 
 /// Most bytes of arrays that are read: what a mistaken path could cost.
 const ARRAY_BYTES_MAX: u64 = 64 << 30;
@@ -27,9 +27,8 @@ pub(crate) struct Run {
     /// Instruction set of the kernels [default: the best that the CPU has].
     #[arg(long, value_name = "NAME", env = "OCTET_ISA")]
     isa: Option<String>,
-    /// Leave the graph as it is. The answers are the same.
-    #[arg(long)]
-    no_passes: bool,
+    #[command(flatten)]
+    passes: PassArgs,
     /// Run QuantizeLinear and DequantizeLinear one by one in float, as ONNX defines them, instead of on integers.
     #[arg(long)]
     no_integers: bool,
@@ -48,7 +47,7 @@ impl Run {
         let options = Options {
             isa: isa(self.isa.as_deref())?,
             threads,
-            passes: !self.no_passes,
+            passes: self.passes.passes(),
             integers: !self.no_integers,
             ..Options::default()
         };

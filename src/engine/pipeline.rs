@@ -12,7 +12,9 @@ use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Port};
 use crate::engine::graph::op::Op;
-use crate::engine::graph::{Dim, Graph, ValueId, passes};
+use crate::engine::graph::passes::Passes;
+use crate::engine::graph::passes::simplify::simplify;
+use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::onnx::{external, import};
 use crate::engine::quant::calibrate::{self, batch_size, calibrate};
 use crate::engine::quant::evaluate::{self, Evaluation};
@@ -298,7 +300,7 @@ impl Job<'_> {
         }
         let parameters = report::parameters(&graph);
         fold_constants(&mut graph);
-        passes::simplify(&mut graph);
+        simplify(&mut graph, Passes::ALL);
         let plan = plan::plan(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))?;
         if plan.integer_nodes() == 0 {
             let why = report::float_rows(&graph, &plan).into_iter().take(3);
@@ -595,7 +597,7 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
     let (mut integer, mut float) = (Vec::new(), Vec::new());
     if !quantized {
         fold_constants(&mut graph);
-        passes::simplify(&mut graph);
+        simplify(&mut graph, Passes::ALL);
         let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
         let named = graph
             .nodes

@@ -27,10 +27,13 @@ pub mod symbolic;
 mod tests;
 #[cfg(test)]
 mod tests_control;
+#[cfg(test)]
+mod tests_int8;
 mod weights;
 mod windows;
 
 use crate::engine::graph::Dim;
+use crate::engine::graph::passes::Passes;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, TensorView};
 
@@ -41,8 +44,8 @@ pub struct Options {
     pub isa: Isa,
     /// Most threads that one run uses; they come from the rayon pool that `run` is called in.
     pub threads: usize,
-    /// Whether the optimizing passes run. The answers are the same without them.
-    pub passes: bool,
+    /// The optimizing passes that run. The answers are the same without them.
+    pub passes: Passes,
     /// Whether DequantizeLinear, an operator and QuantizeLinear are one step on codes: the numeric contract.
     /// Without it they run one by one in float, the way ONNX defines them; a code may differ by one on a tie.
     pub integers: bool,
@@ -52,7 +55,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { isa: Isa::best(), threads: 1, passes: true, integers: true, memory_bytes_max: 16 << 30 }
+        Options {
+            isa: Isa::best(),
+            threads: 1,
+            passes: Passes::ALL,
+            integers: true,
+            memory_bytes_max: 16 << 30,
+        }
     }
 }
 

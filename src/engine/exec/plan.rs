@@ -9,6 +9,7 @@ use std::sync::Arc;
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::operator::Other;
+use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
@@ -78,8 +79,8 @@ pub(super) struct Blueprint<'a> {
     pub(super) context: Context,
     /// Most bytes of an arena.
     pub(super) memory_bytes_max: u64,
-    /// Whether products take over what follows them and values stay channels-last between steps.
-    pub(super) passes: bool,
+    /// Of them those that change the plan.
+    pub(super) passes: Passes,
     /// Values that must not be fused away, because a tap wants to see them.
     pub(super) wanted: &'a HashSet<ValueId>,
 }
@@ -334,7 +335,7 @@ impl Builder<'_> {
                 "its results take {made} bytes, more than the limit of {limit}"
             )));
         }
-        if self.alias(node, &facts, &results)? || self.shape_of(node, &facts) {
+        if self.alias(node, &facts, &results)? || self.turn(node, &results)? || self.shape_of(node, &facts) {
             return Ok(());
         }
         let constant = facts.iter().flatten().all(|f| f.constant.is_some())
@@ -428,6 +429,31 @@ impl Builder<'_> {
             None
         };
         self.set(node.outputs[0], Fact::computed(dtype, shape), row_major, channels_last);
+        Ok(true)
+    }
+
+    /// A Transpose between `[N, C, …]` and `[N, …, C]` is the same memory in the other order: no step.
+    fn turn(&mut self, node: &Node, results: &Results) -> Result<bool, String> {
+        let (Op::Transpose { perm }, Some(x)) = (&node.op, node.input(0)) else { return Ok(false) };
+        let rank = perm.len();
+        if rank < 3 || !self.source.passes.has(Pass::ChannelsLast) || self.state(x)?.fact.constant.is_some() {
+            return Ok(false);
+        }
+        let channels_first = [0, rank - 1].into_iter().chain(1..rank - 1);
+        let channels_last = std::iter::once(0).chain(2..rank).chain([1]);
+        let state = self.state(x)?;
+        let (row_major, last) = if perm.iter().copied().eq(channels_first) {
+            (None, state.row_major.clone())
+        } else if perm.iter().copied().eq(channels_last) {
+            (state.channels_last.clone(), None)
+        } else {
+            return Ok(false);
+        };
+        if row_major.is_none() && last.is_none() {
+            return Ok(false);
+        }
+        let (dtype, shape) = results[0].clone();
+        self.set(node.outputs[0], Fact::computed(dtype, shape), row_major, last);
         Ok(true)
     }
 
@@ -581,7 +607,7 @@ impl Builder<'_> {
             Layout::RowMajor => self.set(tail.output, fact, Some(form), None),
             Layout::ChannelsLast => self.set(tail.output, fact, None, Some(form)),
         }
-        if !self.source.passes && layout == Layout::ChannelsLast {
+        if !self.source.passes.has(Pass::ChannelsLast) && layout == Layout::ChannelsLast {
             self.form(index, tail.output, Layout::RowMajor)?;
             self.states[tail.output.0 as usize].as_mut().expect("set above").channels_last = None;
         }
@@ -592,7 +618,7 @@ impl Builder<'_> {
     fn tail(&self, node: &Node, facts: &[Option<Fact>], dtype: DType, shape: &[usize]) -> Tail {
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         match ops_product::epilogue_of(&node.op, &refs) {
-            Some(bias) if self.source.passes && dtype == DType::F32 => {
+            Some(bias) if self.source.passes.has(Pass::FuseEpilogues) && dtype == DType::F32 => {
                 let fact = |id: ValueId| self.states[id.0 as usize].as_ref().map(|s| &s.fact);
                 let (graph, consumers, wanted) = (self.source.graph, &self.consumers, self.source.wanted);
                 Finder { graph, consumers, wanted, fact: &fact }.tail(node.outputs[0], shape, bias)

@@ -7,10 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::graph::fact::{Fact, Unfit};
 use crate::engine::graph::op::Op;
+use crate::engine::graph::passes::Pass;
+use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
+use super::fold::fold_constants;
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
@@ -85,7 +88,11 @@ impl Session {
     ///
     /// # Errors
     /// [`Error::Node`] where a node cannot run whatever the shapes.
-    pub fn new(graph: Graph, options: Options) -> Result<Session, Error> {
+    pub fn new(mut graph: Graph, options: Options) -> Result<Session, Error> {
+        if options.passes.has(Pass::FoldConstants) {
+            fold_constants(&mut graph);
+        }
+        simplify(&mut graph, options.passes);
         let port = |id: &ValueId| {
             let value = graph.value(*id);
             Port {

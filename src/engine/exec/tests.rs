@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use crate::engine::graph::op::{Binary, Op, Sliding, Unary};
+use crate::engine::graph::op::{Binary, Op, PadMode, Sliding, Unary};
+use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, Tensor, TensorView};
@@ -160,7 +161,7 @@ fn a_graph_answers_the_same_without_passes() {
     for quantized in [false, true] {
         let graph = Maker::new(quantized).network();
         let with = run(&graph, Options::default(), &image(2));
-        let without = run(&graph, Options { passes: false, ..Options::default() }, &image(2));
+        let without = run(&graph, Options { passes: Passes::NONE, ..Options::default() }, &image(2));
         assert_eq!(with, without);
         assert!(with.slice::<f32>().iter().any(|&y| y != 0.0));
     }
@@ -273,7 +274,7 @@ fn integers_are_within_one_code_of_the_unfused_reference() {
 #[test]
 fn a_tap_sees_values_in_the_shape_of_the_model() {
     let graph = Maker::new(false).network();
-    let plain = Options { passes: false, ..Options::default() };
+    let plain = Options { passes: Passes::NONE, ..Options::default() };
     let (with, without) = (seen(&graph, Options::default()), seen(&graph, plain));
     assert_eq!(with.len(), without.len());
     assert!(with.iter().any(|(_, t)| t.shape() == [2, 8, 5, 6]));
@@ -400,12 +401,13 @@ fn products_take_over_what_follows_them() {
 #[test]
 fn what_products_take_over_keeps_its_bits() {
     let (graph, _) = followed();
-    let want = run(&graph, Options { isa: Isa::Scalar, passes: false, ..Options::default() }, &image(2));
+    let want =
+        run(&graph, Options { isa: Isa::Scalar, passes: Passes::NONE, ..Options::default() }, &image(2));
     assert!(want.slice::<f32>().iter().all(|y| y.is_finite()));
     for isa in Isa::available() {
-        for (threads, passes) in [(1, true), (1, false), (3, true)] {
+        for (threads, passes) in [(1, Passes::ALL), (1, Passes::NONE), (3, Passes::ALL)] {
             let options = Options { isa, threads, passes, ..Options::default() };
-            assert_eq!(run(&graph, options, &image(2)), want, "{isa:?} {threads} {passes}");
+            assert_eq!(run(&graph, options, &image(2)), want, "{isa:?} {threads} {passes:?}");
         }
     }
 }
@@ -413,10 +415,57 @@ fn what_products_take_over_keeps_its_bits() {
 #[test]
 fn a_value_that_a_tap_wants_is_not_taken_over() {
     let (graph, _) = followed();
-    let plain = Options { passes: false, ..Options::default() };
+    let plain = Options { passes: Passes::NONE, ..Options::default() };
     let (with, without) = (seen(&graph, Options::default()), seen(&graph, plain));
     assert_eq!(with.len(), without.len());
     for (name, tensor) in &with {
         assert_eq!(without.iter().find(|(n, _)| n == name).map(|(_, t)| t), Some(tensor), "{name}");
+    }
+}
+
+/// What every pass has something to do on: a Pad, a BatchNormalization, transposes back and forth, an Identity, a
+/// constant to compute, and what products take over.
+fn everything() -> Graph {
+    let mut m = Maker::new(false);
+    let x = m.input([3, 8, 10]);
+    let x = m.node(Op::Identity, &[x], DType::F32);
+    let pads = m.constant(Tensor::from_slice(&[8], &[0i64, 0, 1, 0, 0, 0, 1, 2]));
+    let padded = m.node(Op::Pad { mode: PadMode::Constant }, &[x, pads], DType::F32);
+    let a = m.conv(padded, 1.0, &[4, 3, 3, 3], 1, 1);
+    let lists = [0.7f32, 0.1, -0.2, 1.3].map(|v| {
+        let list: Vec<f32> = (0..4).map(|i| v + 0.1 * i as f32).collect();
+        m.constant(Tensor::from_slice(&[4], &list))
+    });
+    let a = m.node(Op::BatchNorm { epsilon: 1e-5 }, &[&[a], lists.as_slice()].concat(), DType::F32);
+    let a = m.node(Op::Unary(Unary::Relu), &[a], DType::F32);
+    let b = m.node(Op::Transpose { perm: vec![0, 2, 3, 1] }, &[a], DType::F32);
+    let b = m.node(Op::Unary(Unary::Tanh), &[b], DType::F32);
+    let b = m.node(Op::Transpose { perm: vec![0, 3, 1, 2] }, &[b], DType::F32);
+    let c = m.node(Op::Transpose { perm: vec![0, 3, 1, 2] }, &[a], DType::F32);
+    let c = m.node(Op::Transpose { perm: vec![0, 2, 3, 1] }, &[c], DType::F32);
+    let sum = m.node(Op::Binary(Binary::Add), &[b, c], DType::F32);
+    let (one, two) = (m.constant(Tensor::scalar(1.5f32)), m.constant(Tensor::scalar(2.0f32)));
+    let factor = m.node(Op::Binary(Binary::Mul), &[one, two], DType::F32);
+    let scaled = m.node(Op::Binary(Binary::Mul), &[sum, factor], DType::F32);
+    let y = m.conv(scaled, 1.0, &[5, 4, 3, 3], 1, 2);
+    m.graph.outputs = vec![y];
+    m.graph
+}
+
+#[test]
+fn each_pass_alone_can_be_switched_off() {
+    let graph = everything();
+    let x = Maker { seed: 99, ..Maker::new(false) }.randoms(&[2, 3, 8, 10]);
+    let answer = |passes| run(&graph, Options { passes, ..Options::default() }, &x);
+    let plain = answer(Passes::NONE);
+    for pass in Pass::all() {
+        // Without the one that rounds otherwise the bits are those of the plain graph.
+        let exact = Passes::ALL.without(Pass::FoldAffine).without(pass);
+        assert_eq!(answer(exact), plain, "{}", pass.name());
+        let near = answer(Passes::ALL.without(pass));
+        for (a, b) in near.slice::<f32>().iter().zip(plain.slice::<f32>()) {
+            // Two roundings of each weight and one of the sum, over sums of some 40 terms of size 1.
+            assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "{}: {a} {b}", pass.name());
+        }
     }
 }

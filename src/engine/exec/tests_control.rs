@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::engine::graph::attributes::{Attribute, Attributes};
+use crate::engine::graph::attributes::Attributes;
+use crate::engine::graph::fact::{Fact, Results, Unfit};
 use crate::engine::graph::op::{Binary, Op, Reduce, Scan, Unary};
-use crate::engine::graph::operator::Call;
+use crate::engine::graph::operator::{Operator, Other};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
@@ -59,18 +60,20 @@ impl Maker {
     }
 }
 
-fn operator(name: &str) -> Op {
-    let attributes = Attributes::new(Vec::<(String, Attribute)>::new());
-    let call = Call {
-        domain: "",
-        name,
-        opset: 18,
-        attributes: &attributes,
-        inputs: vec![true],
-        outputs: vec![true],
-    };
-    let parsed = crate::engine::ops::registry::parse(&call).expect("no attribute is needed");
-    Op::Other(parsed.expect("the operator is known").other)
+/// `x`: the places of what is not zero, `[1, count]`: an operator whose result only a run can size.
+#[derive(Debug)]
+struct Places;
+
+impl Operator for Places {
+    fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
+        Err(Unfit::AtRun("x".to_owned()))
+    }
+
+    fn run(&self, inputs: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
+        let x = inputs[0].ok_or("input 0 is missing")?.slice::<f32>();
+        let places: Vec<i64> = (0..x.len()).filter(|&i| x[i] != 0.0).map(|i| i as i64).collect();
+        Ok(vec![Tensor::from_slice(&[1, places.len()], &places)])
+    }
 }
 
 fn run(graph: Graph, inputs: &[(&str, Tensor)]) -> Vec<Tensor> {
@@ -86,7 +89,9 @@ fn positives() -> Graph {
     let mut g = Maker::default();
     let x = g.input("x", DType::F32, vec![Dim::Unknown]);
     let relu = g.node("relu", Op::Unary(Unary::Relu), &[x]);
-    let places = g.node("places", operator("NonZero"), &[relu]);
+    let attributes = Attributes::default();
+    let other = Other { name: "Places", domain: "", operator: Arc::new(Places), attributes };
+    let places = g.node("places", Op::Other(other), &[relu]);
     let zero = g.constant(Tensor::from_slice(&[1], &[0i64]));
     let flat = g.node("flat", Op::Squeeze, &[places, zero]);
     let kept = g.node("kept", Op::Gather { axis: 0 }, &[x, flat]);

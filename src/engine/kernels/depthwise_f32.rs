@@ -3,6 +3,7 @@
 //! Every output element is one chain `acc = fma(x, w, acc)` over the taps from 0.0, then its epilogue.
 
 use super::Window;
+use super::activate::finish_rows;
 use super::epilogue::Epilogue;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
@@ -75,7 +76,7 @@ impl PackedDepthwiseF32 {
                     let x = &rows[block.start..];
                     line_of_block(self.isa, x, taps, step, window.out_w, weights, in_registers, out, place);
                 }
-                epilogue.finish_rows(self.isa, out, std::iter::once(at), line_len);
+                finish_rows(&epilogue, self.isa, out, std::iter::once(at), line_len);
             });
         });
     }

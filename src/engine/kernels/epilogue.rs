@@ -1,6 +1,5 @@
 //! What follows the chain of a float product: bias, activation, residual, clamp. Knows slices only.
 
-use super::isa::Isa;
 use super::{clamp_f32, math};
 
 /// A function of one float.
@@ -86,37 +85,11 @@ impl<'a> Epilogue<'a> {
     }
 
     /// The part that a tile does while its sums are in registers: all of it, or only the bias where an activation
-    /// follows, which [`Epilogue::finish_rows`] then does for many rows at once.
+    /// follows, which `finish_rows` then does for many rows at once.
     pub(super) fn in_registers(&self) -> Epilogue<'a> {
         match self.activation {
             None => *self,
             Some(_) => Epilogue::with_bias(self.bias),
         }
-    }
-
-    /// What comes after the bias where there is an activation: `run` elements from each of `starts`.
-    pub(super) fn finish_rows(
-        &self,
-        isa: Isa,
-        out: &mut [f32],
-        starts: impl Iterator<Item = usize>,
-        run: usize,
-    ) {
-        let Some(activation) = self.activation else { return };
-        isa.vectorize(
-            #[inline(always)]
-            || {
-                for start in starts {
-                    let y = &mut out[start..start + run];
-                    activation.apply(y);
-                    if let Some(residual) = self.residual {
-                        y.iter_mut().zip(&residual[start..start + run]).for_each(|(y, r)| *y += r);
-                    }
-                    if (self.lo, self.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
-                        y.iter_mut().for_each(|y| *y = clamp_f32(*y, self.lo, self.hi));
-                    }
-                }
-            },
-        );
     }
 }

@@ -5,6 +5,7 @@
 //! depth, the sums lying in the output between them; storing and loading a sum does not change it.
 
 use super::Window;
+use super::activate::finish_rows;
 use super::epilogue::Epilogue;
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
@@ -106,7 +107,6 @@ impl PackedF32 {
 
 /// Products of two activations: for each `i` of `batch`, `a[a_of(i)]`, `[m, k]`, times `b[b_of(i)]`, `[k, n]`, to
 /// `out[i]`, `[m, n]`, with up to `threads` threads.
-#[expect(clippy::too_many_arguments, reason = "a product is its operands and its sizes")]
 pub fn matmul_f32(
     isa: Isa,
     a: &[f32],
@@ -241,7 +241,13 @@ impl Product<'_> {
                 tile(self.isa, a, lda, rows.len(), panel, width, depth.len(), part, in_registers, out, place);
             },
             |rows| {
-                epilogue.finish_rows(self.isa, &mut out.borrow_mut(), rows.map(|r| at(r, first_column)), run)
+                finish_rows(
+                    &epilogue,
+                    self.isa,
+                    &mut out.borrow_mut(),
+                    rows.map(|r| at(r, first_column)),
+                    run,
+                )
             },
         );
     }

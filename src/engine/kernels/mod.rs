@@ -4,6 +4,7 @@
 //! zero point 0 and one scale an output channel, and every code from -128 to 127 is exact. Every instruction
 //! set gives the same bits, for integers and for floats, whatever the tile, the batch or the number of threads.
 
+mod activate;
 pub mod depthwise;
 pub mod depthwise_f32;
 pub mod eltwise;

@@ -423,6 +423,7 @@ impl Codes {
 /// # Safety
 /// `a` holds `R` rows `lda` apart, `panel` `V * 8 * depth` elements, the bias the tile's channels, and `out` and the
 /// residual the tile at `place`.
+#[expect(clippy::too_many_arguments, reason = "a tile is its operands, its epilogue and its place")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn f32_tile<const R: usize, const V: usize>(
     a: &[f32],

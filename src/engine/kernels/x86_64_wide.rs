@@ -9,6 +9,10 @@ use super::x86_64::{DEPTHWISE_CHANNELS, assert_epilogue};
 use super::x86_64_vnni::{Avx512Vnni, mask};
 use std::arch::x86_64::*;
 
+/// How many steps of the depth a panel is fetched ahead. Panels lie one after the other, so the end of one fetches the
+/// next. Measured on Zen 5: 16 steps gain 2 %, 40 gain 4 %, 80 and 160 gain 5 % of ResNet-50.
+const AHEAD: usize = 80;
+
 impl Avx512Vnni {
     /// A tile of a float product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and `depth`
     /// elements: each element is one chain of fused multiply-adds, of which this is `part`, then its epilogue.
@@ -90,6 +94,7 @@ impl Avx512Vnni {
 /// # Safety
 /// `a` holds `R` rows `lda` apart, `panel` `V * 16 * depth` elements, the bias the tile's channels, and `out` and the
 /// residual the tile at `place`.
+#[expect(clippy::too_many_arguments, reason = "a tile is its operands, its epilogue and its place")]
 #[target_feature(enable = "avx512f")]
 unsafe fn f32_tile<const R: usize, const V: usize>(
     a: &[f32],
@@ -115,6 +120,7 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
             let mut columns = [_mm512_setzero_ps(); V];
             for v in 0..V {
                 columns[v] = _mm512_loadu_ps(b.add(k * V * 16 + v * 16));
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add((k + AHEAD) * V * 16 + v * 16).cast());
             }
             for r in 0..R {
                 let value = _mm512_set1_ps(*a.add(r * lda + k));

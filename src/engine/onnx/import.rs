@@ -17,6 +17,7 @@ use crate::engine::tensor::{DType, Tensor};
 
 use super::bounds::{self, Fault, NODES_MAX};
 use super::composites;
+use super::flex_attention;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
 use super::parts;
@@ -338,7 +339,12 @@ impl<'f> Importer<'f> {
         if let Some(function) = self.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
             return self.add_function(&name, proto, function);
         }
-        match composites::parts(&name, proto) {
+        let dtype = inputs.first().copied().flatten().and_then(|id| self.graph.value(id).dtype);
+        let made = match composites::parts(&name, proto) {
+            Ok(None) => flex_attention::parts(&name, proto, dtype),
+            made => made,
+        };
+        match made {
             Ok(None) => {}
             Ok(Some(parts)) => return self.add_in_opset(parts::OPSET, &parts),
             Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),

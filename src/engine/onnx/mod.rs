@@ -11,6 +11,7 @@ mod bounds;
 mod composites;
 pub mod export;
 pub mod external;
+mod flex_attention;
 mod functions;
 pub mod import;
 mod lift;

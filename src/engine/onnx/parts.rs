@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{AttributeProto, NodeProto, attribute_type};
+use super::{AttributeProto, GraphProto, NodeProto, attribute_type};
 
 /// The opset whose forms the parts have.
 pub(super) const OPSET: i64 = 20;
@@ -10,6 +10,9 @@ pub(super) const OPSET: i64 = 20;
 /// The parts of one node, as they are added.
 pub(super) struct Parts<'a> {
     name: &'a str,
+    /// What the names of values begin with: the node's own name need not be the only one of its kind, that of its
+    /// result is.
+    result: &'a str,
     proto: &'a NodeProto,
     nodes: Vec<NodeProto>,
 }
@@ -17,7 +20,8 @@ pub(super) struct Parts<'a> {
 impl<'a> Parts<'a> {
     /// None yet; their names will begin with `name`.
     pub(super) fn new(name: &'a str, proto: &'a NodeProto) -> Parts<'a> {
-        Parts { name, proto, nodes: Vec::new() }
+        let result = proto.output.iter().find(|o| !o.is_empty()).map_or(name, String::as_str);
+        Parts { name, result, proto, nodes: Vec::new() }
     }
 
     /// The name of operand `index`, empty where it is left out.
@@ -47,17 +51,38 @@ impl<'a> Parts<'a> {
         attribute: Vec<AttributeProto>,
     ) -> String {
         let given = inputs.len() - inputs.iter().rev().take_while(|i| i.is_empty()).count();
-        let name = format!("{}/{op}_{}", self.name, self.nodes.len());
+        let label = format!("{op}_{}", self.nodes.len());
+        let value = format!("{}/{label}", self.result);
         self.nodes.push(NodeProto {
             input: inputs[..given].iter().map(|&i| i.to_owned()).collect(),
-            output: vec![name.clone()],
-            name: name.clone(),
+            output: vec![value.clone()],
+            name: format!("{}/{label}", self.name),
             op_type: op.to_owned(),
             domain: domain.to_owned(),
             attribute,
             ..NodeProto::default()
         });
-        name
+        value
+    }
+
+    /// The graph in an attribute.
+    pub(super) fn graph(&self, attribute: &str) -> Option<&'a GraphProto> {
+        self.proto.attribute.iter().find(|a| a.name == attribute)?.g.as_deref()
+    }
+
+    /// Adds the nodes that a call with operand `x` stands for; gives the name of its result.
+    pub(super) fn add_body(
+        &mut self,
+        what: &str,
+        x: &str,
+        nodes: impl FnOnce(&str, &NodeProto) -> Vec<NodeProto>,
+    ) -> String {
+        let name = format!("{}/{what}", self.result);
+        let result = format!("{name}.result");
+        let call =
+            NodeProto { input: vec![x.to_owned()], output: vec![result.clone()], ..NodeProto::default() };
+        self.nodes.extend(nodes(&name, &call));
+        result
     }
 
     pub(super) fn number(&mut self, value: f32) -> String {

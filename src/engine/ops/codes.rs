@@ -93,3 +93,36 @@ pub(super) fn requantized(
     };
     tensor_of_codes(dtype, shape, &sums.iter().enumerate().map(code).collect::<Vec<_>>())
 }
+
+/// Codes with their zero points taken off; `of` tells which one an element has.
+pub(super) fn centred(
+    x: &TensorView<'_>,
+    zero_points: &[i32],
+    of: impl Fn(usize) -> usize,
+) -> Result<Vec<i32>, String> {
+    let mut codes = codes(x)?;
+    match zero_points {
+        [] => {}
+        [one] => codes.iter_mut().for_each(|q| *q = q.wrapping_sub(*one)),
+        many => {
+            for (i, q) in codes.iter_mut().enumerate() {
+                let zero_point = many.get(of(i)).ok_or("there are too few zero points")?;
+                *q = q.wrapping_sub(*zero_point);
+            }
+        }
+    }
+    Ok(codes)
+}
+
+/// The scales, or why there are neither one nor `count` of them.
+pub(super) fn one_or(scales: &[f32], count: usize) -> Result<&[f32], String> {
+    match scales.len() {
+        1 => Ok(scales),
+        n if n == count => Ok(scales),
+        n => Err(format!("{n} scales for {count} channels")),
+    }
+}
+
+pub(super) fn each(scales: &[f32], i: usize) -> f32 {
+    if scales.len() == 1 { scales[0] } else { scales[i] }
+}

@@ -1,5 +1,7 @@
 //! Col2Im, and what ConvTranspose shares with it: windows laid over an image, what overlaps being summed.
 
+use std::ops::Range;
+
 use crate::engine::graph::fact::{Fact, Results, Unfit, constant_ints, needed};
 use crate::engine::graph::op::Sliding;
 use crate::engine::graph::operator::{Call, Operator};
@@ -11,19 +13,23 @@ use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "Col2Im", col2im)];
 
-/// Adds the elements of windows to an image: `columns` is `[taps, windows]`, `image` one channel of shape `spatial`.
-/// Tap `k` of window `w` is added to element `w · stride + k · dilation − begin` of each axis, or to none where that
-/// lies outside.
-pub(super) fn add_windows<T: Real>(columns: &[T], geometry: &Windows, spatial: &[usize], image: &mut [T]) {
+/// Adds the elements of windows to an image: `columns` is `[taps, windows]`, the windows being those of some `lines`
+/// (all axes but the last are one); `image` is one channel of shape `spatial`. Tap `k` of window `w` is added to
+/// element `w · stride + k · dilation − begin` of each axis, or to none where that lies outside.
+pub(super) fn add_windows<T: Real>(
+    columns: &[T],
+    lines: Range<usize>,
+    geometry: &Windows,
+    spatial: &[usize],
+    image: &mut [T],
+) {
     let last = spatial.len() - 1;
-    let lines: usize = geometry.out[..last].iter().product();
     let (count, width) = (geometry.out[last], spatial[last]);
-    let taps: usize = geometry.kernel.iter().product();
-    if lines * count == 0 {
+    if lines.is_empty() || count == 0 {
         return;
     }
     let stride = geometry.strides[last];
-    for (tap, column) in columns.chunks_exact(lines * count).take(taps).enumerate() {
+    for (tap, column) in columns.chunks_exact(lines.len() * count).enumerate() {
         let tap = split_index(tap, &geometry.kernel);
         // Element of window 0, and the windows whose element lies inside.
         let offset = (tap[last] * geometry.dilations[last]) as isize - geometry.begin[last] as isize;
@@ -34,7 +40,7 @@ pub(super) fn add_windows<T: Real>(columns: &[T], geometry: &Windows, spatial: &
             continue;
         }
         let start = (first * stride) as isize + offset;
-        for (line, values) in column.chunks_exact(count).enumerate() {
+        for (line, values) in lines.clone().zip(column.chunks_exact(count)) {
             let Some(row) = line_of(line, &tap, geometry, spatial) else { continue };
             let row = &mut image[row * width..][..width][start as usize..];
             let values = &values[first..end];
@@ -132,8 +138,9 @@ impl Operator for Col2Im {
         with_real!(x.dtype, T => {
             let values = elements::<T>(&x)?;
             let pixels: usize = image.iter().product();
+            let lines = geometry.out[..image.len() - 1].iter().product();
             Ok(vec![made_in_chunks::<T>(&shape, pixels, column, |channel, out| {
-                add_windows(&values[channel * column..][..column], &geometry, &image, out);
+                add_windows(&values[channel * column..][..column], 0..lines, &geometry, &image, out);
             })])
         })
     }
@@ -153,7 +160,8 @@ mod tests {
         let (spatial, geometry) = op.geometry(image, block).unwrap();
         let (taps, count) = (block.iter().product::<i64>() as usize, geometry.out.iter().product::<usize>());
         let mut out = vec![0f32; spatial.iter().product()];
-        add_windows(&vec![1f32; taps * count], &geometry, &spatial, &mut out);
+        let lines = count / geometry.out[spatial.len() - 1];
+        add_windows(&vec![1f32; taps * count], 0..lines, &geometry, &spatial, &mut out);
         assert_eq!(out, want, "{image:?} {block:?}");
     }
 

@@ -15,8 +15,11 @@ use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "ConvTranspose", conv_transpose)];
 
-/// Products of one share of the output channels, so that columns stay in the second-level cache.
+/// Elements of one product, so that it stays in the second-level cache.
 const COLUMN_FLOATS: usize = 1 << 17;
+
+/// Rows of one product, about: each row of weights reads all pixels, which are laid out anew for each product.
+const PRODUCT_ROWS: usize = 64;
 
 /// `x [N, C, …], weight [C, M / groups, …] [, bias [M]]`: `[N, M, …]`, each pixel adding its weights to a window.
 #[derive(Clone, Debug)]
@@ -133,10 +136,13 @@ impl ConvTranspose {
         let (pixels, area) = (windows.out.iter().product::<usize>(), spatial.iter().product::<usize>());
         let (depth, per_group) = (inputs / self.groups, outputs / self.groups);
         let mut made = Tensor::zeros(T::DTYPE, &[&[*batch, *outputs], spatial.as_slice()].concat());
-        // As many channels at once as divide a group and as fit the cache; few enough for all threads.
-        let fit = (COLUMN_FLOATS / (taps * pixels).max(1)).max(8 / taps).max(1);
-        let channels = (1..=per_group.min(fit)).rev().find(|n| per_group.is_multiple_of(*n)).unwrap_or(1);
-        zeros_fit::<T>(&[channels, taps, pixels])?;
+        // Enough channels at once that laying out the pixels for the product does not count, and as many lines of
+        // pixels as keep its result in the cache.
+        let fit = (PRODUCT_ROWS / taps).clamp(1, per_group);
+        let channels = (1..=fit).rev().find(|n| per_group.is_multiple_of(*n)).unwrap_or(1);
+        let width = windows.out[windows.out.len() - 1];
+        let lines = (COLUMN_FLOATS / (channels * taps * width)).clamp(1, pixels / width);
+        zeros_fit::<T>(&[channels, taps, lines, width])?;
         let work = channels * taps * pixels * depth / 16;
         for_each_chunk(made.slice_mut::<T>(), channels * area, work, |share, out| {
             let channel = share * channels;
@@ -144,12 +150,23 @@ impl ConvTranspose {
             let group = channel / per_group;
             let x = &x[(image * inputs + group * depth) * pixels..][..depth * pixels];
             let weights = &turned[channel * taps * depth..][..channels * taps * depth];
-            let mut columns = vec![T::default(); channels * taps * pixels];
-            T::product(weights, x, channels * taps, depth, pixels, &mut columns);
-            let columns = columns.chunks_exact((taps * pixels).max(1));
-            for (i, (columns, out)) in columns.zip(out.chunks_exact_mut(area.max(1))).enumerate() {
+            for (i, out) in out.chunks_exact_mut(area.max(1)).enumerate() {
                 out.fill(bias.map_or(T::default(), |bias| bias[channel + i]));
-                add_windows(columns, windows, spatial, out);
+            }
+            let mut columns = vec![T::default(); channels * taps * lines * width];
+            let mut some = Vec::new();
+            for first in (0..pixels / width).step_by(lines) {
+                let lines = first..(first + lines).min(pixels / width);
+                let count = lines.len() * width;
+                some.clear();
+                x.chunks_exact(pixels).for_each(|x| some.extend_from_slice(&x[first * width..][..count]));
+                let columns = &mut columns[..channels * taps * count];
+                columns.fill(T::default());
+                T::product(weights, &some, channels * taps, depth, count, columns);
+                let columns = columns.chunks_exact(taps * count);
+                for (columns, out) in columns.zip(out.chunks_exact_mut(area.max(1))) {
+                    add_windows(columns, lines.clone(), windows, spatial, out);
+                }
             }
         });
         Ok(made)

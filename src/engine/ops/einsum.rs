@@ -109,9 +109,16 @@ fn length(lengths: &Lengths, label: Label) -> usize {
     lengths.iter().find(|(known, _)| *known == label).map_or(1, |(_, length)| *length)
 }
 
+/// The labels of each operand, those of the result, and how long each axis is.
+struct Axes {
+    operands: Vec<Vec<Label>>,
+    result: Vec<Label>,
+    lengths: Lengths,
+}
+
 impl Einsum {
-    /// The labels of each operand, those of the result, and how long each axis is.
-    fn labels(&self, shapes: &[&[usize]]) -> Result<(Vec<Vec<Label>>, Vec<Label>, Lengths), String> {
+    /// The axes of operands of these shapes.
+    fn axes(&self, shapes: &[&[usize]]) -> Result<Axes, String> {
         if shapes.len() != self.operands.len() {
             return Err(format!(
                 "the equation has {} operands, {} are given",
@@ -140,8 +147,7 @@ impl Einsum {
             }
             all.push(labels);
         }
-        let result = self.result.labels(dots_most);
-        Ok((all, result, lengths))
+        Ok(Axes { operands: all, result: self.result.labels(dots_most), lengths })
     }
 }
 
@@ -242,7 +248,7 @@ impl Operator for Einsum {
     fn infer(&self, inputs: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
         let facts = (0..inputs.len()).map(|i| needed(inputs, i)).collect::<Result<Vec<_>, _>>()?;
         let shapes: Vec<&[usize]> = facts.iter().map(|x| &x.shape[..]).collect();
-        let (_, result, lengths) = self.labels(&shapes)?;
+        let Axes { result, lengths, .. } = self.axes(&shapes)?;
         let dtype = needed(inputs, 0)?.dtype;
         if dtype == DType::Bool || facts.iter().any(|x| x.dtype != dtype) {
             return Err("its operands are not numbers of one type".into());
@@ -253,9 +259,9 @@ impl Operator for Einsum {
     fn run(&self, inputs: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
         let views = (0..inputs.len()).map(|i| given(inputs, i)).collect::<Result<Vec<_>, _>>()?;
         let shapes: Vec<&[usize]> = views.iter().map(|x| x.shape).collect();
-        let (labels, result, lengths) = self.labels(&shapes)?;
+        let Axes { operands, result, lengths } = self.axes(&shapes)?;
         let mut all: Vec<Labelled> =
-            views.iter().zip(&labels).map(|(x, labels)| reduced(x, labels, &lengths)).collect();
+            views.iter().zip(&operands).map(|(x, labels)| reduced(x, labels, &lengths)).collect();
         let dtype = given(inputs, 0)?.dtype;
         with_number!(dtype, T => {
             // From the left, each operand is summed over what no one behind it needs.

@@ -110,13 +110,12 @@ impl Operator for Bits {
         let shape = broadcast(x.shape, y.shape)?;
         let (a, b) = (as_unsigned(x), as_unsigned(y));
         // A shift by the width or more leaves nothing; in C++, and so in ONNX Runtime, it is undefined.
-        let bits = |b: u64| u32::try_from(b).unwrap_or(u32::MAX);
         let made = with_width!(x.dtype, W => match self {
             Bits::And => zip::<W>(&a, &b, &shape, |a, b| a & b),
             Bits::Or => zip::<W>(&a, &b, &shape, |a, b| a | b),
             Bits::Xor => zip::<W>(&a, &b, &shape, |a, b| a ^ b),
-            Bits::Left => zip::<W>(&a, &b, &shape, |a, b| a.checked_shl(bits(b.into())).unwrap_or(0)),
-            Bits::Right => zip::<W>(&a, &b, &shape, |a, b| a.checked_shr(bits(b.into())).unwrap_or(0)),
+            Bits::Left => zip::<W>(&a, &b, &shape, |a, b| a.checked_shl(bits(b)).unwrap_or(0)),
+            Bits::Right => zip::<W>(&a, &b, &shape, |a, b| a.checked_shr(bits(b)).unwrap_or(0)),
         });
         Ok(vec![made.retyped(x.dtype)])
     }
@@ -124,6 +123,11 @@ impl Operator for Bits {
     fn opset(&self) -> i64 {
         if matches!(self, Bits::Left | Bits::Right) { 13 } else { 18 }
     }
+}
+
+/// By how many bits to shift.
+fn bits<W: Into<u64>>(b: W) -> u32 {
+    u32::try_from(b.into()).unwrap_or(u32::MAX)
 }
 
 /// `x`, integers: each with its bits turned over.
@@ -313,10 +317,13 @@ impl Operator for PRelu {
     fn run(&self, inputs: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
         let (x, slope) = (given(inputs, 0)?, given(inputs, 1)?);
         with_number!(x.dtype, T => {
-            let bent = |x: T, slope: T| if x < T::ZERO { x.times(slope) } else { x };
             Ok(vec![zip::<T>(&x, &slope, x.shape, bent)])
         })
     }
+}
+
+fn bent<T: Number>(x: T, slope: T) -> T {
+    if x < T::ZERO { x.times(slope) } else { x }
 }
 
 /// `x`: the number of its elements, known as soon as its shape is.

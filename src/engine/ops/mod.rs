@@ -28,6 +28,7 @@ mod number;
 mod pooling;
 mod product;
 mod quantized;
+mod quantized_conv;
 mod quantized_math;
 mod quantized_products;
 mod real;

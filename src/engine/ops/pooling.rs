@@ -7,7 +7,7 @@ use crate::engine::graph::reach::Reach;
 use crate::engine::graph::shapes::{VALUE_BYTES_MAX, Windows, windows};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView, element_count};
 
-use super::real::{elements, given, made_in_chunks, optional, with_real};
+use super::real::{Real, elements, given, made_in_chunks, optional, with_real};
 use super::typed::{with_number, with_type};
 use super::{Entry, Made};
 
@@ -175,9 +175,9 @@ impl Operator for LpPool {
                 for (window, y) in out.iter_mut().enumerate() {
                     let mut sum = 0f64;
                     reach.for_each(&reach.index(window), &windows.kernel, |_, element| {
-                        sum += power(f64::from(values[element]));
+                        sum += power(values[element].wide());
                     });
-                    *y = sum.powf(1.0 / self.order) as T;
+                    *y = T::of(sum.powf(1.0 / self.order));
                 }
             })])
         })

@@ -3,7 +3,9 @@
 
 use crate::engine::graph::fact::{Fact, Results, Unfit, needed, operand};
 use crate::engine::graph::operator::{Call, Operator};
-use crate::engine::tensor::linear::{Spread, code_of, codes, dequantize, quantize, tensor_of_codes};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::requant;
+use crate::engine::tensor::linear::{Spread, codes, dequantize, quantize, tensor_of_codes};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::codes::{Views, code_type, floats, optional_codes, view};
@@ -127,11 +129,28 @@ impl Operator for DynamicQuantizeLinear {
 ///
 /// Values that are all zero have scale 1, as in ONNX Runtime.
 pub(super) fn dynamic_codes(x: &[f32]) -> (Vec<u8>, f32, u8) {
-    let (lo, hi) = x.iter().fold((0.0f32, 0.0f32), |(lo, hi), &x| (lo.min(x), hi.max(x)));
+    let (lo, hi) = range(x);
     let scale = if lo == hi { 1.0 } else { (hi - lo) / 255.0 };
     let zero_point = (0.0 - lo / scale).clamp(0.0, 255.0).round_ties_even() as u8;
-    let codes = x.iter().map(|&x| code_of(x, scale, zero_point.into(), DType::U8) as u8).collect();
+    let mut codes = vec![0; x.len()];
+    requant::quantize(Isa::best(), x, scale, zero_point, &mut codes, 1);
     (codes, scale, zero_point)
+}
+
+/// Least and largest of the values and zero; what is not a number is neither.
+fn range(x: &[f32]) -> (f32, f32) {
+    const LANES: usize = 16;
+    let (mut lo, mut hi) = ([0f32; LANES], [0f32; LANES]);
+    let narrow = |lo: &mut f32, hi: &mut f32, x: f32| {
+        *lo = if x < *lo { x } else { *lo };
+        *hi = if x > *hi { x } else { *hi };
+    };
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        (0..LANES).for_each(|i| narrow(&mut lo[i], &mut hi[i], x[i]));
+    }
+    rest.iter().for_each(|&x| narrow(&mut lo[0], &mut hi[0], x));
+    (lo.into_iter().fold(0.0, f32::min), hi.into_iter().fold(0.0, f32::max))
 }
 
 #[cfg(test)]
@@ -146,6 +165,8 @@ mod tests {
         check(&[2.0, 3.0, 4.0], &[127, 191, 255], 4.0 / 255.0, 0);
         check(&[0.0, 0.0], &[0, 0], 1.0, 0);
         check(&[], &[], 1.0, 0);
+        let many: Vec<f32> = (0..40).map(|i| (i * 7 % 40) as f32 - 3.0).collect();
+        assert_eq!((range(&many), range(&[f32::NAN, 1.0])), ((-3.0, 36.0), (0.0, 1.0)));
         assert_eq!(dynamic_codes(&[-1.0, 1.0, 0.3]).2, 127, "f32 gives 127.49999");
     }
 }

@@ -1,5 +1,5 @@
 //! The elementwise, pooling and joining operators on codes of com.microsoft: exactly what DequantizeLinear, the operator
-//! and QuantizeLinear give, but averages, which are exact sums with one rounding.
+//! and QuantizeLinear give, but for averages, which are exact sums with one rounding, and Softmax.
 
 use crate::engine::graph::attributes::Attributes;
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index, broadcast, needed, operand};
@@ -7,6 +7,7 @@ use crate::engine::graph::op::Sliding;
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::graph::shapes::windows;
 use crate::engine::tensor::linear::{code_of, codes, tensor_of_codes};
+use crate::engine::tensor::qparams::code_range;
 use crate::engine::tensor::{DType, Tensor};
 
 use super::codes::{Params, Views, bytes, code_type, maybe, params, requantized, view};
@@ -136,17 +137,30 @@ impl Operator for QLinearSoftmax {
             false => (x.shape[axis], x.shape[axis + 1..].iter().product::<usize>()),
         };
         let q = codes(&x)?;
-        let mut reals = vec![0f32; q.len()];
+        let (lo, hi) = code_range(type_of(inputs, 4, x.dtype));
+        // How ONNX Runtime, whose operator it is, computes it: in integers, the reciprocal of the scale cut to a whole
+        // number (254 for 1/255).
+        let unit = (f64::from(u32::MAX) / length.max(1) as f64).min(f64::from(0x7f_ffff));
+        let steps = (1.0 / y.scale).floor().clamp(0.0, 65_536.0) as u64;
+        let table: Vec<u64> = (0..256)
+            .map(|distance| {
+                (unit * (-f64::from(distance) * f64::from(x_params.scale)).exp()).round_ties_even() as u64
+            })
+            .collect();
+        let mut made = vec![0i32; q.len()];
         let block = (length * inner).max(1);
         for start in (0..q.len()).step_by(block).flat_map(|b| b..b + inner) {
             let row = || (0..length).map(|i| start + i * inner);
             let largest = row().map(|i| q[i]).max().unwrap_or(0);
             // The zero point cancels: only distances from the largest code count.
-            let exp = |i: usize| (f64::from(q[i] - largest) * f64::from(x_params.scale)).exp();
-            let sum: f64 = row().map(exp).sum();
-            row().for_each(|i| reals[i] = (exp(i) / sum) as f32);
+            let exp = |i: usize| table[(largest - q[i]) as usize];
+            let sum: u64 = row().map(exp).sum::<u64>().max(1);
+            for i in row() {
+                let code = (exp(i) * steps + sum / 2) / sum;
+                made[i] = (code as i64).saturating_add(y.zero_point.into()).clamp(lo, hi) as i32;
+            }
         }
-        Ok(vec![coded(type_of(inputs, 4, x.dtype), x.shape, y, reals.into_iter())])
+        Ok(vec![tensor_of_codes(type_of(inputs, 4, x.dtype), x.shape, &made)])
     }
 }
 

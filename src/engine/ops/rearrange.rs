@@ -311,10 +311,10 @@ mod tests {
     fn blocks_go_to_depth_and_back() {
         let all: Vec<u8> = (0..2 * 8 * 2 * 3).collect();
         let x = Tensor::from_slice(&[2, 8, 2, 3], &all);
-        let there = run(&Blocks { size: 2, order: Order::DepthColumnRow }, &[x.clone()]).unwrap();
+        let there = run(&Blocks { size: 2, order: Order::DepthColumnRow }, std::slice::from_ref(&x)).unwrap();
         assert_eq!(there.slice::<u8>()[..6], [0, 12, 1, 13, 2, 14]);
         assert_eq!(run(&Blocks { size: 2, order: Order::ToDepth }, &[there]).unwrap(), x);
-        let there = run(&Blocks { size: 2, order: Order::ColumnRowDepth }, &[x.clone()]).unwrap();
+        let there = run(&Blocks { size: 2, order: Order::ColumnRowDepth }, std::slice::from_ref(&x)).unwrap();
         assert_eq!(there.slice::<u8>()[..6], [0, 6, 1, 7, 2, 8]);
         assert!(run(&Blocks { size: 3, order: Order::DepthColumnRow }, &[x]).is_err());
     }

@@ -54,7 +54,7 @@ fn recurrent(call: &Call<'_>, kind: Kind) -> Result<Made, String> {
     let betas = a.floats("activation_beta")?.unwrap_or_default();
     let functions = named(names, &alphas, &betas)?;
     let clip = a.float("clip")?;
-    if let Some(clip) = clip.filter(|&c| !(c > 0.0)) {
+    if let Some(clip) = clip.filter(|c| c.is_nan() || *c <= 0.0) {
         return Err(format!("clip={clip} is not positive"));
     }
     let layout = a.int_or("layout", 0)?;

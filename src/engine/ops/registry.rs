@@ -7,8 +7,8 @@ use crate::engine::tensor::Tensor;
 use super::{
     Entry, attention_microsoft, attention_onnx, chance, channel_norm, col2im, conv_transpose, cumulate,
     curves, einsum, elements, extremes, fourier, fused_matmul, gather, geometry, layer_norm,
-    linear_attention, losses, pooling, quantized, quantized_math, quantized_products, rearrange, recurrent,
-    regions, resize, rotary, sampling, scatter, select, signal, tables, unique,
+    linear_attention, losses, pooling, quantized, quantized_conv, quantized_math, quantized_products,
+    rearrange, recurrent, regions, resize, rotary, sampling, scatter, select, signal, tables, unique,
 };
 
 const FAMILIES: &[&[Entry]] = &[
@@ -32,6 +32,7 @@ const FAMILIES: &[&[Entry]] = &[
     losses::OPERATORS,
     pooling::OPERATORS,
     quantized::OPERATORS,
+    quantized_conv::OPERATORS,
     quantized_math::OPERATORS,
     quantized_products::OPERATORS,
     rearrange::OPERATORS,

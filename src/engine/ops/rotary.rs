@@ -82,7 +82,7 @@ impl Rotary {
             ref other => return Err(format!("X has shape {other:?}, three or four dimensions are needed")),
         };
         let turned = self.turned.unwrap_or(size);
-        if turned > size || turned % 2 != 0 {
+        if turned > size || !turned.is_multiple_of(2) {
             return Err(format!("{turned} of a head's {size} numbers cannot be turned in pairs"));
         }
         let half = turned / 2;

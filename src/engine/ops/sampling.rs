@@ -125,7 +125,12 @@ impl GridSample {
         blend.places.push(0);
         blend.weights.push(T::of(1.0));
         for (&length, &n) in spatial.iter().zip(point.iter().rev()) {
-            let place = self.padded(self.place(n, length), length);
+            // A cubic sample is padded element by element, as PyTorch and ONNX Runtime have it: moved into the image
+            // as a whole it would lose its slope at the border.
+            let place = match self.mode {
+                Mode::Cubic => self.place(n, length),
+                _ => self.padded(self.place(n, length), length),
+            };
             let base = place.floor();
             let (taps, weights): (usize, [f64; 4]) = match self.mode {
                 Mode::Nearest => (1, [1.0, 0.0, 0.0, 0.0]),

@@ -3,7 +3,8 @@
 use octet::engine::exec::fold::fold_constants;
 use octet::engine::exec::session::Session;
 use octet::engine::exec::{Options, Port};
-use octet::engine::graph::passes;
+use octet::engine::graph::passes::Passes;
+use octet::engine::graph::passes::simplify::simplify;
 use octet::engine::onnx::import;
 use octet::engine::tensor::Tensor;
 
@@ -29,7 +30,7 @@ pub enum Reached {
 pub fn exercise(bytes: &[u8], options: &Options) -> Reached {
     let Ok(mut graph) = import::import(bytes) else { return Reached::Nothing };
     fold_constants(&mut graph);
-    passes::simplify(&mut graph);
+    simplify(&mut graph, Passes::ALL);
     let Ok(session) = Session::new(graph, options.clone()) else { return Reached::Imported };
     let shape = |p: &Port| p.shape(|_| Some(1)).unwrap_or_default();
     let shapes: Vec<Vec<usize>> = session.inputs().iter().map(shape).collect();

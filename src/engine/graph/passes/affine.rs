@@ -1,42 +1,15 @@
-//! Rewrites that keep the answer: identities go, and what scales or shifts the channels of a convolution moves
-//! into its weights. Constants are folded in `exec`, which can compute. Each pass is a function of its own.
+//! What scales or shifts the channels of a convolution moves into its weights.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::engine::tensor::{DType, Tensor};
 
-use super::op::{Binary, Op};
-use super::{Graph, Node, ValueId};
+use crate::engine::graph::op::{Binary, Op};
+use crate::engine::graph::{Graph, Node, ValueId};
 
 /// Bytes of weights that several nodes read and that may become one copy for each, in all.
 const COPIED_BYTES_MAX: usize = 256 << 20;
-
-/// The float graph as the quantizer wants it: Identity gone; BatchNormalization and Mul or Add by one constant a
-/// channel folded into the Conv before them; no node that nobody reads. Values that stay keep their names.
-pub fn simplify(graph: &mut Graph) {
-    remove_identities(graph);
-    fold_into_convs(graph);
-    graph.remove_unused_nodes();
-}
-
-/// Takes Identity nodes out, unless they give a graph output its name.
-pub fn remove_identities(graph: &mut Graph) {
-    let given: HashSet<ValueId> = graph.outputs.iter().copied().collect();
-    let mut instead: HashMap<ValueId, ValueId> = HashMap::new();
-    for node in &mut graph.nodes {
-        for id in node.inputs.iter_mut().flatten() {
-            *id = instead.get(id).copied().unwrap_or(*id);
-        }
-        if matches!(node.op, Op::Identity)
-            && !given.contains(&node.outputs[0])
-            && let Some(input) = node.input(0)
-        {
-            instead.insert(node.outputs[0], input);
-        }
-    }
-    graph.remove_unused_nodes();
-}
 
 /// `y[c] = x[c] · scale[c] + shift[c]`.
 struct Affine {
@@ -45,7 +18,7 @@ struct Affine {
 }
 
 /// Folds every node that is affine by channel into the Conv that alone feeds it.
-pub fn fold_into_convs(graph: &mut Graph) {
+pub(super) fn fold_into_convs(graph: &mut Graph) {
     let mut producers = graph.producers();
     let mut readers: HashMap<ValueId, usize> = HashMap::new();
     for id in graph.nodes.iter().flat_map(|n| n.inputs.iter().flatten()).chain(&graph.outputs) {
@@ -193,9 +166,9 @@ fn scale_conv(
 
 #[cfg(test)]
 mod tests {
-    use super::super::op::Sliding;
-    use super::super::{Value, ValueId};
     use super::*;
+    use crate::engine::graph::Value;
+    use crate::engine::graph::op::Sliding;
 
     fn computed(graph: &mut Graph, name: &str) -> ValueId {
         graph.add_value(Value { name: name.to_owned(), dtype: Some(DType::F32), ..Value::default() })
@@ -228,7 +201,7 @@ mod tests {
             node("add", Op::Binary(Binary::Add), &[shift, c], y),
         ];
         (g.inputs, g.outputs) = (vec![x], vec![y]);
-        simplify(&mut g);
+        fold_into_convs(&mut g);
         assert_eq!(g.nodes.len(), 1);
         let conv = &g.nodes[0];
         assert_eq!(conv.outputs, [y]);
@@ -249,7 +222,7 @@ mod tests {
             node("mul", Op::Binary(Binary::Mul), &[a, two], y),
         ];
         (g.inputs, g.outputs) = (vec![x], vec![y, a]);
-        simplify(&mut g);
+        fold_into_convs(&mut g);
         assert_eq!(g.nodes.len(), 2);
     }
 }

@@ -1,0 +1,230 @@
+//! What must hold of quantized graphs in the forms that other tools write: the same bytes, however the codes are spelled.
+
+use crate::engine::graph::op::{Op, Sliding};
+use crate::engine::graph::passes::Passes;
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::tensor::{DType, Tensor};
+
+use super::Options;
+use super::session::Session;
+
+/// Makes graphs over one real input `x`, `[n, …]`.
+struct Maker {
+    graph: Graph,
+    seed: u32,
+}
+
+impl Maker {
+    fn new(dims: &[usize]) -> (Maker, ValueId) {
+        let mut maker = Maker { graph: Graph::default(), seed: 3 };
+        let x = maker.value("x");
+        maker.graph.value_mut(x).dims = Some(dims.iter().map(|&d| Dim::Known(d)).collect());
+        maker.graph.inputs = vec![x];
+        (maker, x)
+    }
+
+    fn value(&mut self, name: &str) -> ValueId {
+        let name = self.graph.unused_name(name);
+        self.graph.add_value(Value { name, dtype: Some(DType::F32), ..Value::default() })
+    }
+
+    fn constant(&mut self, tensor: Tensor) -> ValueId {
+        let name = self.graph.unused_name("c");
+        self.graph.add_constant(&name, tensor)
+    }
+
+    fn node(&mut self, op: Op, inputs: &[ValueId]) -> ValueId {
+        let output = self.value("v");
+        let name = format!("n{}", self.graph.nodes.len());
+        self.graph.nodes.push(Node::new(name, op, inputs.iter().map(|&i| Some(i)).collect(), vec![output]));
+        output
+    }
+
+    fn randoms(&mut self, count: usize) -> Vec<f32> {
+        let mut next = || {
+            self.seed = self.seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (self.seed >> 8) as f32 / (1u32 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn zero_point(&mut self, codes: DType, zero_point: i32) -> ValueId {
+        self.constant(match codes {
+            DType::I8 => Tensor::scalar(zero_point as i8),
+            _ => Tensor::scalar(zero_point as u8),
+        })
+    }
+
+    fn quantize(&mut self, x: ValueId, scale: f32, codes: DType, zero_point: i32) -> ValueId {
+        let (s, z) = (self.constant(Tensor::scalar(scale)), self.zero_point(codes, zero_point));
+        let codes_id = self.node(Op::QuantizeLinear { axis: 1 }, &[x, s, z]);
+        self.graph.value_mut(codes_id).dtype = Some(codes);
+        codes_id
+    }
+
+    fn dequantize(&mut self, x: ValueId, scale: f32, codes: DType, zero_point: i32) -> ValueId {
+        let (s, z) = (self.constant(Tensor::scalar(scale)), self.zero_point(codes, zero_point));
+        self.node(Op::DequantizeLinear { axis: 1 }, &[x, s, z])
+    }
+
+    /// Through codes and back. `zero_point` is that of `u8`; `i8` has one that is 128 less.
+    fn through(&mut self, x: ValueId, scale: f32, codes: DType, zero_point: i32) -> ValueId {
+        let zero_point = if codes == DType::I8 { zero_point - 128 } else { zero_point };
+        let q = self.quantize(x, scale, codes, zero_point);
+        self.dequantize(q, scale, codes, zero_point)
+    }
+}
+
+fn check_same(a: &Graph, b: &Graph, dims: &[usize], want_op: &str) {
+    let x =
+        Tensor::from_slice(dims, &Maker { graph: Graph::default(), seed: 77 }.randoms(dims.iter().product()));
+    let run = |graph: &Graph, isa: Isa, passes: Passes| {
+        let session = Session::new(graph.clone(), Options { isa, passes, ..Options::default() }).unwrap();
+        let ops: Vec<String> = session.nodes().map(|(_, op, _)| op.name().to_owned()).collect();
+        assert!(ops.iter().any(|op| op == want_op), "{ops:?}");
+        session.run(&[("x", &x)]).unwrap().remove(0)
+    };
+    let want = run(a, Isa::Scalar, Passes::ALL);
+    assert!(want.to_f64().iter().any(|y| *y != want.to_f64()[0]), "{want:?}");
+    for isa in Isa::available() {
+        for passes in [Passes::ALL, Passes::NONE] {
+            assert_eq!(run(b, isa, passes), want, "{isa:?} {passes:?}");
+        }
+    }
+}
+
+/// How a network's codes are spelled.
+#[derive(Clone, Copy)]
+struct Spelling {
+    activations: DType,
+    /// `i8` around 0, or `u8` around this zero point.
+    weights: Option<i32>,
+    /// Weights are floats, and a QuantizeLinear makes the codes.
+    float_weights: bool,
+}
+
+const PLAIN: Spelling = Spelling { activations: DType::U8, weights: None, float_weights: false };
+
+/// A convolution of `groups` and a product, a pool and a sum between.
+fn network(spelling: Spelling, groups: usize) -> Graph {
+    let (mut m, x) = Maker::new(&[2, 4, 6, 7]);
+    let codes = spelling.activations;
+    let x = m.through(x, 0.01, codes, 121);
+    let w = weights(&mut m, spelling, &[4, 4 / groups, 3, 3]);
+    let sliding = Sliding { pads: vec![1; 4], ..Sliding::default() };
+    let y = m.node(Op::Conv { sliding, groups }, &[x, w]);
+    let y = m.through(y, 0.02, codes, 140);
+    let window = Sliding { kernel: vec![2, 2], strides: vec![2, 2], ..Sliding::default() };
+    let y = m.node(Op::MaxPool { sliding: window }, &[y]);
+    let y = m.through(y, 0.02, codes, 140);
+    let y = m.node(Op::Flatten { axis: 1 }, &[y]);
+    let y = m.through(y, 0.02, codes, 140);
+    let w = weights(&mut m, spelling, &[36, 5]);
+    let y = m.node(Op::MatMul, &[y, w]);
+    let y = m.through(y, 0.05, codes, 99);
+    let five: Vec<i32> = [3, 250, 128, 100, 7].to_vec();
+    let constant = match codes {
+        DType::I8 => Tensor::from_slice(&[5], &five.iter().map(|q| (q - 128) as i8).collect::<Vec<_>>()),
+        _ => Tensor::from_slice(&[5], &five.iter().map(|&q| q as u8).collect::<Vec<_>>()),
+    };
+    let constant = m.constant(constant);
+    let other = m.dequantize(constant, 0.01, codes, if codes == DType::I8 { -28 } else { 100 });
+    let y = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[y, other]);
+    let y = m.through(y, 0.05, codes, 99);
+    m.graph.outputs = vec![y];
+    m.graph
+}
+
+/// Weights of codes from -60 to 60.
+fn weights(m: &mut Maker, spelling: Spelling, shape: &[usize]) -> ValueId {
+    let codes: Vec<i32> = m.randoms(shape.iter().product()).iter().map(|x| (x * 60.0) as i32).collect();
+    if spelling.float_weights {
+        let reals: Vec<f32> = codes.iter().map(|&q| q as f32 * 0.01).collect();
+        let reals = m.constant(Tensor::from_slice(shape, &reals));
+        let q = m.quantize(reals, 0.01, DType::I8, 0);
+        return m.dequantize(q, 0.01, DType::I8, 0);
+    }
+    match spelling.weights {
+        None => {
+            let codes: Vec<i8> = codes.iter().map(|&q| q as i8).collect();
+            let id = m.constant(Tensor::from_slice(shape, &codes));
+            m.dequantize(id, 0.01, DType::I8, 0)
+        }
+        Some(zero_point) => {
+            let codes: Vec<u8> = codes.iter().map(|&q| (q + zero_point) as u8).collect();
+            let id = m.constant(Tensor::from_slice(shape, &codes));
+            m.dequantize(id, 0.01, DType::U8, zero_point)
+        }
+    }
+}
+
+#[test]
+fn every_spelling_of_the_same_codes_gives_the_same_bytes() {
+    let spellings = [
+        Spelling { activations: DType::I8, ..PLAIN },
+        Spelling { weights: Some(128), ..PLAIN },
+        Spelling { weights: Some(77), ..PLAIN },
+        Spelling { weights: Some(190), activations: DType::I8, ..PLAIN },
+        Spelling { float_weights: true, ..PLAIN },
+    ];
+    for groups in [1, 2, 4] {
+        for spelling in spellings {
+            let (plain, other) = (network(PLAIN, groups), network(spelling, groups));
+            check_same(&plain, &other, &[2, 4, 6, 7], "QConv");
+            check_same(&plain, &other, &[2, 4, 6, 7], "QMatMul");
+        }
+    }
+}
+
+#[test]
+fn signed_codes_at_the_edge_stay_signed() {
+    let (mut m, x) = Maker::new(&[3, 8]);
+    let q = m.quantize(x, 0.01, DType::I8, 5);
+    let real = m.dequantize(q, 0.01, DType::I8, 5);
+    let q2 = m.quantize(real, 0.02, DType::I8, -7);
+    m.graph.outputs = vec![q, q2];
+    let x = Tensor::from_slice(&[3, 8], &m.randoms(24));
+    let run = |integers: bool| {
+        let session = Session::new(m.graph.clone(), Options { integers, ..Options::default() }).unwrap();
+        session.run(&[("x", &x)]).unwrap()
+    };
+    assert_eq!(run(true), run(false));
+    assert_eq!(run(true)[0].dtype(), DType::I8);
+}
+
+#[test]
+fn a_product_of_two_activations_is_within_one_code_of_the_unfused_reference() {
+    for (codes, b_zero) in [(DType::U8, 128), (DType::U8, 99), (DType::I8, 140)] {
+        let (mut m, x) = Maker::new(&[2, 3, 6, 6]);
+        let a = m.through(x, 0.01, codes, 131);
+        let b = m.node(Op::Transpose { perm: vec![0, 1, 3, 2] }, &[x]);
+        let b = m.through(b, 0.012, codes, b_zero);
+        let y = m.node(Op::MatMul, &[a, b]);
+        let y = m.quantize(y, 0.03, codes, if codes == DType::I8 { 3 } else { 131 });
+        m.graph.outputs = vec![y];
+        check_same(&m.graph, &m.graph, &[2, 3, 6, 6], "QProduct");
+        let x = Tensor::from_slice(&[2, 3, 6, 6], &m.randoms(216));
+        let run = |integers: bool| {
+            let session = Session::new(m.graph.clone(), Options { integers, ..Options::default() }).unwrap();
+            session.run(&[("x", &x)]).unwrap().remove(0).to_f64()
+        };
+        assert!(run(true).iter().zip(run(false)).all(|(a, b)| (a - b).abs() <= 1.0), "{codes}");
+    }
+}
+
+#[test]
+fn the_same_codes_may_stand_for_other_reals() {
+    let (mut m, x) = Maker::new(&[2, 8]);
+    let q = m.quantize(x, 0.01, DType::U8, 128);
+    let (a, b) = (m.dequantize(q, 0.01, DType::U8, 128), m.dequantize(q, 0.5, DType::U8, 3));
+    let y = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[a, b]);
+    let y = m.through(y, 0.6, DType::U8, 10);
+    m.graph.outputs = vec![y];
+    let x = Tensor::from_slice(&[2, 8], &m.randoms(16));
+    let run = |integers: bool| {
+        let session = Session::new(m.graph.clone(), Options { integers, ..Options::default() }).unwrap();
+        session.run(&[("x", &x)]).unwrap()
+    };
+    assert_eq!(run(true), run(false));
+}

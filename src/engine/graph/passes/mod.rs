@@ -1,0 +1,93 @@
+//! Rewrites of a graph that keep its answer. Each has a name and can be switched off.
+
+mod affine;
+mod identities;
+mod pads;
+pub mod simplify;
+mod transposes;
+
+/// One rewrite, of the graph or of the plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Pass {
+    /// Nodes over constants are computed once.
+    FoldConstants,
+    /// Identity nodes go.
+    RemoveIdentities,
+    /// BatchNormalization, Mul and Add by channel move into the weights of the Conv before them. The one rewrite
+    /// that rounds otherwise than the nodes it replaces.
+    FoldAffine,
+    /// Pads of zeros move into the Conv or AveragePool after them.
+    FoldPads,
+    /// Transposes that follow each other become one, or none.
+    MergeTransposes,
+    /// Products take over the bias, activation, residual addition and clamp after them.
+    FuseEpilogues,
+    /// Images keep the memory order of the kernels between steps.
+    ChannelsLast,
+}
+
+/// Name and meaning, for people.
+const NAMES: [(Pass, &str); 7] = [
+    (Pass::FoldConstants, "fold_constants"),
+    (Pass::RemoveIdentities, "remove_identities"),
+    (Pass::FoldAffine, "fold_affine"),
+    (Pass::FoldPads, "fold_pads"),
+    (Pass::MergeTransposes, "merge_transposes"),
+    (Pass::FuseEpilogues, "fuse_epilogues"),
+    (Pass::ChannelsLast, "channels_last"),
+];
+
+impl Pass {
+    /// Every pass, in the order in which they run.
+    pub fn all() -> impl Iterator<Item = Pass> {
+        NAMES.iter().map(|(pass, _)| *pass)
+    }
+
+    /// The name.
+    pub fn name(self) -> &'static str {
+        NAMES[self as usize].1
+    }
+
+    /// The pass of that name.
+    pub fn named(name: &str) -> Option<Pass> {
+        NAMES.iter().find(|(_, n)| *n == name).map(|(pass, _)| *pass)
+    }
+}
+
+/// Which passes run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Passes(u16);
+
+impl Passes {
+    /// Every pass.
+    pub const ALL: Passes = Passes((1 << NAMES.len()) - 1);
+    /// None: the graph as the file has it.
+    pub const NONE: Passes = Passes(0);
+
+    /// Whether a pass runs.
+    pub fn has(self, pass: Pass) -> bool {
+        self.0 & (1 << pass as u8) != 0
+    }
+
+    /// All of these but one.
+    pub fn without(self, pass: Pass) -> Passes {
+        Passes(self.0 & !(1 << pass as u8))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_pass_has_its_name_and_its_switch() {
+        for pass in Pass::all() {
+            assert_eq!(Pass::named(pass.name()), Some(pass));
+            let but_one = Passes::ALL.without(pass);
+            assert!(!but_one.has(pass) && Pass::all().filter(|p| but_one.has(*p)).count() == NAMES.len() - 1);
+        }
+        assert_eq!(Pass::all().fold(Passes::ALL, Passes::without), Passes::NONE);
+        assert_eq!(Pass::named("frobnicate"), None);
+    }
+}
