@@ -97,7 +97,7 @@ async fn an_archive_is_kept_as_one_file() {
         (&[("../model.onnx", &apart)], &["leads out"]),
         (&[("a.onnx", &apart), ("b.onnx", &apart)], &["2 files"]),
         (&[("a.txt", &apart)], &[".onnx"]),
-        (&[("model.onnx", b"no model")], &["not ONNX"]),
+        (&[("model.onnx", b"no model")], &["not an ONNX model"]),
     ] {
         app.put("/v1/models/no", files::zip(members)).await.problem(422, "bad_model", words);
     }

@@ -218,7 +218,16 @@ impl Session {
                     Next::Wait => todo.push(index),
                     Next::Now => {
                         let node = &self.graph.nodes[index];
-                        for (&id, tensor) in node.outputs.iter().zip(self.run_now(index, &there)?) {
+                        let made = self.run_now(index, &there)?;
+                        if made.len() < node.outputs.len() {
+                            let reason = format!(
+                                "{} results are asked for, {} are made",
+                                node.outputs.len(),
+                                made.len()
+                            );
+                            return Err(Error::Node { node: node.name.clone(), op: node.op.name(), reason });
+                        }
+                        for (&id, tensor) in node.outputs.iter().zip(made) {
                             if let Some(tap) = tap.as_deref_mut().filter(|_| wanted.contains(&id)) {
                                 tap.observe(self.real_name(id), tensor.view());
                             }

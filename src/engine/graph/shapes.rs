@@ -201,16 +201,21 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         | Op::Clip => {
             one_type(inputs)?;
         }
+        _ => {}
+    }
+    match op {
+        Op::Conv { .. } | Op::QConv { .. } => {
+            let out = needed(inputs, 1)?.shape.first().copied().unwrap_or(0);
+            if let Some(bias) = operand(inputs, 2).filter(|bias| bias.shape != [out]) {
+                return Err(format!("the bias has shape {:?}, [{out}] is needed", bias.shape).into());
+            }
+        }
         Op::Pad { .. } => one_type(&[Some(x), operand(inputs, 2)])?,
         _ => {}
     }
     match op {
-        Op::Conv { sliding, groups } => {
-            one(conv(sliding, *groups, x, needed(inputs, 1)?, operand(inputs, 2))?)
-        }
-        Op::QConv { sliding, groups, .. } => {
-            one(conv(sliding, *groups, x, needed(inputs, 1)?, operand(inputs, 2))?)
-        }
+        Op::Conv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
+        Op::QConv { sliding, groups, .. } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
         Op::Gemm { trans_a, trans_b, .. } => {
             let b = needed(inputs, 1)?;
             same_rank("A", x, 2)?;
@@ -405,13 +410,7 @@ fn dimensions(ints: &[i64]) -> Result<Vec<usize>, String> {
 ///
 /// # Errors
 /// A sentence about what does not fit.
-pub fn conv(
-    sliding: &Sliding,
-    groups: usize,
-    x: &Fact,
-    weight: &Fact,
-    bias: Option<&Fact>,
-) -> Result<Vec<usize>, String> {
+pub fn conv(sliding: &Sliding, groups: usize, x: &Fact, weight: &Fact) -> Result<Vec<usize>, String> {
     let rank = x.shape.len();
     if rank < 3 || weight.shape.len() != rank {
         return Err(format!("input {:?} and weight {:?} do not fit", x.shape, weight.shape));
@@ -419,9 +418,6 @@ pub fn conv(
     let (channels, out) = (x.shape[1], weight.shape[0]);
     if channels == 0 || out == 0 {
         return Err(format!("input {:?} and weight {:?}: no channel is left", x.shape, weight.shape));
-    }
-    if let Some(bias) = bias.filter(|bias| bias.shape != [out]) {
-        return Err(format!("the bias has shape {:?}, [{out}] is needed", bias.shape));
     }
     if weight.shape[1].checked_mul(groups) != Some(channels) || !out.is_multiple_of(groups) {
         return Err(format!(

@@ -104,10 +104,16 @@ pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
 
 fn opset(model: &ModelProto) -> Result<i64, Error> {
     let default = model.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
-    // Only files before IR version 3 may leave it out, and they are older than what is taken.
-    let missing =
-        || Error::Invalid("opset_import does not say which opset of ONNX the model speaks".to_owned());
-    let version = default.ok_or_else(missing)?.version;
+    let version = match default {
+        Some(own) => own.version,
+        // A model that speaks other domains only.
+        None if !model.opset_import.is_empty() => *OPSETS.end(),
+        // Only files before IR version 3 may leave it out, and they are older than what is taken.
+        None => {
+            let text = "opset_import does not say which opset of ONNX the model speaks";
+            return Err(Error::Invalid(text.to_owned()));
+        }
+    };
     if !OPSETS.contains(&version) {
         let text = format!("opset {version}; opsets {} to {} are taken", OPSETS.start(), OPSETS.end());
         return Err(Error::Unsupported(vec![text]));

@@ -14,7 +14,8 @@ pub(super) const OPERATORS: &[Entry] = &[("", "NonZero", |_| Ok(Made::new(NonZer
 struct NonZero;
 
 impl Operator for NonZero {
-    fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
+    fn infer(&self, inputs: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
+        needed(inputs, 0)?;
         Err(Unfit::AtRun("X".to_owned()))
     }
 
