@@ -155,8 +155,11 @@ pub(super) fn build(source: &Blueprint<'_>, start: Start) -> Result<Plan, Error>
     builder.finish(rest, &later)
 }
 
+/// Type and shape of a value.
+type TypeAndShape = (DType, Vec<usize>);
+
 /// Type and shape of every value that can be told from the shapes of the operands; [`build`] without a plan.
-pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<(DType, Vec<usize>)>>, Error> {
+pub(super) fn facts(source: &Blueprint<'_>, start: Start) -> Result<Vec<Option<TypeAndShape>>, Error> {
     let (builder, ..) = walk(source, start)?;
     let fact = |state: Option<State>| state.map(|s| (s.fact.dtype, s.fact.shape));
     Ok(builder.states.into_iter().map(fact).collect())

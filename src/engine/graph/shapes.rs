@@ -234,7 +234,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         }
         Op::ConvInteger { sliding, groups } => {
             let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
-            Ok(vec![(to, conv(sliding, *groups, x, needed(inputs, 1)?, None)?)])
+            Ok(vec![(to, conv(sliding, *groups, x, needed(inputs, 1)?)?)])
         }
         Op::MatMulInteger => {
             let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };

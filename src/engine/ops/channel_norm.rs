@@ -385,7 +385,7 @@ mod tests {
     #[test]
     fn a_norm_of_zero_leaves_zeros() {
         let x = f32s(&[2, 2], &[3.0, 0.0, 4.0, 0.0]);
-        check(&LpNormalization { axis: 0, order: 2 }, &[x.clone()], &[0.6, 0.0, 0.8, 0.0]);
+        check(&LpNormalization { axis: 0, order: 2 }, std::slice::from_ref(&x), &[0.6, 0.0, 0.8, 0.0]);
         check(&LpNormalization { axis: 0, order: 1 }, &[x], &[3.0 / 7.0, 0.0, 4.0 / 7.0, 0.0]);
     }
 

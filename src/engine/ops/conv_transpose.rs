@@ -250,7 +250,7 @@ mod tests {
         let inputs = [Some(x.view()), Some(weight.view())];
         let want = Tensor::from_slice(want.0, want.1);
         assert_eq!(op.infer(&facts, 1).unwrap()[0].1, want.shape());
-        assert_eq!(op.run(&inputs, 1).unwrap(), [want.clone()]);
+        assert_eq!(op.run(&inputs, 1).unwrap(), std::slice::from_ref(&want));
         assert_eq!(op.prepare(&facts).unwrap()(&inputs, 1).unwrap(), [want]);
     }
 

@@ -91,7 +91,7 @@ fn ms_conv(call: &Call<'_>) -> Result<Made, String> {
 impl Operator for QLinearConv {
     fn infer(&self, inputs: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
         let (x, w) = (bytes(inputs, 0)?, bytes(inputs, 3)?);
-        let shape = conv(&self.0.sliding, self.0.groups, x, w, None)?;
+        let shape = conv(&self.0.sliding, self.0.groups, x, w)?;
         if let Some(bias) = operand(inputs, 8)
             && (bias.dtype, &bias.shape[..]) != (DType::I32, &[w.shape[0]][..])
         {
@@ -128,7 +128,7 @@ impl Operator for QLinearConv {
 
 fn out_shape(geometry: &Geometry, x: &TensorView<'_>, w: &TensorView<'_>) -> Result<Vec<usize>, String> {
     let fact = |v: &TensorView<'_>| Fact::computed(v.dtype, v.shape.to_vec());
-    conv(&geometry.sliding, geometry.groups, &fact(x), &fact(w), None)
+    conv(&geometry.sliding, geometry.groups, &fact(x), &fact(w))
 }
 
 /// `x, w [, x_zero_point] [, w_zero_point]`: the sums.
@@ -138,7 +138,7 @@ struct ConvInteger(Geometry);
 impl Operator for ConvInteger {
     fn infer(&self, inputs: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
         let (x, w) = (bytes(inputs, 0)?, bytes(inputs, 1)?);
-        Ok(vec![(DType::I32, conv(&self.0.sliding, self.0.groups, x, w, None)?)])
+        Ok(vec![(DType::I32, conv(&self.0.sliding, self.0.groups, x, w)?)])
     }
 
     fn run(&self, inputs: Views<'_, '_>, _: usize) -> Result<Vec<Tensor>, String> {

@@ -97,8 +97,8 @@ fn parse(kind: char, mut bytes: &[u8]) -> Option<Vec<Field>> {
                 let length = usize::try_from(varint(&mut bytes)?).ok()?;
                 let inner = take(&mut bytes, length)?;
                 let child = MESSAGES.iter().find(|(k, t, _)| *k == kind && *t == tag).map(|m| m.2);
-                match child.and_then(|child| Some((child, parse(child, inner)?))) {
-                    Some((_, fields)) => Part::Message(fields),
+                match child.and_then(|child| parse(child, inner)) {
+                    Some(fields) => Part::Message(fields),
                     None => Part::Bytes(inner.to_vec()),
                 }
             }

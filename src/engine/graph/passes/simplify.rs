@@ -7,10 +7,12 @@ use super::transposes::merge_transposes;
 use super::{Pass, Passes};
 use crate::engine::graph::Graph;
 
+type Rewrite = fn(&mut Graph);
+
 /// Brings a graph to fewer nodes by the passes that are on. Values that stay keep their names. Nodes that nobody
 /// reads go in any case.
 pub fn simplify(graph: &mut Graph, passes: Passes) {
-    let all: [(Pass, fn(&mut Graph)); 4] = [
+    let all: [(Pass, Rewrite); 4] = [
         (Pass::RemoveIdentities, remove_identities),
         (Pass::MergeTransposes, merge_transposes),
         (Pass::FoldPads, fold_pads),
