@@ -212,9 +212,16 @@ impl TestApp {
     /// Uploads, quantizes and serves; gives the job.
     pub(crate) async fn quantize(&self, more: Value) -> Value {
         self.upload().await;
+        let endpoint = more["endpoint"].as_str().map(str::to_owned);
         let id = self.submit(more).await;
         let job = self.wait(&id).await;
         assert_eq!(job["state"], "succeeded", "{job:#}");
+        // The job has ended when the artifact is kept; its endpoint is loaded right after.
+        while let Some(name) = &endpoint
+            && self.get(&format!("/v2/models/{name}/ready")).await.status != 200
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
         job
     }
 }
