@@ -1,7 +1,7 @@
 """Models as PyTorch's two exporters and tf2onnx write them: our float answers are ONNX Runtime's.
 
 `tests/exporters` makes the files, each framework in an environment of its own (.venv-torch, .venv-tensorflow beside
-.venv; OCTET_TORCH_PYTHON and OCTET_TENSORFLOW_PYTHON name other interpreters).
+.venv; TORCH_PYTHON and TENSORFLOW_PYTHON name other interpreters).
 """
 
 import os
@@ -79,7 +79,7 @@ def all_in(binary, folder):
 
 
 def framework(binary, name, variable):
-    if os.environ.get("OCTET_SKIP_EXPORTERS"):
+    if os.environ.get("SKIP_EXPORTERS"):
         return None
     python = os.environ.get(variable, support.ROOT / f".venv-{name}/bin/python")
     assert pathlib.Path(python).exists(), f"{python} is missing: tests/run makes it"
@@ -93,11 +93,11 @@ def framework(binary, name, variable):
 
 
 def check_torch(binary):
-    return framework(binary, "torch", "OCTET_TORCH_PYTHON") or "SKIPPED: no room for PyTorch"
+    return framework(binary, "torch", "TORCH_PYTHON") or "SKIPPED: no room for PyTorch"
 
 
 def check_tensorflow(binary):
-    return framework(binary, "tensorflow", "OCTET_TENSORFLOW_PYTHON") or "SKIPPED: no room for TensorFlow"
+    return framework(binary, "tensorflow", "TENSORFLOW_PYTHON") or "SKIPPED: no room for TensorFlow"
 
 
 if __name__ == "__main__":
