@@ -72,7 +72,7 @@ pub(crate) fn show(url: &str, folder: &Path) -> Result<(), Error> {
         client: Client::builder().timeout(None).build().expect("no TLS and no proxy to set up"),
         live: io::stderr().is_terminal(),
     };
-    demo.wait_until_ready()?;
+    demo.wait_until_ready("/v2/health/ready")?;
     println!("Octet runs at {url}\n\n1. Upload a float model and its data");
     demo.upload("/v1/models/resnet8", "model.onnx")?;
     demo.upload("/v1/datasets/calib", "calib.npz")?;
@@ -88,6 +88,8 @@ pub(crate) fn show(url: &str, folder: &Path) -> Result<(), Error> {
     println!("   curl {url}{job}");
     let job = demo.watch(&job)?;
     println!("   seconds: {}\n\n{}", demo.phases()?, table(&job)?);
+    // The job has ended when the artifact is kept; its endpoint is loaded right after.
+    demo.wait_until_ready("/v2/models/resnet8/ready")?;
 
     println!("3. Ask the INT8 model, and its float twin, what this is");
     let request: Value = serde_json::from_slice(FILES[3].1).expect("the bundled request is JSON");
@@ -130,8 +132,8 @@ struct Demo {
 }
 
 impl Demo {
-    fn wait_until_ready(&self) -> Result<(), Error> {
-        let url = format!("{}/v2/health/ready", self.url);
+    fn wait_until_ready(&self, route: &str) -> Result<(), Error> {
+        let (url, tried) = (format!("{}{route}", self.url), format!("GET {route}"));
         let begin = Instant::now();
         loop {
             match self.client.get(&url).send() {
@@ -139,8 +141,8 @@ impl Demo {
                 Ok(_) | Err(_) if begin.elapsed() < Duration::from_secs(30) => {
                     std::thread::sleep(Duration::from_millis(20));
                 }
-                Ok(answer) => drop(checked("GET /v2/health/ready", Ok(answer))?),
-                Err(source) => return Err(Error::Http { tried: "GET /v2/health/ready".to_owned(), source }),
+                Ok(answer) => drop(checked(&tried, Ok(answer))?),
+                Err(source) => return Err(Error::Http { tried, source }),
             }
         }
     }

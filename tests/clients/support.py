@@ -191,7 +191,17 @@ class Server:
         spec |= {"endpoint": endpoint} if endpoint else {}
         job = self.wait(self.submit(**spec))
         assert job["state"] == "succeeded", f"{model}: {json.dumps(job, indent=1)}"
+        # The job has ended when the artifact is kept; its endpoint is loaded right after.
+        if endpoint:
+            self.until(lambda: self.get(f"/v2/models/{endpoint}/ready").status == 200, f"{endpoint} is ready")
         return job
+
+    def until(self, holds, what, timeout=30):
+        """Waits for what comes soon after something else."""
+        end = time.monotonic() + timeout
+        while not holds():
+            assert time.monotonic() < end, f"after {timeout} s not yet: {what}"
+            time.sleep(0.01)
 
     def download(self, job):
         artifact = job["result"]["artifact"]["id"]
