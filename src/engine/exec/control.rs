@@ -1,6 +1,6 @@
 //! If, Loop and Scan: nodes that run graphs.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use crate::engine::graph::Node;
 use crate::engine::graph::fact::axis_index;
@@ -42,11 +42,11 @@ fn truth(node: &Node, tensor: &Tensor) -> Result<bool, Error> {
 pub(super) fn branch(
     node: &Node,
     bodies: &[Body<'_>],
-    inputs: &[Option<Arc<Tensor>>],
+    inputs: &[Option<&Tensor>],
 ) -> Result<Vec<Tensor>, Error> {
     let condition = inputs[0].as_ref().ok_or_else(|| fail(node, "the condition is missing"))?;
     let body = &bodies[usize::from(!truth(node, condition)?)];
-    let captured: Vec<&Tensor> = inputs[1..].iter().flatten().map(|t| &**t).collect();
+    let captured: Vec<&Tensor> = inputs[1..].iter().flatten().copied().collect();
     (body.run)(&captured)
 }
 
@@ -55,7 +55,7 @@ pub(super) fn repeat(
     node: &Node,
     bodies: &[Body<'_>],
     carried: usize,
-    inputs: &[Option<Arc<Tensor>>],
+    inputs: &[Option<&Tensor>],
     memory_bytes_max: u64,
 ) -> Result<Vec<Tensor>, Error> {
     let body = &bodies[0];
@@ -64,9 +64,11 @@ pub(super) fn repeat(
         Some(count) => *count.to_i64().first().ok_or_else(|| fail(node, "the number of rounds is empty"))?,
     };
     let mut goes_on = inputs[1].as_ref().map_or(Ok(true), |c| truth(node, c))?;
-    let given = |t: &Option<Arc<Tensor>>| t.clone().ok_or_else(|| fail(node, "a carried value is missing"));
-    let mut state: Vec<Arc<Tensor>> = inputs[2..2 + carried].iter().map(given).collect::<Result<_, _>>()?;
-    let captured: Vec<&Tensor> = inputs[2 + carried..].iter().flatten().map(|t| &**t).collect();
+    let mut state: Vec<Cow<'_, Tensor>> = Vec::new();
+    for given in &inputs[2..2 + carried] {
+        state.push(Cow::Borrowed(given.ok_or_else(|| fail(node, "a carried value is missing"))?));
+    }
+    let captured: Vec<&Tensor> = inputs[2 + carried..].iter().flatten().copied().collect();
     let stacked = node.outputs.len() - carried;
     let mut stacks = Stacks::new(stacked, memory_bytes_max);
     let mut round = 0;
@@ -81,11 +83,11 @@ pub(super) fn repeat(
         all.extend(&captured);
         let mut made = (body.run)(&all)?.into_iter();
         goes_on = truth(node, &made.next().ok_or_else(|| fail(node, "its body gives no condition"))?)?;
-        state = made.by_ref().take(carried).map(Arc::new).collect();
+        state = made.by_ref().take(carried).map(Cow::Owned).collect();
         stacks.push(node, made)?;
         round += 1;
     }
-    let mut results: Vec<Tensor> = state.into_iter().map(Arc::unwrap_or_clone).collect();
+    let mut results: Vec<Tensor> = state.into_iter().map(Cow::into_owned).collect();
     for (i, stack) in stacks.all.into_iter().enumerate() {
         results.push(stack_up(node, body, 1 + carried + i, stack, 0, false)?);
     }
@@ -97,13 +99,13 @@ pub(super) fn scan(
     node: &Node,
     bodies: &[Body<'_>],
     op: &Scan,
-    inputs: &[Option<Arc<Tensor>>],
+    inputs: &[Option<&Tensor>],
     memory_bytes_max: u64,
 ) -> Result<Vec<Tensor>, Error> {
     let body = &bodies[0];
-    let given: Vec<&Arc<Tensor>> = inputs
+    let given: Vec<&Tensor> = inputs
         .iter()
-        .map(|t| t.as_ref().ok_or_else(|| fail(node, "an input is missing")))
+        .map(|t| t.ok_or_else(|| fail(node, "an input is missing")))
         .collect::<Result<_, _>>()?;
     let (states, rest) = given.split_at(op.states);
     let (scanned, captured) = rest.split_at(op.inputs.len());
@@ -116,21 +118,21 @@ pub(super) fn scan(
     if lengths.iter().any(|&n| n != rounds) {
         return Err(fail(node, format!("the scanned inputs have {lengths:?} slices")));
     }
-    let mut state: Vec<Arc<Tensor>> = states.iter().map(|t| (*t).clone()).collect();
+    let mut state: Vec<Cow<'_, Tensor>> = states.iter().map(|t| Cow::Borrowed(*t)).collect();
     let mut stacks = Stacks::new(op.outputs.len(), memory_bytes_max);
     for round in 0..rounds {
-        let slice = |((t, &axis), (_, backwards)): ((&&Arc<Tensor>, &usize), &(i64, bool))| {
+        let slice = |((t, &axis), (_, backwards)): ((&&Tensor, &usize), &(i64, bool))| {
             slice_of(t, axis, if *backwards { rounds - 1 - round } else { round })
         };
         let slices: Vec<Tensor> = scanned.iter().zip(&axes).zip(&op.inputs).map(slice).collect();
         let mut all: Vec<&Tensor> = state.iter().map(|t| &**t).collect();
         all.extend(&slices);
-        all.extend(captured.iter().map(|t| &***t));
+        all.extend(captured);
         let mut made = (body.run)(&all)?.into_iter();
-        state = made.by_ref().take(op.states).map(Arc::new).collect();
+        state = made.by_ref().take(op.states).map(Cow::Owned).collect();
         stacks.push(node, made)?;
     }
-    let mut results: Vec<Tensor> = state.into_iter().map(Arc::unwrap_or_clone).collect();
+    let mut results: Vec<Tensor> = state.into_iter().map(Cow::into_owned).collect();
     for (i, (stack, (axis, backwards))) in stacks.all.into_iter().zip(&op.outputs).enumerate() {
         results.push(stack_up(node, body, op.states + i, stack, *axis, *backwards)?);
     }

@@ -124,8 +124,8 @@ fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Opt
         return None;
     }
     if let Op::Other(other) = &node.op {
-        let inputs: Vec<Option<Arc<Tensor>>> =
-            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        let inputs: Vec<Option<&Tensor>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.as_deref())).collect();
         return others::run(other, &inputs, Some(&results)).ok()?.pop();
     }
     let request = Request {

@@ -2,8 +2,6 @@
 //! integer steps that QDQ graphs become as well. What has parameters that are computed, or a form that no kernel has,
 //! stays the operator that it is.
 
-use std::sync::Arc;
-
 use crate::engine::graph::op::{Binary, Op, Sliding, groups};
 use crate::engine::graph::operator::Other;
 use crate::engine::graph::{Node, Value, ValueId};
@@ -236,9 +234,10 @@ fn table(pass: &mut Lowering, node: &Node, other: &Other) -> Option<Node> {
     let shift = if x.signed { 0x80 } else { 0 };
     let all: Vec<u8> = (0..=255u8).map(|q| q ^ shift).collect();
     let dtype = if x.signed { DType::I8 } else { DType::U8 };
-    let mut inputs: Vec<Option<Arc<Tensor>>> =
-        node.inputs.iter().map(|id| id.and_then(|id| pass.graph.constant(id).cloned())).collect();
-    inputs[0] = Some(Arc::new(Tensor::from_slice(&[256], &all).retyped(dtype)));
+    let codes = Tensor::from_slice(&[256], &all).retyped(dtype);
+    let mut inputs: Vec<Option<&Tensor>> =
+        node.inputs.iter().map(|id| id.and_then(|id| pass.graph.constant(id)).map(|t| &**t)).collect();
+    inputs[0] = Some(&codes);
     let made = others::run(other, &inputs, None).ok()?.pop()?;
     let back = if made.dtype() == DType::I8 { 0x80 } else { 0 };
     let bytes = made.view().bytes;

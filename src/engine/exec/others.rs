@@ -2,7 +2,6 @@
 //! float32 where the model has float16 or bfloat16.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, Results};
 use crate::engine::graph::operator::Other;
@@ -50,10 +49,10 @@ pub(super) fn kernel(other: &Other, facts: &[Option<&Fact>], results: Results) -
 /// Runs an operator once. Without `results` whatever it gives is taken.
 pub(super) fn run(
     other: &Other,
-    inputs: &[Option<Arc<Tensor>>],
+    inputs: &[Option<&Tensor>],
     results: Option<&Results>,
 ) -> Result<Vec<Tensor>, String> {
-    let given: Vec<Option<TensorView<'_>>> = inputs.iter().map(|x| x.as_ref().map(|t| t.view())).collect();
+    let given: Vec<Option<TensorView<'_>>> = inputs.iter().map(|x| x.map(Tensor::view)).collect();
     let wide: Vec<Option<Tensor>> = given.iter().map(|x| x.as_ref().and_then(widen)).collect();
     let outputs = results.map_or(usize::MAX, Vec::len);
     let made = other.operator.run(&merged(&given, &wide), outputs)?;

@@ -392,8 +392,8 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: &Results,
     ) -> Result<(), String> {
-        let constants: Vec<Option<Arc<Tensor>>> =
-            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.clone())).collect();
+        let constants: Vec<Option<&Tensor>> =
+            facts.iter().map(|f| f.as_ref().and_then(|f| f.constant.as_deref())).collect();
         let tensors = others::run(other, &constants, Some(results))?;
         for (&id, tensor) in node.outputs.iter().zip(tensors) {
             self.set_constant(id, Arc::new(tensor));

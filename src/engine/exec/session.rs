@@ -324,12 +324,11 @@ impl Session {
     /// Runs one node outside of any plan.
     fn run_now(&self, index: usize, there: &Values<'_>) -> Result<Vec<Tensor>, Error> {
         let node = &self.graph.nodes[index];
-        let tensor = |id: &Option<ValueId>| -> Option<Arc<Tensor>> {
+        let tensor = |id: &Option<ValueId>| -> Option<&Tensor> {
             let id = (*id)?;
-            let constant = self.graph.constant(id).cloned();
-            constant.or_else(|| there.get(&id).map(|t| Arc::new(t.clone().into_owned())))
+            self.graph.constant(id).map(|t| &**t).or_else(|| there.get(&id).map(|t| &**t))
         };
-        let inputs: Vec<Option<Arc<Tensor>>> = node.inputs.iter().map(tensor).collect();
+        let inputs: Vec<Option<&Tensor>> = node.inputs.iter().map(tensor).collect();
         let wrong = |reason| Error::Node { node: node.name.clone(), op: node.op.name(), reason };
         let bodies: Vec<control::Body<'_>> =
             self.bodies.get(&index).into_iter().flatten().map(Session::as_body).collect();
