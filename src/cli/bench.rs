@@ -35,6 +35,10 @@ pub(crate) struct Bench {
     /// Print the time of each layer too.
     #[arg(long)]
     layers: bool,
+    /// Wait for lines `run N` on standard input and answer each with the times in JSON: for measurements that
+    /// take turns with other programs.
+    #[arg(long, conflicts_with_all = ["json", "layers"])]
+    bursts: bool,
     /// Instruction set of the kernels [default: the best that the CPU has].
     #[arg(long, value_name = "NAME", env = "OCTET_ISA")]
     isa: Option<String>,
@@ -70,6 +74,9 @@ impl Bench {
         };
         let isa_name = options.isa.name();
         let pool = pool(threads)?;
+        if self.bursts {
+            return pool.install(|| self.answer(options));
+        }
         let found = pool.install(|| self.measure(options))?;
         let rank = |share: f64| found.times_ms[((found.times_ms.len() - 1) as f64 * share).round() as usize];
         let (median_ms, min_ms, p90_ms) = (rank(0.5), rank(0.0), rank(0.9));
@@ -104,6 +111,39 @@ impl Bench {
             layer_table(&mut text, layers);
         }
         print(&text)
+    }
+
+    /// Runs the model as often as each line of standard input says.
+    fn answer(&self, options: Options) -> Result<(), Error> {
+        let isa = options.isa.name();
+        let start = Instant::now();
+        let session = load(&self.model, options)?;
+        let load_ms = start.elapsed().as_secs_f64() * 1e3;
+        let inputs = self.inputs(&session)?;
+        let refs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
+        let run = || session.run(&refs).map_err(|e| Error::work(&self.model, e));
+        run()?;
+        print(&format!("{}\n", json!({ "load_ms": load_ms, "isa": isa })))?;
+        for line in std::io::stdin().lines() {
+            let line = line.map_err(|e| Error::Usage(format!("standard input: {e}")))?;
+            let answer = match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["run", count] => {
+                    let count: usize = count.parse().map_err(|e| Error::Usage(format!("`{line}`: {e}")))?;
+                    let mut times_ms = Vec::new();
+                    for _ in 0..count {
+                        let start = Instant::now();
+                        let outputs = run()?;
+                        times_ms.push(start.elapsed().as_secs_f64() * 1e3);
+                        drop(outputs);
+                    }
+                    json!({ "wall_ms": times_ms })
+                }
+                ["stat"] => json!({ "peak_rss_bytes": peak_rss_bytes() }),
+                _ => return Err(Error::Usage(format!("`{line}` is neither `run N` nor `stat`"))),
+            };
+            print(&format!("{answer}\n"))?;
+        }
+        Ok(())
     }
 
     fn measure(&self, options: Options) -> Result<Found, Error> {

@@ -103,6 +103,6 @@ pub(super) fn compile(
         Op::QAveragePool { .. } | Op::QGlobalAveragePool => {
             ops_int8::average_pool(context, node, graph, &node.op, need(0)?)
         }
-        Op::QConcat { axis } => ops_int8::concat(node, graph, in_memory(*axis)?, inputs, shape),
+        Op::QConcat { axis } => ops_int8::concat(context, node, graph, in_memory(*axis)?, inputs, shape),
     }
 }

@@ -3,13 +3,12 @@
 
 use std::collections::HashMap;
 
-use crate::engine::graph::op::{Binary, Clamp, Op, Unary};
+use crate::engine::graph::op::{Binary, Clamp, Op};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
 use super::lower_qoperator::operator_form;
 use super::lowering::{Codes, FULL, Lowering, Target, Weight};
-use super::ops_math::unary_f32;
 
 /// A graph that the planner takes.
 pub(super) struct Lowered {
@@ -71,6 +70,7 @@ impl Lowering {
             }
             Op::GlobalAveragePool => self.average(&node, Op::QGlobalAveragePool),
             Op::Concat { axis } => self.on_codes(&node).or_else(|| self.concat(&node, *axis)),
+            Op::Split { .. } => self.split(&node),
             Op::MaxPool { .. }
             | Op::GlobalMaxPool
             | Op::Reshape { .. }
@@ -83,15 +83,7 @@ impl Lowering {
             | Op::Expand
             | Op::Tile
             | Op::Identity => self.on_codes(&node).or_else(|| self.on_twin(&node)),
-            Op::Unary(unary) if *unary != Unary::Not => {
-                let f = unary_f32(*unary);
-                self.table(&node, f)
-            }
-            Op::Clip => {
-                let (lo, hi) = self.bounds(&node)?;
-                let (lo, hi) = (lo.unwrap_or(f32::NEG_INFINITY), hi.unwrap_or(f32::INFINITY));
-                self.table(&node, move |x| x.max(lo).min(hi))
-            }
+            Op::Other(other) if other.name == "Resize" => self.on_codes(&node),
             Op::Other(other) => operator_form(self, &node, other),
             _ => None,
         }
@@ -100,6 +92,9 @@ impl Lowering {
     /// A Q or DQ node that stays: over `u8`, whatever the file has.
     fn boundary(&mut self, node: &Node) -> Option<Node> {
         let quantizes = matches!(node.op, Op::QuantizeLinear { .. });
+        if quantizes && let Some(table) = self.table(node) {
+            return Some(table);
+        }
         let codes = match quantizes {
             true => self.quantizer(self.current)?,
             false => self.dequantizer(self.current)?,
@@ -243,6 +238,10 @@ impl Lowering {
 
     fn binary(&mut self, node: &Node, op: Binary) -> Option<Node> {
         let (a, b) = (self.activation(node.input(0))?, self.activation(node.input(1))?);
+        if self.root_of(&a) == self.root_of(&b) {
+            // A function of one code: the Q node behind it becomes a table.
+            return None;
+        }
         let target = self.target(node.outputs[0])?;
         Some(self.binary_of(node, op, &a, &b, target))
     }
@@ -293,6 +292,20 @@ impl Lowering {
         Some(Node { inputs, outputs: vec![output], ..node.clone() })
     }
 
+    /// Split of codes: every part keeps the parameters of the whole.
+    fn split(&mut self, node: &Node) -> Option<Node> {
+        let x = self.activation(node.input(0))?;
+        let targets: Vec<Target> =
+            node.outputs.iter().map(|&part| self.plain_target(part)).collect::<Option<_>>()?;
+        if targets.iter().any(|target| target.codes.params != x.params) {
+            return None;
+        }
+        let mut inputs = node.inputs.clone();
+        inputs[0] = Some(self.operand(&x));
+        let outputs = targets.into_iter().map(|target| self.take(target)).collect();
+        Some(Node { inputs, outputs, ..node.clone() })
+    }
+
     /// The same where the file itself has them on codes: they stay `u8` where they have become that.
     fn on_twin(&mut self, node: &Node) -> Option<Node> {
         let x = self.known_twin(node.input(0)?)?;
@@ -313,15 +326,5 @@ impl Lowering {
         let inputs = parts.iter().map(|codes| Some(self.operand(codes))).collect();
         let output = self.take(target);
         Node::new(node.name.clone(), Op::QConcat { axis }, inputs, vec![output])
-    }
-
-    /// A function of one real is a table of 256 codes: exactly what DQ, the operator and Q give.
-    fn table(&mut self, node: &Node, f: impl Fn(f32) -> f32) -> Option<Node> {
-        let x = self.activation(node.input(0))?;
-        let target = self.plain_target(node.outputs[0])?;
-        let (from, to) = (&x.params, &target.codes.params);
-        let code = |q: usize| to.quantize(f(from.dequantize(q as i32, 0)), 0) as u8;
-        let table: Box<[u8; 256]> = Box::new(std::array::from_fn(code));
-        Some(self.one_to_one(node, &x, target, Op::QTable { table }))
     }
 }

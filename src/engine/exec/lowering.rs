@@ -34,6 +34,8 @@ pub(super) struct Lowering {
     made_at: HashMap<ValueId, Option<usize>>,
     /// Weights of type `u8` as `i8`.
     signed: HashMap<ValueId, ValueId>,
+    /// Codes that are a function of other codes.
+    pub(super) tables: HashMap<ValueId, (Codes, Box<[u8; 256]>)>,
 }
 
 /// Codes that an operator reads; the parameters are those of the codes as `u8`.
@@ -76,6 +78,7 @@ impl Lowering {
             added: Vec::new(),
             made_at: HashMap::new(),
             signed: HashMap::new(),
+            tables: HashMap::new(),
         }
     }
 

@@ -8,6 +8,7 @@ mod half;
 mod layout;
 mod lower;
 mod lower_qoperator;
+mod lower_table;
 mod lowering;
 mod memory;
 mod ops_int8;

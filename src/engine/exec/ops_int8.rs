@@ -3,6 +3,7 @@
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Clamp, Op};
 use crate::engine::graph::{Graph, Node};
+use crate::engine::kernels::parallel::{parts, split_rows};
 use crate::engine::kernels::pool;
 use crate::engine::kernels::{PoolScales, eltwise, requant};
 use crate::engine::tensor::linear::{self, Spread};
@@ -54,6 +55,17 @@ pub(super) fn binary(
             Ok(())
         }));
     }
+    if let Some((channels, first)) = by_channel(&a.shape, &b.shape) {
+        let f = if op == Binary::Add { eltwise::qadd_channels } else { eltwise::qmul_channels };
+        // Sums and products do not care which operand comes first.
+        let ((big, sb, zb), (small, ss, zs)) =
+            if first { ((0, sa, za), (1, sb, zb)) } else { ((1, sb, zb), (0, sa, za)) };
+        return Ok(Box::new(move |operands, mut out, _| {
+            let (a, b) = (operands.need(big).slice(), operands.need(small).slice());
+            f(isa, a, sb, zb, b, ss, zs, sy, zy, lo, hi, channels, out.slice_mut(), threads);
+            Ok(())
+        }));
+    }
     let walk = Walk::broadcast(out, [&a.shape, &b.shape]);
     let y = QuantParams::per_tensor(sy, zy.into(), DType::U8);
     Ok(Box::new(move |operands, mut out, _| {
@@ -70,6 +82,24 @@ pub(super) fn binary(
         });
         Ok(())
     }))
+}
+
+/// Whether one operand is `[n, …, channels]` and the other `[n, 1…, channels]`: the number of channels, and whether the
+/// first is the large one.
+fn by_channel(a: &[usize], b: &[usize]) -> Option<(usize, bool)> {
+    let spreads = |large: &[usize], small: &[usize]| {
+        let rank = large.len();
+        rank > 2
+            && small.len() == rank
+            && (small[0], small[rank - 1]) == (large[0], large[rank - 1])
+            && small[1..rank - 1].iter().all(|&d| d == 1)
+    };
+    let channels = *a.last()?;
+    match (spreads(a, b), spreads(b, a)) {
+        (true, _) => Some((channels, true)),
+        (_, true) => Some((channels, false)),
+        _ => None,
+    }
 }
 
 /// A function of one code.
@@ -112,6 +142,7 @@ pub(super) fn average_pool(
 
 /// QConcat on `axis`: each operand is brought to the parameters of the result by a table.
 pub(super) fn concat(
+    context: Context,
     node: &Node,
     graph: &Graph,
     axis: usize,
@@ -125,24 +156,30 @@ pub(super) fn concat(
         let (s, z) = operand_params(graph, node, index)?;
         let x = QuantParams::per_tensor(s, z.into(), DType::U8);
         let table: [u8; 256] = std::array::from_fn(|q| y.quantize(x.dequantize(q as i32, 0), 0) as u8);
-        tables.push(table);
+        tables.push(((s, z) != (sy, zy)).then_some(table));
     }
     let after: usize = out[axis + 1..].iter().product();
     let before: usize = out[..axis].iter().product();
     let blocks: Vec<usize> = inputs.iter().map(|x| x.map_or(0, |x| x.shape[axis] * after)).collect();
     let row: usize = blocks.iter().sum();
+    let Context { isa, threads } = context;
     Ok(Box::new(move |operands, mut out, _| {
-        let out = out.slice_mut::<u8>();
-        let mut column = 0;
-        for (index, (&block, table)) in blocks.iter().zip(&tables).enumerate() {
-            let from = operands.need(index).slice::<u8>();
-            for i in 0..before {
-                let row = &mut out[i * row + column..i * row + column + block];
-                let from = &from[i * block..(i + 1) * block];
-                row.iter_mut().zip(from).for_each(|(y, &x)| *y = table[usize::from(x)]);
+        let parts = parts(threads, before * row / 8);
+        split_rows(out.slice_mut::<u8>(), 0..before, row, 1, parts, &|range, out: &mut [u8]| {
+            let mut column = 0;
+            for (index, (&block, table)) in blocks.iter().zip(&tables).enumerate() {
+                let from = &operands.need(index).slice::<u8>()[range.start * block..range.end * block];
+                match table {
+                    None => {
+                        for (row, from) in out.chunks_exact_mut(row.max(1)).zip(from.chunks_exact(block.max(1))) {
+                            row[column..column + block].copy_from_slice(from);
+                        }
+                    }
+                    Some(table) => eltwise::apply_table_to_rows(isa, from, block, table, &mut out[column..], row),
+                }
+                column += block;
             }
-            column += block;
-        }
+        });
         Ok(())
     }))
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::engine::graph::fact::{Fact, axis_index};
-use crate::engine::graph::op::{Binary, Reduce, Unary};
+use crate::engine::graph::op::{Binary, Op, Reduce, Unary};
 use crate::engine::kernels::parallel::{parts, split_rows};
 use crate::engine::kernels::{clamp_f32, math};
 use crate::engine::tensor::{DType, Element};
@@ -184,9 +184,9 @@ pub(super) fn binary(
         Binary::Sub => zip(context, walk, |a: f32, b: f32| a - b),
         Binary::Mul => zip(context, walk, |a: f32, b: f32| a * b),
         Binary::Div => zip(context, walk, |a: f32, b: f32| a / b),
-        Binary::Pow => zip(context, walk, |a: f32, b: f32| if b == 2.0 { a * a } else { a.powf(b) }),
-        Binary::Min => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a < b { a } else { b }),
-        Binary::Max => zip(context, walk, |a: f32, b: f32| if a.is_nan() || a > b { a } else { b }),
+        Binary::Pow => zip(context, walk, power),
+        Binary::Min => zip(context, walk, least),
+        Binary::Max => zip(context, walk, greatest),
         Binary::Mod { .. } => zip(context, walk, |a: f32, b: f32| a % b),
         Binary::Equal => zip(context, walk, |a: f32, b: f32| u8::from(a == b)),
         Binary::Less => zip(context, walk, |a: f32, b: f32| u8::from(a < b)),
@@ -196,6 +196,42 @@ pub(super) fn binary(
         Binary::And | Binary::Or | Binary::Xor => {
             return Err(format!("{} of float32 is not supported", op.name()));
         }
+    })
+}
+
+#[inline(always)]
+fn power(a: f32, b: f32) -> f32 {
+    if b == 2.0 { a * a } else { a.powf(b) }
+}
+
+#[inline(always)]
+fn least(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a < b { a } else { b }
+}
+
+#[inline(always)]
+fn greatest(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+/// What an elementwise operator makes of one element of each operand, to the bit; `None` for what has no such form.
+pub(super) fn element(op: &Op, operands: &[Option<f32>]) -> Option<f32> {
+    let operand = |i: usize| operands.get(i).copied().flatten();
+    let x = operand(0)?;
+    Some(match op {
+        Op::Unary(unary) => unary_f32(*unary)(x),
+        Op::Identity => x,
+        Op::Clip => {
+            clamp_f32(x, operand(1).unwrap_or(f32::NEG_INFINITY), operand(2).unwrap_or(f32::INFINITY))
+        }
+        Op::Binary(Binary::Add) => x + operand(1)?,
+        Op::Binary(Binary::Sub) => x - operand(1)?,
+        Op::Binary(Binary::Mul) => x * operand(1)?,
+        Op::Binary(Binary::Div) => x / operand(1)?,
+        Op::Binary(Binary::Pow) => power(x, operand(1)?),
+        Op::Binary(Binary::Min) => least(x, operand(1)?),
+        Op::Binary(Binary::Max) => greatest(x, operand(1)?),
+        _ => return None,
     })
 }
 

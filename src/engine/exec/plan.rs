@@ -362,6 +362,9 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: Results,
     ) -> Result<(), String> {
+        if self.written(index, node, other, facts, &results)? {
+            return Ok(());
+        }
         let mut operands = Vec::new();
         for (id, fact) in node.inputs.iter().zip(facts) {
             operands.push(match (id, fact) {
@@ -382,6 +385,46 @@ impl Builder<'_> {
             self.set(id, Fact::computed(dtype, shape.clone()), Some(Form { place, shape }), None);
         }
         Ok(())
+    }
+
+    /// An operator that is one object and writes its one result straight from its first operand, in the memory order
+    /// that it finds.
+    fn written(
+        &mut self,
+        index: usize,
+        node: &Node,
+        other: &Other,
+        facts: &[Option<Fact>],
+        results: &Results,
+    ) -> Result<bool, String> {
+        let (Some(x), Some(fact), [(dtype, shape)]) = (node.input(0), &facts[0], &results[..]) else {
+            return Ok(false);
+        };
+        let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
+        let layout = if fact.shape.len() == shape.len() { self.found(x)? } else { Layout::RowMajor };
+        let Some(writer) = other.operator.writer(&refs, layout == Layout::ChannelsLast) else { return Ok(false) };
+        let kernel: Kernel = Box::new(move |operands, out, _| {
+            writer(&operands.need(0), out.bytes);
+            Ok(())
+        });
+        let operands = vec![Some((self.form(index, x, layout)?, fact.dtype))];
+        let form = self.emit((index, other.name, 0), kernel, operands, *dtype, layout.shape(shape));
+        self.set_in(node.outputs[0], Fact::computed(*dtype, shape.clone()), form, layout);
+        Ok(true)
+    }
+
+    /// The memory order that a computed value has already.
+    fn found(&self, id: ValueId) -> Result<Layout, String> {
+        let state = self.state(id)?;
+        let last_only = state.row_major.is_none() && state.channels_last.is_some();
+        Ok(if last_only { Layout::ChannelsLast } else { Layout::RowMajor })
+    }
+
+    fn set_in(&mut self, id: ValueId, fact: Fact, form: Form, layout: Layout) {
+        match layout {
+            Layout::RowMajor => self.set(id, fact, Some(form), None),
+            Layout::ChannelsLast => self.set(id, fact, None, Some(form)),
+        }
     }
 
     /// An operator that is one object, over constants.
@@ -534,11 +577,14 @@ impl Builder<'_> {
     ) -> Result<(), String> {
         let x = facts[0].as_ref().ok_or("input 0 is missing")?;
         let axis = axis_index(axis, x.shape.len(), false)?;
-        let form = self.form(index, node.input(0).ok_or("input 0 is missing")?, Layout::RowMajor)?;
+        let id = node.input(0).ok_or("input 0 is missing")?;
+        let layout = self.found(id)?;
+        let form = self.form(index, id, layout)?;
+        let physical = Fact::computed(x.dtype, form.shape.clone());
         let outs: Vec<Vec<usize>> = results.iter().map(|(_, shape)| shape.clone()).collect();
         let parts = ops_move::split_parts(axis, &outs);
         for ((&id, (start, length)), shape) in node.outputs.iter().zip(parts).zip(outs) {
-            let kernel = ops_move::part(x, axis, start, length);
+            let kernel = ops_move::part(&physical, layout.axis(axis, x.shape.len()), start, length);
             let operands = vec![Some((form.clone(), x.dtype))];
             if let Some(tensor) = &x.constant {
                 let operand = constant_operand(tensor.clone(), &x.shape);
@@ -546,8 +592,8 @@ impl Builder<'_> {
                 self.set_constant(id, Arc::new(part));
                 continue;
             }
-            let out = self.emit((index, "Split", 0), kernel, operands, x.dtype, shape.clone());
-            self.set(id, Fact::computed(x.dtype, shape), Some(out), None);
+            let out = self.emit((index, "Split", 0), kernel, operands, x.dtype, layout.shape(&shape));
+            self.set_in(id, Fact::computed(x.dtype, shape), out, layout);
         }
         Ok(())
     }
@@ -605,11 +651,7 @@ impl Builder<'_> {
         self.fused.extend(&tail.nodes);
         let macs = macs(&node.op, facts, &shape);
         let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
-        let fact = Fact::computed(dtype, shape);
-        match layout {
-            Layout::RowMajor => self.set(tail.output, fact, Some(form), None),
-            Layout::ChannelsLast => self.set(tail.output, fact, None, Some(form)),
-        }
+        self.set_in(tail.output, Fact::computed(dtype, shape), form, layout);
         if !self.source.passes.has(Pass::ChannelsLast) && layout == Layout::ChannelsLast {
             self.form(index, tail.output, Layout::RowMajor)?;
             self.states[tail.output.0 as usize].as_mut().expect("set above").channels_last = None;

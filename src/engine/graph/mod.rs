@@ -3,6 +3,7 @@
 
 pub mod attributes;
 pub mod fact;
+pub mod function;
 pub mod op;
 pub mod operator;
 pub mod passes;

@@ -30,6 +30,12 @@ pub trait Operator: fmt::Debug + Send + Sync {
         None
     }
 
+    /// What writes the one result straight from the first operand, where the others are constants. Shapes are those
+    /// of the model; `channels_last` says that in memory both are `[N, …, C]`. `None` where there is no such way.
+    fn writer(&self, _inputs: &[Option<&Fact>], _channels_last: bool) -> Option<Writer> {
+        None
+    }
+
     /// The opset from which on the operator has this form.
     fn opset(&self) -> i64 {
         13
@@ -39,6 +45,9 @@ pub trait Operator: fmt::Debug + Send + Sync {
 /// A prepared operator: as [`Operator::run`].
 pub type Prepared =
     Box<dyn Fn(&[Option<TensorView<'_>>], usize) -> Result<Vec<Tensor>, String> + Send + Sync>;
+
+/// Makes the bytes of a result from an operand, whose shape is that in memory.
+pub type Writer = Box<dyn Fn(&TensorView<'_>, &mut [u8]) + Send + Sync>;
 
 /// An operator of this kind in a graph.
 #[derive(Clone, Debug)]

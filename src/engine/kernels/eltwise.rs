@@ -108,6 +108,23 @@ pub fn apply_table(isa: Isa, x: &[u8], table: &[u8; 256], out: &mut [u8]) {
     apply_table_in_place(isa, out, table);
 }
 
+/// Rows of `width` codes through a table to rows of `out` that begin `stride` apart.
+pub fn apply_table_to_rows(
+    isa: Isa,
+    x: &[u8],
+    width: usize,
+    table: &[u8; 256],
+    out: &mut [u8],
+    stride: usize,
+) {
+    if width == stride {
+        return apply_table(isa, x, table, &mut out[..x.len()]);
+    }
+    for (x, out) in x.chunks_exact(width.max(1)).zip(out.chunks_mut(stride)) {
+        apply_table(isa, x, table, &mut out[..width]);
+    }
+}
+
 /// `x[i] = table[x[i]]`.
 pub fn apply_table_in_place(isa: Isa, x: &mut [u8], table: &[u8; 256]) {
     #[cfg(target_arch = "x86_64")]

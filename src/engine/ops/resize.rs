@@ -1,7 +1,7 @@
 //! Resize and the Upsample before it: which elements of an axis, and how much of each, make an element of the result.
 
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index, needed, operand};
-use crate::engine::graph::operator::{Call, Operator, Prepared};
+use crate::engine::graph::operator::{Call, Operator, Prepared, Writer};
 use crate::engine::graph::shapes::VALUE_BYTES_MAX;
 use crate::engine::tensor::{DType, Tensor, TensorView, element_count};
 
@@ -301,22 +301,7 @@ impl Resize {
             return Ok(made);
         }
         if let Mode::Nearest(_) = self.mode {
-            macro_rules! picked {
-                ($t:ty) => {
-                    pick::<$t>(
-                        bytemuck::cast_slice(x.bytes),
-                        x.shape,
-                        maps,
-                        bytemuck::cast_slice_mut(made.view_mut().bytes),
-                    )
-                };
-            }
-            match x.dtype.size() {
-                1 => picked!(u8),
-                2 => picked!(u16),
-                4 => picked!(u32),
-                _ => picked!(u64),
-            }
+            pick_bytes(x, maps, made.view_mut().bytes);
             match x.dtype {
                 DType::F32 => fill_outside(made.slice_mut::<f32>(), &shape, maps, self.extrapolation),
                 DType::F64 => fill_outside(made.slice_mut::<f64>(), &shape, maps, self.extrapolation.into()),
@@ -343,6 +328,21 @@ impl Resize {
         }
         blend(x, from, maps, out);
         fill_outside(out, to, maps, T::of(self.extrapolation.into()));
+    }
+}
+
+/// Elements of any type, each taken as it is.
+fn pick_bytes(x: &TensorView<'_>, maps: &Maps, out: &mut [u8]) {
+    macro_rules! picked {
+        ($t:ty) => {
+            pick::<$t>(bytemuck::cast_slice(x.bytes), x.shape, maps, bytemuck::cast_slice_mut(out))
+        };
+    }
+    match x.dtype.size() {
+        1 => picked!(u8),
+        2 => picked!(u16),
+        4 => picked!(u32),
+        _ => picked!(u64),
     }
 }
 
@@ -458,6 +458,30 @@ impl Operator for Resize {
     }
 
     fn prepare(&self, inputs: &[Option<&Fact>]) -> Option<Prepared> {
+        let (maps, this) = (self.constant_maps(inputs)?, self.clone());
+        Some(Box::new(move |inputs, _| Ok(vec![this.resized(&given(inputs, 0)?, &maps)?])))
+    }
+
+    fn writer(&self, inputs: &[Option<&Fact>], channels_last: bool) -> Option<Writer> {
+        let Mode::Nearest(_) = self.mode else { return None };
+        let mut maps = self.constant_maps(inputs)?;
+        if maps.iter().flatten().any(|map| !map.outside.is_empty()) {
+            return None;
+        }
+        if channels_last && maps.len() > 2 {
+            maps[1..].rotate_left(1);
+        }
+        Some(Box::new(move |x, out| pick_bytes(x, &maps, out)))
+    }
+
+    fn opset(&self) -> i64 {
+        self.opset
+    }
+}
+
+impl Resize {
+    /// The tables of every axis, where all that they depend on is known.
+    fn constant_maps(&self, inputs: &[Option<&Fact>]) -> Option<Vec<Option<AxisMap>>> {
         let x = needed(inputs, 0).ok()?;
         let roi = match self.coordinates {
             Coordinates::CropAndResize => floats(known(inputs, 1, "roi").ok()?.map(Tensor::view)),
@@ -469,13 +493,7 @@ impl Operator for Resize {
         if axes.iter().any(|axis| axis.out == 0) {
             return None;
         }
-        let maps = self.maps(&axes);
-        let this = self.clone();
-        Some(Box::new(move |inputs, _| Ok(vec![this.resized(&given(inputs, 0)?, &maps)?])))
-    }
-
-    fn opset(&self) -> i64 {
-        self.opset
+        Some(self.maps(&axes))
     }
 }
 

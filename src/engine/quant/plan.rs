@@ -11,6 +11,8 @@
 //!   it would clamp. Only where it is the single reader, and zero lies within its bounds.
 //! - Add of two activations: integer where both come from convolutions (through pools and Adds), so a residual of
 //!   a CNN is one and that of a transformer is not.
+//! - A function of one such value, element by element (SiLU, HardSwish, a clamp that is not absorbed): a table of
+//!   codes. Products of two (squeeze and excitation), joins, and what splits or enlarges an image, are integer too.
 //! - Pools and reshapes pass codes on where they get them; MaxPool and reshapes keep the parameters of their input.
 //! - Gather from a large constant table of reals: the table is stored as `i8` with a scale a column, its rows become
 //!   reals after they are read. Embeddings are most of a small language model's bytes.
@@ -19,6 +21,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::{Error, Recipe, weights};
@@ -38,6 +41,11 @@ pub enum Decision {
     Absorbed {
         /// Position of that node in the graph.
         into: usize,
+    },
+    /// A step of a function whose result goes to codes: with the others it becomes a table.
+    Inner {
+        /// Position of the last step in the graph.
+        of: usize,
     },
     /// Computes on reals, for a reason.
     Float(String),
@@ -76,9 +84,21 @@ pub struct Plan {
     pub coded: Vec<Coded>,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
+    /// Functions of one value, by their last node.
+    functions: HashMap<usize, Function>,
 }
 
 impl Plan {
+    /// The operands of an integer node that it reads as codes of activations.
+    pub fn operands(&self, graph: &Graph, node: usize) -> Vec<ValueId> {
+        operands(&graph.nodes[node], self.functions.get(&node))
+    }
+
+    /// The function that an integer node is the last step of.
+    pub fn function(&self, node: usize) -> Option<&Function> {
+        self.functions.get(&node)
+    }
+
     /// The value that an integer node makes, after absorption.
     pub fn result(&self, graph: &Graph, node: usize) -> ValueId {
         self.results.get(&node).copied().unwrap_or(graph.nodes[node].outputs[0])
@@ -182,8 +202,10 @@ struct Planner<'a> {
     graph: &'a Graph,
     recipe: &'a Recipe,
     readers: Vec<Vec<usize>>,
+    producers: HashMap<ValueId, usize>,
     decisions: Vec<Decision>,
     results: HashMap<usize, ValueId>,
+    functions: HashMap<usize, Function>,
     /// For each absorbed activation the node that takes it over.
     absorbed: HashMap<usize, usize>,
     /// Values that integer nodes may make, and whether convolutions are behind them.
@@ -202,8 +224,10 @@ impl<'a> Planner<'a> {
             graph,
             recipe,
             readers: graph.consumers(),
+            producers: graph.producers(),
             decisions: vec![Decision::Data; graph.nodes.len()],
             results: HashMap::new(),
+            functions: HashMap::new(),
             absorbed: HashMap::new(),
             codeable: HashMap::new(),
         }
@@ -225,6 +249,9 @@ impl<'a> Planner<'a> {
     fn candidate(&mut self, n: usize, node: &Node) -> Decision {
         let behind =
             |planner: &Planner<'_>, index| node.input(index).and_then(|v| planner.codeable.get(&v).copied());
+        if self.function(n) {
+            return Decision::Integer;
+        }
         match &node.op {
             Op::Conv { .. } | Op::Gemm { .. } => {
                 if let Err(reason) = self.multiplies(node) {
@@ -239,7 +266,7 @@ impl<'a> Planner<'a> {
                     return Decision::Float(reason);
                 }
             }
-            Op::Binary(Binary::Add) => {
+            Op::Binary(Binary::Add | Binary::Mul) => {
                 if node.inputs.iter().flatten().any(|v| self.graph.constant(*v).is_some()) {
                     return Decision::Float("one operand is constant".to_owned());
                 }
@@ -249,9 +276,15 @@ impl<'a> Planner<'a> {
                 let result = self.absorb(n);
                 self.codeable.insert(result, Behind::Convolution);
             }
+            Op::Concat { .. } if !node.inputs.is_empty() => {
+                if (0..node.inputs.len()).any(|i| behind(self, i) != Some(Behind::Convolution)) {
+                    return Decision::Data;
+                }
+                self.codeable.insert(node.outputs[0], Behind::Convolution);
+            }
             op if passes_codes(op) || computes_mean(op) => match behind(self, 0) {
                 Some(behind) => {
-                    self.codeable.insert(node.outputs[0], behind);
+                    self.codeable.extend(node.outputs.iter().map(|&output| (output, behind)));
                 }
                 None if passes_codes(op) && !matches!(op, Op::MaxPool { .. }) => return Decision::Data,
                 None => return Decision::Float("its input is not in codes".to_owned()),
@@ -269,6 +302,32 @@ impl<'a> Planner<'a> {
             op => return Decision::Float(format!("{} is computed in float", op.name())),
         }
         Decision::Integer
+    }
+
+    /// Whether a function of one value in codes ends with a node; then its steps are noted.
+    fn function(&mut self, n: usize) -> bool {
+        // A value that a function makes is no source but a step on the way.
+        let is_source = |v: ValueId| {
+            self.codeable.get(&v) == Some(&Behind::Convolution)
+                && !self.producers.get(&v).is_some_and(|p| self.functions.contains_key(p))
+        };
+        let Some(function) = Function::ending_at(self.graph, &self.producers, n, is_source) else { return false };
+        let kept = |&n: &usize| self.recipe.keeps_float(&self.graph.nodes[n].name);
+        let taken = |n: &usize| self.absorbed.contains_key(n);
+        if function.sources.len() != 1
+            || !function.is_closed(self.graph, &self.readers)
+            || function.nodes.iter().any(|n| kept(n) || taken(n))
+        {
+            return false;
+        }
+        for &step in function.nodes.iter().filter(|&&step| step != n) {
+            self.decisions[step] = Decision::Inner { of: n };
+            self.functions.remove(&step);
+            self.codeable.remove(&self.graph.nodes[step].outputs[0]);
+        }
+        self.codeable.insert(self.graph.nodes[n].outputs[0], Behind::Convolution);
+        self.functions.insert(n, function);
+        true
     }
 
     /// Whether a node multiplies an activation by constants in a way that integers can.
@@ -316,6 +375,7 @@ impl<'a> Planner<'a> {
     /// Whether an integer node computes with the codes of a value, so that they are worth keeping.
     fn wanted(&self, value: ValueId) -> bool {
         let wants = |&n: &usize| {
+            let n = if let Decision::Inner { of } = self.decisions[n] { of } else { n };
             let multiplies = matches!(self.graph.nodes[n].op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul);
             self.decisions[n] == Decision::Integer
                 && (!multiplies || self.graph.nodes[n].input(0) == Some(value))
@@ -327,7 +387,17 @@ impl<'a> Planner<'a> {
     fn drop_useless(&mut self) {
         for (n, node) in self.graph.nodes.iter().enumerate().rev() {
             let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
-            if self.decisions[n] != Decision::Integer || self.wanted(result) {
+            let others = node.outputs.iter().skip(1);
+            if self.decisions[n] != Decision::Integer
+                || self.wanted(result)
+                || others.into_iter().any(|&output| self.wanted(output))
+            {
+                continue;
+            }
+            let reason = "no integer operator reads its result";
+            if let Some(function) = self.functions.remove(&n) {
+                function.nodes.iter().for_each(|&n| self.decisions[n] = Decision::Float(reason.to_owned()));
+                self.codeable.remove(&result);
                 continue;
             }
             match node.op {
@@ -335,8 +405,7 @@ impl<'a> Planner<'a> {
                 // A product with a real result: the clamp behind it, if any, works on reals.
                 Op::Gemm { .. } => self.release(n, "its input is real"),
                 ref op => {
-                    let data = passes_codes(op) && !matches!(op, Op::MaxPool { .. });
-                    let reason = "no integer operator reads its result";
+                    let data = moves_data(op) || passes_codes(op) && !matches!(op, Op::MaxPool { .. });
                     self.decisions[n] =
                         if data { Decision::Data } else { Decision::Float(reason.to_owned()) };
                     self.release(n, reason);
@@ -347,7 +416,10 @@ impl<'a> Planner<'a> {
 
     /// Gives absorbed clamps back.
     fn release(&mut self, n: usize, reason: &str) {
-        self.codeable.remove(&self.results.remove(&n).unwrap_or(self.graph.nodes[n].outputs[0]));
+        self.results.remove(&n).map(|result| self.codeable.remove(&result));
+        self.graph.nodes[n].outputs.iter().for_each(|output| {
+            self.codeable.remove(output);
+        });
         for (clamp, _) in self.absorbed.extract_if(|_, into| *into == n) {
             self.decisions[clamp] = Decision::Float(reason.to_owned());
         }
@@ -368,27 +440,36 @@ impl<'a> Planner<'a> {
             if self.decisions[n] != Decision::Integer {
                 continue;
             }
-            for value in coded_operands(node) {
+            for value in operands(node, self.functions.get(&n)) {
                 if let Entry::Vacant(entry) = roots.entry(value) {
                     entry.insert(value);
                     coded.push(Coded { value, root: value, by_integer: false, region: region(value) });
                 }
             }
             let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
-            if self.codeable.contains_key(&result) {
-                let input = node.input(0).filter(|_| passes_codes(&node.op));
-                let root = input.map_or(result, |input| roots[&input]);
-                roots.insert(result, root);
-                coded.push(Coded { value: result, root, by_integer: true, region: region(result) });
+            for result in std::iter::once(result).chain(node.outputs.iter().skip(1).copied()) {
+                if self.codeable.contains_key(&result) {
+                    let input = node.input(0).filter(|_| passes_codes(&node.op));
+                    let root = input.map_or(result, |input| roots[&input]);
+                    roots.insert(result, root);
+                    coded.push(Coded { value: result, root, by_integer: true, region: region(result) });
+                }
             }
         }
-        Plan { decisions: self.decisions, coded, results: self.results }
+        Plan { decisions: self.decisions, coded, results: self.results, functions: self.functions }
     }
 }
 
 /// The operands of an integer node that it reads as codes of activations.
-pub fn coded_operands(node: &Node) -> Vec<ValueId> {
-    let count = if matches!(node.op, Op::Binary(_)) { 2 } else { 1 };
+fn operands(node: &Node, function: Option<&Function>) -> Vec<ValueId> {
+    if let Some(function) = function {
+        return function.sources.clone();
+    }
+    let count = match node.op {
+        Op::Binary(_) => 2,
+        Op::Concat { .. } => node.inputs.len(),
+        _ => 1,
+    };
     (0..count).filter_map(|i| node.input(i)).collect()
 }
 
@@ -402,7 +483,16 @@ fn passes_codes(op: &Op) -> bool {
             | Op::Transpose { .. }
             | Op::Squeeze
             | Op::Unsqueeze
-    )
+            | Op::Split { .. }
+            | Op::Slice
+    ) || takes_nearest(op)
+}
+
+/// Whether an operator enlarges or shrinks an image by taking elements as they are.
+fn takes_nearest(op: &Op) -> bool {
+    matches!(op, Op::Other(other) if other.name == "Resize"
+        && matches!(other.attributes.text_or("mode", "nearest"), Ok("nearest"))
+        && !matches!(other.attributes.text("coordinate_transformation_mode"), Ok(Some("tf_crop_and_resize"))))
 }
 
 /// Whether an operator computes new codes from those of one input.
@@ -465,7 +555,7 @@ mod tests {
         graph.inputs.push(x);
         ids.insert("x".to_owned(), x);
         for line in lines.split(';').map(str::trim).filter(|l| !l.is_empty()) {
-            let (result, call) = line.split_once(" = ").unwrap();
+            let (results, call) = line.split_once(" = ").unwrap();
             let (name, operands) = call.trim_end_matches(')').split_once('(').unwrap();
             let mut inputs = Vec::new();
             for operand in operands.split(", ") {
@@ -490,19 +580,27 @@ mod tests {
                 "Gemm" => Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false },
                 "MatMul" => Op::MatMul,
                 "Relu" => Op::Unary(Unary::Relu),
+                "Sigmoid" => Op::Unary(Unary::Sigmoid),
+                "Mul" => Op::Binary(Binary::Mul),
+                "Concat" => Op::Concat { axis: 1 },
                 "Gelu" => Op::Unary(Unary::Gelu { tanh: false }),
                 "Clip" => Op::Clip,
                 "Add" => Op::Binary(Binary::Add),
                 "MaxPool" => Op::MaxPool { sliding: Sliding::default() },
                 "Gap" => Op::GlobalAveragePool,
                 "Flatten" => Op::Flatten { axis: 1 },
+                "Split" => Op::Split { axis: 1, outputs: 2 },
                 "Gather" => Op::Gather { axis: 0 },
                 "Norm" => Op::LayerNorm { axis: -1, epsilon: 1e-5 },
                 other => panic!("{other}"),
             };
-            let output = graph.add_value(Value { name: result.to_owned(), ..Value::default() });
-            ids.insert(result.to_owned(), output);
-            graph.nodes.push(Node::new(format!("n_{result}"), op, inputs, vec![output]));
+            let mut outputs = Vec::new();
+            for result in results.split(' ') {
+                let output = graph.add_value(Value { name: result.to_owned(), ..Value::default() });
+                ids.insert(result.to_owned(), output);
+                outputs.push(output);
+            }
+            graph.nodes.push(Node::new(format!("n_{results}"), op, inputs, outputs));
         }
         graph.outputs = outputs.iter().map(|o| ids[*o]).collect();
         graph
@@ -516,6 +614,7 @@ mod tests {
             Decision::Integer => 'I',
             Decision::Lookup => 'L',
             Decision::Absorbed { .. } => 'A',
+            Decision::Inner { .. } => 'i',
             Decision::Float(_) => 'F',
             Decision::Data => 'D',
         };
@@ -549,14 +648,49 @@ mod tests {
     fn a_clamp_is_absorbed_only_where_nothing_is_lost() {
         for (lines, outputs, want) in [
             ("c = Conv(x, w); r = Relu(c); y = Conv(r, w2)", &["y"][..], "IAI x r y"),
-            ("c = Conv(x, w); r = Relu(c); y = Conv(r, w2)", &["y", "c"], "IFI x c r y"),
-            ("c = Conv(x, w); r = Relu(c); z = Conv(c, w3); y = Conv(r, w2)", &["y", "z"], "IFII x c z r y"),
-            ("c = Conv(x, w); r = Clip(c, one, six); y = Conv(r, w2)", &["y"], "IFI x c r y"),
+            ("c = Conv(x, w); r = Relu(c); y = Conv(r, w2)", &["y", "c"], "III x c r y"),
+            ("c = Conv(x, w); r = Relu(c); z = Conv(c, w3); y = Conv(r, w2)", &["y", "z"], "IIII x c r z y"),
+            ("c = Conv(x, w); r = Clip(c, one, six); y = Conv(r, w2)", &["y"], "III x c r y"),
             ("c = Conv(x, w); r = Relu(c); s = Clip(r, zero, six); y = Conv(s, w2)", &["y"], "IAAI x s y"),
             ("g = Gemm(x, w); y = Relu(g)", &["y"], "IF x"),
         ] {
             check(lines, outputs, serde_json::json!({}), want);
         }
+    }
+
+    #[test]
+    fn a_function_of_one_value_is_a_table() {
+        for (lines, outputs, want) in [
+            // SiLU, and one that goes on to another.
+            ("c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); y = Conv(m, v)", &["y"][..], "IiII x c m y"),
+            (
+                "c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); h = Mul(m, six); y = Conv(h, v)",
+                &["y"],
+                "IiiII x c h y",
+            ),
+            // What is read on the way is a value of its own.
+            ("c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); y = Conv(m, v)", &["y", "s"], "IIII x c s m y"),
+            // Nobody multiplies the result.
+            ("c = Conv(x, w); s = Sigmoid(c); y = Mul(c, s)", &["y"], "IFF x c"),
+            // Squeeze and excitation: two values.
+            (
+                "c = Conv(x, w); p = Gap(c); d = Conv(p, u); s = Sigmoid(d); m = Mul(c, s); y = Conv(m, v)",
+                &["y"],
+                "IIIIII x c p d s m y",
+            ),
+        ] {
+            check(lines, outputs, serde_json::json!({}), want);
+        }
+        let kept = serde_json::json!({"keep_float": ["n_s"]});
+        check("c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); y = Conv(m, v)", &["y"], kept, "IFFI x c m y");
+    }
+
+    #[test]
+    fn codes_are_split_and_joined() {
+        let block = "c = Conv(x, w); a b = Split(c); d = Conv(b, v); j = Concat(a, b, d); y = Conv(j, u)";
+        check(block, &["y"], serde_json::json!({}), "IIIII x c a<c b<c d j y");
+        check("c = Conv(x, w); j = Concat(c, x); y = Conv(j, u)", &["y"], serde_json::json!({}), "IDI x c j y");
+        check("c = Conv(x, w); a b = Split(c); y = Norm(a, g)", &["y"], serde_json::json!({}), "IDF x c");
     }
 
     #[test]

@@ -226,7 +226,10 @@ pub fn float_rows(graph: &Graph, plan: &Plan) -> Vec<FloatRow> {
 pub fn coverage(plan: &Plan) -> Coverage {
     let count = |f: fn(&Decision) -> bool| plan.decisions.iter().filter(|d| f(d)).count();
     Coverage {
-        integer: count(|d| matches!(d, Decision::Integer | Decision::Lookup | Decision::Absorbed { .. })),
+        integer: count(|d| {
+            use Decision::{Absorbed, Inner, Integer, Lookup};
+            matches!(d, Integer | Lookup | Absorbed { .. } | Inner { .. })
+        }),
         float: count(|d| matches!(d, Decision::Float(_))),
         data: count(|d| matches!(d, Decision::Data)),
     }

@@ -80,7 +80,7 @@ pub fn rewrite(
     }
     for (n, node) in graph.nodes.iter().enumerate() {
         match plan.decisions[n] {
-            Decision::Absorbed { .. } => {}
+            Decision::Absorbed { .. } | Decision::Inner { .. } => {}
             Decision::Integer => writer.integer(n, node),
             Decision::Lookup => writer.lookup(node),
             Decision::Float(_) | Decision::Data => writer.float(node),
@@ -123,8 +123,11 @@ impl Writer<'_> {
 
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
     fn integer(&mut self, n: usize, node: &Node) {
+        if let Some(function) = self.plan.function(n) {
+            return self.function(n, &function.nodes);
+        }
         let mut inputs = node.inputs.clone();
-        for (operand, input) in plan::coded_operands(node).into_iter().zip(&mut inputs) {
+        for (operand, input) in self.plan.operands(self.source, n).into_iter().zip(&mut inputs) {
             *input = Some(self.dequantized[&operand]);
         }
         let (mut op, mut layer_weights) = (node.op.clone(), None);
@@ -151,7 +154,42 @@ impl Writer<'_> {
             int8_value: self.out.value(made).name.clone(),
             weights: layer_weights,
         });
-        self.out.nodes.push(Node::new(node.name.clone(), op, inputs, vec![made]));
+        let mut outputs = vec![made];
+        for &other in node.outputs.iter().skip(1) {
+            outputs.push(match self.source.outputs.contains(&other) {
+                true => self.value_like(other, "f", DType::F32),
+                false => other,
+            });
+        }
+        self.out.nodes.push(Node::new(node.name.clone(), op, inputs, outputs.clone()));
+        self.codes(result, made);
+        for (&value, made) in node.outputs.iter().zip(outputs).skip(1) {
+            self.codes(value, made);
+        }
+    }
+
+    /// The steps of a function of one value, between its codes and those of its result.
+    fn function(&mut self, last: usize, steps: &[usize]) {
+        let result = self.source.nodes[last].outputs[0];
+        let made = match self.source.outputs.contains(&result) {
+            true => self.value_like(result, "f", DType::F32),
+            false => result,
+        };
+        for &step in steps {
+            let node = &self.source.nodes[step];
+            let read = |v: &ValueId| self.dequantized.get(v).copied().unwrap_or(*v);
+            let inputs = node.inputs.iter().map(|v| v.as_ref().map(read)).collect();
+            let outputs = if step == last { vec![made] } else { node.outputs.clone() };
+            self.out.nodes.push(Node { inputs, outputs, ..node.clone() });
+        }
+        let node = &self.source.nodes[last];
+        self.layers.push(Layer {
+            node: node.name.clone(),
+            op: node.op.name(),
+            float_value: self.source.value(result).name.clone(),
+            int8_value: self.out.value(made).name.clone(),
+            weights: None,
+        });
         self.codes(result, made);
     }
 
