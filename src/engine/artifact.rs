@@ -40,6 +40,8 @@ pub struct Origin<'a> {
     pub recipe: &'a Recipe,
     /// Name and parameters of each value that has codes, in execution order.
     pub values: &'a [(String, QuantParams)],
+    /// Name of each layer with weights and the largest code that they may have.
+    pub max_codes: &'a [(String, u8)],
 }
 
 /// The manifest of an artifact.
@@ -52,6 +54,7 @@ pub fn manifest(origin: &Origin<'_>) -> Value {
             "zero_point": params.zero_point[0],
         })
     };
+    let layer = |(node, max_code): &(String, u8)| json!({ "node": node, "max_code": max_code });
     json!({
         "engine": ENGINE,
         "contract": CONTRACT,
@@ -60,6 +63,7 @@ pub fn manifest(origin: &Origin<'_>) -> Value {
         "evaluation": origin.evaluation,
         "recipe": origin.recipe,
         "values": origin.values.iter().map(value).collect::<Vec<_>>(),
+        "layers": origin.max_codes.iter().map(layer).collect::<Vec<_>>(),
     })
 }
 
@@ -124,6 +128,7 @@ mod tests {
                 evaluation: None,
                 recipe: &recipe,
                 values: &values,
+                max_codes: &[("conv".to_owned(), 64)],
             })
         };
         assert_eq!(make().to_string(), make().to_string());

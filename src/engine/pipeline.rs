@@ -17,13 +17,14 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::onnx::{external, import};
 use crate::engine::quant::calibrate::{self, batch_size, calibrate};
+use crate::engine::quant::dial::{self, Dial, Trials};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::histogram::Histogram;
 use crate::engine::quant::plan::{self, Coded, Decision, Plan, Region};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::report::{self, Findings};
-use crate::engine::quant::rewrite::{Rewritten, rewrite};
-use crate::engine::quant::{self, Ranges, Recipe, report_html};
+use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
+use crate::engine::quant::{self, MaxCode, Ranges, Recipe, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::npy;
 use crate::engine::tensor::qparams::QuantParams;
@@ -32,6 +33,8 @@ use crate::engine::tensor::qparams::QuantParams;
 const ROUNDING: f64 = 1e-9;
 /// Samples over which the noise of each layer is measured.
 const LAYER_SAMPLES: usize = 64;
+/// Samples over which the noise of one layer's smaller codes is measured, once a layer.
+const TRIAL_SAMPLES: usize = 16;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Longest model that is read from files of the caller's own: what a mistaken path could cost.
@@ -210,9 +213,12 @@ impl Job<'_> {
         let choices = self.choose(&graph, &plan, &recipe, &histograms)?;
         let params: HashMap<ValueId, QuantParams> =
             choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
-        let rewritten = rewrite(&graph, &plan, &params, &recipe);
+        let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
+        let trial = Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
+        let dial = self.dial(trial)?;
+        let rewritten = rewrite(graph, plan, params, &recipe, &dial);
         self.step(Phase::Quantize, 1, 1)?;
-        let (bytes, manifest) = self.write(&rewritten, &graph, &plan, &params, &recipe, &model)?;
+        let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, &model)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
         let int8 = import::import(&bytes)
@@ -249,11 +255,11 @@ impl Job<'_> {
                 int8_bytes: bytes.len() as u64,
                 ratio: size_ratio,
             },
-            coverage: report::coverage(&plan),
+            coverage: report::coverage(plan),
             advice: report::advice(&layers, &activations),
             layers,
             activations,
-            float_nodes: report::float_rows(&graph, &plan),
+            float_nodes: report::float_rows(graph, plan),
             gate_failure: gate_failure.clone(),
             evaluation: found,
         };
@@ -368,6 +374,8 @@ impl Job<'_> {
     ) -> Result<(Vec<u8>, Value), Error> {
         let values: Vec<(String, QuantParams)> =
             plan.coded.iter().map(|c| (graph.value(c.value).name.clone(), params[&c.root].clone())).collect();
+        let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
+        let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
         let calibration = source(self.request.calibration)?;
         let evaluation = self.request.evaluation.map(source).transpose()?;
         let manifest = artifact::manifest(&Origin {
@@ -376,6 +384,7 @@ impl Job<'_> {
             evaluation: evaluation.as_ref(),
             recipe,
             values: &values,
+            max_codes: &max_codes,
         });
         Ok((artifact::write(&rewritten.graph, &manifest), manifest))
     }
@@ -390,8 +399,17 @@ impl Job<'_> {
         let total = data.samples() + data.samples().min(LAYER_SAMPLES);
         self.step(Phase::Evaluate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Evaluate, done, total);
-        evaluate::evaluate(float, int8, data, batch_for(float), &mut on_samples)
+        evaluate::evaluate(float, int8, data, usize::MAX, batch_for(float), &mut on_samples)
             .map_err(|e| run_error(e, which))
+    }
+
+    /// The largest weight code of each layer.
+    fn dial(&self, mut trial: Trial<'_>) -> Result<Dial, Error> {
+        let layers = dial::layers(trial.graph, trial.plan);
+        match trial.recipe.weights.max_code {
+            MaxCode::Fixed(code) => Ok(Dial::fixed(&layers, code)),
+            MaxCode::Auto => dial::search(&layers, &mut trial),
+        }
     }
 
     fn layers(
@@ -440,6 +458,43 @@ impl Job<'_> {
             int8s.push(time(int8)?);
         }
         Ok(Latency { float_ms: 1e3 * median(floats), int8_ms: 1e3 * median(int8s) })
+    }
+}
+
+/// What a search for the largest weight codes tries a dial on.
+#[derive(Clone, Copy)]
+struct Trial<'a> {
+    job: &'a Job<'a>,
+    float: &'a Session,
+    graph: &'a Graph,
+    plan: &'a Plan,
+    params: &'a HashMap<ValueId, QuantParams>,
+    recipe: &'a Recipe,
+    data: &'a Dataset,
+    which: &'static str,
+}
+
+impl Trial<'_> {
+    /// The float model against the one with a dial, on the first samples.
+    fn judge(&self, dial: &Dial, samples: usize) -> Result<Evaluation, Error> {
+        let Trial { job, float, graph, plan, params, recipe, data, which } = *self;
+        let int8 = job.session(rewrite(graph, plan, params, recipe, dial).graph)?;
+        let total = data.samples().min(samples);
+        let mut on_samples = |done| job.going(Phase::Quantize, done, total);
+        evaluate::evaluate(float, &int8, data, samples, batch_for(float), &mut on_samples)
+            .map_err(|e| run_error(e, which))
+    }
+}
+
+impl Trials for Trial<'_> {
+    type Error = Error;
+
+    fn noise(&mut self, dial: &Dial) -> Result<f64, Error> {
+        Ok(10f64.powf(-self.judge(dial, TRIAL_SAMPLES)?.sqnr_db / 10.0))
+    }
+
+    fn passes(&mut self, dial: &Dial) -> Result<bool, Error> {
+        Ok(gate_failure(self.recipe, &self.judge(dial, usize::MAX)?).is_none())
     }
 }
 

@@ -112,7 +112,7 @@ pub struct LayerNoise {
     pub max_abs_error: f64,
 }
 
-/// Compares two models on data.
+/// Compares two models on data: on at least the first `samples_min` samples, whole batches being taken.
 ///
 /// # Errors
 /// [`Error`]; labels that are no class of the model are one.
@@ -120,6 +120,7 @@ pub fn evaluate(
     float: &Session,
     int8: &Session,
     data: &Dataset,
+    samples_min: usize,
     batch: usize,
     on_samples: OnSamples<'_>,
 ) -> Result<Evaluation, Error> {
@@ -127,6 +128,9 @@ pub fn evaluate(
     let mut reader = data.reader()?;
     for batch in reader.batches(batch)? {
         let batch = batch?;
+        if batch.first >= samples_min {
+            break;
+        }
         let (a, b) = (first_output(float, &batch)?, first_output(int8, &batch)?);
         judge.batch(&batch, &a, &b)?;
         if !on_samples(batch.first + batch.samples) {

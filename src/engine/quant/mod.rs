@@ -2,6 +2,7 @@
 //! Float graph in, QDQ graph and figures out; no files, no ONNX bytes.
 
 pub mod calibrate;
+pub mod dial;
 pub mod evaluate;
 pub mod histogram;
 pub mod plan;
@@ -45,11 +46,64 @@ pub enum Scheme {
 pub struct WeightRecipe {
     /// One scale for each output channel, instead of one for the tensor.
     pub per_channel: bool,
+    /// The largest weight code of a dense layer.
+    pub max_code: MaxCode,
 }
 
 impl Default for WeightRecipe {
     fn default() -> WeightRecipe {
-        WeightRecipe { per_channel: true }
+        WeightRecipe { per_channel: true, max_code: MaxCode::default() }
+    }
+}
+
+/// The largest magnitude of a weight code: what processors without byte dot products compute faster if it is smaller.
+/// The integers are the same on every machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxCode {
+    /// The same for every dense layer, from [`MaxCode::LEAST`] (seven bits) to [`MaxCode::MOST`].
+    Fixed(u8),
+    /// The smallest that the gate allows, layer by layer.
+    Auto,
+}
+
+impl MaxCode {
+    /// Any two products with `u8` fit 16 bits.
+    pub const LEAST: u8 = 64;
+    /// All of eight bits, symmetric.
+    pub const MOST: u8 = 127;
+}
+
+impl Default for MaxCode {
+    fn default() -> MaxCode {
+        MaxCode::Fixed(MaxCode::MOST)
+    }
+}
+
+impl Serialize for MaxCode {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            MaxCode::Fixed(code) => to.serialize_u8(*code),
+            MaxCode::Auto => to.serialize_str("auto"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for MaxCode {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<MaxCode, D::Error> {
+        let wrong = |value: &Value| {
+            let (least, most) = (MaxCode::LEAST, MaxCode::MOST);
+            serde::de::Error::custom(format!("max_code is {value}, not \"auto\" or a number from {least} to {most}"))
+        };
+        let value = Value::deserialize(from)?;
+        match (value.as_u64(), value.as_str()) {
+            (_, Some("auto")) => Ok(MaxCode::Auto),
+            (Some(code), _) => u8::try_from(code)
+                .ok()
+                .filter(|code| (MaxCode::LEAST..=MaxCode::MOST).contains(code))
+                .map(MaxCode::Fixed)
+                .ok_or_else(|| wrong(&value)),
+            _ => Err(wrong(&value)),
+        }
     }
 }
 
@@ -161,6 +215,10 @@ impl Recipe {
                 return Err(Error::Field { field: field.to_owned(), reason });
             }
         }
+        if recipe.weights.max_code == MaxCode::Auto && recipe.gate == Gate::default() {
+            let reason = "\"auto\" turns max_code as far as the gate allows: give a gate".to_owned();
+            return Err(Error::Field { field: "weights".to_owned(), reason });
+        }
         Ok(recipe)
     }
 
@@ -184,7 +242,7 @@ fn refuse_values_to_come(field: &str, value: &Value) -> Result<(), Error> {
     };
     let to_come =
         VALUES_TO_COME.iter().any(|(f, names)| *f == field && names.iter().any(|n| name.starts_with(n)));
-    if to_come || (field == "weights" && value.get("max_code").is_some()) {
+    if to_come {
         return not_yet(field);
     }
     if field == "gate" && (value.get("metric").is_some() || value.get("max_drop_per_slice").is_some()) {
@@ -221,15 +279,16 @@ mod tests {
         }
         let full = serde_json::to_value(Recipe::default()).unwrap();
         assert_eq!(Recipe::parse(&full), Ok(Recipe::default()), "a recipe with every default reads back");
-        assert_eq!(full["weights"], json!({"per_channel": true}));
+        assert_eq!(full["weights"], json!({"per_channel": true, "max_code": 127}));
     }
 
     #[test]
     fn what_is_asked_is_kept() {
-        let json = json!({"weights": {"per_channel": false}, "ranges": "minmax", "keep_float": ["/head/*"],
+        let json = json!({"weights": {"per_channel": false, "max_code": "auto"}, "ranges": "minmax", "keep_float": ["/head/*"],
             "gate": {"max_drop": 0.01, "min_agreement": 0.98}});
         let recipe = Recipe::parse(&json).unwrap();
-        assert!(!recipe.weights.per_channel && recipe.ranges == Ranges::Minmax);
+        assert_eq!(recipe.weights, WeightRecipe { per_channel: false, max_code: MaxCode::Auto });
+        assert!(recipe.ranges == Ranges::Minmax);
         assert!(recipe.keeps_float("/head/MatMul") && !recipe.keeps_float("/body/MatMul"));
         assert_eq!(recipe.gate, Gate { max_drop: Some(0.01), min_agreement: Some(0.98) });
     }
@@ -241,7 +300,9 @@ mod tests {
             (json!({"wieghts": {}}), "unknown field `wieghts`"),
             (json!({"weights": {"per_chanel": true}}), "`weights`: unknown field `per_chanel`"),
             (json!({"weights": {"per_channel": 1}}), "`weights`: invalid type"),
-            (json!({"weights": {"max_code": 64}}), "not supported yet"),
+            (json!({"weights": {"max_code": 63}}), "max_code is 63, not \"auto\" or a number from 64 to 127"),
+            (json!({"weights": {"max_code": "best"}}), "max_code is \"best\""),
+            (json!({"weights": {"max_code": "auto"}}), "give a gate"),
             (json!({"scheme": "dynamic"}), "`scheme`: \"dynamic\" is not supported yet"),
             (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
             (json!({"ranges": "entropy"}), "not supported yet"),

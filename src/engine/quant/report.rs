@@ -105,6 +105,8 @@ pub struct LayerRow {
     pub value: String,
     /// Shape of its weights.
     pub weight_shape: Option<Vec<usize>>,
+    /// Largest magnitude that its weight codes may have.
+    pub weight_max_code: Option<u8>,
     /// Signal to noise of its weight codes, in dB.
     pub weight_sqnr_db: Option<f64>,
     /// Largest weight scale over the median.
@@ -183,6 +185,7 @@ pub fn layer_rows(layers: &[Layer], noise: &[Option<LayerNoise>]) -> Vec<LayerRo
             op: layer.op,
             value: layer.float_value.clone(),
             weight_shape: weights.map(|w| w.shape.clone()),
+            weight_max_code: weights.map(|w| w.max_code),
             weight_sqnr_db: weights.and_then(|w| w.sqnr_db),
             weight_scale_spread: weights.map(|w| w.scale_spread),
             raised_channels: weights.map_or(0, |w| w.raised_channels),
@@ -291,6 +294,7 @@ mod tests {
             op: "Conv",
             value: node.to_owned(),
             weight_shape: None,
+            weight_max_code: Some(127),
             weight_sqnr_db: Some(15.0),
             weight_scale_spread: None,
             raised_channels: 0,

@@ -10,8 +10,9 @@ use std::collections::{HashMap, HashSet};
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, Value, ValueId};
+use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
-use crate::engine::quant::{Recipe, weights};
+use crate::engine::quant::{MaxCode, Recipe, weights};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor};
 
@@ -44,6 +45,8 @@ pub struct Layer {
 pub struct LayerWeights {
     /// Their shape.
     pub shape: Vec<usize>,
+    /// Largest magnitude that a code may have.
+    pub max_code: u8,
     /// Signal to noise of the codes, in dB; `None` where they are exact.
     pub sqnr_db: Option<f64>,
     /// Channels whose scale was raised so that the bias fits 32 bits.
@@ -61,12 +64,14 @@ pub fn rewrite(
     plan: &Plan,
     params: &HashMap<ValueId, QuantParams>,
     recipe: &Recipe,
+    dial: &Dial,
 ) -> Rewritten {
     let mut writer = Writer {
         source: graph,
         plan,
         params,
         per_channel: recipe.weights.per_channel,
+        dial,
         names: graph.values.iter().map(|v| v.name.clone()).collect(),
         out: Graph { nodes: Vec::new(), ..graph.clone() },
         dequantized: HashMap::new(),
@@ -94,6 +99,7 @@ struct Writer<'a> {
     plan: &'a Plan,
     params: &'a HashMap<ValueId, QuantParams>,
     per_channel: bool,
+    dial: &'a Dial,
     names: HashSet<String>,
     out: Graph,
     /// For each value that has codes the reals that they stand for.
@@ -132,7 +138,7 @@ impl Writer<'_> {
         }
         let (mut op, mut layer_weights) = (node.op.clone(), None);
         if matches!(op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul) {
-            let (weight, bias, summary) = self.weighted(node);
+            let (weight, bias, summary) = self.weighted(node, self.dial.max_code(n));
             inputs.truncate(1);
             inputs.push(Some(weight));
             inputs.extend(bias.map(Some));
@@ -198,7 +204,12 @@ impl Writer<'_> {
         let operand = plan::table_of(self.source, node).expect("the plan checked the table");
         let table = self.source.constant(operand).expect("the plan checked the table").clone();
         let axis = self.per_channel.then_some(1);
-        let quantized = weights::quantize(&table, axis, weights::scales(&table, axis));
+        let quantized = weights::quantize(
+            &table,
+            axis,
+            weights::scales(&table, axis, MaxCode::MOST),
+            MaxCode::MOST,
+        );
         let scale = &quantized.params.scale;
         let shape: &[usize] = if axis.is_some() { &[scale.len()] } else { &[] };
         let [codes, scales, zeros] = *self.tables.entry(operand).or_insert_with(|| {
@@ -222,6 +233,7 @@ impl Writer<'_> {
         self.out.nodes.push(Node::new(format!("{name}_d"), op, inputs, vec![result]));
         let weights = LayerWeights {
             shape: table.shape().to_vec(),
+            max_code: MaxCode::MOST,
             sqnr_db: weights::sqnr_db(&table, &quantized),
             raised_channels: 0,
             scale_spread: spread(scale),
@@ -272,7 +284,7 @@ impl Writer<'_> {
     }
 
     /// Weights and bias of a node as dequantized integers.
-    fn weighted(&mut self, node: &Node) -> (ValueId, Option<ValueId>, LayerWeights) {
+    fn weighted(&mut self, node: &Node, max_code: u8) -> (ValueId, Option<ValueId>, LayerWeights) {
         let (operand, axis, terms) =
             plan::weights_of(self.source, node).expect("the plan checked the weights");
         let mut tensor =
@@ -286,7 +298,7 @@ impl Writer<'_> {
         let root = self.plan.coded(x).expect("operands of integer nodes have codes").root;
         let scale_x = self.params[&root].scale[0];
         let axis = self.per_channel.then_some(axis);
-        let natural = weights::scales(&tensor, axis);
+        let natural = weights::scales(&tensor, axis, max_code);
         let mut scales = natural.clone();
         weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
         let raised = natural.iter().zip(&scales).filter(|(a, b)| a != b).count();
@@ -294,7 +306,7 @@ impl Writer<'_> {
             let name = node.input(2).expect("a bias is an operand");
             self.integers(name, &weights::quantize_bias(&bias, scale_x, &scales), false)
         });
-        let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, raised);
+        let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, max_code, raised);
         (weight, biased, summary)
     }
 
@@ -304,6 +316,7 @@ impl Writer<'_> {
         tensor: &Tensor,
         axis: Option<usize>,
         scales: Vec<f32>,
+        max_code: u8,
         raised_channels: usize,
     ) -> (ValueId, LayerWeights) {
         // `alpha` is in the scales: two nodes that scale one matrix differently have different ones.
@@ -312,9 +325,10 @@ impl Writer<'_> {
             return (*dequantized, summary.clone());
         }
         let scale_spread = spread(&scales);
-        let quantized = weights::quantize(tensor, axis, scales);
+        let quantized = weights::quantize(tensor, axis, scales, max_code);
         let sqnr_db = weights::sqnr_db(tensor, &quantized);
-        let summary = LayerWeights { shape: tensor.shape().to_vec(), sqnr_db, raised_channels, scale_spread };
+        let shape = tensor.shape().to_vec();
+        let summary = LayerWeights { shape, max_code, sqnr_db, raised_channels, scale_spread };
         let dequantized = self.integers(operand, &quantized, true);
         self.weights.insert(key, (dequantized, summary.clone()));
         (dequantized, summary)
@@ -441,7 +455,7 @@ mod tests {
         let plan = plan::plan(graph, &recipe).unwrap();
         let params =
             plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
-        rewrite(graph, &plan, &params, &recipe)
+        rewrite(graph, &plan, &params, &recipe, &Dial::default())
     }
 
     #[test]

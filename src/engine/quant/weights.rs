@@ -6,8 +6,6 @@
 
 use crate::engine::tensor::{DType, Tensor, qparams::QuantParams};
 
-/// Largest weight code. `−128` is not used, so that codes are symmetric.
-pub const CODE_MAX: f64 = 127.0;
 /// Least room for a bias beside the products, in codes.
 const BIAS_CODES_MIN: i64 = 1 << 24;
 
@@ -25,14 +23,15 @@ pub fn terms_max() -> usize {
     ((i64::from(i32::MAX) - BIAS_CODES_MIN) / (255 * 127)) as usize
 }
 
-/// Symmetric scales of a weight tensor: `absmax / 127`, in f64, stored as f32; one for each index along `axis`, or one.
+/// Symmetric scales of a weight tensor: `absmax / max_code`, in f64, stored as f32; one for each index along `axis`, or
+/// one.
 ///
 /// A channel whose largest magnitude is too small for a normal scale gets a hundredth of the largest scale
 /// (NNCF's floor), or 1 where all weights are zero.
-pub fn scales(weights: &Tensor, axis: Option<usize>) -> Vec<f32> {
+pub fn scales(weights: &Tensor, axis: Option<usize>, max_code: u8) -> Vec<f32> {
     let mut largest = vec![0f64; axis.map_or(1, |axis| weights.shape()[axis])];
     for_each(weights, axis, |_, channel, x| largest[channel] = largest[channel].max(f64::from(x.abs())));
-    let scales: Vec<f64> = largest.iter().map(|m| m / CODE_MAX).collect();
+    let scales: Vec<f64> = largest.iter().map(|m| m / f64::from(max_code)).collect();
     let all = scales.iter().fold(0f64, |a, &b| a.max(b));
     let least = f64::from(f32::MIN_POSITIVE);
     let spare = if all * 0.01 >= least { all * 0.01 } else { 1.0 };
@@ -58,17 +57,17 @@ pub fn raise_for_bias(scales: &mut [f32], scale_x: f32, bias: &[f32], terms: usi
     }
 }
 
-/// Codes of a weight tensor under given scales: `clamp(round_half_even(w / scale), −127, 127)`.
+/// Codes of a weight tensor under given scales: `clamp(round_half_even(w / scale), −max_code, max_code)`.
 ///
 /// # Panics
 /// If there are not as many scales as indices along the axis.
-pub fn quantize(weights: &Tensor, axis: Option<usize>, scales: Vec<f32>) -> Weights {
+pub fn quantize(weights: &Tensor, axis: Option<usize>, scales: Vec<f32>, max_code: u8) -> Weights {
     assert_eq!(scales.len(), axis.map_or(1, |axis| weights.shape()[axis]));
     let mut codes = Tensor::zeros(DType::I8, weights.shape());
     let out = codes.slice_mut::<i8>();
     for_each(weights, axis, |at, channel, x| {
         let code = (x / scales[channel]).round_ties_even();
-        out[at] = code.clamp(-CODE_MAX as f32, CODE_MAX as f32) as i8;
+        out[at] = code.clamp(-f32::from(max_code), f32::from(max_code)) as i8;
     });
     let zero_point = vec![0; scales.len()];
     Weights { codes, params: QuantParams { scale: scales, zero_point, axis, dtype: DType::I8 } }
@@ -123,20 +122,28 @@ mod tests {
             (Some(1), vec![1.0, 0.02], vec![127, -50, 0, -127]),
             (None, vec![1.0], vec![127, -1, 0, -3]),
         ] {
-            let scales = scales(&w, axis);
+            let scales = scales(&w, axis, 127);
             assert_eq!(scales, scales_want, "{axis:?}");
-            let quantized = quantize(&w, axis, scales);
+            let quantized = quantize(&w, axis, scales, 127);
             assert_eq!(quantized.codes.slice::<i8>(), codes, "{axis:?}");
         }
     }
 
     #[test]
+    fn the_largest_code_is_the_one_asked_for() {
+        let w = Tensor::from_slice(&[1, 3], &[1.0f32, -0.5, 0.26]);
+        let scales = scales(&w, Some(0), 64);
+        assert_eq!(scales, [1.0 / 64.0]);
+        assert_eq!(quantize(&w, Some(0), scales, 64).codes.slice::<i8>(), [64, -32, 17]);
+    }
+
+    #[test]
     fn a_dead_channel_takes_its_scale_from_the_others() {
         let w = Tensor::from_slice(&[3, 1], &[0.0f32, 1.27, 1e-45]);
-        let got = scales(&w, Some(0));
+        let got = scales(&w, Some(0), 127);
         assert!((got[0] - 0.0001).abs() < 1e-9 && got[0] == got[2], "{got:?}");
-        assert_eq!(quantize(&w, Some(0), got).codes.slice::<i8>(), [0, 127, 0]);
-        assert_eq!(scales(&Tensor::from_slice(&[2], &[0f32, 0.0]), Some(0)), [1.0, 1.0]);
+        assert_eq!(quantize(&w, Some(0), got, 127).codes.slice::<i8>(), [0, 127, 0]);
+        assert_eq!(scales(&Tensor::from_slice(&[2], &[0f32, 0.0]), Some(0), 127), [1.0, 1.0]);
     }
 
     #[test]
