@@ -22,6 +22,8 @@ COLORS = {
     "openvino int8": "#238b45", "openvino float": "#bae4b3",
 }
 
+TICKS = [0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+
 
 def bars(axes, models, engines, value, bottom=0.0):
     """A group for each model, a bar for each engine that has a value there."""
@@ -57,18 +59,21 @@ def main():
 
     integers = [e for e in engines if not e.endswith("float")]
     panels = 2 if peak and any(share(m, e) for m in models for e in integers) else 1
-    size = (max(8.0, 1.75 * len(models)), 4.6 * panels)
+    size = (max(9.0, 1.75 * len(models)), 4.6 * panels)
     figure, axes = plt.subplots(panels, 1, figsize=size, squeeze=False, layout="constrained")
     top = axes[0, 0]
     bars(top, models, [e for e in engines if e != BASE], relative, bottom=1.0)
     top.set_yscale("log", base=2)
+    low, high = top.get_ylim()
+    top.yaxis.set_major_locator(ticker.FixedLocator([t for t in TICKS if low <= t <= high]))
     top.yaxis.set_major_formatter(ticker.FuncFormatter(lambda y, _: f"{y:g}"))
     top.axhline(1, color=COLORS[BASE], linewidth=1.6)
     top.set_ylabel(f"median latency / {BASE}'s\nbelow the line is faster")
     plural = "thread" if threads == 1 else "threads"
-    top.set_title(f"{run['machine']}, seen as {run['cpu']}, {threads} {plural}", loc="left")
+    seen = "" if run["cpu"] == "native" else f", seen as one with {run['cpu']} at best"
+    top.set_title(f"{run['machine']}{seen}; {threads} {plural}", loc="left")
     handles = [plt.Rectangle((0, 0), 1, 1, color=COLORS[e]) for e in engines]
-    figure.legend(handles, engines, loc="outside lower center", ncols=min(len(engines), 10), frameon=False)
+    figure.legend(handles, engines, loc="outside lower center", ncols=5 if len(models) < 8 else 10, frameon=False)
     if panels == 2:
         bottom = axes[1, 0]
         bars(bottom, models, integers, share)
