@@ -58,7 +58,8 @@ def main():
         return macs / cell["median_ms"] / 1e4 / peak / threads if cell and macs and peak else None
 
     integers = [e for e in engines if not e.endswith("float")]
-    panels = 2 if peak and any(share(m, e) for m in models for e in integers) else 1
+    counted = [m for m in models if any(share(m, e) for e in integers)]
+    panels = 2 if counted else 1
     size = (max(9.0, 1.75 * len(models)), 4.6 * panels)
     figure, axes = plt.subplots(panels, 1, figsize=size, squeeze=False, layout="constrained")
     top = axes[0, 0]
@@ -76,7 +77,7 @@ def main():
     figure.legend(handles, engines, loc="outside lower center", ncols=5 if len(models) < 8 else 10, frameon=False)
     if panels == 2:
         bottom = axes[1, 0]
-        bars(bottom, models, integers, share)
+        bars(bottom, counted, integers, share)
         bottom.set_ylabel(f"% of INT8 peak\n({run['peak']['instruction']}, {peak:.0f} GMAC/s a core)")
     figure.savefig(sys.argv[2], dpi=110)
 

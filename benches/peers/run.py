@@ -44,6 +44,10 @@ def output(*command, **more):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **more).stdout
 
 
+def last_line(text):
+    return (text.strip().splitlines() or ["no reason given"])[-1]
+
+
 def older(path, *others):
     """Whether a file is missing or older than what it is made from."""
     return not path.exists() or any(path.stat().st_mtime < o.stat().st_mtime for o in others)
@@ -115,11 +119,14 @@ def quantize_for_peers(names, folder):
             model, calibration = folder / f"{name}.onnx", folder / f"{name}.calib.npz"
             if older(out, model, HERE / "quantize.py"):
                 say(f"Quantizing {name} for the peers, {kind}")
-                command = [PYTHON, HERE / "quantize.py", model, calibration, kind, out]
+                out.unlink(missing_ok=True)
+                part = folder / "part.onnx"  # What is interrupted does not look done.
+                command = [PYTHON, HERE / "quantize.py", model, calibration, kind, part]
                 done = subprocess.run(command, capture_output=True, text=True, check=False)
-                if done.returncode != 0:
-                    out.unlink(missing_ok=True)
-                    say(f"  not made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+                if done.returncode == 0:
+                    part.rename(out)
+                else:
+                    say(f"  not made: {last_line(done.stderr)}")
 
 
 def quantize_with_octet(names, folder, octet, endings):
@@ -144,9 +151,11 @@ def quantize_with_octet(names, folder, octet, endings):
             if done.returncode == 0:
                 maker.write_text(identity)
                 continue
-            say(f"  not made: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+            say(f"  not made: {last_line(done.stderr)}")
             if RECIPES[ending] and "recipe" in done.stderr:
                 say("  this Octet does not know the recipe: its engine is skipped")
+                for stale in folder.glob(f"*{ending}"):
+                    stale.unlink()
                 break
 
 
@@ -156,9 +165,11 @@ def make_references(names, place):
     for name in names:
         out = place.models / f"{name}.reference.npz"
         if older(out, place.models / f"{name}.json"):
-            error = measure.save_outputs(place, engine, name, 1, out)
+            part = place.models / "part.npz"
+            error = measure.save_outputs(place, engine, name, 1, part)
             if error:
                 sys.exit(f"{name}: ONNX Runtime cannot run the float model: {error}")
+            part.rename(out)
 
 
 def processor():
@@ -205,8 +216,8 @@ def facts(run, arguments):
     lines.append(f"Octet's kernels: {', '.join(run['isa']) or 'unknown'}")
     bases = [c["base_rss_bytes"] for c in run["cells"] if "base_rss_bytes" in c]
     if bases:
-        lines.append(f"Of a peer's memory {min(bases) / 1e6:.0f} to {max(bases) / 1e6:.0f} MB are Python and libraries, "
-                     "not the model")
+        span = f"{min(bases) / 1e6:.0f} to {max(bases) / 1e6:.0f}"
+        lines.append(f"Of a peer's memory {span} MB are Python and libraries, not the model")
     wrong = [f"{c['engine']} on {c['model']} ({c['cosine']:.3f})" for c in run["cells"]
              if c.get("cosine", 1) < report.COSINE_MIN]
     if wrong:
@@ -294,7 +305,7 @@ def main():
         "macs": {n: json.loads((models / f"{n}.json").read_text())["macs"] for n in names},
         "cells": cells,
     }
-    run["verdicts"] = report.verdicts(report.Results(cells, engine_names))
+    run["verdicts"] = report.verdicts(report.Results(cells, engine_names), saturates)
     run["facts"] = facts(run, arguments)
     folder = TARGET if arguments.cpu == "native" else TARGET / arguments.cpu
     folder.mkdir(exist_ok=True)
