@@ -1,0 +1,137 @@
+//! AVX2: the register tile of scheduled panels. Knows packed slices only.
+#![expect(unsafe_code, reason = "vector loads take pointers, and target features must be proven")]
+#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
+
+use super::IntOutput;
+use super::schedule::Panel;
+use super::tiles::Place;
+use super::x86_64::{Avx2, bias_lanes, store_int};
+use std::arch::x86_64::*;
+
+impl Avx2 {
+    /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
+    /// epilogue (without the table).
+    #[inline(always)]
+    pub(super) fn scheduled_tile(
+        self,
+        a: &[u8],
+        lda: usize,
+        rows: usize,
+        panel: Panel,
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        assert!(a.len() >= (rows - 1) * lda + panel.depth() && place.columns <= panel.width());
+        assert!(panel.weights().as_ptr().addr().is_multiple_of(32), "panels are aligned");
+        place.assert_within(rows, out.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
+        unsafe {
+            match (rows, panel.width()) {
+                (4, 16) => tile::<4, 2>(a, lda, panel, out, place),
+                (3, 16) => tile::<3, 2>(a, lda, panel, out, place),
+                (2, 16) => tile::<2, 2>(a, lda, panel, out, place),
+                (1, 16) => tile::<1, 2>(a, lda, panel, out, place),
+                (4, 8) => tile::<4, 1>(a, lda, panel, out, place),
+                (3, 8) => tile::<3, 1>(a, lda, panel, out, place),
+                (2, 8) => tile::<2, 1>(a, lda, panel, out, place),
+                (1, 8) => tile::<1, 1>(a, lda, panel, out, place),
+                _ => unreachable!("a tile has 1 to 4 rows and 8 or 16 columns"),
+            }
+        }
+    }
+}
+
+/// The three lists of each segment, one after the other: two `vpmaddubsw` added before one `vpmaddwd`, one of each,
+/// and two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
+///
+/// # Safety
+/// `a` holds `R` rows of the panel's depth, `lda` apart, the panel is `8 * V` columns wide, and `out` holds the tile
+/// at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile<const R: usize, const V: usize>(
+    a: &[u8],
+    lda: usize,
+    panel: Panel,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let mut acc = [bias_lanes::<V>(out, place); R];
+    let (mut a, mut quad, mut weights) = (a.as_ptr(), panel.offsets().as_ptr(), panel.weights().as_ptr());
+    let (one, low) = (_mm256_set1_epi16(1), _mm256_set1_epi16(0xff));
+    for segment in panel.segments() {
+        // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
+        // within the depth; the caller promises `R` rows of it.
+        unsafe {
+            for _ in 0..segment.pairs {
+                let b = load::<V>(weights);
+                let d = load::<V>(weights.add(V * 32));
+                let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
+                for r in 0..R {
+                    let (x, y) = (broadcast(x.add(r * lda)), broadcast(y.add(r * lda)));
+                    for v in 0..V {
+                        let sums =
+                            _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, d[v]));
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(sums, one));
+                    }
+                }
+                (quad, weights) = (quad.add(2), weights.add(V * 64));
+            }
+            for _ in 0..segment.singles {
+                let b = load::<V>(weights);
+                let x = a.add(usize::from(*quad));
+                for r in 0..R {
+                    let x = broadcast(x.add(r * lda));
+                    for v in 0..V {
+                        let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), one);
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], sums);
+                    }
+                }
+                (quad, weights) = (quad.add(1), weights.add(V * 32));
+            }
+            for _ in 0..segment.wides {
+                let b = load::<V>(weights);
+                let d = load::<V>(weights.add(V * 32));
+                let x = a.add(usize::from(*quad));
+                for r in 0..R {
+                    let x = broadcast(x.add(r * lda));
+                    let (even, odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
+                    for v in 0..V {
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(even, b[v]));
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(odd, d[v]));
+                    }
+                }
+                (quad, weights) = (quad.add(1), weights.add(V * 64));
+            }
+            // Past the last segment there may be nothing to point at.
+            a = a.wrapping_add(panel.segment_bytes());
+        }
+    }
+    // SAFETY: the caller promises that the tile lies within `out`.
+    unsafe { store_int::<R, V>(acc, out, place) }
+}
+
+/// `V` registers of weights.
+///
+/// # Safety
+/// `from` is aligned to 32 bytes and leads to `V * 32`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load<const V: usize>(from: *const i8) -> [__m256i; V] {
+    let mut lanes = [_mm256_setzero_si256(); V];
+    for v in 0..V {
+        // SAFETY: the caller promises it.
+        lanes[v] = unsafe { _mm256_load_si256(from.add(v * 32).cast()) };
+    }
+    lanes
+}
+
+/// A quad of activations in every lane.
+///
+/// # Safety
+/// `from` leads to four bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn broadcast(from: *const u8) -> __m256i {
+    // SAFETY: the caller promises it.
+    _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+}
