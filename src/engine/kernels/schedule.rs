@@ -20,8 +20,6 @@ const LIMIT: u8 = 128;
 /// Most quads of a segment: their activations and weights stay in the first-level cache while a tile jumps between
 /// them, and so do their lane sums while they are matched.
 const SEGMENT: usize = 256;
-/// Quads that are tried as the partner of another before it stays alone.
-const TRIES: usize = 24;
 
 /// Time of a quad in each list, and in pairs of 16 bits, in hundredths of the last: of vector instructions there are
 /// 5, 6, 10 and 8 for 16 columns. Between what Golden Cove (62, 75, 125) and Zen 3 (68, 82, 114) measure.
@@ -198,7 +196,8 @@ struct Packer {
     /// `[quads, 16, 4]`; zeros where there is no column or element.
     weights: Vec<[i8; 4 * COLUMNS]>,
     lanes: Vec<Lanes>,
-    /// Quads that fit a lane by themselves, by their heaviest lane: `(lane << 16) + quad`, heaviest first.
+    /// Quads that fit a lane by themselves, as `(weight << 16) + quad`, heaviest first. The sum of the squares of the
+    /// lanes tells better than the heaviest lane what is hard to match.
     order: Vec<u32>,
     /// `next[i]`: the position in `order` after `i` that has no partner yet.
     next: Vec<u16>,
@@ -238,11 +237,15 @@ impl Packer {
         self.wides.clear();
         self.order.clear();
         for (quad, lanes) in self.lanes.iter().enumerate() {
-            let heaviest = lanes.iter().fold(0, |a, &b| a.max(b));
+            let (mut heaviest, mut squares) = (0, 0);
+            for &lane in lanes {
+                heaviest = lane.max(heaviest);
+                squares += u32::from(lane) * u32::from(lane);
+            }
             if heaviest > LIMIT {
                 self.wides.push(quad as u16);
             } else {
-                self.order.push(u32::from(heaviest) << 16 | quad as u32);
+                self.order.push((squares >> 5) << 16 | quad as u32);
             }
         }
         self.order.sort_unstable_by(|a, b| b.cmp(a));
@@ -254,18 +257,11 @@ impl Packer {
         while head < end {
             let quad = quad_at(head);
             let lanes = &self.lanes[usize::from(quad)];
-            let (mut before, mut tries) = (head, 0);
-            let partner = loop {
-                let at = usize::from(self.next[before]);
-                if at == end || tries == TRIES {
-                    break None;
-                }
-                if fit(lanes, &self.lanes[usize::from(quad_at(at))]) {
-                    break Some(at);
-                }
-                (before, tries) = (at, tries + 1);
-            };
-            if let Some(at) = partner {
+            let (mut before, mut at) = (head, usize::from(self.next[head]));
+            while at < end && !fit(lanes, &self.lanes[usize::from(quad_at(at))]) {
+                (before, at) = (at, usize::from(self.next[at]));
+            }
+            if at < end {
                 self.next[before] = self.next[at];
                 self.pairs.push([quad, quad_at(at)]);
             } else {
