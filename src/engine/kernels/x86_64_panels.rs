@@ -56,58 +56,124 @@ unsafe fn tile<const R: usize, const V: usize>(
     place: Place,
 ) {
     let mut acc = [bias_lanes::<V>(out, place); R];
-    let (mut a, mut quad, mut weights) = (a.as_ptr(), panel.offsets().as_ptr(), panel.weights().as_ptr());
-    let (one, low) = (_mm256_set1_epi16(1), _mm256_set1_epi16(0xff));
+    let mut at = Cursor { a: a.as_ptr(), quad: panel.offsets().as_ptr(), weights: panel.weights().as_ptr() };
     for segment in panel.segments() {
         // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
         // within the depth; the caller promises `R` rows of it.
         unsafe {
-            for _ in 0..segment.pairs {
-                let b = load::<V>(weights);
-                let d = load::<V>(weights.add(V * 32));
-                let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
-                for r in 0..R {
-                    let (x, y) = (broadcast(x.add(r * lda)), broadcast(y.add(r * lda)));
-                    for v in 0..V {
-                        let sums =
-                            _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, d[v]));
-                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(sums, one));
-                    }
-                }
-                (quad, weights) = (quad.add(2), weights.add(V * 64));
-            }
-            for _ in 0..segment.singles {
-                let b = load::<V>(weights);
-                let x = a.add(usize::from(*quad));
-                for r in 0..R {
-                    let x = broadcast(x.add(r * lda));
-                    for v in 0..V {
-                        let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), one);
-                        acc[r][v] = _mm256_add_epi32(acc[r][v], sums);
-                    }
-                }
-                (quad, weights) = (quad.add(1), weights.add(V * 32));
-            }
-            for _ in 0..segment.wides {
-                let b = load::<V>(weights);
-                let d = load::<V>(weights.add(V * 32));
-                let x = a.add(usize::from(*quad));
-                for r in 0..R {
-                    let x = broadcast(x.add(r * lda));
-                    let (even, odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
-                    for v in 0..V {
-                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(even, b[v]));
-                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(odd, d[v]));
-                    }
-                }
-                (quad, weights) = (quad.add(1), weights.add(V * 64));
-            }
-            // Past the last segment there may be nothing to point at.
-            a = a.wrapping_add(panel.segment_bytes());
+            acc = pairs(acc, &mut at, lda, segment.pairs);
+            acc = singles(acc, &mut at, lda, segment.singles);
+            acc = wides(acc, &mut at, lda, segment.wides);
         }
+        // Past the last segment there may be nothing to point at.
+        at.a = at.a.wrapping_add(panel.segment_bytes());
     }
     // SAFETY: the caller promises that the tile lies within `out`.
     unsafe { store_int::<R, V>(acc, out, place) }
+}
+
+/// Where a tile is: its first row of the segment, the next offset and the next weights.
+#[derive(Clone, Copy)]
+struct Cursor {
+    a: *const u8,
+    quad: *const u16,
+    weights: *const i8,
+}
+
+/// # Safety
+/// `at` leads to `steps` steps of two quads each, and to `R` rows, `lda` apart, that hold these quads.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn pairs<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let one = _mm256_set1_epi16(1);
+    for _ in 0..steps {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let d = load::<V>(weights.add(V * 32));
+            let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
+            for r in 0..R {
+                let (x, y) = (broadcast(x.add(r * lda)), broadcast(y.add(r * lda)));
+                for v in 0..V {
+                    let sums = _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, d[v]));
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(sums, one));
+                }
+            }
+            (quad, weights) = (quad.add(2), weights.add(V * 64));
+        }
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
+}
+
+/// # Safety
+/// Like [`pairs`], with one quad a step.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn singles<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let one = _mm256_set1_epi16(1);
+    for _ in 0..steps {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let x = a.add(usize::from(*quad));
+            for r in 0..R {
+                let x = broadcast(x.add(r * lda));
+                for v in 0..V {
+                    let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), one);
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], sums);
+                }
+            }
+            (quad, weights) = (quad.add(1), weights.add(V * 32));
+        }
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
+}
+
+/// # Safety
+/// Like [`pairs`], with one quad a step.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn wides<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let low = _mm256_set1_epi16(0xff);
+    for _ in 0..steps {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let d = load::<V>(weights.add(V * 32));
+            let x = a.add(usize::from(*quad));
+            for r in 0..R {
+                let x = broadcast(x.add(r * lda));
+                let (even, odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
+                for v in 0..V {
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(even, b[v]));
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(odd, d[v]));
+                }
+            }
+            (quad, weights) = (quad.add(1), weights.add(V * 64));
+        }
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
 }
 
 /// `V` registers of weights.
