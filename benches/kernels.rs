@@ -12,18 +12,20 @@ use std::time::{Duration, Instant};
 fn main() {
     // `cargo bench` adds an option of its own.
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
-    let peaks = Peaks::measure();
-    println!("{peaks}");
-    dense(&peaks, &filter);
+    println!("peak of instruction sequences        GMAC/s");
+    for (name, sequence) in Sequence::ALL {
+        println!("{name:36} {:6.1}", sequence.peak());
+    }
+    dense(&filter);
 }
 
 /// Products of matrices, `[rows, depth]` by `[depth, columns]`, on one thread.
-fn dense(peaks: &Peaks, filter: &str) {
-    println!("dense product                 rows depth columns  GMAC/s  peak  form");
+fn dense(filter: &str) {
+    println!("\ndense product                 rows depth columns  GMAC/s  peak  form");
     for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Scalar) {
         for (name, codes) in WEIGHTS {
             let name = format!("{} {name}", isa.name());
-            for (rows, depth, columns) in DENSE_SHAPES.into_iter().filter(|_| name.contains(filter)) {
+            for (rows, depth, columns) in DENSE_SHAPES.into_iter().filter(|_| name.starts_with(filter)) {
                 let packed = PackedInt8::pack(isa, &codes(columns, depth), columns, 1, depth);
                 let a: Vec<u8> = (0..rows * depth).map(|i| (i * 31 % 256) as u8).collect();
                 let (bias, multiplier) = (vec![0; columns], vec![1e-4; columns]);
@@ -40,7 +42,7 @@ fn dense(peaks: &Peaks, filter: &str) {
                     packed.matmul(&a, rows, IntOutput::U8(&mut y, &requant), 1);
                 });
                 let form = packed.form();
-                let share = 100.0 * gmacs / peaks.of(form);
+                let share = 100.0 * gmacs / peak_of(form);
                 println!("{name:28} {rows:5} {depth:5} {columns:7} {gmacs:7.1} {share:4.0}%  {form:.2?}");
             }
         }
@@ -110,7 +112,7 @@ impl Random {
 /// Billions of products a second, if `f` does `products`: the best of many runs.
 fn billions(products: usize, mut f: impl FnMut()) -> f64 {
     let (start, mut best) = (Instant::now(), Duration::MAX);
-    while start.elapsed() < Duration::from_millis(150) {
+    while start.elapsed() < Duration::from_millis(100) {
         let start = Instant::now();
         f();
         best = best.min(start.elapsed());
@@ -118,77 +120,67 @@ fn billions(products: usize, mut f: impl FnMut()) -> f64 {
     products as f64 / best.as_nanos() as f64
 }
 
-/// What instruction sequences reach on registers alone, in billions of products a second; 0 where the processor
-/// lacks one.
-#[derive(Default)]
-struct Peaks {
+/// What an instruction sequence reaches on registers alone, in billions of products a second; 0 where the processor
+/// lacks it.
+#[derive(Clone, Copy)]
+enum Sequence {
     /// `vpmaddwd`, `vpaddd`.
-    words: f64,
+    Words,
     /// Two `vpmaddubsw`, `vpaddw`, `vpmaddwd`, `vpaddd`.
-    paired: f64,
+    Paired,
     /// `vpmaddubsw`, `vpmaddwd`, `vpaddd`.
-    single: f64,
+    Single,
     /// A mask, a shift, four times `vpmaddwd` and `vpaddd`.
-    wide: f64,
+    Wide,
     /// `vpdpbusd` of 32 bytes.
-    dot_256: f64,
+    Dot256,
     /// `vpdpbusd` of 64 bytes.
-    dot_512: f64,
+    Dot512,
 }
 
-impl Peaks {
-    /// The peak of a form of weights, on the instruction set that has it.
-    fn of(&self, form: Form) -> f64 {
-        match form {
-            Form::Pairs => self.words,
-            Form::Scheduled(shares) => {
-                let (paired, single, wide) = (shares.paired, shares.single, shares.wide);
-                let time = |share: f32, peak: f64| f64::from(share) / peak;
-                1.0 / (time(paired, self.paired) + time(single, self.single) + time(wide, self.wide))
-            }
-            Form::Quads => self.dot_512,
-        }
-    }
+impl Sequence {
+    const ALL: [(&str, Sequence); 6] = [
+        ("vpmaddwd vpaddd", Sequence::Words),
+        ("2 vpmaddubsw vpaddw vpmaddwd vpaddd", Sequence::Paired),
+        ("vpmaddubsw vpmaddwd vpaddd", Sequence::Single),
+        ("vpand vpsrlw 4 (vpmaddwd vpaddd)", Sequence::Wide),
+        ("vpdpbusd ymm", Sequence::Dot256),
+        ("vpdpbusd zmm", Sequence::Dot512),
+    ];
 
     #[cfg(not(target_arch = "x86_64"))]
-    fn measure() -> Peaks {
-        Peaks::default()
+    fn peak(self) -> f64 {
+        0.0
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn measure() -> Peaks {
-        let mut peaks = Peaks::default();
-        if is_x86_feature_detected!("avx2") {
-            peaks.words = peak::words();
-            peaks.paired = peak::paired();
-            peaks.single = peak::single();
-            peaks.wide = peak::wide();
+    fn peak(self) -> f64 {
+        let avx2 = is_x86_feature_detected!("avx2");
+        match self {
+            Sequence::Words if avx2 => peak::words(),
+            Sequence::Paired if avx2 => peak::paired(),
+            Sequence::Single if avx2 => peak::single(),
+            Sequence::Wide if avx2 => peak::wide(),
+            Sequence::Dot256 if is_x86_feature_detected!("avxvnni") => peak::dot_256(),
+            Sequence::Dot512 if is_x86_feature_detected!("avx512vnni") => peak::dot_512(),
+            _ => 0.0,
         }
-        if is_x86_feature_detected!("avxvnni") {
-            peaks.dot_256 = peak::dot_256();
-        }
-        if is_x86_feature_detected!("avx512vnni") {
-            peaks.dot_512 = peak::dot_512();
-        }
-        peaks
     }
 }
 
-impl std::fmt::Display for Peaks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        writeln!(f, "peak of instruction sequences, GMAC/s")?;
-        for (name, peak) in [
-            ("vpmaddwd vpaddd", self.words),
-            ("2 vpmaddubsw vpaddw vpmaddwd vpaddd", self.paired),
-            ("vpmaddubsw vpmaddwd vpaddd", self.single),
-            ("vpand vpsrlw 4 (vpmaddwd vpaddd)", self.wide),
-            ("vpdpbusd ymm", self.dot_256),
-            ("vpdpbusd zmm", self.dot_512),
-        ] {
-            writeln!(f, "{name:36} {peak:7.1}")?;
-        }
-        Ok(())
-    }
+/// The peak of a form of weights, measured now: clocks change while the benchmark runs.
+fn peak_of(form: Form) -> f64 {
+    let mix: &[(f32, Sequence)] = match form {
+        Form::Pairs => &[(1.0, Sequence::Words)],
+        Form::Scheduled(shares) => &[
+            (shares.paired, Sequence::Paired),
+            (shares.single, Sequence::Single),
+            (shares.wide, Sequence::Wide),
+        ],
+        Form::Quads => &[(1.0, Sequence::Dot512)],
+    };
+    let time = |(share, sequence): &(f32, Sequence)| f64::from(*share) / sequence.peak();
+    1.0 / mix.iter().filter(|(share, _)| *share > 0.0).map(time).sum::<f64>()
 }
 
 /// Loops of vector instructions that depend on each other as in a tile, and on nothing else. Registers 0 to 7 are

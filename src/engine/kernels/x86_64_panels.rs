@@ -92,7 +92,7 @@ unsafe fn pairs<const R: usize, const V: usize>(
 ) -> [[__m256i; V]; R] {
     let Cursor { a, mut quad, mut weights } = *at;
     let one = _mm256_set1_epi16(1);
-    for _ in 0..steps {
+    let mut step = || {
         // SAFETY: the caller promises the step.
         unsafe {
             let b = load::<V>(weights);
@@ -107,6 +107,14 @@ unsafe fn pairs<const R: usize, const V: usize>(
             }
             (quad, weights) = (quad.add(2), weights.add(V * 64));
         }
+    };
+    // Two at a time: half as many branches, which a processor can then foresee twice as far.
+    for _ in 0..steps / 2 {
+        step();
+        step();
+    }
+    if steps % 2 == 1 {
+        step();
     }
     (at.quad, at.weights) = (quad, weights);
     acc
