@@ -211,7 +211,7 @@ impl PackedInt8 {
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(avx2, schedule) => {
                 let tile = |a: &[u8], lda, rows, width, _, out: &mut IntOutput, place: Place| {
-                    avx2.scheduled_tile(a, lda, rows, schedule.panel(place.channel, width), out, place)
+                    avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }

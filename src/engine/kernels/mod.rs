@@ -32,6 +32,8 @@ mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_finish;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_panels;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;

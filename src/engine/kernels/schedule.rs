@@ -29,9 +29,10 @@ const COST_IN_PAIRS: usize = 100;
 /// Weights `[columns, depth]` in panels whose quads are scheduled.
 #[derive(Clone)]
 pub(super) struct Schedule {
-    /// Quads of a column, and of a segment (the last may have fewer).
+    /// Quads of a column, of a segment (the last may have fewer), and segments.
     quads: usize,
     segment: usize,
+    segments: usize,
     /// The weights of all panels in the order of use.
     weights: Aligned<i8>,
     /// `[panels, quads]`: byte in the segment where a quad begins, in the order of use.
@@ -113,12 +114,13 @@ impl Schedule {
     pub(super) fn pack(isa: Isa, codes: &[i8], depth: usize, most: usize) -> Option<Schedule> {
         let columns = codes.len() / depth;
         let quads = depth.div_ceil(QUAD);
-        let segments = quads.div_ceil(SEGMENT);
-        let segment = quads.div_ceil(segments);
+        let segment = quads.div_ceil(quads.div_ceil(SEGMENT));
+        let segments = quads.div_ceil(segment);
         let panels = columns.div_ceil(COLUMNS);
         let mut schedule = Schedule {
             quads,
             segment,
+            segments,
             weights: Aligned::zeros(0),
             offsets: Vec::with_capacity(panels * quads),
             counts: Vec::with_capacity(panels * segments),
@@ -158,9 +160,8 @@ impl Schedule {
     /// The panel that starts at column `first`.
     pub(super) fn panel(&self, first: usize, width: usize) -> Panel<'_> {
         let panel = first / COLUMNS;
-        let segments = self.quads.div_ceil(self.segment);
         Panel {
-            segments: &self.counts[panel * segments..][..segments],
+            segments: &self.counts[panel * self.segments..][..self.segments],
             offsets: &self.offsets[panel * self.quads..][..self.quads],
             weights: &self.weights[self.starts[panel]..self.starts[panel + 1]],
             segment_bytes: self.segment * QUAD,

@@ -12,11 +12,11 @@ pub(super) const INT8_PAIRS: Shape =
 pub(super) const INT8_QUADS: Shape =
     Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
-/// Integer products of bytes on AVX2, scheduled: 8 accumulators, 4 registers of weights, a row's two quads and what is
-/// on its way between them.
+/// Integer products of bytes on AVX2, scheduled: six register tiles of 4 rows, which share a panel's bias and factors.
+/// A tile is 8 accumulators, 4 registers of weights, a row's two quads and what is on its way between them.
 #[cfg(target_arch = "x86_64")]
 pub(super) const INT8_SCHEDULED: Shape =
-    Shape { rows: 4, columns: 16, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
+    Shape { rows: 24, columns: 16, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape =

@@ -5,14 +5,18 @@
 use super::IntOutput;
 use super::schedule::Panel;
 use super::tiles::Place;
-use super::x86_64::{Avx2, bias_lanes, store_int};
+use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes};
+use super::x86_64_finish::{Finish, ToCodes, ToFloats, ToSums};
 use std::arch::x86_64::*;
 
+/// Rows of a register tile.
+const ROWS: usize = 4;
+
 impl Avx2 {
-    /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
+    /// Rows of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
     /// epilogue (without the table).
     #[inline(always)]
-    pub(super) fn scheduled_tile(
+    pub(super) fn scheduled_rows(
         self,
         a: &[u8],
         lda: usize,
@@ -26,18 +30,74 @@ impl Avx2 {
         place.assert_within(rows, out.len());
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
-            match (rows, panel.width()) {
-                (4, 16) => tile::<4, 2>(a, lda, panel, out, place),
-                (3, 16) => tile::<3, 2>(a, lda, panel, out, place),
-                (2, 16) => tile::<2, 2>(a, lda, panel, out, place),
-                (1, 16) => tile::<1, 2>(a, lda, panel, out, place),
-                (4, 8) => tile::<4, 1>(a, lda, panel, out, place),
-                (3, 8) => tile::<3, 1>(a, lda, panel, out, place),
-                (2, 8) => tile::<2, 1>(a, lda, panel, out, place),
-                (1, 8) => tile::<1, 1>(a, lda, panel, out, place),
-                _ => unreachable!("a tile has 1 to 4 rows and 8 or 16 columns"),
+            match panel.width() {
+                16 => tiles::<2>(a, lda, rows, panel, out, place),
+                8 => tiles::<1>(a, lda, rows, panel, out, place),
+                _ => unreachable!("a panel has 8 or 16 columns"),
             }
         }
+    }
+}
+
+/// Tiles of about the same number of rows.
+///
+/// # Safety
+/// `a` holds `rows` rows of the panel's depth, `lda` apart, the panel is `8 * V` columns wide, and `out` holds the rows
+/// at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tiles<const V: usize>(
+    a: &[u8],
+    lda: usize,
+    rows: usize,
+    panel: Panel,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let bias = bias_lanes::<V>(out, place);
+    // SAFETY: the caller promises it.
+    unsafe {
+        match out {
+            IntOutput::U8(out, requant) => {
+                let factor = factor_lanes::<V>(requant.multiplier, place);
+                let finish = ToCodes { out, codes: Codes::new(requant), factor, place };
+                tiles_to(a, lda, rows, panel, bias, finish, place);
+            }
+            IntOutput::F32(out, dequant) => {
+                let factor = factor_lanes::<V>(dequant.scale, place);
+                tiles_to(a, lda, rows, panel, bias, ToFloats { out, factor, place }, place);
+            }
+            IntOutput::I32(out, _) => tiles_to(a, lda, rows, panel, bias, ToSums { out, place }, place),
+        }
+    }
+}
+
+/// # Safety
+/// Like [`tiles`], `finish` having its output.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn tiles_to<const V: usize>(
+    a: &[u8],
+    lda: usize,
+    rows: usize,
+    panel: Panel,
+    bias: [__m256i; V],
+    mut finish: impl Finish<V>,
+    place: Place,
+) {
+    let (mut a, mut at, mut left) = (a.as_ptr(), place.at, rows);
+    while left > 0 {
+        // A last tile of one row would take a third of the time of a whole one.
+        let count = left.div_ceil(left.div_ceil(ROWS));
+        // SAFETY: the caller promises `left` rows from `a` and from `at` on.
+        unsafe {
+            match count {
+                4 => finish.put(sums::<4, V>(a, lda, panel, bias), at),
+                3 => finish.put(sums::<3, V>(a, lda, panel, bias), at),
+                2 => finish.put(sums::<2, V>(a, lda, panel, bias), at),
+                _ => finish.put(sums::<1, V>(a, lda, panel, bias), at),
+            }
+        }
+        (a, at, left) = (a.wrapping_add(count * lda), at + count * place.stride, left - count);
     }
 }
 
@@ -45,18 +105,17 @@ impl Avx2 {
 /// and two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
 ///
 /// # Safety
-/// `a` holds `R` rows of the panel's depth, `lda` apart, the panel is `8 * V` columns wide, and `out` holds the tile
-/// at `place`.
+/// `a` leads to `R` rows of the panel's depth, `lda` apart, and the panel is `8 * V` columns wide.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const R: usize, const V: usize>(
-    a: &[u8],
+#[inline]
+unsafe fn sums<const R: usize, const V: usize>(
+    a: *const u8,
     lda: usize,
     panel: Panel,
-    out: &mut IntOutput,
-    place: Place,
-) {
-    let mut acc = [bias_lanes::<V>(out, place); R];
-    let mut at = Cursor { a: a.as_ptr(), quad: panel.offsets().as_ptr(), weights: panel.weights().as_ptr() };
+    bias: [__m256i; V],
+) -> [[__m256i; V]; R] {
+    let mut acc = [bias; R];
+    let mut at = Cursor { a, quad: panel.offsets().as_ptr(), weights: panel.weights().as_ptr() };
     for segment in panel.segments() {
         // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
         // within the depth; the caller promises `R` rows of it.
@@ -68,8 +127,7 @@ unsafe fn tile<const R: usize, const V: usize>(
         // Past the last segment there may be nothing to point at.
         at.a = at.a.wrapping_add(panel.segment_bytes());
     }
-    // SAFETY: the caller promises that the tile lies within `out`.
-    unsafe { store_int::<R, V>(acc, out, place) }
+    acc
 }
 
 /// Where a tile is: its first row of the segment, the next offset and the next weights.
