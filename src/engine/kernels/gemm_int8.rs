@@ -6,8 +6,14 @@ use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
+#[cfg(target_arch = "x86_64")]
+use super::schedule::Schedule;
+#[cfg(target_arch = "x86_64")]
+use super::tiles::INT8_SCHEDULED;
 use super::tiles::{INT8_PAIRS, INT8_QUADS, Place, Shape};
 use super::walk::walk;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
@@ -28,11 +34,36 @@ pub struct PackedInt8 {
     inputs: usize,
 }
 
+/// What packed weights look like, for reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Form {
+    /// Numbers of 16 bits, two of a column side by side.
+    Pairs,
+    /// Bytes, four of a column side by side, in an order that lets most of their products add in 16 bits.
+    Scheduled(Shares),
+    /// Bytes, four of a column side by side, for dot products of bytes.
+    Quads,
+}
+
+/// Shares of the quads of scheduled weights, fastest first. They add up to 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shares {
+    /// Two quads added in 16 bits.
+    pub paired: f32,
+    /// Quads whose products add in 16 bits two by two.
+    pub single: f32,
+    /// Quads whose products are added in 32 bits only.
+    pub wide: f32,
+}
+
 /// The same weights as the instruction sets want them.
 #[derive(Clone)]
 enum Panels {
     /// Panels of [`INT8_PAIRS`], for products of 16-bit numbers.
     Pairs(Aligned<i16>),
+    /// Panels of [`INT8_SCHEDULED`], for products of bytes that add in 16 bits where that is exact.
+    #[cfg(target_arch = "x86_64")]
+    Scheduled(Avx2, Schedule),
     /// Panels of [`INT8_QUADS`], for dot products of bytes.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
@@ -52,6 +83,10 @@ impl PackedInt8 {
                 INT8_QUADS.pack(out, depth, &mut panels, |n, k| codes[n * depth + k]);
                 Panels::Quads(vnni, panels)
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(avx2) if let Some(schedule) = Schedule::pack(isa, codes, depth, 100) => {
+                Panels::Scheduled(avx2, schedule)
+            }
             _ => {
                 let mut panels = Aligned::zeros(INT8_PAIRS.packed_len(out, depth));
                 INT8_PAIRS.pack(out, depth, &mut panels, |n, k| i16::from(codes[n * depth + k]));
@@ -68,10 +103,28 @@ impl PackedInt8 {
         &self.column_sums
     }
 
+    /// How the weights were packed.
+    pub fn form(&self) -> Form {
+        match &self.panels {
+            Panels::Pairs(_) => Form::Pairs,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(_, schedule) => {
+                let quads = schedule.quads();
+                let all: usize = quads.iter().sum();
+                let [paired, single, wide] = quads.map(|quads| quads as f32 / all as f32);
+                Form::Scheduled(Shares { paired, single, wide })
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(..) => Form::Quads,
+        }
+    }
+
     /// Size of the packed weights in memory.
     pub fn bytes(&self) -> usize {
         let panels = match &self.panels {
             Panels::Pairs(panels) => panels.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(_, schedule) => schedule.bytes(),
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(_, panels) => panels.bytes(),
         };
@@ -130,6 +183,8 @@ impl PackedInt8 {
         match self.panels {
             Panels::Pairs(_) => INT8_PAIRS,
             #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(..) => INT8_SCHEDULED,
+            #[cfg(target_arch = "x86_64")]
             Panels::Quads(..) => INT8_QUADS,
         }
     }
@@ -147,33 +202,41 @@ impl PackedInt8 {
         let isa = self.isa;
         match &self.panels {
             Panels::Pairs(panels) => {
-                let tile = |a: &[i16], lda, rows, panel: &[i16], width, depth, out: &mut IntOutput, place| {
+                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
+                    let panel = &panels[INT8_PAIRS.panel(place.channel, width, depth)];
                     tile(isa, a, lda, rows, panel, width, depth, out, place)
                 };
-                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(avx2, schedule) => {
+                let tile = |a: &[u8], lda, rows, width, _, out: &mut IntOutput, place: Place| {
+                    avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), out, place)
+                };
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(vnni, panels) => {
-                let tile = |a: &[u8], lda, rows, panel: &[i8], width, depth, out: &mut IntOutput, place| {
+                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
+                    let panel = &panels[INT8_QUADS.panel(place.channel, width, depth)];
                     vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
                 };
-                self.part_of(panels, patches, rows, columns, out, out_stride, out_offset, tile);
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
         }
     }
 
     /// [`PackedInt8::part`] for one form of the weights and its tile.
     #[expect(clippy::too_many_arguments, reason = "a part is its operands, its place and its tile")]
-    fn part_of<A: Pod + From<u8>, B>(
+    fn part_of<A: Pod + From<u8>>(
         &self,
-        panels: &[B],
         patches: &Patches<u8>,
         rows: Range<usize>,
         columns: Range<usize>,
         out: &mut IntOutput,
         out_stride: usize,
         out_offset: usize,
-        tile: impl Fn(&[A], usize, usize, &[B], usize, usize, &mut IntOutput, Place),
+        tile: impl Fn(&[A], usize, usize, usize, usize, &mut IntOutput, Place),
     ) {
         let (shape, depth, all) = (self.shape(), self.taps * self.inputs, self.column_sums.len());
         let padded = shape.padded(depth);
@@ -196,8 +259,7 @@ impl PackedInt8 {
                     channel: columns.start,
                     columns: columns.len(),
                 };
-                let panel = &panels[shape.panel_start(columns.start, depth)..][..width * padded];
-                tile(a, lda, rows.len(), panel, width, padded, &mut out.borrow_mut(), place);
+                tile(a, lda, rows.len(), width, padded, &mut out.borrow_mut(), place);
             },
             |rows| apply_table_to_rows(self.isa, &mut out.borrow_mut(), rows.map(at), run, out_stride),
         );
@@ -275,6 +337,22 @@ mod tests {
         Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
     }
 
+    /// The weights as every instruction set may pack them, whatever it would choose.
+    fn every_form(codes: &[i8], out: usize, taps: usize, inputs: usize) -> Vec<PackedInt8> {
+        let mut forms = Vec::new();
+        for isa in Isa::available() {
+            forms.push(PackedInt8::pack(isa, codes, out, taps, inputs));
+            #[cfg(target_arch = "x86_64")]
+            if let Isa::Avx2(avx2) = isa {
+                let schedule = Schedule::pack(isa, codes, taps * inputs, usize::MAX).expect("at any cost");
+                let panels = Panels::Scheduled(avx2, schedule);
+                forms.push(PackedInt8 { panels, ..forms[0].clone() });
+                forms.push(PackedInt8 { isa, ..forms[0].clone() });
+            }
+        }
+        forms
+    }
+
     /// Both outputs of a convolution on every instruction set, against the reference.
     fn check(window: &Window, channels: Channels, pad: u8, threads: usize) {
         let mut random = Random::new(channels.inputs as u64 * 1000 + channels.outputs as u64);
@@ -282,9 +360,11 @@ mod tests {
         let depth = window.taps() * inputs;
         let mut x = random.u8s(window.pixels() * in_stride);
         let mut codes = random.i8s(outputs * depth);
-        // The first row and the last column at their extremes.
+        // Large codes in some quads and small ones in others, so that a schedule has all its lists; the first row and
+        // quads of the last column are at their extremes.
+        codes.iter_mut().enumerate().for_each(|(i, code)| *code >>= (i % depth / 4 % 4) as i8);
         x.iter_mut().take(in_stride).for_each(|x| *x = 255);
-        codes[(outputs - 1) * depth..].fill(-128);
+        codes[(outputs - 1) * depth..].chunks_mut(4).step_by(2).for_each(|quad| quad.fill(-128));
         let bias: Vec<i32> = (0..outputs).map(|_| random.next() as i32 % 20_000).collect();
         let factor: Vec<f32> = (0..outputs)
             .map(|_| (random.next() % 999 + 1) as f32 * 1e-3 / (depth as f32).sqrt() / 90.0)
@@ -292,9 +372,8 @@ mod tests {
         let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
         let acc = reference::conv_int8(&x, in_stride, in_offset, &codes, inputs, window, pad);
         let at = |row: usize, n: usize| row * out_stride + out_offset + n;
-        for isa in Isa::available() {
-            let name = format!("{isa:?} {window:?} {channels:?} pad {pad}");
-            let packed = PackedInt8::pack(isa, &codes, outputs, window.taps(), inputs);
+        for packed in every_form(&codes, outputs, window.taps(), inputs) {
+            let name = format!("{:?} {:?} {window:?} {channels:?} pad {pad}", packed.isa, packed.form());
             let sums: Vec<i32> = codes.chunks(depth).map(|c| c.iter().map(|&c| i32::from(c)).sum()).collect();
             assert_eq!(packed.column_sums(), sums);
             for (lo, hi, zero_point, table) in
@@ -410,6 +489,18 @@ mod tests {
             packed.matmul(&x, 2, IntOutput::U8(&mut y, &requant), 1);
             assert_eq!(&y, want.get_or_insert(y.clone()), "{isa:?}");
         }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx2_takes_the_form_that_its_weights_are_fast_in() {
+        let Some(avx2) = Isa::named("avx2") else { return };
+        let form = |most: i8| {
+            let codes: Vec<i8> = Random::new(5).i8s(64 * 256).iter().map(|code| code % most).collect();
+            PackedInt8::pack(avx2, &codes, 64, 1, 256).form()
+        };
+        assert_eq!(form(33), Form::Scheduled(Shares { paired: 1.0, single: 0.0, wide: 0.0 }));
+        assert_eq!(form(127), Form::Pairs);
     }
 
     #[test]

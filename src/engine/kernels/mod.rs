@@ -23,12 +23,18 @@ mod halo;
 mod lines;
 pub(in crate::engine) mod parallel;
 mod patches;
+#[cfg(target_arch = "x86_64")]
+mod schedule;
 #[cfg(test)]
 mod testing;
 mod tiles;
 mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_finish;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_panels;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]

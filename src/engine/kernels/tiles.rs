@@ -1,6 +1,8 @@
 //! What the tiles of the dense products look like, how weights are packed for them, and where they go. Knows no
 //! arithmetic.
 
+use std::ops::Range;
+
 /// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
 /// reach 17 instead of 25 products a cycle, Zen 3).
 pub(super) const INT8_PAIRS: Shape =
@@ -9,6 +11,12 @@ pub(super) const INT8_PAIRS: Shape =
 /// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
 pub(super) const INT8_QUADS: Shape =
     Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
+
+/// Integer products of bytes on AVX2, scheduled: six register tiles of 4 rows, which share a panel's bias and factors.
+/// A tile is 8 accumulators, 4 registers of weights, a row's two quads and what is on its way between them.
+#[cfg(target_arch = "x86_64")]
+pub(super) const INT8_SCHEDULED: Shape =
+    Shape { rows: 24, columns: 16, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape =
@@ -55,6 +63,12 @@ impl Shape {
     /// Where the panel that starts at column `first` begins; panels lie one after the other.
     pub(super) fn panel_start(self, first: usize, depth: usize) -> usize {
         first * self.padded(depth)
+    }
+
+    /// The panel that starts at column `first` and is `width` columns wide.
+    pub(super) fn panel(self, first: usize, width: usize, depth: usize) -> Range<usize> {
+        let start = self.panel_start(first, depth);
+        start..start + width * self.padded(depth)
     }
 
     /// Elements of `columns` columns of `depth`, packed.

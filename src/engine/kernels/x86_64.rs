@@ -5,6 +5,7 @@
 
 use super::epilogue::Epilogue;
 use super::tiles::{Part, Place};
+use super::x86_64_finish::store_int;
 use super::{IntOutput, Requant};
 use std::arch::x86_64::*;
 
@@ -221,74 +222,16 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     unsafe { store_int::<R, V>(acc, out, place) }
 }
 
-/// The epilogue of a tile whose accumulators began at the bias, in natural column order.
-///
-/// # Safety
-/// `out` holds `R` rows at `place`.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-unsafe fn store_int<const R: usize, const V: usize>(
-    acc: [[__m256i; V]; R],
-    out: &mut IntOutput,
-    place: Place,
-) {
-    match out {
-        IntOutput::U8(out, requant) => {
-            let epilogue = Codes::new(requant);
-            let factor = factor_lanes::<V>(requant.multiplier, place);
-            // Two rows fill a register of bytes; an odd last row is its own partner.
-            for r in (0..R).step_by(2) {
-                let partner = (r + 1).min(R - 1);
-                let mut q = [_mm256_setzero_si256(); 4];
-                for v in 0..V {
-                    q[v] = epilogue.rounded(acc[r][v], factor[v]);
-                    q[2 + v] = epilogue.rounded(acc[partner][v], factor[v]);
-                }
-                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-                let bytes = _mm256_permutevar8x32_epi32(epilogue.bytes(q), order);
-                let rows = [_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes)];
-                for (r, bytes) in (r..=partner).zip(rows) {
-                    // SAFETY: the caller promises row `r` of the tile, `columns` elements.
-                    unsafe {
-                        let to = out.as_mut_ptr().add(place.at + r * place.stride);
-                        if place.columns == 16 {
-                            _mm_storeu_si128(to.cast(), bytes);
-                        } else {
-                            let mut row = [0u8; 16];
-                            _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
-                            std::ptr::copy_nonoverlapping(row.as_ptr(), to, place.columns);
-                        }
-                    }
-                }
-            }
-        }
-        IntOutput::F32(out, dequant) => {
-            let factor = factor_lanes::<V>(dequant.scale, place);
-            for (r, acc) in acc.iter().enumerate() {
-                let mut y = [_mm256_setzero_ps(); V];
-                for v in 0..V {
-                    y[v] = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[v]), factor[v]);
-                }
-                // SAFETY: the caller promises row `r` of the tile.
-                unsafe { store_floats::<V>(y, out, place.at + r * place.stride, place.columns) }
-            }
-        }
-        IntOutput::I32(out, _) => {
-            let out = bytemuck::cast_slice_mut(out);
-            for (r, acc) in acc.iter().enumerate() {
-                let sums = acc.map(|lanes| _mm256_castsi256_ps(lanes));
-                // SAFETY: the caller promises row `r` of the tile. Floats are only moved here.
-                unsafe { store_floats::<V>(sums, out, place.at + r * place.stride, place.columns) }
-            }
-        }
-    }
-}
-
 /// # Safety
 /// `out` holds `columns` (at most `V * 8`) elements at `at`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn store_floats<const V: usize>(y: [__m256; V], out: &mut [f32], at: usize, columns: usize) {
+pub(super) unsafe fn store_floats<const V: usize>(
+    y: [__m256; V],
+    out: &mut [f32],
+    at: usize,
+    columns: usize,
+) {
     // SAFETY: the caller promises the elements written; a whole tile writes `V * 8`, another `columns`.
     unsafe {
         let to = out.as_mut_ptr().add(at);
@@ -343,7 +286,7 @@ pub(super) fn assert_epilogue(epilogue: &Epilogue, place: Place, len: usize) {
 /// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
+pub(super) fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
     let bias = match out {
         IntOutput::U8(_, requant) => requant.bias,
         IntOutput::F32(_, dequant) => dequant.bias,
@@ -355,7 +298,7 @@ fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
 /// The factors of the tile's channels.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
+pub(super) fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
     lanes::<f32, V>(factor, place).map(|lanes| _mm256_castsi256_ps(lanes))
 }
 
@@ -381,7 +324,7 @@ fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m25
 }
 
 /// The end of an integer epilogue: what all channels share.
-struct Codes {
+pub(super) struct Codes {
     hi: __m256,
     zero_point: __m256i,
     lo_code: __m256i,
@@ -391,7 +334,7 @@ struct Codes {
 impl Codes {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn new(requant: &Requant) -> Self {
+    pub(super) fn new(requant: &Requant) -> Self {
         Codes {
             hi: _mm256_set1_ps(requant.bounds().1),
             zero_point: _mm256_set1_epi16(i16::from(requant.zero_point)),
@@ -405,14 +348,14 @@ impl Codes {
     /// too, so they are cut before.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
+    pub(super) fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
         _mm256_cvtps_epi32(_mm256_min_ps(self.hi, _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor)))
     }
 
     /// Codes of 32 distances: in each 128-bit lane four of every register.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn bytes(&self, q: [__m256i; 4]) -> __m256i {
+    pub(super) fn bytes(&self, q: [__m256i; 4]) -> __m256i {
         let low = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), self.zero_point);
         let high = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), self.zero_point);
         let codes = _mm256_packus_epi16(low, high);

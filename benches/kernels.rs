@@ -1,0 +1,348 @@
+//! How near the integer kernels come to what their instructions can do: `cargo bench --bench kernels [filter]`.
+//!
+//! Each line is a kernel on a shape, in billions of products a second, and its share of the peak: the same
+//! instructions in the same proportions on registers alone, measured in the same run. Figures are the best of many
+//! short runs, so that a busy machine does not lower them.
+
+use octet::engine::kernels::gemm_int8::{Form, PackedInt8};
+use octet::engine::kernels::isa::Isa;
+use octet::engine::kernels::{IntOutput, Requant};
+use std::time::{Duration, Instant};
+
+fn main() {
+    // `cargo bench` adds an option of its own.
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    println!("peak of instruction sequences        GMAC/s");
+    for (name, sequence) in Sequence::ALL {
+        println!("{name:36} {:6.1}", sequence.peak());
+    }
+    dense(&filter);
+}
+
+/// Products of matrices, `[rows, depth]` by `[depth, columns]`, on one thread.
+fn dense(filter: &str) {
+    println!("\ndense product                 rows depth columns  GMAC/s  peak  form");
+    for isa in Isa::available().into_iter().filter(|&isa| isa != Isa::Scalar) {
+        for (name, codes) in WEIGHTS {
+            let name = format!("{} {name}", isa.name());
+            for (rows, depth, columns) in DENSE_SHAPES.into_iter().filter(|_| name.starts_with(filter)) {
+                let packed = PackedInt8::pack(isa, &codes(columns, depth), columns, 1, depth);
+                let a: Vec<u8> = (0..rows * depth).map(|i| (i * 31 % 256) as u8).collect();
+                let (bias, multiplier) = (vec![0; columns], vec![1e-4; columns]);
+                let requant = Requant {
+                    bias: &bias,
+                    multiplier: &multiplier,
+                    zero_point: 7,
+                    lo: 0,
+                    hi: 255,
+                    table: None,
+                };
+                let mut y = vec![0; rows * columns];
+                let gmacs = billions(rows * depth * columns, || {
+                    packed.matmul(&a, rows, IntOutput::U8(&mut y, &requant), 1);
+                });
+                let form = packed.form();
+                let share = 100.0 * gmacs / peak_of(form);
+                println!("{name:28} {rows:5} {depth:5} {columns:7} {gmacs:7.1} {share:4.0}%  {form:.2?}");
+            }
+        }
+    }
+}
+
+/// Rows, depth and columns.
+const DENSE_SHAPES: [(usize, usize, usize); 7] = [
+    (784, 64, 256),
+    (784, 256, 64),
+    (196, 576, 128),
+    (196, 1024, 256),
+    (196, 2304, 256),
+    (49, 2048, 512),
+    (196, 4608, 512),
+];
+
+/// `[columns, depth]`.
+type Codes = fn(usize, usize) -> Vec<i8>;
+
+/// What weights look like decides how they are packed on AVX2.
+const WEIGHTS: [(&str, Codes); 5] = [
+    ("bell to 64", |columns, depth| bells(columns, depth, 64.0, 0)),
+    ("bell to 96", |columns, depth| bells(columns, depth, 96.0, 0)),
+    ("heavy tails to 127", |columns, depth| bells(columns, depth, 127.0, 1)),
+    ("even to 64", |columns, depth| even(columns, depth, 64)),
+    ("even to 127", |columns, depth| even(columns, depth, 127)),
+];
+
+/// Codes between `-most` and `most`, all as likely.
+fn even(columns: usize, depth: usize, most: i32) -> Vec<i8> {
+    let mut random = Random(7);
+    (0..columns * depth).map(|_| ((random.unit() * f64::from(2 * most + 1)) as i32 - most) as i8).collect()
+}
+
+/// Normally distributed codes whose largest in a column is `most`; heavier tails where `tails` is 1.
+fn bells(columns: usize, depth: usize, most: f64, tails: i32) -> Vec<i8> {
+    let mut random = Random(5);
+    let mut codes = Vec::with_capacity(columns * depth);
+    for _ in 0..columns {
+        let mut value = || random.bell() * (0.4 + random.bell().abs()).powi(tails);
+        let column: Vec<f64> = (0..depth).map(|_| value()).collect();
+        let largest = column.iter().fold(0f64, |a, b| a.max(b.abs()));
+        codes.extend(column.iter().map(|v| (v / largest * most).round() as i8));
+    }
+    codes
+}
+
+/// Marsaglia's xorshift: the same numbers on every run.
+struct Random(u64);
+
+impl Random {
+    /// From 0 up to 1.
+    fn unit(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Normally distributed, about: the sum of twelve.
+    fn bell(&mut self) -> f64 {
+        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
+    }
+}
+
+/// Billions of products a second, if `f` does `products`: the best of many runs.
+fn billions(products: usize, mut f: impl FnMut()) -> f64 {
+    let (start, mut best) = (Instant::now(), Duration::MAX);
+    while start.elapsed() < Duration::from_millis(100) {
+        let start = Instant::now();
+        f();
+        best = best.min(start.elapsed());
+    }
+    products as f64 / best.as_nanos() as f64
+}
+
+/// What an instruction sequence reaches on registers alone, in billions of products a second; 0 where the processor
+/// lacks it.
+#[derive(Clone, Copy)]
+enum Sequence {
+    /// `vpmaddwd`, `vpaddd`.
+    Words,
+    /// Two `vpmaddubsw`, `vpaddw`, `vpmaddwd`, `vpaddd`.
+    Paired,
+    /// `vpmaddubsw`, `vpmaddwd`, `vpaddd`.
+    Single,
+    /// A mask, a shift, four times `vpmaddwd` and `vpaddd`.
+    Wide,
+    /// `vpdpbusd` of 32 bytes.
+    Dot256,
+    /// `vpdpbusd` of 64 bytes.
+    Dot512,
+}
+
+impl Sequence {
+    const ALL: [(&str, Sequence); 6] = [
+        ("vpmaddwd vpaddd", Sequence::Words),
+        ("2 vpmaddubsw vpaddw vpmaddwd vpaddd", Sequence::Paired),
+        ("vpmaddubsw vpmaddwd vpaddd", Sequence::Single),
+        ("vpand vpsrlw 4 (vpmaddwd vpaddd)", Sequence::Wide),
+        ("vpdpbusd ymm", Sequence::Dot256),
+        ("vpdpbusd zmm", Sequence::Dot512),
+    ];
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn peak(self) -> f64 {
+        0.0
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn peak(self) -> f64 {
+        let avx2 = is_x86_feature_detected!("avx2");
+        match self {
+            Sequence::Words if avx2 => peak::words(),
+            Sequence::Paired if avx2 => peak::paired(),
+            Sequence::Single if avx2 => peak::single(),
+            Sequence::Wide if avx2 => peak::wide(),
+            Sequence::Dot256 if is_x86_feature_detected!("avxvnni") => peak::dot_256(),
+            Sequence::Dot512 if is_x86_feature_detected!("avx512vnni") => peak::dot_512(),
+            _ => 0.0,
+        }
+    }
+}
+
+/// The peak of a form of weights, measured now: clocks change while the benchmark runs.
+fn peak_of(form: Form) -> f64 {
+    let mix: &[(f32, Sequence)] = match form {
+        Form::Pairs => &[(1.0, Sequence::Words)],
+        Form::Scheduled(shares) => &[
+            (shares.paired, Sequence::Paired),
+            (shares.single, Sequence::Single),
+            (shares.wide, Sequence::Wide),
+        ],
+        Form::Quads => &[(1.0, Sequence::Dot512)],
+    };
+    let time = |(share, sequence): &(f32, Sequence)| f64::from(*share) / sequence.peak();
+    1.0 / mix.iter().filter(|(share, _)| *share > 0.0).map(time).sum::<f64>()
+}
+
+/// Loops of vector instructions that depend on each other as in a tile, and on nothing else. Registers 0 to 7 are
+/// accumulators, 8 to 11 what is on its way, 12 to 15 operands.
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "what an instruction sequence can do is measured on that very sequence")]
+mod peak {
+    use std::arch::asm;
+
+    const ROUNDS: usize = 20_000;
+
+    /// `$name()` gives the speed of a round of `$code`, which does `$products`. `$code` is one step on accumulator
+    /// `$a` for each of them.
+    macro_rules! peak {
+        ($name:ident, $products:expr, [$($acc:literal $tmp:literal $more:literal),+], $step:ident) => {
+            pub(super) fn $name() -> f64 {
+                super::billions(ROUNDS * $products, || {
+                    // SAFETY: the caller found the instruction set; only registers named here change.
+                    unsafe {
+                        asm!(
+                            "2:",
+                            $($step!($acc, $tmp, $more),)+
+                            "dec {n}",
+                            "jnz 2b",
+                            n = inout(reg) ROUNDS => _,
+                            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
+                            out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                            out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                            out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
+                            options(nomem, nostack)
+                        );
+                    }
+                })
+            }
+        };
+    }
+    macro_rules! words_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!("vpmaddwd ymm", $t, ",ymm12,ymm13\nvpaddd ymm", $a, ",ymm", $a, ",ymm", $t)
+        };
+    }
+    macro_rules! paired_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!(
+                "vpmaddubsw ymm",
+                $t,
+                ",ymm12,ymm13\nvpmaddubsw ymm",
+                $u,
+                ",ymm12,ymm14\n",
+                "vpaddw ymm",
+                $t,
+                ",ymm",
+                $t,
+                ",ymm",
+                $u,
+                "\nvpmaddwd ymm",
+                $t,
+                ",ymm",
+                $t,
+                ",ymm15\n",
+                "vpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm",
+                $t
+            )
+        };
+    }
+    macro_rules! single_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!(
+                "vpmaddubsw ymm",
+                $t,
+                ",ymm12,ymm13\nvpmaddwd ymm",
+                $t,
+                ",ymm",
+                $t,
+                ",ymm15\n",
+                "vpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm",
+                $t
+            )
+        };
+    }
+    // Two registers of a row share the widened activations; the even half of this step stands for both.
+    macro_rules! wide_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!(
+                "vpand ymm",
+                $t,
+                ",ymm12,ymm13\nvpsrlw ymm",
+                $u,
+                ",ymm12,8\n",
+                "vpmaddwd ymm10,ymm",
+                $t,
+                ",ymm14\nvpmaddwd ymm11,ymm",
+                $u,
+                ",ymm15\n",
+                "vpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm10\nvpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm11\n",
+                "vpmaddwd ymm10,ymm",
+                $t,
+                ",ymm15\nvpmaddwd ymm11,ymm",
+                $u,
+                ",ymm14\n",
+                "vpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm10\nvpaddd ymm",
+                $a,
+                ",ymm",
+                $a,
+                ",ymm11"
+            )
+        };
+    }
+    macro_rules! dot_256_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!("{{vex}} vpdpbusd ymm", $a, ",ymm14,ymm15")
+        };
+    }
+    macro_rules! dot_512_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!("vpdpbusd zmm", $a, ",zmm14,zmm15")
+        };
+    }
+    macro_rules! peak_of_eight {
+        ($name:ident, $products:expr, $step:ident) => {
+            peak!(
+                $name,
+                8 * $products,
+                [0 8 9, 1 10 11, 2 8 9, 3 10 11, 4 8 9, 5 10 11, 6 8 9, 7 10 11],
+                $step
+            );
+        };
+    }
+    macro_rules! peak_of_twelve {
+        ($name:ident, $products:expr, $step:ident) => {
+            peak!(
+                $name,
+                12 * $products,
+                [0 0 0, 1 0 0, 2 0 0, 3 0 0, 4 0 0, 5 0 0, 6 0 0, 7 0 0, 8 0 0, 9 0 0, 10 0 0, 11 0 0],
+                $step
+            );
+        };
+    }
+    peak_of_eight!(words, 16, words_step);
+    peak_of_eight!(paired, 64, paired_step);
+    peak_of_eight!(single, 32, single_step);
+    peak_of_eight!(wide, 64, wide_step);
+    peak_of_twelve!(dot_256, 32, dot_256_step);
+    peak_of_twelve!(dot_512, 64, dot_512_step);
+}

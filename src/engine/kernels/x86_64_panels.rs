@@ -1,0 +1,269 @@
+//! AVX2: the register tile of scheduled panels. Knows packed slices only.
+#![expect(unsafe_code, reason = "vector loads take pointers, and target features must be proven")]
+#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
+
+use super::IntOutput;
+use super::schedule::Panel;
+use super::tiles::Place;
+use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes};
+use super::x86_64_finish::{Finish, ToCodes, ToFloats, ToSums};
+use std::arch::x86_64::*;
+
+/// Rows of a register tile.
+const ROWS: usize = 4;
+
+impl Avx2 {
+    /// Rows of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
+    /// epilogue (without the table).
+    #[inline(always)]
+    pub(super) fn scheduled_rows(
+        self,
+        a: &[u8],
+        lda: usize,
+        rows: usize,
+        panel: Panel,
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        assert!(a.len() >= (rows - 1) * lda + panel.depth() && place.columns <= panel.width());
+        assert!(panel.weights().as_ptr().addr().is_multiple_of(32), "panels are aligned");
+        place.assert_within(rows, out.len());
+        // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
+        unsafe {
+            match panel.width() {
+                16 => tiles::<2>(a, lda, rows, panel, out, place),
+                8 => tiles::<1>(a, lda, rows, panel, out, place),
+                _ => unreachable!("a panel has 8 or 16 columns"),
+            }
+        }
+    }
+}
+
+/// Tiles of about the same number of rows.
+///
+/// # Safety
+/// `a` holds `rows` rows of the panel's depth, `lda` apart, the panel is `8 * V` columns wide, and `out` holds the rows
+/// at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tiles<const V: usize>(
+    a: &[u8],
+    lda: usize,
+    rows: usize,
+    panel: Panel,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let bias = bias_lanes::<V>(out, place);
+    // SAFETY: the caller promises it.
+    unsafe {
+        match out {
+            IntOutput::U8(out, requant) => {
+                let factor = factor_lanes::<V>(requant.multiplier, place);
+                let finish = ToCodes { out, codes: Codes::new(requant), factor, place };
+                tiles_to(a, lda, rows, panel, bias, finish, place);
+            }
+            IntOutput::F32(out, dequant) => {
+                let factor = factor_lanes::<V>(dequant.scale, place);
+                tiles_to(a, lda, rows, panel, bias, ToFloats { out, factor, place }, place);
+            }
+            IntOutput::I32(out, _) => tiles_to(a, lda, rows, panel, bias, ToSums { out, place }, place),
+        }
+    }
+}
+
+/// # Safety
+/// Like [`tiles`], `finish` having its output.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn tiles_to<const V: usize>(
+    a: &[u8],
+    lda: usize,
+    rows: usize,
+    panel: Panel,
+    bias: [__m256i; V],
+    mut finish: impl Finish<V>,
+    place: Place,
+) {
+    let (mut a, mut at, mut left) = (a.as_ptr(), place.at, rows);
+    while left > 0 {
+        // A last tile of one row would take a third of the time of a whole one.
+        let count = left.div_ceil(left.div_ceil(ROWS));
+        // SAFETY: the caller promises `left` rows from `a` and from `at` on.
+        unsafe {
+            match count {
+                4 => finish.put(sums::<4, V>(a, lda, panel, bias), at),
+                3 => finish.put(sums::<3, V>(a, lda, panel, bias), at),
+                2 => finish.put(sums::<2, V>(a, lda, panel, bias), at),
+                _ => finish.put(sums::<1, V>(a, lda, panel, bias), at),
+            }
+        }
+        (a, at, left) = (a.wrapping_add(count * lda), at + count * place.stride, left - count);
+    }
+}
+
+/// The three lists of each segment, one after the other: two `vpmaddubsw` added before one `vpmaddwd`, one of each,
+/// and two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
+///
+/// # Safety
+/// `a` leads to `R` rows of the panel's depth, `lda` apart, and the panel is `8 * V` columns wide.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn sums<const R: usize, const V: usize>(
+    a: *const u8,
+    lda: usize,
+    panel: Panel,
+    bias: [__m256i; V],
+) -> [[__m256i; V]; R] {
+    let mut acc = [bias; R];
+    let mut at = Cursor { a, quad: panel.offsets().as_ptr(), weights: panel.weights().as_ptr() };
+    for segment in panel.segments() {
+        // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
+        // within the depth; the caller promises `R` rows of it.
+        unsafe {
+            acc = pairs(acc, &mut at, lda, segment.pairs);
+            acc = singles(acc, &mut at, lda, segment.singles);
+            acc = wides(acc, &mut at, lda, segment.wides);
+        }
+        // Past the last segment there may be nothing to point at.
+        at.a = at.a.wrapping_add(panel.segment_bytes());
+    }
+    acc
+}
+
+/// Where a tile is: its first row of the segment, the next offset and the next weights.
+#[derive(Clone, Copy)]
+struct Cursor {
+    a: *const u8,
+    quad: *const u16,
+    weights: *const i8,
+}
+
+/// # Safety
+/// `at` leads to `steps` steps of two quads each, and to `R` rows, `lda` apart, that hold these quads.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn pairs<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let one = _mm256_set1_epi16(1);
+    let mut step = || {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let d = load::<V>(weights.add(V * 32));
+            let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
+            for r in 0..R {
+                let (x, y) = (broadcast(x.add(r * lda)), broadcast(y.add(r * lda)));
+                for v in 0..V {
+                    let sums = _mm256_add_epi16(_mm256_maddubs_epi16(x, b[v]), _mm256_maddubs_epi16(y, d[v]));
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(sums, one));
+                }
+            }
+            (quad, weights) = (quad.add(2), weights.add(V * 64));
+        }
+    };
+    // Two at a time: half as many branches, which a processor can then foresee twice as far.
+    for _ in 0..steps / 2 {
+        step();
+        step();
+    }
+    if steps % 2 == 1 {
+        step();
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
+}
+
+/// # Safety
+/// Like [`pairs`], with one quad a step.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn singles<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let one = _mm256_set1_epi16(1);
+    for _ in 0..steps {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let x = a.add(usize::from(*quad));
+            for r in 0..R {
+                let x = broadcast(x.add(r * lda));
+                for v in 0..V {
+                    let sums = _mm256_madd_epi16(_mm256_maddubs_epi16(x, b[v]), one);
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], sums);
+                }
+            }
+            (quad, weights) = (quad.add(1), weights.add(V * 32));
+        }
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
+}
+
+/// # Safety
+/// Like [`pairs`], with one quad a step.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn wides<const R: usize, const V: usize>(
+    mut acc: [[__m256i; V]; R],
+    at: &mut Cursor,
+    lda: usize,
+    steps: usize,
+) -> [[__m256i; V]; R] {
+    let Cursor { a, mut quad, mut weights } = *at;
+    let low = _mm256_set1_epi16(0xff);
+    for _ in 0..steps {
+        // SAFETY: the caller promises the step.
+        unsafe {
+            let b = load::<V>(weights);
+            let d = load::<V>(weights.add(V * 32));
+            let x = a.add(usize::from(*quad));
+            for r in 0..R {
+                let x = broadcast(x.add(r * lda));
+                let (even, odd) = (_mm256_and_si256(x, low), _mm256_srli_epi16::<8>(x));
+                for v in 0..V {
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(even, b[v]));
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(odd, d[v]));
+                }
+            }
+            (quad, weights) = (quad.add(1), weights.add(V * 64));
+        }
+    }
+    (at.quad, at.weights) = (quad, weights);
+    acc
+}
+
+/// `V` registers of weights.
+///
+/// # Safety
+/// `from` is aligned to 32 bytes and leads to `V * 32`.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn load<const V: usize>(from: *const i8) -> [__m256i; V] {
+    let mut lanes = [_mm256_setzero_si256(); V];
+    for v in 0..V {
+        // SAFETY: the caller promises it.
+        lanes[v] = unsafe { _mm256_load_si256(from.add(v * 32).cast()) };
+    }
+    lanes
+}
+
+/// A quad of activations in every lane.
+///
+/// # Safety
+/// `from` leads to four bytes.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn broadcast(from: *const u8) -> __m256i {
+    // SAFETY: the caller promises it.
+    _mm256_set1_epi32(unsafe { from.cast::<i32>().read_unaligned() })
+}
