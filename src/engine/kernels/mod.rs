@@ -18,6 +18,7 @@ pub mod math;
 pub mod pool;
 pub mod reference;
 pub mod requant;
+pub mod winograd;
 
 mod halo;
 mod lines;
@@ -27,12 +28,15 @@ mod patches;
 mod testing;
 mod tiles;
 mod walk;
+mod winograd_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_wide;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_winograd;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///

@@ -227,7 +227,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
 /// `out` holds `R` rows at `place`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn store_int<const R: usize, const V: usize>(
+pub(super) unsafe fn store_int<const R: usize, const V: usize>(
     acc: [[__m256i; V]; R],
     out: &mut IntOutput,
     place: Place,
@@ -343,7 +343,7 @@ pub(super) fn assert_epilogue(epilogue: &Epilogue, place: Place, len: usize) {
 /// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
+pub(super) fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
     let bias = match out {
         IntOutput::U8(_, requant) => requant.bias,
         IntOutput::F32(_, dequant) => dequant.bias,
@@ -355,7 +355,7 @@ fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
 /// The factors of the tile's channels.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
+pub(super) fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
     lanes::<f32, V>(factor, place).map(|lanes| _mm256_castsi256_ps(lanes))
 }
 
@@ -381,7 +381,7 @@ fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m25
 }
 
 /// The end of an integer epilogue: what all channels share.
-struct Codes {
+pub(super) struct Codes {
     hi: __m256,
     zero_point: __m256i,
     lo_code: __m256i,
@@ -391,7 +391,7 @@ struct Codes {
 impl Codes {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn new(requant: &Requant) -> Self {
+    pub(super) fn new(requant: &Requant) -> Self {
         Codes {
             hi: _mm256_set1_ps(requant.bounds().1),
             zero_point: _mm256_set1_epi16(i16::from(requant.zero_point)),
@@ -405,14 +405,14 @@ impl Codes {
     /// too, so they are cut before.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
+    pub(super) fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
         _mm256_cvtps_epi32(_mm256_min_ps(self.hi, _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor)))
     }
 
     /// Codes of 32 distances: in each 128-bit lane four of every register.
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    fn bytes(&self, q: [__m256i; 4]) -> __m256i {
+    pub(super) fn bytes(&self, q: [__m256i; 4]) -> __m256i {
         let low = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), self.zero_point);
         let high = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), self.zero_point);
         let codes = _mm256_packus_epi16(low, high);
