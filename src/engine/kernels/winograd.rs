@@ -26,15 +26,21 @@ pub(super) const ROWS: usize = 6;
 /// Columns of a panel; the last one is half as wide if that is enough.
 pub(super) const COLUMNS: usize = 16;
 
+/// What the depth of a panel is a multiple of.
+pub(super) const DEPTH: usize = 4;
+
 /// Taps of the kernel.
 const TAPS: usize = 9;
 
 /// Most input channels: `4 * 9 * inputs * 255 * 128`, the largest sum before it is divided by four, is within `i32`.
 const INPUTS_MAX: usize = (1 << 31) / (4 * TAPS * 255 * 128);
 
-/// Most tiles of a block, and most bytes of transformed input it may hold.
-const BLOCK_TILES: usize = 48;
-const BLOCK_BYTES: usize = 256 << 10;
+/// Most tiles of a block: a position's panel is read once for so many, and more gain nothing. An image of 14 x 14 has
+/// 49.
+const BLOCK_TILES: usize = 54;
+
+/// Most bytes of transformed input in a block: most of a level-2 cache of 512 KiB, for the weights only stream past.
+const BLOCK_BYTES: usize = 448 << 10;
 
 /// Channels whose weights are transformed at once.
 const CHUNK: usize = 32;
@@ -44,7 +50,7 @@ const CHUNK: usize = 32;
 #[derive(Clone)]
 pub struct PackedWinograd {
     isa: Isa,
-    /// `[panel, POSITIONS, depth / 2, width, 2]`, where `depth` is `inputs` made even.
+    /// `[panel, POSITIONS, depth / 2, width, 2]`, where `depth` is `inputs` made a multiple of [`DEPTH`].
     panels: Aligned<i16>,
     column_sums: Vec<i32>,
     inputs: usize,
@@ -55,7 +61,7 @@ impl PackedWinograd {
     pub fn pack(isa: Isa, codes: &[i8], out: usize, inputs: usize) -> PackedWinograd {
         assert_eq!(codes.len(), out * TAPS * inputs, "codes [out, 9, inputs]");
         assert!(out > 0 && (1..=INPUTS_MAX).contains(&inputs), "1 to {INPUTS_MAX} inputs");
-        let depth = inputs.next_multiple_of(2);
+        let depth = inputs.next_multiple_of(DEPTH);
         let mut panels = Aligned::zeros(out.next_multiple_of(COLUMNS / 2) * POSITIONS * depth);
         for (codes, panel) in
             codes.chunks(COLUMNS * TAPS * inputs).zip(panels.chunks_mut(COLUMNS * POSITIONS * depth))
@@ -137,7 +143,7 @@ impl PackedWinograd {
         whole: bool,
     ) {
         let (inputs, isa) = (self.inputs, self.isa);
-        let (depth, ld) = (inputs.next_multiple_of(2), inputs.next_multiple_of(16));
+        let (depth, ld) = (inputs.next_multiple_of(DEPTH), inputs.next_multiple_of(16));
         let first_pixel = tiles.first_pixel(lines.start);
         let most = (BLOCK_BYTES / (POSITIONS * ld * 2) / ROWS).clamp(1, BLOCK_TILES / ROWS) * ROWS;
         let all = lines.start * tiles.per_line()..lines.end * tiles.per_line();
@@ -249,7 +255,7 @@ fn is_plain(window: &Window) -> bool {
 /// on Zen 3 and Sapphire Rapids.
 fn pays(window: &Window, inputs: usize, out: usize) -> bool {
     let tiles = window.batch * window.out_h.div_ceil(2) * window.out_w.div_ceil(2);
-    let weights = inputs.next_multiple_of(2) * out.next_multiple_of(COLUMNS / 2);
+    let weights = inputs.next_multiple_of(DEPTH) * out.next_multiple_of(COLUMNS / 2);
     // 24 products a cycle; weights come at some 4 bytes a cycle where they do not fit the level-2 cache.
     let product = |rows: usize, bytes: usize| {
         let stream = if bytes > 512 << 10 { bytes / 4 } else { 0 };
@@ -263,7 +269,7 @@ fn pays(window: &Window, inputs: usize, out: usize) -> bool {
 /// Transforms and packs up to 16 output channels `codes`, `[.., 9, inputs]`, into `panel`, which is all zero before.
 #[inline(always)]
 fn pack_panel(codes: &[i8], inputs: usize, panel: &mut [i16]) {
-    let depth = inputs.next_multiple_of(2);
+    let depth = inputs.next_multiple_of(DEPTH);
     let width = panel.len() / (POSITIONS * depth);
     // `[COLUMNS, POSITIONS, CHUNK]`
     let mut u = [[[0i16; CHUNK]; POSITIONS]; COLUMNS];

@@ -31,7 +31,7 @@ impl Avx2 {
         unsafe { input(x, line, pixel, channels, v, slab) }
     }
 
-    /// Products of one position: `count` rows of `v`, `ld` apart, times a panel of `width` columns and `depth` (even)
+    /// Products of one position: `count` rows of `v`, `ld` apart, times a panel of `width` columns and `depth` (a multiple of 4)
     /// elements, to `m[tile * POSITIONS * COLUMNS + column]`.
     #[expect(clippy::too_many_arguments, reason = "a product is its operands and their strides")]
     #[inline(always)]
@@ -46,7 +46,7 @@ impl Avx2 {
         m: &mut [i32],
     ) {
         assert!(
-            depth.is_multiple_of(2) && v.len() >= (count - 1) * ld + depth && panel.len() >= width * depth
+            depth.is_multiple_of(4) && v.len() >= (count - 1) * ld + depth && panel.len() >= width * depth
         );
         assert!(m.len() >= (count - 1) * POSITIONS * COLUMNS + width);
         assert!(panel.as_ptr().addr().is_multiple_of(32), "panels are aligned");
@@ -146,21 +146,31 @@ unsafe fn products<const V: usize>(
     depth: usize,
     m: *mut i32,
 ) {
+    // Groups of about the same size: five rows are as fast a row as six.
     let groups = count.div_ceil(ROWS);
+    let (size, mut more) = (count / groups, count % groups);
+    let (mut v, mut m) = (v, m);
     for g in 0..groups {
-        // Groups of about the same size: five rows are as fast a row as six.
-        let (start, end) = (count * g / groups, count * (g + 1) / groups);
-        // SAFETY: the caller promises rows `start..end`.
+        let rows = size + usize::from(more > 0);
+        more = more.saturating_sub(1);
+        // What comes next is asked for early: with the first group the next position's panel, with others their
+        // successor's rows.
+        let next = match g {
+            0 => (panel.wrapping_add(depth * V * 8), 64),
+            _ => (v.wrapping_add(rows * ld), 4 * rows),
+        };
+        // SAFETY: the caller promises `count` rows, which is what the groups have together.
         unsafe {
-            let (v, m) = (v.add(start * ld), m.add(start * POSITIONS * COLUMNS));
-            match end - start {
-                6 => product::<6, V>(v, ld, panel, depth, m),
-                5 => product::<5, V>(v, ld, panel, depth, m),
-                4 => product::<4, V>(v, ld, panel, depth, m),
-                3 => product::<3, V>(v, ld, panel, depth, m),
-                2 => product::<2, V>(v, ld, panel, depth, m),
-                _ => product::<1, V>(v, ld, panel, depth, m),
+            match rows {
+                6 => product::<6, V>(v, ld, panel, depth, m, next),
+                5 => product::<5, V>(v, ld, panel, depth, m, next),
+                4 => product::<4, V>(v, ld, panel, depth, m, next),
+                3 => product::<3, V>(v, ld, panel, depth, m, next),
+                2 => product::<2, V>(v, ld, panel, depth, m, next),
+                _ => product::<1, V>(v, ld, panel, depth, m, next),
             }
+            v = v.add(rows * ld);
+            m = m.add(rows * POSITIONS * COLUMNS);
         }
     }
 }
@@ -175,19 +185,31 @@ unsafe fn product<const R: usize, const V: usize>(
     panel: *const i16,
     depth: usize,
     m: *mut i32,
+    (mut next_lines, advance): (*const i16, usize),
 ) {
     let mut acc = [[_mm256_setzero_si256(); V]; R];
-    for k in (0..depth).step_by(2) {
-        // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
-        unsafe {
-            let mut columns = [_mm256_setzero_si256(); V];
-            for c in 0..V {
-                columns[c] = _mm256_load_si256(panel.add(k * V * 8 + c * 16).cast());
-            }
-            for r in 0..R {
-                let pair = _mm256_set1_epi32(v.add(r * ld + k).cast::<i32>().read_unaligned());
+    // SAFETY: the caller promises `R` rows; of those that there are not nothing is read.
+    let [first, fourth] = [0, 3].map(|r| unsafe { v.add(r.min(R - 1) * ld) }.cast::<i32>());
+    let (next, mut panel) = (ld / 2, panel);
+    // Two rows' pointers and a common index, and two steps at once: what computes addresses competes with the
+    // vectors for ports.
+    for pair in (0..depth / 2).step_by(2) {
+        for pair in [pair, pair + 1] {
+            // SAFETY: `pair < depth / 2`, and the caller promises `R` rows and a panel of that depth.
+            unsafe {
+                let mut columns = [_mm256_setzero_si256(); V];
                 for c in 0..V {
-                    acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(pair, columns[c]));
+                    columns[c] = _mm256_load_si256(panel.add(c * 16).cast());
+                }
+                panel = panel.add(V * 16);
+                _mm_prefetch::<_MM_HINT_T0>(next_lines.cast());
+                next_lines = next_lines.wrapping_byte_add(advance);
+                for r in 0..R {
+                    let row = if r < 3 { first.add(r * next) } else { fourth.add((r - 3) * next) };
+                    let values = _mm256_set1_epi32(row.add(pair).read_unaligned());
+                    for c in 0..V {
+                        acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(values, columns[c]));
+                    }
                 }
             }
         }
