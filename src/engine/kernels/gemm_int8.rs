@@ -267,7 +267,7 @@ impl PackedInt8 {
 }
 
 /// Applies the table of `out`, if it has one, to `run` elements from each of `starts`, `stride` apart.
-fn apply_table_to_rows(
+pub(super) fn apply_table_to_rows(
     isa: Isa,
     out: &mut IntOutput,
     mut starts: impl ExactSizeIterator<Item = usize>,

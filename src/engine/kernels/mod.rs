@@ -18,6 +18,7 @@ pub mod math;
 pub mod pool;
 pub mod reference;
 pub mod requant;
+pub mod winograd;
 
 mod halo;
 mod lines;
@@ -29,6 +30,7 @@ mod schedule;
 mod testing;
 mod tiles;
 mod walk;
+mod winograd_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
@@ -39,6 +41,8 @@ mod x86_64_panels;
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_wide;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_winograd;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///

@@ -71,6 +71,27 @@ pub(in crate::engine) fn split_rows<O: Split>(
     );
 }
 
+/// Like [`split_rows`], for units of unequal size: unit `i` begins at element `start(i)`.
+pub(in crate::engine) fn split_units<O: Split>(
+    out: O,
+    units: Range<usize>,
+    start: &(impl Fn(usize) -> usize + Sync),
+    parts: usize,
+    work: &(impl Fn(Range<usize>, O) + Sync),
+) {
+    let parts = parts.min(units.len());
+    if parts <= 1 {
+        return work(units, out);
+    }
+    let left_parts = parts / 2;
+    let mid = units.start + units.len() * left_parts / parts;
+    let (left, right) = out.split(start(mid) - start(units.start));
+    rayon::join(
+        || split_units(left, units.start..mid, start, left_parts, work),
+        || split_units(right, mid..units.end, start, parts - left_parts, work),
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
