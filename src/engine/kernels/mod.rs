@@ -19,16 +19,24 @@ pub mod pool;
 pub mod reference;
 pub mod requant;
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod halo;
 mod lines;
 pub(in crate::engine) mod parallel;
 mod patches;
+#[cfg(target_arch = "x86_64")]
+mod phases;
 #[cfg(test)]
 mod testing;
 mod tiles;
 mod walk;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_amx;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_avxvnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]

@@ -76,7 +76,7 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
 
 /// Cuts a range into as few pieces of at most `most` as will do, all of about the same length: a last tile of one
 /// row would take a third of the time of a whole one.
-fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
     let (start, len, pieces) = (range.start, range.len(), range.len().div_ceil(most));
     (0..pieces).map(move |i| start + len * i / pieces..start + len * (i + 1) / pieces)
 }

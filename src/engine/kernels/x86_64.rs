@@ -227,7 +227,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
 /// `out` holds `R` rows at `place`.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn store_int<const R: usize, const V: usize>(
+pub(super) unsafe fn store_int<const R: usize, const V: usize>(
     acc: [[__m256i; V]; R],
     out: &mut IntOutput,
     place: Place,
@@ -343,7 +343,7 @@ pub(super) fn assert_epilogue(epilogue: &Epilogue, place: Place, len: usize) {
 /// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
+pub(super) fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
     let bias = match out {
         IntOutput::U8(_, requant) => requant.bias,
         IntOutput::F32(_, dequant) => dequant.bias,
