@@ -37,11 +37,14 @@ impl PackedDepthwise {
     pub fn pack(isa: Isa, codes: &[i8], channels: usize, taps: usize) -> PackedDepthwise {
         assert_eq!(codes.len(), channels * taps, "codes [channels, taps]");
         assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
-        let weights = match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(vnni) => Weights::Quads(vnni, pack_groups(codes, channels, taps, 4)),
-            _ => Weights::Pairs(pack_groups(codes, channels, taps, 2)),
+        let pairs = || Weights::Pairs(pack_groups(codes, channels, taps, 2));
+        #[cfg(target_arch = "x86_64")]
+        let weights = match isa.wide() {
+            Some(wide) => Weights::Quads(wide, pack_groups(codes, channels, taps, 4)),
+            None => pairs(),
         };
+        #[cfg(not(target_arch = "x86_64"))]
+        let weights = pairs();
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
         PackedDepthwise { isa, weights, column_sums, taps }

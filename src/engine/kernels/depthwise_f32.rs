@@ -96,14 +96,13 @@ fn line_of_block(
     place: Place,
 ) {
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512Vnni(wide) => {
+    {
+        if let Some(wide) = isa.wide() {
             return wide.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
         }
-        Isa::Avx2(avx2) => {
+        if let Some(avx2) = isa.avx2() {
             return avx2.depthwise_row_f32(x, taps, step, count, weights, epilogue, out, place);
         }
-        Isa::Scalar => {}
     }
     let _ = isa;
     for i in 0..count {

@@ -129,9 +129,7 @@ pub fn apply_table_to_rows(
 pub fn apply_table_in_place(isa: Isa, x: &mut [u8], table: &[u8; 256]) {
     #[cfg(target_arch = "x86_64")]
     {
-        if let Isa::Avx512Vnni(vnni) = isa
-            && let Some(vbmi) = vnni.vbmi()
-        {
+        if let Some(vbmi) = isa.wide().and_then(|wide| wide.vbmi()) {
             return vbmi.apply_table(x, table);
         }
         if let Some(avx2) = isa.avx2() {

@@ -18,11 +18,12 @@ use std::ops::Range;
 
 /// The tile of an instruction set.
 fn shape(isa: Isa) -> Shape {
-    match isa {
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Vnni(_) => F32_WIDE,
-        _ => F32,
+    #[cfg(target_arch = "x86_64")]
+    if isa.wide().is_some() {
+        return F32_WIDE;
     }
+    let _ = isa;
+    F32
 }
 
 /// Weights of a float layer or convolution, packed.
@@ -269,14 +270,13 @@ fn tile(
     place: Place,
 ) {
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        Isa::Avx512Vnni(wide) => {
+    {
+        if let Some(wide) = isa.wide() {
             return wide.f32_tile(a, lda, rows, panel, width, depth, part, epilogue, out, place);
         }
-        Isa::Avx2(avx2) => {
+        if let Some(avx2) = isa.avx2() {
             return avx2.f32_tile(a, lda, rows, panel, width, depth, part, epilogue, out, place);
         }
-        Isa::Scalar => {}
     }
     let _ = isa;
     for r in 0..rows {

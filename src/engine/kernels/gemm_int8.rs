@@ -9,14 +9,19 @@ use super::patches::Patches;
 #[cfg(target_arch = "x86_64")]
 use super::schedule::Schedule;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::INT8_SCHEDULED;
-use super::tiles::{INT8_PAIRS, INT8_QUADS, Place, Shape};
+use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED};
+use super::tiles::{INT8_PAIRS, Place, Shape};
 use super::walk::walk;
-#[cfg(target_arch = "x86_64")]
-use super::x86_64::Avx2;
-#[cfg(target_arch = "x86_64")]
-use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
+#[cfg(target_arch = "x86_64")]
+use super::{
+    blocks::{Product, Runs},
+    lines::with_scratch,
+    x86_64::Avx2,
+    x86_64_amx::Amx,
+    x86_64_avxvnni::AvxVnni,
+    x86_64_vnni::Avx512Vnni,
+};
 use bytemuck::Pod;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -67,6 +72,12 @@ enum Panels {
     /// Panels of [`INT8_QUADS`], for dot products of bytes.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
+    /// Panels of [`INT8_QUADS_NARROW`].
+    #[cfg(target_arch = "x86_64")]
+    NarrowQuads(AvxVnni, Aligned<i8>),
+    /// Panels of [`INT8_MATRIX`], for matrix tiles, and how their depth is padded.
+    #[cfg(target_arch = "x86_64")]
+    Matrix(Amx, Runs, Aligned<i8>),
 }
 
 impl PackedInt8 {
@@ -79,19 +90,23 @@ impl PackedInt8 {
         let panels = match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(vnni) => {
-                let mut panels = Aligned::zeros(INT8_QUADS.packed_len(out, depth));
-                INT8_QUADS.pack(out, depth, &mut panels, |n, k| codes[n * depth + k]);
-                Panels::Quads(vnni, panels)
+                Panels::Quads(vnni, pack(INT8_QUADS, out, depth, |n, k| codes[n * depth + k]))
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) if let Some(schedule) = Schedule::pack(isa, codes, depth, 100) => {
                 Panels::Scheduled(avx2, schedule)
             }
-            _ => {
-                let mut panels = Aligned::zeros(INT8_PAIRS.packed_len(out, depth));
-                INT8_PAIRS.pack(out, depth, &mut panels, |n, k| i16::from(codes[n * depth + k]));
-                Panels::Pairs(panels)
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(vnni) => {
+                Panels::NarrowQuads(vnni, pack(INT8_QUADS_NARROW, out, depth, |n, k| codes[n * depth + k]))
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(amx) => {
+                let runs = Runs::of(taps, inputs);
+                let code = |n, k| runs.element(k).map_or(0, |k| codes[n * depth + k]);
+                Panels::Matrix(amx, runs, pack(INT8_MATRIX, out, runs.depth(), code))
+            }
+            _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
         };
         let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(depth).map(sum).collect();
@@ -115,7 +130,7 @@ impl PackedInt8 {
                 Form::Scheduled(Shares { paired, single, wide })
             }
             #[cfg(target_arch = "x86_64")]
-            Panels::Quads(..) => Form::Quads,
+            Panels::Quads(..) | Panels::NarrowQuads(..) | Panels::Matrix(..) => Form::Quads,
         }
     }
 
@@ -126,7 +141,9 @@ impl PackedInt8 {
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(_, schedule) => schedule.bytes(),
             #[cfg(target_arch = "x86_64")]
-            Panels::Quads(_, panels) => panels.bytes(),
+            Panels::Quads(_, panels) | Panels::NarrowQuads(_, panels) | Panels::Matrix(.., panels) => {
+                panels.bytes()
+            }
         };
         panels + size_of_val(&self.column_sums[..])
     }
@@ -186,6 +203,10 @@ impl PackedInt8 {
             Panels::Scheduled(..) => INT8_SCHEDULED,
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(..) => INT8_QUADS,
+            #[cfg(target_arch = "x86_64")]
+            Panels::NarrowQuads(..) => INT8_QUADS_NARROW,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Matrix(..) => INT8_MATRIX,
         }
     }
 
@@ -223,7 +244,69 @@ impl PackedInt8 {
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
+            #[cfg(target_arch = "x86_64")]
+            Panels::NarrowQuads(vnni, panels) => {
+                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
+                    let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
+                    vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                };
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Matrix(amx, runs, panels) if rows.len() == 1 => {
+                self.single_row(*amx, *runs, panels, patches, rows.start, columns, out, out_offset);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::Matrix(amx, runs, panels) => {
+                let (first_row, run) = (rows.start, columns.len());
+                let product = Product {
+                    amx: *amx,
+                    panels,
+                    runs: *runs,
+                    columns: run,
+                    out,
+                    out_stride,
+                    out_offset,
+                    first_row,
+                };
+                product.multiply(patches, rows, |out, rows| {
+                    let starts = rows.map(|row| (row - first_row) * out_stride + out_offset);
+                    apply_table_to_rows(isa, out, starts, run, out_stride);
+                });
+            }
         }
+    }
+
+    /// One row: a matrix tile would stay empty but for that row.
+    #[cfg(target_arch = "x86_64")]
+    #[expect(clippy::too_many_arguments, reason = "a part is its operands and its place")]
+    fn single_row(
+        &self,
+        amx: Amx,
+        runs: Runs,
+        panels: &[i8],
+        patches: &Patches<u8>,
+        row: usize,
+        columns: Range<usize>,
+        out: &mut IntOutput,
+        out_offset: usize,
+    ) {
+        let (depth, stride, all) =
+            (runs.depth(), self.taps * self.inputs + patches.spare(), self.column_sums.len());
+        with_scratch::<u8, _>(stride + depth, |scratch| {
+            let (gathered, a) = scratch.split_at_mut(stride);
+            patches.gather(row, 0..self.taps * self.inputs, gathered, stride);
+            runs.spread(&gathered[..self.taps * self.inputs], a);
+            for first in columns.clone().step_by(INT8_MATRIX.columns) {
+                let (at, count) =
+                    (out_offset + first - columns.start, (columns.end - first).min(INT8_MATRIX.columns));
+                let place = Place { at, stride: count, channel: first, columns: count };
+                let width = INT8_MATRIX.width(first, all);
+                let panel = &panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth];
+                amx.wide().int8_tile(a, depth, 1, panel, width, depth, out, place);
+            }
+        });
+        apply_table_to_rows(self.isa, out, std::iter::once(out_offset), columns.len(), columns.len());
     }
 
     /// [`PackedInt8::part`] for one form of the weights and its tile.
@@ -264,6 +347,18 @@ impl PackedInt8 {
             |rows| apply_table_to_rows(self.isa, &mut out.borrow_mut(), rows.map(at), run, out_stride),
         );
     }
+}
+
+/// Packs columns `[columns, depth]` given by `element(column, k)`.
+fn pack<T: Pod>(
+    shape: Shape,
+    columns: usize,
+    depth: usize,
+    element: impl Fn(usize, usize) -> T,
+) -> Aligned<T> {
+    let mut panels = Aligned::zeros(shape.packed_len(columns, depth));
+    shape.pack(columns, depth, &mut panels, element);
+    panels
 }
 
 /// Applies the table of `out`, if it has one, to `run` elements from each of `starts`, `stride` apart.

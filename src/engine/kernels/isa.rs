@@ -3,6 +3,10 @@
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
 #[cfg(target_arch = "x86_64")]
+use super::x86_64_amx::Amx;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64_avxvnni::AvxVnni;
+#[cfg(target_arch = "x86_64")]
 use super::x86_64_vnni::Avx512Vnni;
 
 /// An instruction set that this processor has: the vector ones carry a proof that only detection makes.
@@ -15,9 +19,15 @@ pub enum Isa {
     /// AVX2 and FMA (Haswell, Zen and later).
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// AVX2 with byte dot products (Alder Lake, Zen 5 and later).
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(AvxVnni),
     /// AVX-512 with byte dot products (Cascade Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni(Avx512Vnni),
+    /// Matrix tiles of bytes beside those (Sapphire Rapids and later).
+    #[cfg(target_arch = "x86_64")]
+    Amx(Amx),
 }
 
 impl Isa {
@@ -29,14 +39,19 @@ impl Isa {
     /// The instruction sets of this processor, the slowest first.
     pub fn available() -> Vec<Isa> {
         #[cfg(target_arch = "x86_64")]
-        let vector = [Avx2::detect().map(Isa::Avx2), Avx512Vnni::detect().map(Isa::Avx512Vnni)];
+        let vector = [
+            Avx2::detect().map(Isa::Avx2),
+            AvxVnni::detect().map(Isa::AvxVnni),
+            Avx512Vnni::detect().map(Isa::Avx512Vnni),
+            Amx::detect().map(Isa::Amx),
+        ];
         #[cfg(not(target_arch = "x86_64"))]
         let vector = [];
         std::iter::once(Isa::Scalar).chain(vector.into_iter().flatten()).collect()
     }
 
-    /// The instruction set called `scalar`, `avx2` or `avx512vnni`; none if the name is unknown or the
-    /// processor lacks it.
+    /// The instruction set called `scalar`, `avx2`, `avxvnni`, `avx512vnni` or `amx`; none if the name is
+    /// unknown or the processor lacks it.
     pub fn named(name: &str) -> Option<Isa> {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
@@ -48,7 +63,11 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(_) => "avxvnni",
+            #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => "amx",
         }
     }
 
@@ -58,7 +77,19 @@ impl Isa {
         match self {
             Isa::Scalar => None,
             Isa::Avx2(avx2) => Some(avx2),
-            Isa::Avx512Vnni(vnni) => Some(vnni.avx2()),
+            Isa::AvxVnni(vnni) => Some(vnni.avx2()),
+            Isa::Avx512Vnni(wide) => Some(wide.avx2()),
+            Isa::Amx(amx) => Some(amx.wide().avx2()),
+        }
+    }
+
+    /// The proof of AVX-512 with byte dot products, which matrix tiles come with.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn wide(self) -> Option<Avx512Vnni> {
+        match self {
+            Isa::Scalar | Isa::Avx2(_) | Isa::AvxVnni(_) => None,
+            Isa::Avx512Vnni(wide) => Some(wide),
+            Isa::Amx(amx) => Some(amx.wide()),
         }
     }
 
@@ -70,7 +101,9 @@ impl Isa {
         return match self {
             Isa::Scalar => f(),
             Isa::Avx2(avx2) => avx2.vectorize(f),
+            Isa::AvxVnni(vnni) => vnni.avx2().vectorize(f),
             Isa::Avx512Vnni(wide) => wide.vectorize(f),
+            Isa::Amx(amx) => amx.wide().vectorize(f),
         };
         #[cfg(not(target_arch = "x86_64"))]
         f()
@@ -83,7 +116,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => 48,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(_) => 96,
+            Isa::AvxVnni(_) | Isa::Avx512Vnni(_) | Isa::Amx(_) => 96,
         }
     }
 }

@@ -20,10 +20,14 @@ pub mod reference;
 pub mod requant;
 pub mod winograd;
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod halo;
 mod lines;
 pub(in crate::engine) mod parallel;
 mod patches;
+#[cfg(target_arch = "x86_64")]
+mod phases;
 #[cfg(target_arch = "x86_64")]
 mod schedule;
 #[cfg(test)]
@@ -33,6 +37,10 @@ mod walk;
 mod winograd_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_amx;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_avxvnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_finish;
 #[cfg(target_arch = "x86_64")]

@@ -10,12 +10,12 @@ const STEP: usize = 16;
 /// The input of a convolution, seen as a matrix `[window.rows(), taps * inputs]`.
 pub(super) struct Patches<'a, T> {
     /// `[batch, in_h, in_w, in_stride]`.
-    x: &'a [T],
-    in_stride: usize,
-    in_offset: usize,
-    inputs: usize,
-    window: &'a Window,
-    pad: T,
+    pub(super) x: &'a [T],
+    pub(super) in_stride: usize,
+    pub(super) in_offset: usize,
+    pub(super) inputs: usize,
+    pub(super) window: &'a Window,
+    pub(super) pad: T,
 }
 
 impl<'a, T: Copy> Patches<'a, T> {

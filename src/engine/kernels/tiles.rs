@@ -18,6 +18,12 @@ pub(super) const INT8_QUADS: Shape =
 pub(super) const INT8_SCHEDULED: Shape =
     Shape { rows: 24, columns: 16, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
+/// Integer products in quads of bytes on AVX2, of the size of the pairs.
+pub(super) const INT8_QUADS_NARROW: Shape = Shape { group: 4, ..INT8_PAIRS };
+
+/// Integer products in matrix tiles, two by two. The depth is padded by the packer.
+pub(super) const INT8_MATRIX: Shape = Shape { rows: 32, ..INT8_QUADS };
+
 /// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape =
     Shape { rows: 6, columns: 16, group: 1, block_rows: 96, block_bytes: 128 << 10, block_depth: 512 };
