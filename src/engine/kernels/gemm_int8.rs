@@ -8,9 +8,9 @@ use super::parallel::{parts, split_rows};
 use super::patches::Patches;
 #[cfg(target_arch = "x86_64")]
 use super::schedule::Schedule;
-#[cfg(target_arch = "x86_64")]
-use super::tiles::INT8_SCHEDULED;
 use super::tiles::{INT8_PAIRS, INT8_QUADS, Place, Shape};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{INT8_SCHEDULED, INT8_SCHEDULED_ROWS};
 use super::walk::walk;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
@@ -173,7 +173,7 @@ impl PackedInt8 {
                 self.part(&patches, 0..1, range, &mut out, out_stride, 0);
             });
         } else {
-            split_rows(out, 0..rows, out_stride, shape.rows, parts, &|range, mut out| {
+            split_rows(out, 0..rows, out_stride, self.row_quantum(), parts, &|range, mut out| {
                 self.part(&patches, range, 0..columns, &mut out, out_stride, out_offset);
             });
         }
@@ -186,6 +186,15 @@ impl PackedInt8 {
             Panels::Scheduled(..) => INT8_SCHEDULED,
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(..) => INT8_QUADS,
+        }
+    }
+
+    /// Rows of a register tile, in whose multiples threads share the work.
+    fn row_quantum(&self) -> usize {
+        match self.panels {
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(..) => INT8_SCHEDULED_ROWS,
+            _ => self.shape().rows,
         }
     }
 
