@@ -13,8 +13,9 @@ fn main() {
     // `cargo bench` adds an option of its own.
     let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     println!("peak of instruction sequences        GMAC/s");
-    for (name, sequence) in Sequence::ALL {
-        println!("{name:36} {:6.1}", sequence.peak());
+    for (name, sequence) in Sequence::ALL.into_iter().filter(|(_, sequence)| sequence.available()) {
+        let (peak, _) = measure(10_000_000, &[], || sequence.run(10_000_000));
+        println!("{name:36} {peak:6.1}");
     }
     dense(&filter);
 }
@@ -38,11 +39,11 @@ fn dense(filter: &str) {
                     table: None,
                 };
                 let mut y = vec![0; rows * columns];
-                let gmacs = billions(rows * depth * columns, || {
+                let form = packed.form();
+                let (gmacs, share) = measure(rows * depth * columns, &sequences(form), || {
                     packed.matmul(&a, rows, IntOutput::U8(&mut y, &requant), 1);
                 });
-                let form = packed.form();
-                let share = 100.0 * gmacs / peak_of(form);
+                let share = 100.0 * share;
                 println!("{name:28} {rows:5} {depth:5} {columns:7} {gmacs:7.1} {share:4.0}%  {form:.2?}");
             }
         }
@@ -57,7 +58,7 @@ const DENSE_SHAPES: [(usize, usize, usize); 7] = [
     (196, 1024, 256),
     (196, 2304, 256),
     (49, 2048, 512),
-    (196, 4608, 512),
+    (49, 4608, 512),
 ];
 
 /// `[columns, depth]`.
@@ -109,19 +110,38 @@ impl Random {
     }
 }
 
-/// Billions of products a second, if `f` does `products`: the best of many runs.
-fn billions(products: usize, mut f: impl FnMut()) -> f64 {
-    let (start, mut best) = (Instant::now(), Duration::MAX);
-    while start.elapsed() < Duration::from_millis(100) {
+/// Measures `f`, which does `products`: billions a second in its best run, and the share of the speed of the
+/// sequences in `mix`, each with its part of the products. These run by turns, and the median counts: clocks and
+/// neighbours change while a benchmark runs.
+fn measure(products: usize, mix: &[(f32, Sequence)], mut f: impl FnMut()) -> (f64, f64) {
+    let (start, mut best, mut shares) = (Instant::now(), Duration::MAX, Vec::new());
+    while start.elapsed() < Duration::from_millis(200) {
         let start = Instant::now();
         f();
-        best = best.min(start.elapsed());
+        let time = start.elapsed();
+        let start = Instant::now();
+        mix.iter().for_each(|(part, sequence)| sequence.run((f64::from(*part) * products as f64) as usize));
+        shares.push(start.elapsed().as_secs_f64() / time.as_secs_f64());
+        best = best.min(time);
     }
-    products as f64 / best.as_nanos() as f64
+    shares.sort_by(f64::total_cmp);
+    (products as f64 / best.as_nanos() as f64, shares[shares.len() / 2])
 }
 
-/// What an instruction sequence reaches on registers alone, in billions of products a second; 0 where the processor
-/// lacks it.
+/// What weights of a form are multiplied with.
+fn sequences(form: Form) -> Vec<(f32, Sequence)> {
+    match form {
+        Form::Pairs => vec![(1.0, Sequence::Words)],
+        Form::Scheduled(shares) => vec![
+            (shares.paired, Sequence::Paired),
+            (shares.single, Sequence::Single),
+            (shares.wide, Sequence::Wide),
+        ],
+        Form::Quads => vec![(1.0, Sequence::Dot512)],
+    }
+}
+
+/// Instructions on registers alone.
 #[derive(Clone, Copy)]
 enum Sequence {
     /// `vpmaddwd`, `vpaddd`.
@@ -148,39 +168,31 @@ impl Sequence {
         ("vpdpbusd zmm", Sequence::Dot512),
     ];
 
-    #[cfg(not(target_arch = "x86_64"))]
-    fn peak(self) -> f64 {
-        0.0
+    /// Whether this processor has the instructions.
+    fn available(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return match self {
+            Sequence::Dot256 => is_x86_feature_detected!("avxvnni"),
+            Sequence::Dot512 => is_x86_feature_detected!("avx512vnni"),
+            _ => is_x86_feature_detected!("avx2"),
+        };
+        #[cfg(not(target_arch = "x86_64"))]
+        false
     }
 
-    #[cfg(target_arch = "x86_64")]
-    fn peak(self) -> f64 {
-        let avx2 = is_x86_feature_detected!("avx2");
+    /// Does at least so many products.
+    fn run(self, products: usize) {
+        assert!(self.available(), "a sequence of this processor");
+        #[cfg(target_arch = "x86_64")]
         match self {
-            Sequence::Words if avx2 => peak::words(),
-            Sequence::Paired if avx2 => peak::paired(),
-            Sequence::Single if avx2 => peak::single(),
-            Sequence::Wide if avx2 => peak::wide(),
-            Sequence::Dot256 if is_x86_feature_detected!("avxvnni") => peak::dot_256(),
-            Sequence::Dot512 if is_x86_feature_detected!("avx512vnni") => peak::dot_512(),
-            _ => 0.0,
+            Sequence::Words => peak::words(products),
+            Sequence::Paired => peak::paired(products),
+            Sequence::Single => peak::single(products),
+            Sequence::Wide => peak::wide(products),
+            Sequence::Dot256 => peak::dot_256(products),
+            Sequence::Dot512 => peak::dot_512(products),
         }
     }
-}
-
-/// The peak of a form of weights, measured now: clocks change while the benchmark runs.
-fn peak_of(form: Form) -> f64 {
-    let mix: &[(f32, Sequence)] = match form {
-        Form::Pairs => &[(1.0, Sequence::Words)],
-        Form::Scheduled(shares) => &[
-            (shares.paired, Sequence::Paired),
-            (shares.single, Sequence::Single),
-            (shares.wide, Sequence::Wide),
-        ],
-        Form::Quads => &[(1.0, Sequence::Dot512)],
-    };
-    let time = |(share, sequence): &(f32, Sequence)| f64::from(*share) / sequence.peak();
-    1.0 / mix.iter().filter(|(share, _)| *share > 0.0).map(time).sum::<f64>()
 }
 
 /// Loops of vector instructions that depend on each other as in a tile, and on nothing else. Registers 0 to 7 are
@@ -190,30 +202,26 @@ fn peak_of(form: Form) -> f64 {
 mod peak {
     use std::arch::asm;
 
-    const ROUNDS: usize = 20_000;
-
-    /// `$name()` gives the speed of a round of `$code`, which does `$products`. `$code` is one step on accumulator
-    /// `$a` for each of them.
+    /// `$name(products)` does so many, `$products` a round: `$step` on each accumulator with its temporaries.
     macro_rules! peak {
         ($name:ident, $products:expr, [$($acc:literal $tmp:literal $more:literal),+], $step:ident) => {
-            pub(super) fn $name() -> f64 {
-                super::billions(ROUNDS * $products, || {
-                    // SAFETY: the caller found the instruction set; only registers named here change.
-                    unsafe {
+            pub(super) fn $name(products: usize) {
+                let rounds = products / $products + 1;
+                // SAFETY: the caller found the instruction set; only registers named here change.
+                unsafe {
                         asm!(
                             "2:",
                             $($step!($acc, $tmp, $more),)+
                             "dec {n}",
                             "jnz 2b",
-                            n = inout(reg) ROUNDS => _,
+                            n = inout(reg) rounds => _,
                             out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                             out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
                             out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
                             out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
                             options(nomem, nostack)
                         );
-                    }
-                })
+                }
             }
         };
     }

@@ -214,7 +214,8 @@ impl Job<'_> {
         let params: HashMap<ValueId, QuantParams> =
             choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
         let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
-        let trial = Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
+        let trial =
+            Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
         let dial = self.dial(trial)?;
         let rewritten = rewrite(graph, plan, params, &recipe, &dial);
         self.step(Phase::Quantize, 1, 1)?;

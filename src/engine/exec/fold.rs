@@ -7,9 +7,9 @@ use crate::engine::graph::fact::{Fact, Results};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::shapes::{infer, shape_range};
 use crate::engine::graph::{Dim, Graph, Node, ValueId};
-use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::Tensor;
 
+use super::Options;
 use super::compile::Request;
 use super::fuse::Fused;
 use super::half::compile;
@@ -131,7 +131,7 @@ fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Opt
     let request = Request {
         graph,
         weights: &Weights::default(),
-        context: Context { isa: Isa::best(), threads: 1 },
+        context: Context::new(&Options::default()),
         index,
         node,
         layout: Layout::RowMajor,

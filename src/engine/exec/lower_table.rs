@@ -18,7 +18,8 @@ impl Lowering {
         let last = *self.producers.get(&real)?;
         let is_codes = |id: ValueId| self.activation(Some(id)).is_some();
         let function = Function::ending_at(&self.graph, &self.producers, last, is_codes)?;
-        let sources: Option<Vec<Codes>> = function.sources.iter().map(|&s| self.activation(Some(s))).collect();
+        let sources: Option<Vec<Codes>> =
+            function.sources.iter().map(|&s| self.activation(Some(s))).collect();
         let sources = sources?;
         let root = self.root_of(&sources[0]);
         if sources.iter().any(|s| self.root_of(s) != root) || self.graph.constant(root).is_some() {

@@ -52,6 +52,17 @@ pub struct Options {
     pub integers: bool,
     /// Most bytes that the values of one run may take together.
     pub memory_bytes_max: u64,
+    /// What counts more for packed weights.
+    pub memory: Memory,
+}
+
+/// What counts more where a faster form of the weights takes more memory. The answers are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// The fastest form.
+    Fast,
+    /// The smallest form.
+    Small,
 }
 
 impl Default for Options {
@@ -62,6 +73,7 @@ impl Default for Options {
             passes: Passes::ALL,
             integers: true,
             memory_bytes_max: 16 << 30,
+            memory: Memory::Fast,
         }
     }
 }

@@ -46,7 +46,7 @@ pub(super) fn binary(
     let ((sa, za), (sb, zb)) = (operand_params(graph, node, 0)?, operand_params(graph, node, 1)?);
     let (sy, zy) = params(graph, node.outputs[0])?;
     let (lo, hi) = clamp;
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     if a.shape == b.shape {
         let f = if op == Binary::Add { eltwise::qadd } else { eltwise::qmul };
         return Ok(Box::new(move |operands, mut out, _| {
@@ -123,7 +123,7 @@ pub(super) fn average_pool(
         (operand_params(graph, node, 0)?, params(graph, node.outputs[0])?);
     let scales = PoolScales { x_scale, x_zero_point, y_scale, y_zero_point };
     let channels = x.shape[x.shape.len() - 1];
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     if let Op::QAveragePool { sliding, count_include_pad } = op {
         let (window, include) = (window_of(sliding, &x.shape, &sliding.kernel)?, *count_include_pad);
         return Ok(Box::new(move |operands, mut out, _| {
@@ -162,7 +162,7 @@ pub(super) fn concat(
     let before: usize = out[..axis].iter().product();
     let blocks: Vec<usize> = inputs.iter().map(|x| x.map_or(0, |x| x.shape[axis] * after)).collect();
     let row: usize = blocks.iter().sum();
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Ok(Box::new(move |operands, mut out, _| {
         let parts = parts(threads, before * row / 8);
         split_rows(out.slice_mut::<u8>(), 0..before, row, 1, parts, &|range, out: &mut [u8]| {
@@ -171,11 +171,15 @@ pub(super) fn concat(
                 let from = &operands.need(index).slice::<u8>()[range.start * block..range.end * block];
                 match table {
                     None => {
-                        for (row, from) in out.chunks_exact_mut(row.max(1)).zip(from.chunks_exact(block.max(1))) {
+                        for (row, from) in
+                            out.chunks_exact_mut(row.max(1)).zip(from.chunks_exact(block.max(1)))
+                        {
                             row[column..column + block].copy_from_slice(from);
                         }
                     }
-                    Some(table) => eltwise::apply_table_to_rows(isa, from, block, table, &mut out[column..], row),
+                    Some(table) => {
+                        eltwise::apply_table_to_rows(isa, from, block, table, &mut out[column..], row)
+                    }
                 }
                 column += block;
             }
@@ -196,7 +200,7 @@ pub(super) fn quantize(
         return Err(format!("QuantizeLinear of {} is not supported", x.dtype));
     }
     let spread = granularity(axis, inputs, x)?;
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     if let Some(q) = constant_params(axis, inputs, x.shape.len(), to)?
         && (q.axis, to, x.dtype) == (None, DType::U8, DType::F32)
     {
@@ -224,7 +228,7 @@ pub(super) fn quantize(
 pub(super) fn dequantize(context: Context, axis: i64, inputs: &[Option<&Fact>]) -> Result<Kernel, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
     let spread = granularity(axis, inputs, x)?;
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     if let Some(q) = constant_params(axis, inputs, x.shape.len(), x.dtype)?
         && (q.axis, x.dtype) == (None, DType::U8)
     {

@@ -20,7 +20,7 @@ fn map<T: Element, U: Element>(
     context: Context,
     f: impl Fn(T) -> U + Copy + Send + Sync + 'static,
 ) -> Kernel {
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice::<T>();
         let out = out.slice_mut::<U>();
@@ -118,7 +118,7 @@ fn zip<T: Element, U: Element>(
     walk: Walk<2>,
     f: impl Fn(T, T) -> U + Copy + Send + Sync + 'static,
 ) -> Kernel {
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<T>(), operands.need(1).slice::<T>());
         let out = out.slice_mut::<U>();
@@ -260,7 +260,7 @@ pub(super) fn clip(context: Context, x: &Fact) -> Result<Kernel, String> {
     if x.dtype != DType::F32 {
         return ops_typed::clip(x);
     }
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Ok(Box::new(move |operands, mut out, _| {
         let bound = |i: usize, open: f32| -> Result<f32, String> {
             let Some(view) = operands.get(i) else { return Ok(open) };
@@ -352,7 +352,7 @@ pub(super) fn softmax(
     let after: usize = x.shape[axis + 1..].iter().product();
     let row = if coerce_2d { x.shape[axis] * after } else { x.shape[axis] };
     let stride = if coerce_2d { 1 } else { after };
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Ok(Box::new(move |operands, mut out, scratch| {
         let x = operands.need(0).slice::<f32>();
         let out = out.slice_mut::<f32>();
@@ -397,7 +397,7 @@ pub(super) fn layer_norm(context: Context, axis: i64, epsilon: f32, x: &Fact) ->
     }
     let axis = axis_index(axis, x.shape.len(), false)?;
     let row = x.shape[axis..].iter().product::<usize>().max(1);
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Ok(Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice::<f32>();
         let scale = operands.need(1).slice::<f32>();

@@ -136,7 +136,9 @@ pub(super) fn conv(
                     packed.conv(x, channels, g * cin, &window, &epilogue, out, out_channels, at, threads);
                 }
             }
-            Packed::Int8(_) | Packed::DepthwiseInt8(_) => unreachable!("packed above"),
+            Packed::Int8(_) | Packed::WinogradInt8(_) | Packed::DepthwiseInt8(_) => {
+                unreachable!("packed above")
+            }
         }
         Ok(())
     }))
@@ -305,7 +307,7 @@ pub(super) fn max_pool(context: Context, sliding: &Sliding, x: &Fact) -> Result<
     }
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     match x.dtype {
         DType::F32 => Ok(Box::new(move |operands, mut out, _| {
             pool::max_pool_f32(isa, operands.need(0).slice(), channels, &window, out.slice_mut(), threads);
@@ -333,7 +335,7 @@ pub(super) fn average_pool(
     only_f32(x)?;
     let window = window_of(sliding, &x.shape, &sliding.kernel)?;
     let channels = x.shape[x.shape.len() - 1];
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     Ok(Box::new(move |operands, mut out, _| {
         let x = operands.need(0).slice();
         pool::avg_pool_f32(isa, x, channels, &window, count_include_pad, out.slice_mut(), threads);
@@ -345,7 +347,7 @@ pub(super) fn average_pool(
 pub(super) fn global_pool(context: Context, max: bool, x: &Fact) -> Result<Kernel, String> {
     let (batch, channels) = (x.shape[0], x.shape[x.shape.len() - 1]);
     let pixels: usize = x.shape[1..x.shape.len() - 1].iter().product();
-    let Context { isa, threads } = context;
+    let Context { isa, threads, .. } = context;
     if !matches!(x.dtype, DType::F32 | DType::U8) {
         let sliding = Sliding { kernel: x.shape[1..x.shape.len() - 1].to_vec(), ..Sliding::default() };
         return if max { windows::max_pool(&sliding, x) } else { windows::average_pool(&sliding, false, x) };

@@ -10,6 +10,7 @@ use crate::engine::graph::{Graph, Node};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::finish::{RowSums, finish};
 use crate::engine::kernels::gemm_int8::PackedInt8;
+use crate::engine::kernels::winograd::PackedWinograd;
 use crate::engine::kernels::{Dequant, IntOutput, Requant, Window};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
@@ -175,6 +176,9 @@ impl Product {
                     });
                 }
             }
+            Packed::WinogradInt8(packed) => epilogue.apply(0, outputs, out, |out| {
+                packed.conv(x, self.inputs, 0, window, pad, out, outputs, 0, threads);
+            }),
             Packed::Float(_) | Packed::DepthwiseFloat(_) => unreachable!("packed as codes"),
         }
     }
@@ -192,19 +196,22 @@ fn convolution(
     let x = inputs[0].ok_or("input 0 is missing")?;
     let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("the weights are no constant")?;
     let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
-    let packed = weights.get(index, || pack_conv(context, &weight, groups));
+    let packed = weights.get(index, || pack_conv(context, &weight, groups, &window));
     let taps = weight.shape()[2..].iter().product();
     let shape = [weight.shape()[0], weight.shape()[1], taps];
     let zero_points = weight_zero_points(graph, node, shape[0])?;
     Ok(Product::new(context, packed, zero_points, window, shape, groups))
 }
 
-fn pack_conv(context: Context, weight: &Tensor, groups: usize) -> Packed {
+fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) -> Packed {
     let shape = weight.shape();
     let taps: usize = shape[2..].iter().product();
     let moved = taps_first(weight.slice::<i8>(), shape);
     if is_depthwise(groups, shape) {
         return Packed::DepthwiseInt8(PackedDepthwise::pack(context.isa, &moved, groups, taps));
+    }
+    if groups == 1 && context.winograd && PackedWinograd::suits(context.isa, window, shape[1], shape[0]) {
+        return Packed::WinogradInt8(PackedWinograd::pack(context.isa, &moved, shape[0], shape[1]));
     }
     let out = shape[0] / groups;
     let group = |part: &[i8]| PackedInt8::pack(context.isa, part, out, taps, shape[1]);

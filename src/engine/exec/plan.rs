@@ -402,7 +402,9 @@ impl Builder<'_> {
         };
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         let layout = if fact.shape.len() == shape.len() { self.found(x)? } else { Layout::RowMajor };
-        let Some(writer) = other.operator.writer(&refs, layout == Layout::ChannelsLast) else { return Ok(false) };
+        let Some(writer) = other.operator.writer(&refs, layout == Layout::ChannelsLast) else {
+            return Ok(false);
+        };
         let kernel: Kernel = Box::new(move |operands, out, _| {
             writer(&operands.need(0), out.bytes);
             Ok(())

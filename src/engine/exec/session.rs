@@ -477,7 +477,7 @@ impl Session {
         Blueprint {
             graph: &self.graph,
             weights: &self.weights,
-            context: Context { isa: self.options.isa, threads: self.options.threads.max(1) },
+            context: Context::new(&self.options),
             memory_bytes_max: self.options.memory_bytes_max,
             passes: self.options.passes,
             wanted,
@@ -571,7 +571,7 @@ impl Session {
         let name = self.real_name(sight.value);
         let moved;
         let view = if sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape) {
-            let context = Context { isa: self.options.isa, threads: 1 };
+            let context = Context { threads: 1, ..Context::new(&self.options) };
             let kernel = convert(context, Layout::RowMajor, view.dtype, &sight.shape);
             let source = Source::Constant(Arc::new(view.to_tensor()));
             let operand = Operand { source, dtype: view.dtype, shape: view.shape.to_vec() };

@@ -3,8 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::engine::graph::passes::Pass;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, Tensor, TensorView, TensorViewMut};
+
+use super::{Memory, Options};
 
 /// What a step computes. Shapes, axes and packed weights are fixed when it is compiled; running it allocates
 /// nothing but what `Scratch` keeps. An error is a sentence about the data (an index out of range, say).
@@ -18,6 +21,19 @@ pub(super) struct Context {
     pub(super) isa: Isa,
     /// Most threads of one step.
     pub(super) threads: usize,
+    /// Whether convolutions may transform tiles.
+    pub(super) winograd: bool,
+    /// Whether weights should rather be small than fast.
+    pub(super) small: bool,
+}
+
+impl Context {
+    /// As the options say.
+    pub(super) fn new(options: &Options) -> Context {
+        let (isa, threads, small) = (options.isa, options.threads.max(1), options.memory == Memory::Small);
+        let winograd = options.passes.has(Pass::Winograd) && !small;
+        Context { isa, threads, winograd, small }
+    }
 }
 
 /// Room that steps reuse from run to run.

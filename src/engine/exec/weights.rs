@@ -7,6 +7,7 @@ use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::PackedF32;
 use crate::engine::kernels::gemm_int8::PackedInt8;
+use crate::engine::kernels::winograd::PackedWinograd;
 
 /// The weights of one node, in the order that its kernel reads.
 pub(super) enum Packed {
@@ -16,6 +17,8 @@ pub(super) enum Packed {
     DepthwiseFloat(PackedDepthwiseF32),
     /// One matrix a group.
     Int8(Vec<PackedInt8>),
+    /// 3x3 windows, transformed.
+    WinogradInt8(PackedWinograd),
     /// Depthwise.
     DepthwiseInt8(PackedDepthwise),
 }
@@ -27,6 +30,7 @@ impl Packed {
             Packed::Float(groups) => groups.iter().map(PackedF32::bytes).sum(),
             Packed::DepthwiseFloat(packed) => packed.bytes(),
             Packed::Int8(groups) => groups.iter().map(PackedInt8::bytes).sum(),
+            Packed::WinogradInt8(packed) => packed.bytes(),
             Packed::DepthwiseInt8(packed) => packed.bytes(),
         }
     }
@@ -35,6 +39,7 @@ impl Packed {
     pub(super) fn column_sums(&self) -> Vec<i32> {
         match self {
             Packed::Int8(groups) => groups.iter().flat_map(|g| g.column_sums().iter().copied()).collect(),
+            Packed::WinogradInt8(packed) => packed.column_sums().to_vec(),
             Packed::DepthwiseInt8(packed) => packed.column_sums().to_vec(),
             Packed::Float(_) | Packed::DepthwiseFloat(_) => unreachable!("floats have no code sums"),
         }

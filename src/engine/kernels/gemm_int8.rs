@@ -9,7 +9,7 @@ use super::patches::Patches;
 #[cfg(target_arch = "x86_64")]
 use super::schedule::Schedule;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED};
+use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED, INT8_SCHEDULED_ROWS};
 use super::tiles::{INT8_PAIRS, Place, Shape};
 use super::walk::walk;
 use super::{IntOutput, Window};
@@ -190,7 +190,7 @@ impl PackedInt8 {
                 self.part(&patches, 0..1, range, &mut out, out_stride, 0);
             });
         } else {
-            split_rows(out, 0..rows, out_stride, shape.rows, parts, &|range, mut out| {
+            split_rows(out, 0..rows, out_stride, self.row_quantum(), parts, &|range, mut out| {
                 self.part(&patches, range, 0..columns, &mut out, out_stride, out_offset);
             });
         }
@@ -207,6 +207,15 @@ impl PackedInt8 {
             Panels::NarrowQuads(..) => INT8_QUADS_NARROW,
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(..) => INT8_MATRIX,
+        }
+    }
+
+    /// Rows of a register tile, in whose multiples threads share the work.
+    fn row_quantum(&self) -> usize {
+        match self.panels {
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(..) => INT8_SCHEDULED_ROWS,
+            _ => self.shape().rows,
         }
     }
 

@@ -92,7 +92,9 @@ impl<'de> Deserialize<'de> for MaxCode {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<MaxCode, D::Error> {
         let wrong = |value: &Value| {
             let (least, most) = (MaxCode::LEAST, MaxCode::MOST);
-            serde::de::Error::custom(format!("max_code is {value}, not \"auto\" or a number from {least} to {most}"))
+            serde::de::Error::custom(format!(
+                "max_code is {value}, not \"auto\" or a number from {least} to {most}"
+            ))
         };
         let value = Value::deserialize(from)?;
         match (value.as_u64(), value.as_str()) {

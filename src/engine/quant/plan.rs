@@ -311,7 +311,9 @@ impl<'a> Planner<'a> {
             self.codeable.get(&v) == Some(&Behind::Convolution)
                 && !self.producers.get(&v).is_some_and(|p| self.functions.contains_key(p))
         };
-        let Some(function) = Function::ending_at(self.graph, &self.producers, n, is_source) else { return false };
+        let Some(function) = Function::ending_at(self.graph, &self.producers, n, is_source) else {
+            return false;
+        };
         let kept = |&n: &usize| self.recipe.keeps_float(&self.graph.nodes[n].name);
         let taken = |n: &usize| self.absorbed.contains_key(n);
         if function.sources.len() != 1
@@ -689,7 +691,12 @@ mod tests {
     fn codes_are_split_and_joined() {
         let block = "c = Conv(x, w); a b = Split(c); d = Conv(b, v); j = Concat(a, b, d); y = Conv(j, u)";
         check(block, &["y"], serde_json::json!({}), "IIIII x c a<c b<c d j y");
-        check("c = Conv(x, w); j = Concat(c, x); y = Conv(j, u)", &["y"], serde_json::json!({}), "IDI x c j y");
+        check(
+            "c = Conv(x, w); j = Concat(c, x); y = Conv(j, u)",
+            &["y"],
+            serde_json::json!({}),
+            "IDI x c j y",
+        );
         check("c = Conv(x, w); a b = Split(c); y = Norm(a, g)", &["y"], serde_json::json!({}), "IDF x c");
     }
 

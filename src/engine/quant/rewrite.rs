@@ -204,12 +204,8 @@ impl Writer<'_> {
         let operand = plan::table_of(self.source, node).expect("the plan checked the table");
         let table = self.source.constant(operand).expect("the plan checked the table").clone();
         let axis = self.per_channel.then_some(1);
-        let quantized = weights::quantize(
-            &table,
-            axis,
-            weights::scales(&table, axis, MaxCode::MOST),
-            MaxCode::MOST,
-        );
+        let quantized =
+            weights::quantize(&table, axis, weights::scales(&table, axis, MaxCode::MOST), MaxCode::MOST);
         let scale = &quantized.params.scale;
         let shape: &[usize] = if axis.is_some() { &[scale.len()] } else { &[] };
         let [codes, scales, zeros] = *self.tables.entry(operand).or_insert_with(|| {

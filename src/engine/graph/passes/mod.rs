@@ -25,10 +25,12 @@ pub enum Pass {
     FuseEpilogues,
     /// Images keep the memory order of the kernels between steps.
     ChannelsLast,
+    /// Convolutions of codes with 3x3 windows multiply transformed tiles, where that is faster.
+    Winograd,
 }
 
 /// Name and meaning, for people.
-const NAMES: [(Pass, &str); 7] = [
+const NAMES: [(Pass, &str); 8] = [
     (Pass::FoldConstants, "fold_constants"),
     (Pass::RemoveIdentities, "remove_identities"),
     (Pass::FoldAffine, "fold_affine"),
@@ -36,6 +38,7 @@ const NAMES: [(Pass, &str); 7] = [
     (Pass::MergeTransposes, "merge_transposes"),
     (Pass::FuseEpilogues, "fuse_epilogues"),
     (Pass::ChannelsLast, "channels_last"),
+    (Pass::Winograd, "winograd"),
 ];
 
 impl Pass {
