@@ -13,8 +13,8 @@ pub(super) const INT8_QUADS: Shape =
     Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Rows of a register tile of scheduled panels: 8 accumulators, 4 registers of weights, a row's two quads and what is on
-/// its way between them. Six rows are faster by a few per cent where a core loads three registers a cycle (Golden
-/// Cove), but slower where it loads two, since weights then come from memory for every row.
+/// its way between them. Six rows would have to load weights and ones for every row: as fast where a core loads three
+/// registers a cycle (Golden Cove), but more than one with two can do.
 #[cfg(target_arch = "x86_64")]
 pub(super) const INT8_SCHEDULED_ROWS: usize = 4;
 
@@ -25,7 +25,7 @@ pub(super) const INT8_SCHEDULED: Shape = Shape {
     columns: 16,
     group: 4,
     block_rows: 96,
-    block_bytes: 128 << 10,
+    block_bytes: 224 << 10,
     block_depth: WHOLE,
 };
 
