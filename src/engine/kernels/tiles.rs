@@ -99,10 +99,14 @@ impl Shape {
         for first in (0..columns).step_by(self.columns) {
             let width = self.width(first, columns);
             let panel = &mut packed[self.panel_start(first, depth)..][..width * self.padded(depth)];
-            for column in 0..width.min(columns - first) {
-                for k in 0..depth {
-                    let at = (k / self.group * width + column) * self.group + k % self.group;
-                    panel[at] = element(first + column, k);
+            // Groups go first: a panel is then written from its start to its end.
+            for (group, quad) in panel.chunks_exact_mut(width * self.group).enumerate() {
+                let elements = group * self.group..depth.min((group + 1) * self.group);
+                let columns = quad.chunks_exact_mut(self.group).take(columns - first);
+                for (column, to) in columns.enumerate() {
+                    for (to, k) in to.iter_mut().zip(elements.clone()) {
+                        *to = element(first + column, k);
+                    }
                 }
             }
         }
