@@ -22,8 +22,8 @@ const LIMIT: u8 = 128;
 const SEGMENT: usize = 256;
 
 /// Time of a quad in each list, and in pairs of 16 bits, in hundredths of the last: of vector instructions there are
-/// 5, 6, 10 and 8 for 16 columns. Between what Golden Cove (62, 75, 125) and Zen 3 (68, 82, 114) measure.
-const COST: [usize; 3] = [65, 79, 120];
+/// 5, 6, 10 and 8 for 16 columns. Between what a Xeon with AMX (63, 77, 121) and Zen 3 (68, 82, 114) measured.
+const COST: [usize; 3] = [65, 79, 118];
 const COST_IN_PAIRS: usize = 100;
 
 /// Weights `[columns, depth]` in panels whose quads are scheduled.
