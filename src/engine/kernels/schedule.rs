@@ -22,8 +22,8 @@ const LIMIT: u8 = 128;
 const SEGMENT: usize = 256;
 
 /// Time of a quad in each list, and in pairs of 16 bits, in hundredths of the last: of vector instructions there are
-/// 5, 6, 10 and 8 for 16 columns. Between what Golden Cove (62, 75, 125) and Zen 3 (68, 82, 114) measure.
-const COST: [usize; 3] = [65, 79, 120];
+/// 5, 6, 10 and 8 for 16 columns. Between what a Xeon with AMX (63, 77, 121) and Zen 3 (68, 82, 114) measured.
+const COST: [usize; 3] = [65, 79, 118];
 const COST_IN_PAIRS: usize = 100;
 
 /// Weights `[columns, depth]` in panels whose quads are scheduled.
@@ -313,4 +313,152 @@ fn fit(a: &Lanes, b: &Lanes) -> bool {
         excess |= a.saturating_sub(LIMIT - b);
     }
     excess == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Random;
+    use super::*;
+
+    /// The quads of a schedule put back where they were, each lane's sums checked on the way.
+    fn check(codes: &[i8], depth: usize) {
+        let columns = codes.len() / depth;
+        for isa in Isa::available() {
+            let schedule = Schedule::pack(isa, codes, depth, usize::MAX).expect("at any cost");
+            let mut wants = codes.chunks(COLUMNS * depth);
+            for first in (0..columns).step_by(COLUMNS) {
+                let width = INT8_SCHEDULED.width(first, columns);
+                let panel = schedule.panel(first, width);
+                let got = unpacked(panel);
+                assert_eq!(got.len(), width * panel.depth());
+                for (want, got) in wants.next().expect("a panel").chunks(depth).zip(got.chunks(panel.depth()))
+                {
+                    assert_eq!((want, &got[depth..]), (&got[..depth], &[0; QUAD][..got.len() - depth]));
+                }
+            }
+            assert_eq!(
+                schedule.quads().iter().sum::<usize>(),
+                depth.div_ceil(QUAD) * columns.div_ceil(COLUMNS)
+            );
+        }
+    }
+
+    /// The codes of a panel, `[width, depth]`.
+    fn unpacked(panel: Panel) -> Vec<i8> {
+        let bytes = panel.width() * QUAD;
+        let mut codes = vec![0; panel.width() * panel.depth()];
+        let mut seen = vec![false; panel.depth() / QUAD];
+        let (mut offsets, mut weights) = (panel.offsets().iter(), panel.weights());
+        for (s, counts) in panel.segments().iter().enumerate() {
+            let mut put = |quad: &[i8]| {
+                let offset = usize::from(*offsets.next().expect("an offset a quad"));
+                assert!(offset + QUAD <= panel.segment_bytes(), "a quad of this segment");
+                let k = s * panel.segment_bytes() + offset;
+                assert!(!std::mem::replace(&mut seen[k / QUAD], true), "quad {k} once");
+                for (column, quad) in quad.chunks(QUAD).enumerate() {
+                    codes[column * panel.depth() + k..][..QUAD].copy_from_slice(quad);
+                }
+            };
+            let mut take = |bytes: usize| {
+                let (taken, rest) = weights.split_at(bytes);
+                weights = rest;
+                taken
+            };
+            for _ in 0..counts.pairs {
+                let pair = take(2 * bytes);
+                assert_fits(pair.split_at(bytes).0, pair.split_at(bytes).1);
+                put(&pair[..bytes]);
+                put(&pair[bytes..]);
+            }
+            for _ in 0..counts.singles {
+                let single = take(bytes);
+                assert_fits(single, &vec![0; bytes]);
+                put(single);
+            }
+            for _ in 0..counts.wides {
+                let (even, odd) = take(2 * bytes).split_at(bytes);
+                let words = even.chunks(2).zip(odd.chunks(2));
+                let word =
+                    |w: &[i8]| i8::try_from(i16::from_ne_bytes([w[0] as u8, w[1] as u8])).expect("a code");
+                put(&words.flat_map(|(even, odd)| [word(even), word(odd)]).collect::<Vec<_>>());
+            }
+        }
+        assert!(seen.iter().all(|&seen| seen) && weights.is_empty(), "every quad");
+        codes
+    }
+
+    /// The least and the largest sum of each lane, over all activations, fit 16 bits.
+    fn assert_fits(a: &[i8], b: &[i8]) {
+        for (a, b) in a.chunks(2).zip(b.chunks(2)) {
+            let weights = [a[0], a[1], b[0], b[1]].map(i32::from);
+            let most: i32 = weights.iter().map(|&w| 255 * w.max(0)).sum();
+            let least: i32 = weights.iter().map(|&w| 255 * w.min(0)).sum();
+            assert!(i16::try_from(most).is_ok() && i16::try_from(least).is_ok(), "{weights:?}");
+        }
+    }
+
+    #[test]
+    fn every_quad_occurs_once_and_no_lane_overflows() {
+        let mut random = Random::new(3);
+        for (columns, depth) in [
+            (1, 1),
+            (16, 4),
+            (17, 5),
+            (8, 64),
+            (9, 1023),
+            (40, 130),
+            (33, 1024),
+            (24, 1030),
+            (16, 2500),
+            (5, 4100),
+        ] {
+            let codes = random.i8s(columns * depth);
+            check(&codes, depth);
+            // Smaller codes in some quads, so that there are all lists; then bell-shaped ones.
+            let shifted: Vec<i8> =
+                codes.iter().enumerate().map(|(i, code)| code >> (i % depth / QUAD % 5)).collect();
+            check(&shifted, depth);
+            let mut bell =
+                || (0..4).map(|_| random.next() as i32 % 64 - 32).sum::<i32>().clamp(-128, 127) as i8;
+            check(&(0..columns * depth).map(|_| bell()).collect::<Vec<_>>(), depth);
+            check(&vec![32; columns * depth], depth);
+            check(&vec![-128; columns * depth], depth);
+        }
+    }
+
+    #[test]
+    fn a_lane_takes_128_of_either_sign_and_no_more() {
+        // The list of one quad, and of two equal ones.
+        for (quad, alone, twice) in [
+            ([64, 64, -64, -64], [0, 1, 0], [0, 2, 0]),
+            ([65, 64, 0, 0], [0, 0, 1], [0, 0, 2]),
+            ([0, 0, -64, -65], [0, 0, 1], [0, 0, 2]),
+            ([-128, 127, 127, -128], [0, 1, 0], [0, 2, 0]),
+            ([-128, -1, 0, 0], [0, 0, 1], [0, 0, 2]),
+            ([-128, -128, 127, 127], [0, 0, 1], [0, 0, 2]),
+            ([32, 32, -32, -32], [0, 1, 0], [2, 0, 0]),
+            ([64, -64, 64, -64], [0, 1, 0], [2, 0, 0]),
+            ([33, 32, -64, 64], [0, 1, 0], [0, 2, 0]),
+            ([32, 32, -33, -32], [0, 1, 0], [0, 2, 0]),
+        ] {
+            let quads = |codes: &[i8]| {
+                let schedule = Schedule::pack(Isa::Scalar, codes, codes.len(), usize::MAX);
+                schedule.expect("at any cost").quads()
+            };
+            assert_eq!((quads(&quad), quads(&[quad, quad].concat())), (alone, twice), "{quad:?}");
+        }
+    }
+
+    #[test]
+    fn quads_whose_lanes_complement_each_other_are_paired() {
+        let codes = [128u8 as i8, 0, 0, 0, 64, 63, 1, 1, 0, 0, 127, 1, -100, 0, -28, 100];
+        let schedule = Schedule::pack(Isa::Scalar, &codes, codes.len(), usize::MAX).expect("at any cost");
+        assert_eq!(schedule.quads(), [4, 0, 0]);
+    }
+
+    #[test]
+    fn slow_schedules_are_not_made() {
+        assert!(Schedule::pack(Isa::Scalar, &[127; 64 * 64], 64, 100).is_none());
+        assert!(Schedule::pack(Isa::Scalar, &[64; 64 * 64], 64, 100).is_some());
+    }
 }

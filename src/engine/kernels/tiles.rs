@@ -13,8 +13,8 @@ pub(super) const INT8_QUADS: Shape =
     Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Rows of a register tile of scheduled panels: 8 accumulators, 4 registers of weights, a row's two quads and what is on
-/// its way between them. Six rows are faster by a few per cent where a core loads three registers a cycle (Golden
-/// Cove), but slower where it loads two, since weights then come from memory for every row.
+/// its way between them. Six rows would have to load weights and ones for every row: as fast where a core loads three
+/// registers a cycle (Xeon with AMX, measured), but more than one with two can do (not measured).
 #[cfg(target_arch = "x86_64")]
 pub(super) const INT8_SCHEDULED_ROWS: usize = 4;
 
@@ -25,7 +25,7 @@ pub(super) const INT8_SCHEDULED: Shape = Shape {
     columns: 16,
     group: 4,
     block_rows: 96,
-    block_bytes: 128 << 10,
+    block_bytes: 224 << 10,
     block_depth: WHOLE,
 };
 
@@ -105,10 +105,14 @@ impl Shape {
         for first in (0..columns).step_by(self.columns) {
             let width = self.width(first, columns);
             let panel = &mut packed[self.panel_start(first, depth)..][..width * self.padded(depth)];
-            for column in 0..width.min(columns - first) {
-                for k in 0..depth {
-                    let at = (k / self.group * width + column) * self.group + k % self.group;
-                    panel[at] = element(first + column, k);
+            // Groups go first: a panel is then written from its start to its end.
+            for (group, quad) in panel.chunks_exact_mut(width * self.group).enumerate() {
+                let elements = group * self.group..depth.min((group + 1) * self.group);
+                let columns = quad.chunks_exact_mut(self.group).take(columns - first);
+                for (column, to) in columns.enumerate() {
+                    for (to, k) in to.iter_mut().zip(elements.clone()) {
+                        *to = element(first + column, k);
+                    }
                 }
             }
         }
