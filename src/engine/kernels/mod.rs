@@ -32,6 +32,8 @@ mod winograd_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_depthwise;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_wide;

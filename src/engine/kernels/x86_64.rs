@@ -675,7 +675,7 @@ pub(super) fn finish_depthwise(
 /// 32 values in the order of the depthwise accumulators.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
+pub(super) fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
     let [a, b, c, d] = natural;
     [
         _mm256_permute2x128_si256::<0x20>(a, c),
@@ -688,7 +688,7 @@ fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
 /// The depthwise accumulators as 32 channels in order.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn natural_order(acc: [__m256i; 4]) -> [i32; 32] {
+pub(super) fn natural_order(acc: [__m256i; 4]) -> [i32; 32] {
     let mut row = [0i32; 32];
     for (v, acc) in acc.into_iter().enumerate() {
         // SAFETY: both halves lie within the 32 elements: `v < 4`.
