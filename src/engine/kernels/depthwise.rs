@@ -118,7 +118,8 @@ impl PackedDepthwise {
                     }
                     #[cfg(target_arch = "x86_64")]
                     Weights::Columns(avx2, _, weights)
-                        if window.kernel_h == window.kernel_w && window.dilation_w == 1 =>
+                        if window.kernel_h == window.kernel_w
+                            && (window.stride_w, window.dilation_w) == (1, 1) =>
                     {
                         let (size, stride) = (window.kernel_w, window.stride_w);
                         let mut lines = [0; LINES_MAX];

@@ -137,11 +137,11 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
             // SAFETY: the caller promises words and weights of all outputs, and their place.
             unsafe {
                 if count == 1 {
-                    let [acc] = sums::<1>(size, stride, first, row, weights, words, start);
+                    let [acc] = sums::<1, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
                     let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
                     _mm256_storeu_si256(to.add(place.at).cast(), epilogue.bytes(q));
                 } else {
-                    let acc = sums::<2>(size, stride, first, row, weights, words, start);
+                    let acc = sums::<2, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
                     for r in 0..2 {
                         let q =
                             [0, 1, 2, 3].map(|v| epilogue.rounded(acc[r][v], _mm256_castsi256_ps(factor[v])));
@@ -156,7 +156,9 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
     }
     for i in 0..count {
         // SAFETY: likewise.
-        let [acc] = unsafe { sums::<1>(size, stride, i, row, weights, words, [_mm256_setzero_si256(); 4]) };
+        let [acc] = unsafe {
+            sums::<1, SIZE, STRIDE>(size, stride, i, row, weights, words, [_mm256_setzero_si256(); 4])
+        };
         out.put(place.at + i * place.stride, place.channel, &natural_order(acc));
     }
 }
@@ -168,7 +170,7 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
 /// `words` and `weights` lead to those of the outputs.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-unsafe fn sums<const R: usize>(
+unsafe fn sums<const R: usize, const SIZE: usize, const STRIDE: usize>(
     size: usize,
     stride: usize,
     first: usize,
@@ -177,35 +179,34 @@ unsafe fn sums<const R: usize>(
     words: *const i16,
     start: [__m256i; 4],
 ) -> [[__m256i; 4]; R] {
+    let (size, stride) = if SIZE == 0 { (size, stride) } else { (SIZE, STRIDE) };
     let mut acc = [start; R];
-    let mut weights = weights;
-    // SAFETY: the caller promises the words and weights of `size / 2` pairs of lines, and of the last line's pairs of
-    // columns for outputs that begin at an even and at an odd column.
-    unsafe {
-        for p in 0..size / 2 {
-            for j in 0..size {
-                for v in 0..4 {
-                    let weight = _mm256_load_si256(weights.add(v * 16).cast());
+    // One register of channels after the other: the sums of all would not leave room for weights and products.
+    for v in 0..4 {
+        // SAFETY: the caller promises the words and weights of `size / 2` pairs of lines, and of the last line's pairs
+        // of columns for outputs that begin at an even and at an odd column.
+        unsafe {
+            let (weights, words) = (weights.add(v * 16), words.add(v * 16));
+            for p in 0..size / 2 {
+                for j in 0..size {
+                    let weight = _mm256_load_si256(weights.add((p * size + j) * WORDS).cast());
                     for r in 0..R {
-                        let from = words.add(p * row + ((first + r) * stride + j) * WORDS + v * 16);
-                        let products = _mm256_madd_epi16(_mm256_load_si256(from.cast()), weight);
+                        let from = words.add(p * row + ((first + r) * stride + j) * WORDS);
+                        let products = _mm256_madd_epi16(weight, _mm256_load_si256(from.cast()));
                         acc[r][v] = _mm256_add_epi32(acc[r][v], products);
                     }
                 }
-                weights = weights.add(WORDS);
             }
-        }
-        if !size.is_multiple_of(2) {
-            let words = words.add(size / 2 * row);
-            let pairs = size / 2 + 1;
-            for r in 0..R {
-                let column = (first + r) * stride;
-                let weights = weights.add(column % 2 * pairs * WORDS);
-                for j in 0..pairs {
-                    for v in 0..4 {
-                        let weight = _mm256_load_si256(weights.add(j * WORDS + v * 16).cast());
-                        let from = words.add((column / 2 + j) * WORDS + v * 16);
-                        let products = _mm256_madd_epi16(_mm256_load_si256(from.cast()), weight);
+            if !size.is_multiple_of(2) {
+                let (weights, words) = (weights.add(size / 2 * size * WORDS), words.add(size / 2 * row));
+                let pairs = size / 2 + 1;
+                for r in 0..R {
+                    let column = (first + r) * stride;
+                    let weights = weights.add(column % 2 * pairs * WORDS);
+                    for j in 0..pairs {
+                        let weight = _mm256_load_si256(weights.add(j * WORDS).cast());
+                        let from = words.add((column / 2 + j) * WORDS);
+                        let products = _mm256_madd_epi16(weight, _mm256_load_si256(from.cast()));
                         acc[r][v] = _mm256_add_epi32(acc[r][v], products);
                     }
                 }
