@@ -3,9 +3,11 @@
 use super::eltwise::apply_table_in_place;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
-use super::lines::Aligned;
+use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows};
 use super::tiles::Place;
+#[cfg(target_arch = "x86_64")]
+use super::x86_64::Avx2;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
@@ -27,6 +29,9 @@ pub struct PackedDepthwise {
 enum Weights {
     /// Groups of two taps.
     Pairs(Aligned<i16>),
+    /// The same, and the groups of [`columns_of`] a square kernel of whole blocks.
+    #[cfg(target_arch = "x86_64")]
+    Columns(Avx2, Aligned<i16>, Aligned<i16>),
     /// Groups of four taps.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
@@ -37,14 +42,19 @@ impl PackedDepthwise {
     pub fn pack(isa: Isa, codes: &[i8], channels: usize, taps: usize) -> PackedDepthwise {
         assert_eq!(codes.len(), channels * taps, "codes [channels, taps]");
         assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
-        let pairs = || Weights::Pairs(pack_groups(codes, channels, taps, 2));
+        let pairs = || pack_groups(codes, channels, taps, 2);
         #[cfg(target_arch = "x86_64")]
-        let weights = match isa.wide() {
-            Some(wide) => Weights::Quads(wide, pack_groups(codes, channels, taps, 4)),
-            None => pairs(),
+        let weights = match (isa.wide(), isa.avx2()) {
+            (Some(wide), _) => Weights::Quads(wide, pack_groups(codes, channels, taps, 4)),
+            (None, Some(avx2))
+                if channels >= BLOCK && taps.isqrt().pow(2) == taps && taps.isqrt() <= LINES_MAX =>
+            {
+                Weights::Columns(avx2, pairs(), pack_columns(codes, channels, taps.isqrt()))
+            }
+            _ => Weights::Pairs(pairs()),
         };
         #[cfg(not(target_arch = "x86_64"))]
-        let weights = pairs();
+        let weights = Weights::Pairs(pairs());
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
         PackedDepthwise { isa, weights, column_sums, taps }
@@ -59,6 +69,8 @@ impl PackedDepthwise {
     pub fn bytes(&self) -> usize {
         let weights = match &self.weights {
             Weights::Pairs(weights) => weights.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Weights::Columns(_, pairs, columns) => pairs.bytes() + columns.bytes(),
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(_, weights) => weights.bytes(),
         };
@@ -90,6 +102,8 @@ impl PackedDepthwise {
         let group = match self.weights {
             Weights::Pairs(_) => 2,
             #[cfg(target_arch = "x86_64")]
+            Weights::Columns(..) => 2,
+            #[cfg(target_arch = "x86_64")]
             Weights::Quads(..) => 4,
         };
         halo::for_each_line(x, channels, window, pad, lines, group, |line, rows, taps| {
@@ -101,6 +115,27 @@ impl PackedDepthwise {
                 let (x, len) = (&rows[start..], taps.len() * BLOCK);
                 match &self.weights {
                     Weights::Pairs(weights) => {
+                        pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Weights::Columns(avx2, _, weights)
+                        if window.kernel_h == window.kernel_w
+                            && (window.stride_w, window.dilation_w) == (1, 1) =>
+                    {
+                        let (size, stride) = (window.kernel_w, window.stride_w);
+                        let mut lines = [0; LINES_MAX];
+                        let lines = &mut lines[..size];
+                        lines.iter_mut().zip(taps.iter().step_by(size)).for_each(|(line, &tap)| *line = tap);
+                        let len = group_count(size) * BLOCK * 2;
+                        let weights = &weights[i * len..][..len];
+                        with_scratch::<i16, _>(column_words(size, stride, count), |words| {
+                            avx2.depthwise_columns(
+                                x, lines, channels, stride, count, weights, words, out, place,
+                            );
+                        });
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Weights::Columns(_, weights, _) => {
                         pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
                     }
                     #[cfg(target_arch = "x86_64")]
@@ -128,6 +163,53 @@ fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, gr
         for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
             let at = t / group * BLOCK * group + lane(c - block.start) * group + t % group;
             packed[at] = T::from(codes[c * taps + t]);
+        }
+    }
+    packed
+}
+
+/// Most lines of a square kernel that is packed by columns.
+const LINES_MAX: usize = 16;
+
+/// Groups of two taps that a `size` x `size` kernel has by columns.
+pub(super) fn group_count(size: usize) -> usize {
+    size / 2 * size + if size.is_multiple_of(2) { 0 } else { 2 * (size / 2 + 1) }
+}
+
+/// Elements that `count` outputs of a line take as words, 64 for two pixels.
+pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
+    let width = (count - 1) * stride + size;
+    (size / 2 * width + width.div_ceil(2) + 1) * 2 * BLOCK
+}
+
+/// The taps of each group of a `size` x `size` kernel by columns: two lines of a column, for every two lines. A last
+/// line goes by two columns, once for outputs that begin at an even column and once for the others.
+pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]> {
+    let pairs = (0..size / 2 * size).map(move |i| {
+        let first = i / size * 2 * size + i % size;
+        [Some(first), Some(first + size)]
+    });
+    let last = (0..2 * (size / 2 + 1)).filter(move |_| !size.is_multiple_of(2)).map(move |i| {
+        let (odd, j) = (i / (size / 2 + 1), i % (size / 2 + 1));
+        [2 * j, 2 * j + 1].map(|column| {
+            column.checked_sub(odd).filter(|&column| column < size).map(|column| (size - 1) * size + column)
+        })
+    });
+    pairs.chain(last)
+}
+
+/// Packs codes `[channels, size, size]` in the groups of [`columns_of`].
+fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
+    let len = group_count(size) * 2 * BLOCK;
+    let mut packed = Aligned::zeros(blocks(channels).len() * len);
+    for (block, packed) in blocks(channels).zip(packed.chunks_exact_mut(len)) {
+        for (group, packed) in columns_of(size).zip(packed.chunks_exact_mut(2 * BLOCK)) {
+            for (c, (i, tap)) in
+                block.clone().flat_map(|c| group.into_iter().enumerate().map(move |t| (c, t)))
+            {
+                packed[lane(c - block.start) * 2 + i] =
+                    tap.map_or(0, |t| i16::from(codes[c * size * size + t]));
+            }
         }
     }
     packed

@@ -42,6 +42,8 @@ mod x86_64_amx;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_avxvnni;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_depthwise;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_finish;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_panels;

@@ -5,6 +5,7 @@
 
 use super::epilogue::Epilogue;
 use super::tiles::{Part, Place};
+use super::x86_64;
 use super::x86_64_finish::store_int;
 use super::{IntOutput, Requant};
 use std::arch::x86_64::*;
@@ -305,7 +306,7 @@ pub(super) fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m
 /// The 32-bit values of the tile's channels; zeros past the last column.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m256i; V] {
+pub(super) fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m256i; V] {
     const { assert!(size_of::<T>() == 4) };
     let values = &values[place.channel..][..place.columns];
     let mut tail = [[T::zeroed(); 8]; V];
@@ -572,53 +573,62 @@ unsafe fn pair_sums<const R: usize>(
     acc
 }
 
-/// Turns sums of a depthwise row into its `count` outputs. `two` and `one` give the sums of outputs `i..`, in the order
-/// of [`interleaved`], begun at the values they get.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-pub(super) fn finish_depthwise(
-    count: usize,
-    out: &mut IntOutput,
-    place: Place,
-    two: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 2],
-    one: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 1],
-) {
-    // A whole block takes the short way; a narrow one goes through memory, in plain code.
-    let (out, requant) = match out {
-        IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => (out, requant),
-        _ => {
-            for i in 0..count {
-                let [acc] = one(i, [_mm256_setzero_si256(); 4]);
-                let row = natural_order(acc);
-                out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
+/// Defines `finish_depthwise` for some target features, which have to be those of the closures it gets: a function of fewer
+/// features cannot take in one of more, and a call for every two outputs takes as long as the sums.
+macro_rules! define_finish_depthwise {
+    ($features:literal) => {
+        /// Turns sums of a depthwise row into its `count` outputs. `two` and `one` give the sums of outputs `i..`, in the order
+        /// of [`interleaved`], begun at the values they get.
+        #[target_feature(enable = $features)]
+        #[inline]
+        fn finish_depthwise(
+            count: usize,
+            out: &mut IntOutput,
+            place: Place,
+            two: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 2],
+            one: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 1],
+        ) {
+            // A whole block takes the short way; a narrow one goes through memory, in plain code.
+            let (out, requant) = match out {
+                IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => (out, requant),
+                _ => {
+                    for i in 0..count {
+                        let [acc] = one(i, [_mm256_setzero_si256(); 4]);
+                        let row = natural_order(acc);
+                        out.put(place.at + i * place.stride, place.channel, &row[..place.columns]);
+                    }
+                    return;
+                }
+            };
+            let epilogue = Codes::new(requant);
+            let start = interleaved(x86_64::lanes::<i32, 4>(requant.bias, place));
+            let factor = interleaved(x86_64::lanes::<f32, 4>(requant.multiplier, place));
+            let mut put = |i: usize, acc: [__m256i; 4]| {
+                let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
+                let to = &mut out[place.at + i * place.stride..][..DEPTHWISE_CHANNELS];
+                // SAFETY: the slice is 32 elements long.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), epilogue.bytes(q)) }
+            };
+            for i in (0..count / 2 * 2).step_by(2) {
+                let [first, second] = two(i, start);
+                put(i, first);
+                put(i + 1, second);
             }
-            return;
+            if !count.is_multiple_of(2) {
+                let [last] = one(count - 1, start);
+                put(count - 1, last);
+            }
         }
     };
-    let epilogue = Codes::new(requant);
-    let start = interleaved(lanes::<i32, 4>(requant.bias, place));
-    let factor = interleaved(lanes::<f32, 4>(requant.multiplier, place));
-    let mut put = |i: usize, acc: [__m256i; 4]| {
-        let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
-        let to = &mut out[place.at + i * place.stride..][..DEPTHWISE_CHANNELS];
-        // SAFETY: the slice is 32 elements long.
-        unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), epilogue.bytes(q)) }
-    };
-    for i in (0..count / 2 * 2).step_by(2) {
-        let [first, second] = two(i, start);
-        put(i, first);
-        put(i + 1, second);
-    }
-    if !count.is_multiple_of(2) {
-        let [last] = one(count - 1, start);
-        put(count - 1, last);
-    }
 }
+pub(super) use define_finish_depthwise;
+
+define_finish_depthwise!("avx2,fma");
 
 /// 32 values in the order of the depthwise accumulators.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
+pub(super) fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
     let [a, b, c, d] = natural;
     [
         _mm256_permute2x128_si256::<0x20>(a, c),
@@ -631,7 +641,7 @@ fn interleaved(natural: [__m256i; 4]) -> [__m256i; 4] {
 /// The depthwise accumulators as 32 channels in order.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn natural_order(acc: [__m256i; 4]) -> [i32; 32] {
+pub(super) fn natural_order(acc: [__m256i; 4]) -> [i32; 32] {
     let mut row = [0i32; 32];
     for (v, acc) in acc.into_iter().enumerate() {
         // SAFETY: both halves lie within the 32 elements: `v < 4`.

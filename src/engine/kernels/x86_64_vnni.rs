@@ -5,7 +5,8 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, finish_depthwise};
+use super::x86_64;
+use super::x86_64::{Avx2, Codes, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
@@ -150,6 +151,8 @@ unsafe fn depthwise_row<const Q: usize, const SINGLE: bool>(
         },
     )
 }
+
+define_finish_depthwise!("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma");
 
 /// Sums of `R` neighbouring outputs over quads of taps. Bytes of four taps are interleaved within 128-bit lanes, which
 /// leaves channels in the order of the pairs of AVX2.

@@ -1,0 +1,217 @@
+//! AVX2: the depthwise row of square kernels. Knows packed slices only; packing and walking are the callers'.
+//!
+//! Bytes are widened to pairs of 16-bit numbers once a row, into scratch, and not once an output: a column of pixels
+//! serves as many outputs as the kernel is wide.
+#![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
+#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
+
+use super::IntOutput;
+use super::depthwise::{column_words, group_count};
+use super::halo::BLOCK;
+use super::tiles::Place;
+use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes, interleaved, natural_order};
+use std::arch::x86_64::*;
+
+/// Elements that 32 channels of two pixels take as words.
+const WORDS: usize = 2 * BLOCK;
+
+impl Avx2 {
+    /// One output row of a depthwise convolution with a `size` x `size` kernel in a block of 32 channels.
+    ///
+    /// Kernel line `i` of output column `ox`, kernel column `j`, channel `c` is
+    /// `x[lines[i] + (ox * stride + j) * pixel + c]`. `weights` are the groups of
+    /// [`columns_of`](super::depthwise::columns_of), and `words` is scratch of [`column_words`] elements.
+    #[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+    pub(super) fn depthwise_columns(
+        self,
+        x: &[u8],
+        lines: &[usize],
+        pixel: usize,
+        stride: usize,
+        count: usize,
+        weights: &[i16],
+        words: &mut [i16],
+        out: &mut IntOutput,
+        place: Place,
+    ) {
+        let size = lines.len();
+        let width = (count - 1) * stride + size;
+        let last = lines.iter().max().expect("a kernel has a line") + (width - 1) * pixel;
+        assert!(x.len() >= last + BLOCK && words.len() >= column_words(size, stride, count));
+        assert!(weights.len() == group_count(size) * WORDS && place.columns == BLOCK);
+        place.assert_within(count, out.len());
+        // SAFETY: `self` proves AVX2 and FMA, and the lengths were just checked.
+        unsafe {
+            widen(x, lines, pixel, width, words);
+            match (size, stride) {
+                (3, 1) => outputs::<3, 1>(size, stride, count, weights, words, out, place),
+                (3, 2) => outputs::<3, 2>(size, stride, count, weights, words, out, place),
+                (5, 1) => outputs::<5, 1>(size, stride, count, weights, words, out, place),
+                (5, 2) => outputs::<5, 2>(size, stride, count, weights, words, out, place),
+                _ => outputs::<0, 0>(size, stride, count, weights, words, out, place),
+            }
+        }
+    }
+}
+
+/// Writes the words of `width` columns: for every two lines those of each column, then, if a line is left, those of
+/// every two columns of it.
+///
+/// # Safety
+/// `x` holds 32 elements for each line and column, and `words` what [`column_words`] says.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn widen(x: &[u8], lines: &[usize], pixel: usize, width: usize, words: &mut [i16]) {
+    let (x, mut to) = (x.as_ptr(), words.as_mut_ptr());
+    let (pairs, rest) = lines.as_chunks::<2>();
+    // SAFETY: the caller promises the elements read and written.
+    unsafe {
+        for &[a, b] in pairs {
+            let (mut a, mut b) = (x.add(a), x.add(b));
+            for _ in 0..width {
+                widen_pair(a, b, to);
+                (a, b, to) = (a.wrapping_add(pixel), b.wrapping_add(pixel), to.add(WORDS));
+            }
+        }
+        for &line in rest {
+            for column in (0..width).step_by(2) {
+                // The partner of a last column has zeros for weights.
+                let next = (column + 1).min(width - 1);
+                widen_pair(x.add(line + column * pixel), x.add(line + next * pixel), to);
+                to = to.add(WORDS);
+            }
+        }
+    }
+}
+
+/// The words of two pixels: within 128-bit lanes bytes are interleaved, then widened with zeros.
+///
+/// # Safety
+/// `a` and `b` lead to 32 bytes, `to` to [`WORDS`] elements.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn widen_pair(a: *const u8, b: *const u8, to: *mut i16) {
+    let zero = _mm256_setzero_si256();
+    // SAFETY: the caller promises the elements.
+    unsafe {
+        let (a, b) = (_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+        let (low, high) = (_mm256_unpacklo_epi8(a, b), _mm256_unpackhi_epi8(a, b));
+        let words = [
+            _mm256_unpacklo_epi8(low, zero),
+            _mm256_unpackhi_epi8(low, zero),
+            _mm256_unpacklo_epi8(high, zero),
+            _mm256_unpackhi_epi8(high, zero),
+        ];
+        for v in 0..4 {
+            _mm256_storeu_si256(to.add(v * 16).cast(), words[v]);
+        }
+    }
+}
+
+/// All outputs of a row from its words. `SIZE` and `STRIDE` are 0 if they are known at run time only.
+///
+/// # Safety
+/// `weights` and `words` are as [`Avx2::depthwise_columns`] says, and `out` holds `count` rows at `place`.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
+    size: usize,
+    stride: usize,
+    count: usize,
+    weights: &[i16],
+    words: &[i16],
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let (size, stride) = if SIZE == 0 { (size, stride) } else { (SIZE, STRIDE) };
+    let row = ((count - 1) * stride + size) * WORDS;
+    let (words, weights) = (words.as_ptr(), weights.as_ptr());
+    let start = interleaved(bias_lanes::<4>(out, place));
+    if let IntOutput::U8(out, requant) = out {
+        let epilogue = Codes::new(requant);
+        let factor =
+            interleaved(factor_lanes::<4>(requant.multiplier, place).map(|lanes| _mm256_castps_si256(lanes)));
+        let to = out.as_mut_ptr();
+        let mut i = 0;
+        while i < count {
+            // An odd last output is computed together with its neighbour again.
+            let first = if i + 1 < count { i } else { i.saturating_sub(1) };
+            // SAFETY: the caller promises words and weights of all outputs, and their place.
+            unsafe {
+                if count == 1 {
+                    let [acc] = sums::<1, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
+                    let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
+                    _mm256_storeu_si256(to.add(place.at).cast(), epilogue.bytes(q));
+                } else {
+                    let acc = sums::<2, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
+                    for r in 0..2 {
+                        let q =
+                            [0, 1, 2, 3].map(|v| epilogue.rounded(acc[r][v], _mm256_castsi256_ps(factor[v])));
+                        let to = to.add(place.at + (first + r) * place.stride);
+                        _mm256_storeu_si256(to.cast(), epilogue.bytes(q));
+                    }
+                }
+            }
+            i += 2;
+        }
+        return;
+    }
+    for i in 0..count {
+        // SAFETY: likewise.
+        let [acc] = unsafe {
+            sums::<1, SIZE, STRIDE>(size, stride, i, row, weights, words, [_mm256_setzero_si256(); 4])
+        };
+        out.put(place.at + i * place.stride, place.channel, &natural_order(acc));
+    }
+}
+
+/// Sums of `R` neighbouring outputs from `first` on, begun at `start`, in the order of [`interleaved`]. The words of a
+/// pair of lines are `row` elements.
+///
+/// # Safety
+/// `words` and `weights` lead to those of the outputs.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn sums<const R: usize, const SIZE: usize, const STRIDE: usize>(
+    size: usize,
+    stride: usize,
+    first: usize,
+    row: usize,
+    weights: *const i16,
+    words: *const i16,
+    start: [__m256i; 4],
+) -> [[__m256i; 4]; R] {
+    let (size, stride) = if SIZE == 0 { (size, stride) } else { (SIZE, STRIDE) };
+    let mut acc = [start; R];
+    // One register of channels after the other: the sums of all would not leave room for weights and products.
+    for v in 0..4 {
+        // SAFETY: the caller promises the words and weights of `size / 2` pairs of lines, and of the last line's pairs
+        // of columns for outputs that begin at an even and at an odd column.
+        unsafe {
+            let (weights, words) = (weights.add(v * 16), words.add(v * 16));
+            for p in 0..size / 2 {
+                for j in 0..size {
+                    let weight = _mm256_load_si256(weights.add((p * size + j) * WORDS).cast());
+                    for r in 0..R {
+                        let from = words.add(p * row + ((first + r) * stride + j) * WORDS);
+                        let products = _mm256_madd_epi16(weight, _mm256_load_si256(from.cast()));
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], products);
+                    }
+                }
+            }
+            if !size.is_multiple_of(2) {
+                let (weights, words) = (weights.add(size / 2 * size * WORDS), words.add(size / 2 * row));
+                let pairs = size / 2 + 1;
+                for r in 0..R {
+                    let column = (first + r) * stride;
+                    let weights = weights.add(column % 2 * pairs * WORDS);
+                    for j in 0..pairs {
+                        let weight = _mm256_load_si256(weights.add(j * WORDS).cast());
+                        let from = words.add((column / 2 + j) * WORDS);
+                        let products = _mm256_madd_epi16(weight, _mm256_load_si256(from.cast()));
+                        acc[r][v] = _mm256_add_epi32(acc[r][v], products);
+                    }
+                }
+            }
+        }
+    }
+    acc
+}
