@@ -120,7 +120,8 @@ impl PackedDepthwise {
                     #[cfg(target_arch = "x86_64")]
                     Weights::Columns(avx2, _, weights)
                         if window.kernel_h == window.kernel_w
-                            && (window.stride_w, window.dilation_w) == (1, 1) =>
+                            && (window.stride_w, window.dilation_w) == (1, 1)
+                            && count >= COLUMNS_MIN =>
                     {
                         let (size, stride) = (window.kernel_w, window.stride_w);
                         let mut lines = [0; LINES_MAX];
@@ -168,15 +169,22 @@ fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, gr
     packed
 }
 
+/// Fewest outputs of a line that pay for widening it by columns. With stride 2 too few outputs share a column.
+#[cfg(target_arch = "x86_64")]
+const COLUMNS_MIN: usize = 12;
+
 /// Most lines of a square kernel that is packed by columns.
+#[cfg(target_arch = "x86_64")]
 const LINES_MAX: usize = 16;
 
 /// Groups of two taps that a `size` x `size` kernel has by columns.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn group_count(size: usize) -> usize {
     size / 2 * size + if size.is_multiple_of(2) { 0 } else { 2 * (size / 2 + 1) }
 }
 
 /// Elements that `count` outputs of a line take as words, 64 for two pixels.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
     let width = (count - 1) * stride + size;
     (size / 2 * width + width.div_ceil(2) + 1) * 2 * BLOCK
@@ -184,6 +192,7 @@ pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
 
 /// The taps of each group of a `size` x `size` kernel by columns: two lines of a column, for every two lines. A last
 /// line goes by two columns, once for outputs that begin at an even column and once for the others.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]> {
     let pairs = (0..size / 2 * size).map(move |i| {
         let first = i / size * 2 * size + i % size;
@@ -199,6 +208,7 @@ pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]
 }
 
 /// Packs codes `[channels, size, size]` in the groups of [`columns_of`].
+#[cfg(target_arch = "x86_64")]
 fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
     let len = group_count(size) * 2 * BLOCK;
     let mut packed = Aligned::zeros(blocks(channels).len() * len);
@@ -304,6 +314,19 @@ mod tests {
         for _ in 0..100 {
             check(&random.window(), 1 + random.next() as usize % 80, random.next() as u8, 1);
         }
+    }
+
+    #[test]
+    fn square_kernels_of_every_size_match_the_reference() {
+        for size in 1..=7 {
+            for width in [11 + size, 12 + size, 20] {
+                let window = window(1, (8, width), (size, size), (1, 1), (1, 1), (size / 2, 0));
+                check(&window, 32, 77, 1);
+                check(&window, 70, 255, 1);
+            }
+        }
+        check(&window(1, (9, 16), (3, 3), (2, 1), (2, 1), (1, 1)), 40, 9, 1);
+        check(&window(1, (9, 20), (3, 3), (1, 1), (1, 2), (1, 1)), 40, 9, 1);
     }
 
     #[test]

@@ -251,14 +251,14 @@ fn is_plain(window: &Window) -> bool {
     [kernel_h, kernel_w] == [3, 3] && [stride_h, stride_w, dilation_h, dilation_w] == [1; 4]
 }
 
-/// Whether the transforms and the larger weights cost less than the products saved, in cycles of one core: measured
-/// on Zen 3 and Sapphire Rapids.
+/// Whether the transforms and the larger weights cost less than the products saved, in cycles of one core. The
+/// constants come from AVX2 on a Sapphire Rapids; no other processor was measured.
 fn pays(window: &Window, inputs: usize, out: usize) -> bool {
     let tiles = window.batch * window.out_h.div_ceil(2) * window.out_w.div_ceil(2);
     let weights = inputs.next_multiple_of(DEPTH) * out.next_multiple_of(COLUMNS / 2);
-    // 24 products a cycle; weights come at some 4 bytes a cycle where they do not fit the level-2 cache.
+    // 24 products a cycle; weights come at some 6 bytes a cycle where they do not fit the level-2 cache.
     let product = |rows: usize, bytes: usize| {
-        let stream = if bytes > 512 << 10 { bytes / 4 } else { 0 };
+        let stream = if bytes > 512 << 10 { bytes / 6 } else { 0 };
         (rows * weights / 24).max(stream)
     };
     let direct = product(window.rows() * TAPS, weights * TAPS * 2);

@@ -573,8 +573,8 @@ unsafe fn pair_sums<const R: usize>(
     acc
 }
 
-/// Defines `finish_depthwise` for some target features, which have to be those of the closures it gets: a function of fewer
-/// features cannot take in one of more, and a call for every two outputs takes as long as the sums.
+/// Defines `finish_depthwise` for some target features, which have to be those of the closures it gets: a function of
+/// fewer features cannot take in one of more, and a call for every two outputs takes as long as the sums.
 macro_rules! define_finish_depthwise {
     ($features:literal) => {
         /// Turns sums of a depthwise row into its `count` outputs. `two` and `one` give the sums of outputs `i..`, in the order

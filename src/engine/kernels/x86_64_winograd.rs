@@ -32,8 +32,8 @@ impl Avx2 {
         unsafe { input(x, line, pixel, channels, v, slab) }
     }
 
-    /// Products of one position: `count` rows of `v`, `ld` apart, times a panel of `width` columns and `depth` (a multiple of 4)
-    /// elements, to `m[tile * POSITIONS * COLUMNS + column]`.
+    /// Products of one position: `count` rows of `v`, `ld` apart, times a panel of `width` columns and `depth` (a
+    /// multiple of 4) elements, to `m[tile * POSITIONS * COLUMNS + column]`.
     #[expect(clippy::too_many_arguments, reason = "a product is its operands and their strides")]
     #[inline(always)]
     pub(super) fn winograd_products(
@@ -226,8 +226,8 @@ unsafe fn product<const R: usize, const V: usize>(
 /// See [`Avx2::winograd_outputs`].
 ///
 /// # Safety
-/// `m` leads to the tiles' products, and `out` holds `pixels` rows at `place` and again `line` elements further, if there are
-/// two lines.
+/// `m` leads to the tiles' products, and `out` holds `pixels` rows at `place` and again `line` elements further, if
+/// there are two lines.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn outputs<const V: usize>(
     m: *const i32,
