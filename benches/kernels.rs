@@ -37,6 +37,7 @@ fn dense(filter: &str) {
                     lo: 0,
                     hi: 255,
                     table: None,
+                    sum: None,
                 };
                 let mut y = vec![0; rows * columns];
                 let form = packed.form();

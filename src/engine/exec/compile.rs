@@ -6,8 +6,9 @@ use crate::engine::graph::shapes::{pad_amounts, reduced_axes};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::tensor::DType;
 
-use super::fuse::Fused;
+use super::fuse::{Fused, FusedCodes};
 use super::layout::{self, Layout};
+use super::ops_product_int8::After;
 use super::step::{Context, Kernel};
 use super::weights::Weights;
 use super::{ops_int8, ops_math, ops_move, ops_product, ops_product_int8};
@@ -24,6 +25,8 @@ pub(super) struct Request<'a> {
     pub(super) layout: Layout,
     /// What the kernel does besides: of Conv, Gemm and MatMul only, where `ops_product::epilogue_of` allows it.
     pub(super) fused: Fused,
+    /// The same of an integer product that gives codes.
+    pub(super) fused_codes: FusedCodes,
 }
 
 /// The kernel of a node. `inputs` and `shape` are as in memory.
@@ -36,7 +39,8 @@ pub(super) fn compile(
     dtype: DType,
     shape: &[usize],
 ) -> Result<Kernel, String> {
-    let Request { graph, weights, context, index, node, layout, fused } = *request;
+    let Request { graph, weights, context, index, node, layout, fused, ref fused_codes } = *request;
+    let after = || After { reals: fused, codes: fused_codes.clone() };
     let need = |i: usize| inputs.get(i).copied().flatten().ok_or_else(|| format!("input {i} is missing"));
     let in_memory = |axis: i64| -> Result<usize, String> {
         Ok(layout.axis(axis_index(axis, shape.len(), false)?, shape.len()))
@@ -87,10 +91,12 @@ pub(super) fn compile(
             unreachable!("no step of its own is compiled")
         }
         Op::QConv { sliding, groups, clamp } => {
-            ops_product_int8::conv(context, weights, (index, node), graph, (sliding, *groups, *clamp), inputs)
+            let op = (sliding, *groups, *clamp);
+            ops_product_int8::conv(context, weights, (index, node), graph, op, inputs, after())
         }
         Op::QMatMul { trans_b, clamp } => {
-            ops_product_int8::matmul(context, weights, (index, node), graph, (*trans_b, *clamp), inputs)
+            let op = (*trans_b, *clamp);
+            ops_product_int8::matmul(context, weights, (index, node), graph, op, inputs, after())
         }
         Op::QProduct { clamp } => ops_product_int8::product(context, node, graph, *clamp, inputs),
         Op::ConvInteger { sliding, groups } => {

@@ -11,7 +11,7 @@ use crate::engine::tensor::Tensor;
 
 use super::Options;
 use super::compile::Request;
-use super::fuse::Fused;
+use super::fuse::{Fused, FusedCodes};
 use super::half::compile;
 use super::layout::{Layout, Rule, rule};
 use super::others;
@@ -136,6 +136,7 @@ fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Opt
         node,
         layout: Layout::RowMajor,
         fused: Fused::NONE,
+        fused_codes: FusedCodes::default(),
     };
     let kernel = compile(&request, &refs, dtype, &shape).ok()?;
     let operand = |f: &Option<Fact>| {

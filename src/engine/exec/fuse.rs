@@ -1,5 +1,5 @@
-//! What a float product takes over from the nodes after it: a bias, an activation, the addition of a residual, a
-//! clamp. Finds it in the graph; knows nothing of memory. Each is computed by the same operations in the same order as
+//! What a product takes over from the nodes after it: of reals a bias, an activation, the addition of a residual, a
+//! clamp; of codes a table and a sum. Finds it in the graph; knows nothing of memory. Each is computed by the same operations in the same order as
 //! the nodes would, so the answer keeps its bits.
 
 use std::collections::HashSet;
@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::kernels::SumScales;
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::tensor::DType;
 
@@ -27,6 +28,12 @@ impl Fused {
     /// Nothing.
     pub(super) const NONE: Fused =
         Fused { bias: None, activation: None, residual: None, clamp: (f32::NEG_INFINITY, f32::INFINITY) };
+
+    /// Whether there is nothing to do.
+    pub(super) fn is_nothing(&self) -> bool {
+        let Fused { bias, activation, residual, clamp } = self;
+        (bias, residual, *clamp) == (&None, &None, Fused::NONE.clamp) && activation.is_none()
+    }
 }
 
 /// Nodes that follow a product and are done by it.
@@ -40,6 +47,33 @@ pub(super) struct Tail {
     pub(super) activation: Option<Activation>,
     pub(super) residual: Option<ValueId>,
     pub(super) clamp: (f32, f32),
+}
+
+/// What an integer product does with its codes. Operands are told by their position.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FusedCodes {
+    /// A function of the code.
+    pub(super) table: Option<Box<[u8; 256]>>,
+    /// Codes that are added.
+    pub(super) sum: Option<(usize, SumScales)>,
+}
+
+/// Nodes that follow a product of codes and are done by it.
+#[derive(Debug)]
+pub(super) struct CodesTail {
+    /// Indices of the nodes.
+    pub(super) nodes: Vec<usize>,
+    /// The value that the last of them makes.
+    pub(super) output: ValueId,
+    pub(super) table: Option<Box<[u8; 256]>>,
+    pub(super) sum: Option<(ValueId, SumScales)>,
+}
+
+impl CodesTail {
+    /// A product that makes `output` by itself.
+    pub(super) fn none(output: ValueId) -> CodesTail {
+        CodesTail { nodes: Vec::new(), output, table: None, sum: None }
+    }
 }
 
 /// Nodes that together are one function of one value.
@@ -86,6 +120,41 @@ impl Finder<'_> {
             tail.clamp = clamp;
         }
         tail
+    }
+
+    /// What follows a product of codes that makes `value`, of shape `shape`.
+    pub(super) fn codes_tail(&self, value: ValueId, shape: &[usize]) -> CodesTail {
+        let mut tail = CodesTail::none(value);
+        if let Some(n) = self.next(tail.output)
+            && let Op::QTable { table } = &self.graph.nodes[n].op
+        {
+            tail.nodes.push(n);
+            tail.output = self.graph.nodes[n].outputs[0];
+            tail.table = Some(table.clone());
+        }
+        if let Some((n, other, scales)) = self.sum_after(tail.output, shape) {
+            tail.nodes.push(n);
+            tail.output = self.graph.nodes[n].outputs[0];
+            tail.sum = Some((other, scales));
+        }
+        tail
+    }
+
+    /// The QAdd that alone reads codes, and its other operand, if that is there already.
+    fn sum_after(&self, value: ValueId, shape: &[usize]) -> Option<(usize, ValueId, SumScales)> {
+        let index = self.next(value)?;
+        let node = &self.graph.nodes[index];
+        let Op::QBinary { op: Binary::Add, clamp } = node.op else { return None };
+        let (a, b) = (node.input(0)?, node.input(1)?);
+        let other = if a == value { b } else { a };
+        let fact = (self.fact)(other)?;
+        let scale = |id: ValueId| {
+            let params = self.graph.value(id).qparams.as_ref()?;
+            Some((params.scale[0], params.zero_point[0] as u8))
+        };
+        let (own, from, result) = (scale(value)?, scale(other)?, scale(node.outputs[0])?);
+        let fits = fact.shape == shape && fact.dtype == DType::U8 && other != value;
+        fits.then_some((index, other, SumScales { own, other: from, result, clamp }))
     }
 
     /// The activation that nodes after `value` compute of it; the values between have no other readers.

@@ -82,6 +82,9 @@ pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>]) -> Option<bool> {
         Op::Conv { .. } => (packed && is_flat(a)).then_some(false),
         Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
         Op::Gemm { .. } => (packed && gemm_is_packed(op, inputs)).then_some(false),
+        // A convolution lies channels-last, but a list to add along the last axis of the model does not.
+        Op::QMatMul { .. } => Some(true),
+        Op::QConv { .. } => Some(false),
         _ => None,
     }
 }

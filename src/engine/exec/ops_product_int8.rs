@@ -11,10 +11,11 @@ use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::finish::{RowSums, finish};
 use crate::engine::kernels::gemm_int8::PackedInt8;
 use crate::engine::kernels::winograd::PackedWinograd;
-use crate::engine::kernels::{Dequant, IntOutput, Requant, Window};
+use crate::engine::kernels::{self, Dequant, IntOutput, Requant, Sum, Window};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
+use super::fuse::{Fused, FusedCodes};
 use super::ops_product::{is_depthwise, matrix, taps_first, window_of};
 use super::step::{Context, Kernel, Operands};
 use super::strided::Walk;
@@ -27,6 +28,21 @@ enum To {
     Sums,
 }
 
+/// What a product does with its results besides.
+pub(super) struct After {
+    /// Where they are reals.
+    pub(super) reals: Fused,
+    /// Where they are codes.
+    pub(super) codes: FusedCodes,
+}
+
+impl After {
+    /// Nothing.
+    fn nothing() -> After {
+        After { reals: Fused::NONE, codes: FusedCodes::default() }
+    }
+}
+
 /// How accumulators become results, owned.
 struct Epilogue {
     /// In units of the accumulator, with what the zero points add to every row.
@@ -34,11 +50,18 @@ struct Epilogue {
     /// `s_x · s_w / s_y`, or `s_x · s_w` where the result is real.
     factor: Vec<f32>,
     to: To,
+    after: After,
 }
 
 impl Epilogue {
     /// The epilogue that the parameters of a node's operands and result ask for.
-    fn new(graph: &Graph, node: &Node, product: &Product, clamp: Clamp) -> Result<Epilogue, String> {
+    fn new(
+        graph: &Graph,
+        node: &Node,
+        product: &Product,
+        clamp: Clamp,
+        after: After,
+    ) -> Result<Epilogue, String> {
         let (x, w) = (params(graph, node, 0)?, params(graph, node, 1)?);
         let y = graph.value(node.outputs[0]).qparams.as_ref();
         let channels = product.outputs;
@@ -52,12 +75,12 @@ impl Epilogue {
         let real = |n: usize| x.scale[0] * w.scale[if w.scale.len() == 1 { 0 } else { n }];
         let factor = (0..channels).map(|n| y.map_or(real(n), |y| real(n) / y.scale[0])).collect();
         let to = y.map_or(To::Reals, |y| To::Codes { zero_point: y.zero_point[0] as u8, clamp });
-        Ok(Epilogue { bias, factor, to })
+        Ok(Epilogue { bias, factor, to, after })
     }
 
     /// Nothing but the sums.
     fn sums(channels: usize) -> Epilogue {
-        Epilogue { bias: vec![0; channels], factor: Vec::new(), to: To::Sums }
+        Epilogue { bias: vec![0; channels], factor: Vec::new(), to: To::Sums, after: After::nothing() }
     }
 
     /// Runs `f` on the part of the channels that starts at `from` and has `count`.
@@ -65,6 +88,7 @@ impl Epilogue {
         &self,
         from: usize,
         count: usize,
+        operands: &Operands<'_>,
         out: &mut TensorViewMut<'_>,
         f: impl FnOnce(IntOutput<'_, '_>),
     ) {
@@ -73,12 +97,20 @@ impl Epilogue {
         match self.to {
             To::Codes { zero_point, clamp: (lo, hi) } => {
                 let multiplier = &self.factor[part];
-                let requant = Requant { bias, multiplier, zero_point, lo, hi, table: None };
+                let table = self.after.codes.table.as_deref();
+                let sum =
+                    self.after.codes.sum.map(|(i, scales)| Sum { codes: operands.need(i).slice(), scales });
+                let requant = Requant { bias, multiplier, zero_point, lo, hi, table, sum };
                 f(IntOutput::U8(out.slice_mut::<u8>(), &requant));
             }
             To::Reals => {
-                let scale = &self.factor[part];
-                f(IntOutput::F32(out.slice_mut::<f32>(), &Dequant { bias, scale }));
+                let scale = &self.factor[part.clone()];
+                let Fused { bias: list, activation, residual, clamp: (lo, hi) } = self.after.reals;
+                let list = list.map(|i| &operands.need(i).slice::<f32>()[part]);
+                let residual = residual.map(|i| operands.need(i).slice::<f32>());
+                let then = kernels::epilogue::Epilogue { bias: list, activation, residual, lo, hi };
+                let then = (!self.after.reals.is_nothing()).then_some(then);
+                f(IntOutput::F32(out.slice_mut::<f32>(), &Dequant { bias, scale, then }));
             }
             To::Sums => f(IntOutput::I32(out.slice_mut::<i32>(), bias)),
         }
@@ -145,38 +177,56 @@ impl Product {
         self.packed.column_sums().iter().zip(&self.zero_points).map(term).collect()
     }
 
-    /// Computes `out`; padding reads `pad`.
-    fn run(&self, x: &[u8], pad: u8, epilogue: &Epilogue, out: &mut TensorViewMut<'_>) {
-        let Some(ones) = &self.ones else { return self.multiply(&self.packed, x, pad, epilogue, out) };
+    /// Computes `out` from `x`; padding reads `pad`. What follows reads `operands`.
+    fn run(
+        &self,
+        x: &[u8],
+        operands: &Operands<'_>,
+        pad: u8,
+        epilogue: &Epilogue,
+        out: &mut TensorViewMut<'_>,
+    ) {
+        let Some(ones) = &self.ones else {
+            return self.multiply(&self.packed, x, operands, pad, epilogue, out);
+        };
         let sums = |packed: &Packed| {
             let channels = packed.column_sums().len();
             let mut sums = Tensor::zeros(DType::I32, &[self.window.rows(), channels]);
-            self.multiply(packed, x, pad, &Epilogue::sums(channels), &mut sums.view_mut());
+            self.multiply(packed, x, operands, pad, &Epilogue::sums(channels), &mut sums.view_mut());
             sums
         };
         let (acc, row_sums) = (sums(&self.packed), sums(ones));
         let by_channel = row_sums.len() == acc.len() && self.outputs > 1;
         let rows = RowSums { sums: row_sums.slice(), by_channel, zero_points: &self.zero_points };
-        epilogue.apply(0, self.outputs, out, |mut out| {
+        epilogue.apply(0, self.outputs, operands, out, |mut out| {
             finish(self.context.isa, acc.slice(), rows, &mut out);
         });
     }
 
-    fn multiply(&self, packed: &Packed, x: &[u8], pad: u8, epilogue: &Epilogue, out: &mut TensorViewMut<'_>) {
+    #[expect(clippy::too_many_arguments, reason = "a product is its operands and its end")]
+    fn multiply(
+        &self,
+        packed: &Packed,
+        x: &[u8],
+        operands: &Operands<'_>,
+        pad: u8,
+        epilogue: &Epilogue,
+        out: &mut TensorViewMut<'_>,
+    ) {
         let (window, threads, outputs) = (&self.window, self.context.threads, epilogue.bias.len());
         match packed {
             Packed::DepthwiseInt8(packed) => {
-                epilogue.apply(0, outputs, out, |out| packed.conv(x, window, pad, out, threads));
+                epilogue.apply(0, outputs, operands, out, |out| packed.conv(x, window, pad, out, threads));
             }
             Packed::Int8(groups) => {
                 let (cin, cout) = (self.inputs / groups.len(), outputs / groups.len());
                 for (g, packed) in groups.iter().enumerate() {
-                    epilogue.apply(g * cout, cout, out, |out| {
+                    epilogue.apply(g * cout, cout, operands, out, |out| {
                         packed.conv(x, self.inputs, g * cin, window, pad, out, outputs, g * cout, threads);
                     });
                 }
             }
-            Packed::WinogradInt8(packed) => epilogue.apply(0, outputs, out, |out| {
+            Packed::WinogradInt8(packed) => epilogue.apply(0, outputs, operands, out, |out| {
                 packed.conv(x, self.inputs, 0, window, pad, out, outputs, 0, threads);
             }),
             Packed::Float(_) | Packed::DepthwiseFloat(_) => unreachable!("packed as codes"),
@@ -263,9 +313,10 @@ pub(super) fn conv(
     graph: &Graph,
     (sliding, groups, clamp): (&Sliding, usize, Clamp),
     inputs: &[Option<&Fact>],
+    after: After,
 ) -> Result<Kernel, String> {
     let product = convolution(context, weights, (index, node), graph, (sliding, groups), inputs)?;
-    with_constants(product, graph, node, clamp)
+    with_constants(product, graph, node, clamp, after)
 }
 
 /// QMatMul: codes `[…, k]` by constant codes `[k, n]`, or `[n, k]` where `trans_b`.
@@ -276,16 +327,23 @@ pub(super) fn matmul(
     graph: &Graph,
     (trans_b, clamp): (bool, Clamp),
     inputs: &[Option<&Fact>],
+    after: After,
 ) -> Result<Kernel, String> {
     let product = by_matrix(context, weights, (index, node), graph, trans_b, inputs)?;
-    with_constants(product, graph, node, clamp)
+    with_constants(product, graph, node, clamp, after)
 }
 
-fn with_constants(product: Product, graph: &Graph, node: &Node, clamp: Clamp) -> Result<Kernel, String> {
-    let epilogue = Epilogue::new(graph, node, &product, clamp)?;
+fn with_constants(
+    product: Product,
+    graph: &Graph,
+    node: &Node,
+    clamp: Clamp,
+    after: After,
+) -> Result<Kernel, String> {
+    let epilogue = Epilogue::new(graph, node, &product, clamp, after)?;
     let pad = params(graph, node, 0)?.zero_point[0] as u8;
     Ok(Box::new(move |operands, mut out, _| {
-        product.run(operands.need(0).slice(), pad, &epilogue, &mut out);
+        product.run(operands.need(0).slice(), operands, pad, &epilogue, &mut out);
         Ok(())
     }))
 }
@@ -318,7 +376,8 @@ fn at_run(product: Product) -> Kernel {
         let zero_point = operands.get(2).and_then(|z| z.slice::<u8>().first().copied()).unwrap_or(0);
         let bias = product.zero_point_terms(zero_point.into());
         let (to, factor) = scale_at_run(operands, product.outputs)?;
-        product.run(operands.need(0).slice(), zero_point, &Epilogue { bias, factor, to }, &mut out);
+        let epilogue = Epilogue { bias, factor, to, after: After::nothing() };
+        product.run(operands.need(0).slice(), operands, zero_point, &epilogue, &mut out);
         Ok(())
     })
 }
@@ -378,10 +437,10 @@ pub(super) fn product(
                 let product = Product::new(context, Arc::new(packed), zero_points, window, [n, k, 1], 1);
                 let to = y_zero_point.map_or(To::Reals, |zero_point| To::Codes { zero_point, clamp });
                 let bias = product.zero_point_terms(x_zero_point);
-                let epilogue = Epilogue { bias, factor: factor.clone(), to };
+                let epilogue = Epilogue { bias, factor: factor.clone(), to, after: After::nothing() };
                 let bytes = &mut out.bytes[(at + i) * bytes..(at + i + 1) * bytes];
                 let mut part = TensorViewMut { dtype: out.dtype, shape: &shape, bytes };
-                product.run(a, 0, &epilogue, &mut part);
+                product.run(a, operands, 0, &epilogue, &mut part);
             }
         });
         Ok(())

@@ -16,7 +16,7 @@ use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
 use super::fold::{Budget, macs};
-use super::fuse::{Finder, Fused, Tail};
+use super::fuse::{CodesTail, Finder, Fused, FusedCodes, Tail};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
@@ -530,6 +530,7 @@ impl Builder<'_> {
             node,
             layout,
             fused: Fused::NONE,
+            fused_codes: FusedCodes::default(),
         }
     }
 
@@ -631,6 +632,13 @@ impl Builder<'_> {
                 operands.push(Some((self.form(index, id, layout)?, DType::F32)));
             }
         }
+        let codes = self.codes_tail(node, dtype, &shape);
+        let mut fused_codes = FusedCodes { table: codes.table, sum: None };
+        if let Some((id, scales)) = codes.sum {
+            fused_codes.sum = Some((operands.len(), scales));
+            operands.push(Some((self.form(index, id, layout)?, DType::U8)));
+        }
+        let output = if codes.nodes.is_empty() { tail.output } else { codes.output };
         let physical: Vec<Option<Fact>> = operands
             .iter()
             .enumerate()
@@ -648,15 +656,15 @@ impl Builder<'_> {
             .collect();
         let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
         let out_shape = layout.shape(&shape);
-        let request = Request { fused, ..self.request(index, node, layout) };
+        let request = Request { fused, fused_codes, ..self.request(index, node, layout) };
         let kernel = compile(&request, &refs, dtype, &out_shape)?;
-        self.fused.extend(&tail.nodes);
+        self.fused.extend(tail.nodes.iter().chain(&codes.nodes));
         let macs = macs(&node.op, facts, &shape);
         let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
-        self.set_in(tail.output, Fact::computed(dtype, shape), form, layout);
+        self.set_in(output, Fact::computed(dtype, shape), form, layout);
         if !self.source.passes.has(Pass::ChannelsLast) && layout == Layout::ChannelsLast {
-            self.form(index, tail.output, Layout::RowMajor)?;
-            self.states[tail.output.0 as usize].as_mut().expect("set above").channels_last = None;
+            self.form(index, output, Layout::RowMajor)?;
+            self.states[output.0 as usize].as_mut().expect("set above").channels_last = None;
         }
         Ok(())
     }
@@ -666,12 +674,25 @@ impl Builder<'_> {
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         match ops_product::epilogue_of(&node.op, &refs) {
             Some(bias) if self.source.passes.has(Pass::FuseEpilogues) && dtype == DType::F32 => {
-                let fact = |id: ValueId| self.states[id.0 as usize].as_ref().map(|s| &s.fact);
-                let (graph, consumers, wanted) = (self.source.graph, &self.consumers, self.source.wanted);
-                Finder { graph, consumers, wanted, fact: &fact }.tail(node.outputs[0], shape, bias)
+                self.finder(|finder| finder.tail(node.outputs[0], shape, bias))
             }
             _ => Tail::none(node.outputs[0]),
         }
+    }
+
+    /// What the step of a product of codes takes over from the nodes after it.
+    fn codes_tail(&self, node: &Node, dtype: DType, shape: &[usize]) -> CodesTail {
+        let takes = matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. });
+        if !takes || dtype != DType::U8 || !self.source.passes.has(Pass::FuseEpilogues) {
+            return CodesTail::none(node.outputs[0]);
+        }
+        self.finder(|finder| finder.codes_tail(node.outputs[0], shape))
+    }
+
+    fn finder<R>(&self, f: impl FnOnce(Finder<'_>) -> R) -> R {
+        let fact = |id: ValueId| self.states[id.0 as usize].as_ref().map(|s| &s.fact);
+        let (graph, consumers, wanted) = (self.source.graph, &self.consumers, self.source.wanted);
+        f(Finder { graph, consumers, wanted, fact: &fact })
     }
 
     /// The memory order in which an operator runs here.

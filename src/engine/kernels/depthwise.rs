@@ -1,10 +1,10 @@
 //! Integer depthwise convolution: each channel has its own kernel. Knows slices only.
 
-use super::eltwise::apply_table_in_place;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows};
+use super::rows::Rows;
 use super::tiles::Place;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
@@ -146,11 +146,9 @@ impl PackedDepthwise {
                     }
                 }
             }
-            if let IntOutput::U8(out, requant) = out
-                && let Some(table) = requant.table
-            {
-                apply_table_in_place(self.isa, &mut out[at..][..line_len], table);
-            }
+            let starts = (0..count).map(|i| at + i * channels);
+            let origin = first * line_len;
+            Rows { starts, stride: channels, channels: 0..channels, origin }.complete(self.isa, out);
         });
     }
 }
@@ -283,7 +281,8 @@ mod tests {
             for (lo, hi, zero_point, table) in
                 [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
             {
-                let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table };
+                let requant =
+                    Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table, sum: None };
                 let mut y = vec![0; acc.len()];
                 packed.conv(&x, window, pad, IntOutput::U8(&mut y, &requant), threads);
                 assert_eq!(y, reference::requantize(&acc, &requant), "{name}");
@@ -292,7 +291,7 @@ mod tests {
             packed.conv(&x, window, pad, IntOutput::I32(&mut y, &bias), threads);
             let sum = |(i, acc): (usize, &i32)| acc.wrapping_add(bias[i % bias.len()]);
             assert_eq!(y, acc.iter().enumerate().map(sum).collect::<Vec<_>>(), "{name}");
-            let dequant = Dequant { bias: &bias, scale: &factor };
+            let dequant = Dequant { bias: &bias, scale: &factor, then: None };
             let mut y = vec![0.0; acc.len()];
             packed.conv(&x, window, pad, IntOutput::F32(&mut y, &dequant), threads);
             assert_eq!(y, reference::dequantize_sums(&acc, &dequant), "{name}");

@@ -10,6 +10,7 @@
 use super::isa::Isa;
 use super::parallel::{parts, split_rows};
 use super::requant::{code_of, value_of};
+use super::{Sum, SumScales};
 use std::ops::Range;
 
 /// Codes of `a + b`, all `[len]`, with up to `threads` threads.
@@ -31,6 +32,21 @@ pub fn qadd(
 ) {
     let (a_side, b_side) = (Side(a, a_scale, a_zero_point), Side(b, b_scale, b_zero_point));
     same_shape(isa, a_side, b_side, move |a, b| code_of(a + b, y_scale, y_zero_point, lo, hi), out, threads);
+}
+
+/// `y[i]` becomes the code of its sum with `other[i]`.
+pub(super) fn add_in_place(isa: Isa, y: &mut [u8], other: &[u8], sum: &Sum) {
+    let SumScales { own, other: from, result, clamp } = sum.scales;
+    let other = &other[..y.len()];
+    isa.vectorize(
+        #[inline(always)]
+        move || {
+            for (y, &q) in y.iter_mut().zip(other) {
+                let exact = value_of(*y, own.0, own.1) + value_of(q, from.0, from.1);
+                *y = code_of(exact, result.0, result.1, clamp.0, clamp.1);
+            }
+        },
+    );
 }
 
 /// Codes of `a * b`, all `[len]`, with up to `threads` threads.

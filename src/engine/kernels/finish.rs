@@ -8,6 +8,7 @@
 //! The terms without `Σ a` are one number a channel: the bias.
 
 use super::isa::Isa;
+use super::rows::Rows;
 use super::{IntOutput, Requant};
 
 /// The part of the correction that is another one in every row.
@@ -41,8 +42,7 @@ pub fn finish(isa: Isa, acc: &[i32], rows: RowSums, out: &mut IntOutput) {
         IntOutput::U8(out, requant) => {
             let requant: &Requant = requant;
             each_row(acc, channels, out, |row, n, acc| {
-                let code = requant.code(acc.wrapping_sub(rows.correction(row, n)), n);
-                requant.table.map_or(code, |table| table[usize::from(code)])
+                requant.code(acc.wrapping_sub(rows.correction(row, n)), n)
             });
         }
         IntOutput::F32(out, dequant) => each_row(acc, channels, out, |row, n, acc| {
@@ -52,6 +52,8 @@ pub fn finish(isa: Isa, acc: &[i32], rows: RowSums, out: &mut IntOutput) {
             acc.wrapping_sub(rows.correction(row, n)).wrapping_add(bias[n])
         }),
     });
+    let starts = (0..acc.len() / channels).map(|row| row * channels);
+    Rows { starts, stride: channels, channels: 0..channels, origin: 0 }.complete(isa, out);
 }
 
 #[inline(always)]
@@ -95,11 +97,12 @@ mod tests {
                     lo: 2,
                     hi: 250,
                     table: Some(&table),
+                    sum: None,
                 };
                 let mut codes = vec![0; acc.len()];
                 finish(isa, &acc, row_sums, &mut IntOutput::U8(&mut codes, &requant));
                 assert_eq!(codes, reference::requantize(&corrected, &requant), "{isa:?}");
-                let dequant = Dequant { bias: &bias, scale: &factor };
+                let dequant = Dequant { bias: &bias, scale: &factor, then: None };
                 let mut reals = vec![0.0; acc.len()];
                 finish(isa, &acc, row_sums, &mut IntOutput::F32(&mut reals, &dequant));
                 assert_eq!(reals, reference::dequantize_sums(&corrected, &dequant), "{isa:?}");

@@ -1,11 +1,11 @@
 //! Integer product and convolution: `u8` activations times packed `i8` weights, accumulated in `i32` and
 //! finished in registers. Neither an im2col copy nor an `i32` tensor is made. Knows slices only.
 
-use super::eltwise::apply_table_in_place;
 use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
+use super::rows::Rows;
 #[cfg(target_arch = "x86_64")]
 use super::schedule::Schedule;
 #[cfg(target_arch = "x86_64")]
@@ -263,7 +263,8 @@ impl PackedInt8 {
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(amx, runs, panels) if rows.len() == 1 => {
-                self.single_row(*amx, *runs, panels, patches, rows.start, columns, out, out_offset);
+                let origin = rows.start * out_stride + columns.start;
+                self.single_row(*amx, *runs, panels, patches, rows.start, columns, out, out_offset, origin);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(amx, runs, panels) => {
@@ -280,7 +281,8 @@ impl PackedInt8 {
                 };
                 product.multiply(patches, rows, |out, rows| {
                     let starts = rows.map(|row| (row - first_row) * out_stride + out_offset);
-                    apply_table_to_rows(isa, out, starts, run, out_stride);
+                    let origin = first_row * out_stride;
+                    Rows { starts, stride: out_stride, channels: 0..run, origin }.complete(isa, out);
                 });
             }
         }
@@ -299,6 +301,7 @@ impl PackedInt8 {
         columns: Range<usize>,
         out: &mut IntOutput,
         out_offset: usize,
+        origin: usize,
     ) {
         let (depth, stride, all) =
             (runs.depth(), self.taps * self.inputs + patches.spare(), self.column_sums.len());
@@ -315,7 +318,8 @@ impl PackedInt8 {
                 amx.wide().int8_tile(a, depth, 1, panel, width, depth, out, place);
             }
         });
-        apply_table_to_rows(self.isa, out, std::iter::once(out_offset), columns.len(), columns.len());
+        let starts = std::iter::once(out_offset);
+        Rows { starts, stride: columns.len(), channels: columns, origin }.complete(self.isa, out);
     }
 
     /// [`PackedInt8::part`] for one form of the weights and its tile.
@@ -353,7 +357,12 @@ impl PackedInt8 {
                 };
                 tile(a, lda, rows.len(), width, padded, &mut out.borrow_mut(), place);
             },
-            |rows| apply_table_to_rows(self.isa, &mut out.borrow_mut(), rows.map(at), run, out_stride),
+            |rows| {
+                let (starts, channels) = (rows.map(at), first_column..first_column + run);
+                let origin = first_row * out_stride + first_column;
+                Rows { starts, stride: out_stride, channels, origin }
+                    .complete(self.isa, &mut out.borrow_mut());
+            },
         );
     }
 }
@@ -368,24 +377,6 @@ fn pack<T: Pod>(
     let mut panels = Aligned::zeros(shape.packed_len(columns, depth));
     shape.pack(columns, depth, &mut panels, element);
     panels
-}
-
-/// Applies the table of `out`, if it has one, to `run` elements from each of `starts`, `stride` apart.
-pub(super) fn apply_table_to_rows(
-    isa: Isa,
-    out: &mut IntOutput,
-    mut starts: impl ExactSizeIterator<Item = usize>,
-    run: usize,
-    stride: usize,
-) {
-    let IntOutput::U8(out, requant) = out else { return };
-    let Some(table) = requant.table else { return };
-    if run == stride {
-        let (rows, first) = (starts.len(), starts.next().unwrap_or_default());
-        apply_table_in_place(isa, &mut out[first..][..rows * run], table);
-    } else {
-        starts.for_each(|start| apply_table_in_place(isa, &mut out[start..][..run], table));
-    }
 }
 
 /// A tile in pairs, of AVX2 or in plain Rust.
@@ -483,7 +474,8 @@ mod tests {
             for (lo, hi, zero_point, table) in
                 [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
             {
-                let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table };
+                let requant =
+                    Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table, sum: None };
                 let want = reference::requantize(&acc, &requant);
                 let mut y = vec![77; window.rows() * out_stride];
                 let out = IntOutput::U8(&mut y, &requant);
@@ -504,7 +496,7 @@ mod tests {
                 let want = want.wrapping_add(bias[i % outputs]);
                 assert_eq!(y[at(i / outputs, i % outputs)], want, "{name} {i} as sums");
             }
-            let dequant = Dequant { bias: &bias, scale: &factor };
+            let dequant = Dequant { bias: &bias, scale: &factor, then: None };
             let want = reference::dequantize_sums(&acc, &dequant);
             let mut y = vec![0.0; window.rows() * out_stride];
             let out = IntOutput::F32(&mut y, &dequant);
@@ -584,8 +576,15 @@ mod tests {
         let (x, codes) = ([255u8, 0, 7, 255], vec![127i8; outputs * 2]);
         let bias: Vec<i32> = (0..outputs).map(|n| [0, i32::MAX, i32::MIN, -64_770, 5][n % 5]).collect();
         let multiplier: Vec<f32> = (0..outputs).map(|n| factors[n % 8]).collect();
-        let requant =
-            Requant { bias: &bias, multiplier: &multiplier, zero_point: 100, lo: 2, hi: 251, table: None };
+        let requant = Requant {
+            bias: &bias,
+            multiplier: &multiplier,
+            zero_point: 100,
+            lo: 2,
+            hi: 251,
+            table: None,
+            sum: None,
+        };
         let mut want = None;
         for isa in Isa::available() {
             let mut y = vec![0; 2 * outputs];

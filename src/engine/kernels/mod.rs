@@ -28,6 +28,7 @@ pub(in crate::engine) mod parallel;
 mod patches;
 #[cfg(target_arch = "x86_64")]
 mod phases;
+mod rows;
 #[cfg(target_arch = "x86_64")]
 mod schedule;
 #[cfg(test)]
@@ -53,6 +54,8 @@ mod x86_64_vnni;
 mod x86_64_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_winograd;
+
+use epilogue::Epilogue;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///
@@ -139,6 +142,8 @@ impl Window {
 /// y = table[q] if there is a table, else q
 /// ```
 ///
+/// If there is a sum, `y` becomes `sum` of `y` and the other code.
+///
 /// `acc + bias` wraps at 32 bits. A product that is not a number gives `lo`.
 #[derive(Clone, Copy, Debug)]
 pub struct Requant<'a> {
@@ -152,8 +157,32 @@ pub struct Requant<'a> {
     pub lo: u8,
     /// Largest code (before the table).
     pub hi: u8,
-    /// A function of one code, applied last.
+    /// A function of one code.
     pub table: Option<&'a [u8; 256]>,
+    /// Codes that are added last.
+    pub sum: Option<Sum<'a>>,
+}
+
+/// Codes that are added to those of a product, as [`qadd`](eltwise::qadd) does, to the bit.
+#[derive(Clone, Copy, Debug)]
+pub struct Sum<'a> {
+    /// The other operand, of the shape of the output, strides and all.
+    pub codes: &'a [u8],
+    /// How they are read and written.
+    pub scales: SumScales,
+}
+
+/// Quantization of a sum of codes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SumScales {
+    /// Scale and zero point of what the product gives.
+    pub own: (f32, u8),
+    /// Scale and zero point of what is added.
+    pub other: (f32, u8),
+    /// Scale and zero point of the sum.
+    pub result: (f32, u8),
+    /// Smallest and largest code of the sum.
+    pub clamp: (u8, u8),
 }
 
 impl Requant<'_> {
@@ -173,17 +202,20 @@ impl Requant<'_> {
     }
 }
 
-/// How `i32` accumulators of output channel `n` become floats: `y = (acc + bias[n]) as f32 * scale[n]`.
+/// How `i32` accumulators of output channel `n` become floats: `y = (acc + bias[n]) as f32 * scale[n]`, and then what an
+/// [`Epilogue`] makes of that as its sum.
 #[derive(Clone, Copy, Debug)]
 pub struct Dequant<'a> {
     /// `[channels]`, in units of the accumulator, with `-input_zero_point * column_sum` already in it.
     pub bias: &'a [i32],
     /// `[channels]`: `scale_input * scale_weight[n]`.
     pub scale: &'a [f32],
+    /// What follows.
+    pub then: Option<Epilogue<'a>>,
 }
 
 impl Dequant<'_> {
-    /// The value of accumulator `acc` in channel `n`.
+    /// The value of accumulator `acc` in channel `n`, without what follows.
     #[inline(always)]
     pub(crate) fn value(&self, acc: i32, n: usize) -> f32 {
         acc.wrapping_add(self.bias[n]) as f32 * self.scale[n]
@@ -306,7 +338,8 @@ mod tests {
             (6, 0.5, 14),
         ] {
             let multiplier = &[multiplier];
-            let requant = Requant { bias: &[1], multiplier, zero_point: 10, lo: 3, hi: 200, table: None };
+            let requant =
+                Requant { bias: &[1], multiplier, zero_point: 10, lo: 3, hi: 200, table: None, sum: None };
             assert_eq!(requant.code(acc, 0), want, "{acc} * {multiplier:?}");
         }
     }

@@ -6,10 +6,10 @@
 //! convolution. Products of 16-bit numbers are what AVX2 multiplies anyway (`vpmaddwd`), so no bit is lost. (Lavin and
 //! Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.)
 
-use super::gemm_int8::apply_table_to_rows;
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows, split_units};
+use super::rows::Rows;
 use super::tiles::Place;
 use super::walk::even;
 use super::winograd_tiles::{Tiles, input, outputs, products};
@@ -196,7 +196,8 @@ impl PackedWinograd {
             for line in 0..run.lines {
                 let first = run.pixel - first_pixel + line * tiles.out_w();
                 let starts = (first..first + run.pixels).map(|row| row * out_stride + out_offset);
-                apply_table_to_rows(self.isa, out, starts, columns, out_stride);
+                let origin = first_pixel * out_stride;
+                Rows { starts, stride: out_stride, channels: 0..columns, origin }.complete(self.isa, out);
             }
         }
     }

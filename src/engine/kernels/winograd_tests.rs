@@ -55,7 +55,7 @@ fn check_codes(x: &[u8], codes: &[i8], window: &Window, channels: Channels, pad:
         for (lo, hi, zero_point, table) in
             [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
         {
-            let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table };
+            let requant = Requant { bias: &bias, multiplier: &factor, zero_point, lo, hi, table, sum: None };
             let want = reference::requantize(&acc, &requant);
             let mut y = vec![77; window.rows() * out_stride];
             let out = IntOutput::U8(&mut y, &requant);
@@ -73,7 +73,7 @@ fn check_codes(x: &[u8], codes: &[i8], window: &Window, channels: Channels, pad:
         for (i, &want) in acc.iter().enumerate() {
             assert_eq!(y[at(i)], want.wrapping_add(bias[i % outputs]), "{name} {i} as sums");
         }
-        let dequant = Dequant { bias: &bias, scale: &factor };
+        let dequant = Dequant { bias: &bias, scale: &factor, then: None };
         let want = reference::dequantize_sums(&acc, &dequant);
         let mut y = vec![0.0; window.rows() * out_stride];
         let out = IntOutput::F32(&mut y, &dequant);

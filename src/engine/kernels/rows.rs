@@ -1,0 +1,78 @@
+//! What is done with rows that an integer product has finished, while they are in the cache: a table and a sum of codes;
+//! of reals a bias, an activation, a residual and a clamp. Knows no products.
+
+use super::eltwise::{add_in_place, apply_table_in_place};
+use super::isa::Isa;
+use super::{IntOutput, clamp_f32};
+use std::ops::Range;
+
+/// Rows of an output, or of the part of it that a thread has.
+pub(super) struct Rows<I> {
+    /// The first element of each.
+    pub(super) starts: I,
+    /// Elements from one to the next.
+    pub(super) stride: usize,
+    /// The channels that each holds.
+    pub(super) channels: Range<usize>,
+    /// Where in the whole output the part begins.
+    pub(super) origin: usize,
+}
+
+impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
+    /// Completes what tiles have written: everything of an epilogue that is not done in registers.
+    pub(super) fn complete(self, isa: Isa, out: &mut IntOutput) {
+        match out {
+            IntOutput::U8(out, requant) if requant.table.is_some() || requant.sum.is_some() => {
+                let (table, sum) = (requant.table, requant.sum);
+                self.each(|start, len, origin| {
+                    let codes = &mut out[start..][..len];
+                    if let Some(table) = table {
+                        apply_table_in_place(isa, codes, table);
+                    }
+                    if let Some(sum) = sum {
+                        add_in_place(isa, codes, &sum.codes[origin + start..][..len], &sum);
+                    }
+                });
+            }
+            IntOutput::F32(out, dequant) => {
+                let Some(epilogue) = dequant.then else { return };
+                let Rows { starts, channels, origin, .. } = self;
+                isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        for start in starts {
+                            let y = &mut out[start..][..channels.len()];
+                            if let Some(bias) = epilogue.bias {
+                                y.iter_mut().zip(&bias[channels.clone()]).for_each(|(y, b)| *y += b);
+                            }
+                            if let Some(activation) = epilogue.activation {
+                                activation.apply(y);
+                            }
+                            if let Some(residual) = epilogue.residual {
+                                let residual = &residual[origin + start..][..channels.len()];
+                                y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+                            }
+                            if (epilogue.lo, epilogue.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
+                                y.iter_mut().for_each(|y| *y = clamp_f32(*y, epilogue.lo, epilogue.hi));
+                            }
+                        }
+                    },
+                );
+            }
+            IntOutput::U8(..) | IntOutput::I32(..) => {}
+        }
+    }
+
+    /// Calls `f` with start, length and origin of each run of elements: all rows at once where they lie side by side.
+    fn each(self, mut f: impl FnMut(usize, usize, usize)) {
+        let Rows { mut starts, stride, channels, origin } = self;
+        if channels.len() == stride {
+            let count = starts.len();
+            if let Some(first) = starts.next() {
+                f(first, count * stride, origin);
+            }
+        } else {
+            starts.for_each(|start| f(start, channels.len(), origin));
+        }
+    }
+}
