@@ -10,12 +10,15 @@ use super::patches::Patches;
 use super::phases::Phases;
 use super::tiles::INT8_MATRIX;
 use super::walk::even;
-use super::x86_64_amx::{Amx, Columns, Operands, Passing, Run, SIDE, STEP, Sums};
+use super::x86_64_amx::{Amx, Columns, Operands, Passing, Run, SIDE, STEP, Sums, Tiles};
 use super::{IntOutput, Window};
 use std::ops::Range;
 
 /// Bytes of rows that are multiplied with all panels before the next are: half a level-2 cache of 1 MiB or more.
 const BLOCK_BYTES: usize = 384 << 10;
+
+/// Bytes of panels that are multiplied with a block before the next is: another share of the level-2 cache.
+const PANELS_BYTES: usize = 512 << 10;
 
 /// Most rows that are gathered or copied at once.
 const BLOCK_ROWS: usize = 512;
@@ -91,6 +94,15 @@ pub(super) struct Product<'a, 'b, 'c, 'd> {
     pub(super) first_row: usize,
 }
 
+/// What all blocks of a part share.
+struct Scratch<'a> {
+    steps: &'a mut [usize],
+    /// Epilogue values of each panel.
+    columns: &'a [Columns],
+    /// Whether [`Columns::is_small`] holds for all.
+    small: bool,
+}
+
 /// Rows that lie evenly apart: position `p` reads `a[p * stride + step ..]` for each step.
 #[derive(Clone, Copy)]
 struct Even<'a> {
@@ -120,14 +132,22 @@ impl Product<'_, '_, '_, '_> {
         rows: Range<usize>,
         mut done: impl FnMut(&mut IntOutput, Range<usize>),
     ) {
+        let panels = self.columns.div_ceil(SIDE);
         with_scratch::<usize, _>(self.runs.steps(), |steps| {
-            if patches.in_place(rows.start).is_some() {
-                self.in_place(patches, rows, steps, &mut done);
-            } else if let Some(phases) = Phases::of(patches, self.runs.len) {
-                self.copied(&phases, patches.window, rows, steps, &mut done);
-            } else {
-                self.gathered(patches, rows, steps, &mut done);
-            }
+            with_scratch::<Columns, _>(panels, |columns| {
+                for (i, columns) in columns.iter_mut().enumerate() {
+                    let first = i * SIDE;
+                    *columns = Columns::new(self.out, first, (self.columns - first).min(SIDE));
+                }
+                let scratch = &mut Scratch { steps, small: columns.iter().all(Columns::is_small), columns };
+                if patches.in_place(rows.start).is_some() {
+                    self.in_place(patches, rows, scratch, &mut done);
+                } else if let Some(phases) = Phases::of(patches, self.runs.len) {
+                    self.copied(&phases, patches.window, rows, scratch, &mut done);
+                } else {
+                    self.gathered(patches, rows, scratch, &mut done);
+                }
+            });
         });
     }
 
@@ -136,11 +156,11 @@ impl Product<'_, '_, '_, '_> {
         &mut self,
         patches: &Patches<u8>,
         rows: Range<usize>,
-        steps: &mut [usize],
+        scratch: &mut Scratch,
         done: &mut impl FnMut(&mut IntOutput, Range<usize>),
     ) {
         let (a, stride) = patches.in_place(rows.start).expect("rows in place");
-        self.runs.offsets(|run| run * self.runs.len, steps);
+        self.runs.offsets(|run| run * self.runs.len, scratch.steps);
         // The last step of a row reads on into the next. Rows too near the end of the input for that are gathered.
         let readable = (a.len() + stride).saturating_sub(self.runs.depth()) / stride;
         let mut whole = rows.len();
@@ -150,10 +170,10 @@ impl Product<'_, '_, '_, '_> {
         let end = rows.start + whole;
         for block in even(rows.start..end, (BLOCK_BYTES / stride).clamp(SIDE, BLOCK_ROWS)) {
             let a = &a[(block.start - rows.start) * stride..];
-            self.block(Even::straight(a, stride, steps, block.start), 0..block.len());
+            self.block(Even::straight(a, stride, scratch.steps, block.start), 0..block.len(), scratch);
             done(self.out, block);
         }
-        self.gathered(patches, end..rows.end, steps, done);
+        self.gathered(patches, end..rows.end, scratch, done);
     }
 
     /// Rows of a convolution that lie evenly apart in a copy of the input.
@@ -162,7 +182,7 @@ impl Product<'_, '_, '_, '_> {
         phases: &Phases,
         window: &Window,
         rows: Range<usize>,
-        steps: &mut [usize],
+        scratch: &mut Scratch,
         done: &mut impl FnMut(&mut IntOutput, Range<usize>),
     ) {
         let (line, lines) = (window.out_w, window.out_h);
@@ -177,11 +197,11 @@ impl Product<'_, '_, '_, '_> {
             let end = rows.end.min(row + count * line);
             with_scratch::<u8, _>(phases.bytes(count) + STEP, |cells| {
                 phases.copy(image, from, count, cells);
-                self.runs.offsets(|run| phases.offset(run, count), steps);
+                self.runs.offsets(|run| phases.offset(run, count), scratch.steps);
                 let pitch = phases.pitch();
                 let position = |at: usize| (at - row) / line * pitch + (at - row) % line;
-                let even = Even { a: cells, stride: phases.stride(), steps, pitch, line, row };
-                self.block(even, position(start)..position(end - 1) + 1);
+                let even = Even { a: cells, stride: phases.stride(), steps: scratch.steps, pitch, line, row };
+                self.block(even, position(start)..position(end - 1) + 1, scratch);
             });
             done(self.out, start..end);
             start = end;
@@ -193,14 +213,14 @@ impl Product<'_, '_, '_, '_> {
         &mut self,
         patches: &Patches<u8>,
         rows: Range<usize>,
-        steps: &mut [usize],
+        scratch: &mut Scratch,
         done: &mut impl FnMut(&mut IntOutput, Range<usize>),
     ) {
         let depth = self.runs.count * self.runs.len;
         // An odd number of cache lines, so that the rows of a tile fall into different sets of a cache.
         let stride = ((depth + patches.spare()).div_ceil(STEP) | 1) * STEP;
         let most = (BLOCK_BYTES / stride).clamp(SIDE, BLOCK_ROWS) / SIDE * SIDE;
-        self.runs.offsets(|run| run * self.runs.len, steps);
+        self.runs.offsets(|run| run * self.runs.len, scratch.steps);
         with_scratch::<u8, _>(rows.len().min(most) * stride + STEP, |gathered| {
             for block in even(rows, most) {
                 let to = &mut gathered[..block.len() * stride];
@@ -208,47 +228,71 @@ impl Product<'_, '_, '_, '_> {
                     #[inline(always)]
                     || patches.gather(block.start, 0..depth, to, stride),
                 );
-                self.block(Even::straight(gathered, stride, steps, block.start), 0..block.len());
+                self.block(
+                    Even::straight(gathered, stride, scratch.steps, block.start),
+                    0..block.len(),
+                    scratch,
+                );
                 done(self.out, block);
             }
         });
     }
 
     /// Multiplies the rows at `positions` with all panels.
-    fn block(&mut self, rows: Even, positions: Range<usize>) {
+    fn block(&mut self, rows: Even, positions: Range<usize>, scratch: &Scratch) {
+        self.amx.wide().vectorize(
+            #[inline(always)]
+            || self.block_by_block(rows, positions, scratch.columns, scratch.small),
+        );
+    }
+
+    #[inline(always)]
+    fn block_by_block(&mut self, rows: Even, positions: Range<usize>, epilogue: &[Columns], small: bool) {
         let count = positions.len();
         let blocks = count.div_ceil(SIDE);
         let height = count.div_ceil(2 * blocks);
         let mut tiles = self.amx.tiles(height);
         let depth = self.runs.depth();
-        let mut sums = Sums::ZERO;
         // With few rows there is no second block that would find the panel in the cache, but the next panel finds
         // the rows.
         let passing = if blocks == 1 { Passing::Panel } else { Passing::Rows };
-        for first in (0..self.columns).step_by(SIDE) {
-            let width = INT8_MATRIX.width(first, self.columns);
-            let panel = &self.panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth];
-            let columns = Columns::new(self.out, first, (self.columns - first).min(SIDE));
+        // The sums of a block are finished while the next one multiplies: vector units and matrix unit work side by side.
+        let mut sums = Sums::ZERO;
+        let mut runs = [Run::NONE; MOST_RUNS];
+        let (mut found, mut before) = (0, 0);
+        let mut finish = |tiles: &mut Tiles, sums: &Sums, runs: &[Run], first: usize| {
+            let columns = (self.columns - first).min(SIDE);
+            tiles.finish(sums, runs, &epilogue[first / SIDE], columns, small, self.out, self.out_stride);
+        };
+        // Panels that stay in the level-2 cache meet block after block, so that lines of the output fill at once.
+        let most = (PANELS_BYTES / (depth * SIDE)).max(1) * SIDE;
+        for group in (0..self.columns).step_by(most) {
+            let group = group..(group + most).min(self.columns);
             for block in 0..blocks {
                 // The last tile overlaps the one before if need be, so that all are of one height.
                 let tile = |i: usize| positions.start + ((2 * block + i) * height).min(count - height);
                 let starts = [tile(0), tile(1)];
-                let operands = Operands {
-                    a: rows.a,
-                    starts: starts.map(|position| position * rows.stride),
-                    stride: rows.stride,
-                    steps: rows.steps,
-                    panel,
-                    width,
-                    passing,
-                };
-                tiles.multiply(operands, &columns, &mut sums);
-                let mut runs = [Run::default(); MOST_RUNS];
-                let at = |row: usize| (row - self.first_row) * self.out_stride + self.out_offset + first;
-                let found = runs_of(rows, starts, height, at, &mut runs);
-                tiles.finish(&sums, &runs[..found], &columns, self.out, self.out_stride);
+                for first in group.clone().step_by(SIDE) {
+                    let width = INT8_MATRIX.width(first, self.columns);
+                    let operands = Operands {
+                        a: rows.a,
+                        starts: starts.map(|position| position * rows.stride),
+                        stride: rows.stride,
+                        steps: rows.steps,
+                        panel: &self.panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth],
+                        width,
+                        passing,
+                    };
+                    tiles.multiply(operands, &epilogue[first / SIDE]);
+                    finish(&mut tiles, &sums, &runs[..found], before);
+                    tiles.store(&mut sums);
+                    let at = |row: usize| (row - self.first_row) * self.out_stride + self.out_offset + first;
+                    found = runs_of(rows, starts, height, at, &mut runs);
+                    before = first;
+                }
             }
         }
+        finish(&mut tiles, &sums, &runs[..found], before);
     }
 }
 
@@ -263,6 +307,11 @@ fn runs_of(
     at: impl Fn(usize) -> usize,
     runs: &mut [Run; MOST_RUNS],
 ) -> usize {
+    if rows.pitch == usize::MAX {
+        runs[0] = Run { row: 0, count: height, at: at(rows.row + starts[0]) };
+        runs[1] = Run { row: SIDE / 2, count: height, at: at(rows.row + starts[1]) };
+        return 2;
+    }
     let mut found = 0;
     for (tile, start) in starts.into_iter().enumerate() {
         let (mut line, mut column, mut row) = (start / rows.pitch, start % rows.pitch, 0);

@@ -8,6 +8,7 @@
 
 use super::IntOutput;
 use super::x86_64_vnni::{Avx512Vnni, mask};
+use bytemuck::{Pod, Zeroable};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -66,18 +67,15 @@ pub(super) enum Passing {
 }
 
 /// Epilogue values of the columns of a block, with zeros past the last.
+#[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
 pub(super) struct Columns {
     bias: [i32; SIDE],
     factor: [f32; SIDE],
-    channel: usize,
-    count: usize,
-    /// Whether no product with a factor leaves the range of `i32`.
-    small: bool,
 }
 
 /// Consecutive rows of a block that lie one `stride` after the other in the output.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// First row of the block.
     pub(super) row: usize,
@@ -175,10 +173,14 @@ impl Sums {
     pub(super) const ZERO: Sums = Sums([0; SIDE * SIDE]);
 }
 
+impl Run {
+    pub(super) const NONE: Run = Run { row: 0, count: 0, at: 0 };
+}
+
 impl Columns {
     /// The values of `count` (up to 32) channels from `channel` on.
     pub(super) fn new(out: &IntOutput, channel: usize, count: usize) -> Columns {
-        let mut columns = Columns { bias: [0; SIDE], factor: [0.0; SIDE], channel, count, small: true };
+        let mut columns = Columns::zeroed();
         let (bias, factor): (&[i32], &[f32]) = match out {
             IntOutput::U8(_, requant) => (requant.bias, requant.multiplier),
             IntOutput::F32(_, dequant) => (dequant.bias, dequant.scale),
@@ -188,29 +190,54 @@ impl Columns {
         if !factor.is_empty() {
             columns.factor[..count].copy_from_slice(&factor[channel..][..count]);
         }
-        // Below a half no sum times its factor reaches 2^30. Not-a-number is not below.
-        columns.small = columns.factor.iter().fold(true, |small, f| small & (f.abs() < 0.5));
         columns
+    }
+
+    /// Whether no sum times its factor leaves the range of `i32`: below a half none reaches 2^30. Not-a-number is not
+    /// below.
+    pub(super) fn is_small(&self) -> bool {
+        self.factor.iter().fold(true, |small, factor| small & (factor.abs() < 0.5))
     }
 }
 
 impl Tiles {
-    /// The sums of a block, its biases included, modulo 2^32.
+    /// Makes the sums of a block, its biases included, modulo 2^32. They stay in the tiles.
     #[inline(always)]
-    pub(super) fn multiply(&mut self, operands: Operands, columns: &Columns, sums: &mut Sums) {
+    pub(super) fn multiply(&mut self, operands: Operands, columns: &Columns) {
         let Operands { a, starts, stride, steps, panel, width, passing } = operands;
         let last_step = steps.iter().max().map_or(0, |step| step + STEP);
         let last = starts[0].max(starts[1]) + (self.height - 1) * stride + last_step;
         assert!(last <= a.len() && panel.len() >= steps.len() * STEP * width, "operands of a block");
-        // SAFETY: a `Tiles` exists only where tiles are set up; the lengths were just checked, and the sums hold
-        // 32 rows of 32.
+        // SAFETY: a `Tiles` exists only where tiles are set up; the lengths were just checked.
         unsafe {
             match (width, passing) {
-                (32, Passing::Rows) => block::<2, true>(a, starts, stride, steps, panel, columns, sums),
-                (32, Passing::Panel) => block::<2, false>(a, starts, stride, steps, panel, columns, sums),
-                (16, _) => block::<1, true>(a, starts, stride, steps, panel, columns, sums),
+                (32, Passing::Rows) => block::<2, true>(a, starts, stride, steps, panel, columns),
+                (32, Passing::Panel) => block::<2, false>(a, starts, stride, steps, panel, columns),
+                (16, _) => block::<1, true>(a, starts, stride, steps, panel, columns),
                 _ => unreachable!("a panel has 16 or 32 columns"),
             }
+        }
+    }
+}
+
+impl Tiles {
+    /// Stores the sums in the tiles.
+    ///
+    /// A store waits for the products and keeps what follows waiting: work that does not need the sums should come
+    /// between them and this.
+    #[inline(always)]
+    pub(super) fn store(&mut self, sums: &mut Sums) {
+        // SAFETY: a `Tiles` exists only where tiles are set up; the sums hold 32 rows of 32.
+        unsafe {
+            asm!(
+                "tilestored [{sums} + {stride}], tmm0",
+                "tilestored [{sums} + {stride} + 2048], tmm2",
+                "tilestored [{sums} + {stride} + 64], tmm1",
+                "tilestored [{sums} + {stride} + 2112], tmm3",
+                sums = in(reg) sums.0.as_mut_ptr(),
+                stride = in(reg) SIDE * 4,
+                options(nostack, preserves_flags),
+            );
         }
     }
 }
@@ -229,7 +256,6 @@ unsafe fn block<const V: usize, const ROWS_PASS: bool>(
     steps: &[usize],
     panel: &[i8],
     columns: &Columns,
-    sums: &mut Sums,
 ) {
     let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
     let mut b = panel.as_ptr();
@@ -276,9 +302,9 @@ unsafe fn block<const V: usize, const ROWS_PASS: bool>(
                 ),
                 (_, true) => step!(
                     "tileloadd tmm6, [{b} + {width}]"
-                    "tileloaddt1 tmm4, [{first} + {stride}]"
+                    "tileloadd tmm4, [{first} + {stride}]"
                     "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloaddt1 tmm5, [{second} + {stride}]"
+                    "tileloadd tmm5, [{second} + {stride}]"
                     "tdpbusd tmm2, tmm5, tmm6"
                     "tileloadd tmm7, [{b} + {width} + 64]"
                     "tdpbusd tmm1, tmm4, tmm7"
@@ -297,57 +323,52 @@ unsafe fn block<const V: usize, const ROWS_PASS: bool>(
             }
             b = b.wrapping_add(STEP * V * 16);
         }
-        asm!(
-            "tilestored [{sums} + {stride}], tmm0",
-            "tilestored [{sums} + {stride} + 2048], tmm2",
-            sums = in(reg) sums.0.as_mut_ptr(),
-            stride = in(reg) SIDE * 4,
-            options(nostack, preserves_flags),
-        );
-        if V == 2 {
-            asm!(
-                "tilestored [{sums} + {stride} + 64], tmm1",
-                "tilestored [{sums} + {stride} + 2112], tmm3",
-                sums = in(reg) sums.0.as_mut_ptr(),
-                stride = in(reg) SIDE * 4,
-                options(nostack, preserves_flags),
-            );
-        }
     }
 }
 
 impl Tiles {
-    /// Writes the rows `runs` of a block, which lie `stride` elements apart, through the epilogue of `out` (without
-    /// the table).
+    /// Writes `count` columns of the rows `runs` of a block, which lie `stride` elements apart, through the epilogue of
+    /// `out` (without the table). `small` is [`Columns::is_small`].
+    #[expect(clippy::too_many_arguments, reason = "a block is its sums, its epilogue and its place")]
     #[inline(always)]
     pub(super) fn finish(
         &mut self,
         sums: &Sums,
         runs: &[Run],
         columns: &Columns,
+        count: usize,
+        small: bool,
         out: &mut IntOutput,
         stride: usize,
     ) {
+        assert!((1..=SIDE).contains(&count), "columns of a block");
         for run in runs {
             assert!(run.row + run.count <= SIDE && run.count > 0, "rows of a block");
-            assert!(run.at + (run.count - 1) * stride + columns.count <= out.len(), "rows of the output");
+            assert!(run.at + (run.count - 1) * stride + count <= out.len(), "rows of the output");
         }
         // SAFETY: a `Tiles` proves AVX-512, and the rows were just checked.
         unsafe {
             match out {
                 IntOutput::U8(out, requant) => {
                     let clamps = (requant.lo, requant.hi) != (0, 255);
-                    let codes = match (columns.small, clamps) {
-                        (true, false) => store_codes::<true, false>,
-                        (true, true) => store_codes::<true, true>,
-                        (false, _) => store_codes::<false, true>,
-                    };
-                    codes(sums, runs, columns, requant, out, stride);
+                    match (small, clamps) {
+                        (true, false) => {
+                            store_codes::<true, false>(sums, runs, columns, count, requant, out, stride);
+                        }
+                        (true, true) => {
+                            store_codes::<true, true>(sums, runs, columns, count, requant, out, stride);
+                        }
+                        (false, _) => {
+                            store_codes::<false, true>(sums, runs, columns, count, requant, out, stride);
+                        }
+                    }
                 }
                 IntOutput::F32(out, _) => {
-                    store_words::<true>(sums, runs, columns, out.as_mut_ptr().cast(), stride)
+                    store_words::<true>(sums, runs, columns, count, out.as_mut_ptr().cast(), stride)
                 }
-                IntOutput::I32(out, _) => store_words::<false>(sums, runs, columns, out.as_mut_ptr(), stride),
+                IntOutput::I32(out, _) => {
+                    store_words::<false>(sums, runs, columns, count, out.as_mut_ptr(), stride)
+                }
             }
         }
     }
@@ -356,10 +377,12 @@ impl Tiles {
 /// # Safety
 /// AVX-512 is there, and `out` holds the rows of `runs`. `SMALL`: no product leaves the range of `i32`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline]
 unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
     sums: &Sums,
     runs: &[Run],
     columns: &Columns,
+    count: usize,
     requant: &super::Requant,
     out: &mut [u8],
     stride: usize,
@@ -372,7 +395,7 @@ unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
     let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
     let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
     let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let admitted = u32::MAX >> (SIDE - columns.count);
+    let admitted = u32::MAX >> (SIDE - count);
     for run in runs {
         // Two rows fill a register of bytes; an odd last row is its own partner.
         for r in (0..run.count).step_by(2) {
@@ -404,7 +427,7 @@ unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
                 // SAFETY: the caller promises the rows; the mask admits their columns only.
                 unsafe {
                     let to = out.as_mut_ptr().add(run.at + row * stride);
-                    if columns.count == SIDE {
+                    if count == SIDE {
                         _mm256_storeu_si256(to.cast(), codes);
                     } else {
                         _mm256_mask_storeu_epi8(to.cast(), admitted, codes);
@@ -420,15 +443,17 @@ unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
 /// # Safety
 /// AVX-512 is there, and `out` holds the rows of `runs`.
 #[target_feature(enable = "avx512f")]
+#[inline]
 unsafe fn store_words<const FLOATS: bool>(
     sums: &Sums,
     runs: &[Run],
     columns: &Columns,
+    count: usize,
     out: *mut i32,
     stride: usize,
 ) {
     for v in 0..2 {
-        let mask = mask(columns.count.saturating_sub(v * TILE));
+        let mask = mask(count.saturating_sub(v * TILE));
         // SAFETY: 32 factors.
         let factor = unsafe { _mm512_loadu_ps(columns.factor.as_ptr().add(v * TILE)) };
         for run in runs {
