@@ -10,7 +10,7 @@ use super::patches::Patches;
 use super::phases::Phases;
 use super::tiles::INT8_MATRIX;
 use super::walk::even;
-use super::x86_64_amx::{Amx, Columns, Operands, Passing, Run, SIDE, STEP, Sums, Tiles};
+use super::x86_64_amx::{Amx, Columns, Finish, Operands, Passing, Run, SIDE, STEP, Sums};
 use super::{IntOutput, Window};
 use std::ops::Range;
 
@@ -260,10 +260,16 @@ impl Product<'_, '_, '_, '_> {
         let mut sums = Sums::ZERO;
         let mut runs = [Run::NONE; MOST_RUNS];
         let (mut found, mut before) = (0, 0);
-        let mut finish = |tiles: &mut Tiles, sums: &Sums, runs: &[Run], first: usize| {
-            let columns = (self.columns - first).min(SIDE);
-            tiles.finish(sums, runs, &epilogue[first / SIDE], columns, small, self.out, self.out_stride);
+        let finish_of = |first: usize| Finish {
+            amx: self.amx,
+            columns: &epilogue[first / SIDE],
+            count: (self.columns - first).min(SIDE),
+            stride: self.out_stride,
+            small,
         };
+        // Rows to finish in each step, so that all are by the last; more where there are many steps, since few rows at a time
+        // cost more.
+        let share = (2 * height).div_ceil(rows.steps.len()).next_multiple_of(2).max(4);
         // Panels that stay in the level-2 cache meet block after block, so that lines of the output fill at once.
         let most = (PANELS_BYTES / (depth * SIDE)).max(1) * SIDE;
         for group in (0..self.columns).step_by(most) {
@@ -283,8 +289,10 @@ impl Product<'_, '_, '_, '_> {
                         width,
                         passing,
                     };
-                    tiles.multiply(operands, &epilogue[first / SIDE]);
-                    finish(&mut tiles, &sums, &runs[..found], before);
+                    let finish = finish_of(before);
+                    let mut rest = &mut runs[..found];
+                    tiles.multiply(operands, |_| finish.write(&sums, &mut rest, share, self.out));
+                    finish.write(&sums, &mut rest, 2 * SIDE, self.out);
                     tiles.store(&mut sums);
                     let at = |row: usize| (row - self.first_row) * self.out_stride + self.out_offset + first;
                     found = runs_of(rows, starts, height, at, &mut runs);
@@ -292,14 +300,15 @@ impl Product<'_, '_, '_, '_> {
                 }
             }
         }
-        finish(&mut tiles, &sums, &runs[..found], before);
+        finish_of(before).write(&sums, &mut &mut runs[..found], 2 * SIDE, self.out);
     }
 }
 
 /// Runs of outputs in two tiles: each may begin and end within a line of [`Phases`], which has two positions or more.
 const MOST_RUNS: usize = 2 * (SIDE / 2 / 2 + 1);
 
-/// The outputs at the positions of two tiles, and their number; `at` says where a row of the product goes.
+/// The outputs at the positions of two tiles, and the number of runs; `at` says where a row of the product goes.
+#[inline(always)]
 fn runs_of(
     rows: Even,
     starts: [usize; 2],
@@ -308,8 +317,13 @@ fn runs_of(
     runs: &mut [Run; MOST_RUNS],
 ) -> usize {
     if rows.pitch == usize::MAX {
-        runs[0] = Run { row: 0, count: height, at: at(rows.row + starts[0]) };
-        runs[1] = Run { row: SIDE / 2, count: height, at: at(rows.row + starts[1]) };
+        let [first, second] = starts.map(|start| at(rows.row + start));
+        runs[0] = Run { row: 0, count: height, at: first };
+        runs[1] = Run { row: SIDE / 2, count: height, at: second };
+        if height == SIDE / 2 && starts[1] == starts[0] + height {
+            runs[0].count = SIDE;
+            return 1;
+        }
         return 2;
     }
     let mut found = 0;
@@ -318,7 +332,7 @@ fn runs_of(
         while row < height {
             let count = rows.line.saturating_sub(column).min(height - row);
             if count > 0 {
-                let at = at(rows.row + if line == 0 { column } else { line * rows.line + column });
+                let at = at(rows.row + line * rows.line + column);
                 runs[found] = Run { row: tile * SIDE / 2 + row, count, at };
                 found += 1;
             }

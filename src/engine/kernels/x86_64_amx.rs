@@ -6,8 +6,8 @@
 #![expect(unsafe_code, reason = "tiles are loaded through pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::IntOutput;
 use super::x86_64_vnni::{Avx512Vnni, mask};
+use super::{IntOutput, Requant};
 use bytemuck::{Pod, Zeroable};
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -74,7 +74,7 @@ pub(super) struct Columns {
     factor: [f32; SIDE],
 }
 
-/// Consecutive rows of a block that lie one `stride` after the other in the output.
+/// Consecutive rows of a block that lie one stride after the other in the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Run {
     /// First row of the block.
@@ -82,6 +82,19 @@ pub(super) struct Run {
     pub(super) count: usize,
     /// Element of the output that the first row's first column goes to.
     pub(super) at: usize,
+}
+
+/// The epilogue of blocks.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub(super) amx: Amx,
+    pub(super) columns: &'a Columns,
+    /// Columns to write.
+    pub(super) count: usize,
+    /// Elements from one row of the output to the next.
+    pub(super) stride: usize,
+    /// Whether [`Columns::is_small`] holds for all.
+    pub(super) small: bool,
 }
 
 impl Amx {
@@ -193,6 +206,19 @@ impl Columns {
         columns
     }
 
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn lanes(&self) -> ([__m512i; 2], [__m512; 2]) {
+        let at = [0, TILE];
+        // SAFETY: 32 biases and 32 factors.
+        unsafe {
+            (
+                at.map(|at| _mm512_loadu_si512(self.bias.as_ptr().add(at).cast())),
+                at.map(|at| _mm512_loadu_ps(self.factor.as_ptr().add(at))),
+            )
+        }
+    }
+
     /// Whether no sum times its factor leaves the range of `i32`: below a half none reaches 2^30. Not-a-number is not
     /// below.
     pub(super) fn is_small(&self) -> bool {
@@ -201,24 +227,102 @@ impl Columns {
 }
 
 impl Tiles {
-    /// Makes the sums of a block, its biases included, modulo 2^32. They stay in the tiles.
+    /// Makes the sums of a block, modulo 2^32 and without biases. They stay in the tiles. Calls `between` with each
+    /// step's number: vector work there runs while the tiles multiply.
     #[inline(always)]
-    pub(super) fn multiply(&mut self, operands: Operands, columns: &Columns) {
+    pub(super) fn multiply(&mut self, operands: Operands, mut between: impl FnMut(usize)) {
         let Operands { a, starts, stride, steps, panel, width, passing } = operands;
         let last_step = steps.iter().max().map_or(0, |step| step + STEP);
         let last = starts[0].max(starts[1]) + (self.height - 1) * stride + last_step;
         assert!(last <= a.len() && panel.len() >= steps.len() * STEP * width, "operands of a block");
-        // SAFETY: a `Tiles` exists only where tiles are set up; the lengths were just checked.
+        assert!(width == 16 || width == 32, "a panel has 16 or 32 columns");
+        let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
+        // SAFETY: a `Tiles` exists only where tiles are set up.
         unsafe {
-            match (width, passing) {
-                (32, Passing::Rows) => block::<2, true>(a, starts, stride, steps, panel, columns),
-                (32, Passing::Panel) => block::<2, false>(a, starts, stride, steps, panel, columns),
-                (16, _) => block::<1, true>(a, starts, stride, steps, panel, columns),
-                _ => unreachable!("a panel has 16 or 32 columns"),
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, preserves_flags, nomem),
+            );
+        }
+        for (i, &step) in steps.iter().enumerate() {
+            let rows = [first.wrapping_add(step), second.wrapping_add(step)];
+            let weights = panel.as_ptr().wrapping_add(i * STEP * width);
+            // SAFETY: a `Tiles` exists only where tiles are set up; the rows of this step and the panel were checked to
+            // lie within their slices.
+            unsafe {
+                match (width, passing) {
+                    (16, _) => half_step(rows, stride, weights),
+                    (_, Passing::Rows) => step_with_panel_kept(rows, stride, weights),
+                    (_, Passing::Panel) => step_with_rows_kept(rows, stride, weights),
+                }
             }
+            between(i);
         }
     }
 }
+
+macro_rules! step {
+    ($(#[$doc:meta])* $name:ident, $width:literal, $($line:literal)*) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Tiles are set up; their rows of 64 elements, `stride` apart, and 16 rows of weights are there.
+        #[inline(always)]
+        unsafe fn $name([first, second]: [*const u8; 2], stride: usize, weights: *const i8) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    $($line,)*
+                    first = in(reg) first,
+                    second = in(reg) second,
+                    stride = in(reg) stride,
+                    b = in(reg) weights,
+                    width = in(reg) $width * 4usize,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+    };
+}
+
+// `tdpbusd` multiplies in 32 bits and so exactly. A product whose weights are those of the one before starts sooner,
+// so rows change between two, not weights.
+step!(
+    /// A step of 16 columns.
+    half_step, 16,
+    "tileloadd tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+);
+step!(
+    /// A step of 32 columns whose weights the next block finds in the first-level cache.
+    step_with_panel_kept, 32,
+    "tileloadd tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+    "tileloadd tmm7, [{b} + {width} + 64]"
+    "tdpbusd tmm1, tmm4, tmm7"
+    "tdpbusd tmm3, tmm5, tmm7"
+);
+step!(
+    /// A step of 32 columns whose weights should not push the rows out of the first-level cache.
+    step_with_rows_kept, 32,
+    "tileloaddt1 tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+    "tileloaddt1 tmm7, [{b} + {width} + 64]"
+    "tdpbusd tmm1, tmm4, tmm7"
+    "tdpbusd tmm3, tmm5, tmm7"
+);
 
 impl Tiles {
     /// Stores the sums in the tiles.
@@ -242,230 +346,130 @@ impl Tiles {
     }
 }
 
-/// `steps` steps of `tdpbusd`, in 32 bits and so exact.
-///
-/// A product whose weights are those of the one before starts sooner, so rows change between two, not weights.
-///
-/// # Safety
-/// Tiles are set up; each tile row has 64 elements from every step on, `panel` is `[steps * 16, V * 16, 4]`.
-#[inline(always)]
-unsafe fn block<const V: usize, const ROWS_PASS: bool>(
-    a: &[u8],
-    starts: [usize; 2],
-    stride: usize,
-    steps: &[usize],
-    panel: &[i8],
-    columns: &Columns,
-) {
-    let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
-    let mut b = panel.as_ptr();
-    // SAFETY: the caller's promise. All rows of the sums begin at the bias: a load with stride 0.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{bias} + {zero}]",
-            "tileloadd tmm2, [{bias} + {zero}]",
-            bias = in(reg) columns.bias.as_ptr(),
-            zero = in(reg) 0usize,
-            options(nostack, preserves_flags, readonly),
-        );
-        if V == 2 {
-            asm!(
-                "tileloadd tmm1, [{bias} + {zero} + 64]",
-                "tileloadd tmm3, [{bias} + {zero} + 64]",
-                bias = in(reg) columns.bias.as_ptr(),
-                zero = in(reg) 0usize,
-                options(nostack, preserves_flags, readonly),
-            );
-        }
-        for &step in steps {
-            macro_rules! step {
-                ($($line:literal)*) => {
-                    asm!(
-                        $($line,)*
-                        "/* {first} {second} {stride} {b} {width} */",
-                        first = in(reg) first.wrapping_add(step),
-                        second = in(reg) second.wrapping_add(step),
-                        stride = in(reg) stride,
-                        b = in(reg) b,
-                        width = in(reg) V * 64,
-                        options(nostack, preserves_flags, readonly),
-                    )
-                };
+impl Finish<'_> {
+    /// Writes the next `most` (an even number) rows of `runs` of a block through the epilogue of `out` (without the
+    /// table), and takes them off.
+    #[inline(always)]
+    pub(super) fn write(&self, sums: &Sums, runs: &mut &mut [Run], most: usize, out: &mut IntOutput) {
+        let mut left = most;
+        while left > 0
+            && let Some(run) = runs.first_mut()
+        {
+            let now = Run { count: run.count.min(left), ..*run };
+            *run = Run {
+                row: run.row + now.count,
+                count: run.count - now.count,
+                at: run.at + now.count * self.stride,
+            };
+            left -= now.count;
+            if run.count == 0 {
+                *runs = &mut std::mem::take(runs)[1..];
             }
-            match (V, ROWS_PASS) {
-                (1, _) => step!(
-                    "tileloadd tmm6, [{b} + {width}]"
-                    "tileloadd tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                ),
-                (_, true) => step!(
-                    "tileloadd tmm6, [{b} + {width}]"
-                    "tileloadd tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                    "tileloadd tmm7, [{b} + {width} + 64]"
-                    "tdpbusd tmm1, tmm4, tmm7"
-                    "tdpbusd tmm3, tmm5, tmm7"
-                ),
-                (_, false) => step!(
-                    "tileloaddt1 tmm6, [{b} + {width}]"
-                    "tileloadd tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                    "tileloaddt1 tmm7, [{b} + {width} + 64]"
-                    "tdpbusd tmm1, tmm4, tmm7"
-                    "tdpbusd tmm3, tmm5, tmm7"
-                ),
+            if now.count > 0 {
+                self.write_run(sums, now, out);
             }
-            b = b.wrapping_add(STEP * V * 16);
         }
     }
-}
 
-impl Tiles {
-    /// Writes `count` columns of the rows `runs` of a block, which lie `stride` elements apart, through the epilogue of
-    /// `out` (without the table). `small` is [`Columns::is_small`].
-    #[expect(clippy::too_many_arguments, reason = "a block is its sums, its epilogue and its place")]
     #[inline(always)]
-    pub(super) fn finish(
-        &mut self,
-        sums: &Sums,
-        runs: &[Run],
-        columns: &Columns,
-        count: usize,
-        small: bool,
-        out: &mut IntOutput,
-        stride: usize,
-    ) {
-        assert!((1..=SIDE).contains(&count), "columns of a block");
-        for run in runs {
-            assert!(run.row + run.count <= SIDE && run.count > 0, "rows of a block");
-            assert!(run.at + (run.count - 1) * stride + count <= out.len(), "rows of the output");
-        }
-        // SAFETY: a `Tiles` proves AVX-512, and the rows were just checked.
+    fn write_run(&self, sums: &Sums, run: Run, out: &mut IntOutput) {
+        assert!((1..=SIDE).contains(&self.count), "columns of a block");
+        assert!(run.row + run.count <= SIDE, "rows of a block");
+        assert!(run.at + (run.count - 1) * self.stride + self.count <= out.len(), "rows of the output");
+        // SAFETY: an `Amx` proves AVX-512, and the rows were just checked.
         unsafe {
             match out {
-                IntOutput::U8(out, requant) => {
-                    let clamps = (requant.lo, requant.hi) != (0, 255);
-                    match (small, clamps) {
-                        (true, false) => {
-                            store_codes::<true, false>(sums, runs, columns, count, requant, out, stride);
-                        }
-                        (true, true) => {
-                            store_codes::<true, true>(sums, runs, columns, count, requant, out, stride);
-                        }
-                        (false, _) => {
-                            store_codes::<false, true>(sums, runs, columns, count, requant, out, stride);
-                        }
-                    }
-                }
-                IntOutput::F32(out, _) => {
-                    store_words::<true>(sums, runs, columns, count, out.as_mut_ptr().cast(), stride)
-                }
-                IntOutput::I32(out, _) => {
-                    store_words::<false>(sums, runs, columns, count, out.as_mut_ptr(), stride)
-                }
+                IntOutput::U8(out, requant) => match (self.small, (requant.lo, requant.hi) != (0, 255)) {
+                    (true, false) => self.store_codes::<true, false>(sums, run, requant, out),
+                    (true, true) => self.store_codes::<true, true>(sums, run, requant, out),
+                    (false, _) => self.store_codes::<false, true>(sums, run, requant, out),
+                },
+                IntOutput::F32(out, _) => self.store_words::<true>(sums, run, out.as_mut_ptr().cast()),
+                IntOutput::I32(out, _) => self.store_words::<false>(sums, run, out.as_mut_ptr()),
             }
         }
     }
-}
 
-/// # Safety
-/// AVX-512 is there, and `out` holds the rows of `runs`. `SMALL`: no product leaves the range of `i32`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
-    sums: &Sums,
-    runs: &[Run],
-    columns: &Columns,
-    count: usize,
-    requant: &super::Requant,
-    out: &mut [u8],
-    stride: usize,
-) {
-    let factor = [0, 16].map(|at| {
-        // SAFETY: 32 factors.
-        unsafe { _mm512_loadu_ps(columns.factor.as_ptr().add(at)) }
-    });
-    let hi = _mm512_set1_ps(requant.bounds().1);
-    let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
-    let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let admitted = u32::MAX >> (SIDE - count);
-    for run in runs {
-        // Two rows fill a register of bytes; an odd last row is its own partner.
-        for r in (0..run.count).step_by(2) {
-            let rows = [r, (r + 1).min(run.count - 1)];
-            let mut words = [_mm512_setzero_si512(); 2];
-            for (row, words) in rows.into_iter().zip(&mut words) {
-                let mut q = [_mm512_setzero_si512(); 2];
-                for v in 0..2 {
-                    // SAFETY: a row of the block.
-                    let sum = unsafe {
-                        _mm512_load_si512(sums.0.as_ptr().add((run.row + row) * SIDE + v * TILE).cast())
-                    };
-                    let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), factor[v]);
-                    // What would become the least `i32` though it is too high is cut before; not-a-number becomes it.
-                    if !SMALL {
-                        product = _mm512_min_ps(hi, product);
-                    }
-                    q[v] = _mm512_cvtps_epi32(product);
+    /// `SMALL`: no product leaves the range of `i32`. `CLAMP`: not every code may be written.
+    ///
+    /// # Safety
+    /// AVX-512 is there, `sums` and `out` hold the rows of `run`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
+        &self,
+        sums: &Sums,
+        run: Run,
+        requant: &Requant,
+        out: &mut [u8],
+    ) {
+        let (bias, factor) = self.columns.lanes();
+        let hi = _mm512_set1_ps(requant.bounds().1);
+        let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
+        let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let admitted = u32::MAX >> (SIDE - self.count);
+        // SAFETY: the caller promises the row.
+        let words = |row: *const i32| unsafe {
+            let mut q = [_mm512_setzero_si512(); 2];
+            for v in 0..2 {
+                let sum = _mm512_add_epi32(_mm512_load_si512(row.add(v * TILE).cast()), bias[v]);
+                let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), factor[v]);
+                // What would become the least `i32` though it is too high is cut before; not-a-number becomes it.
+                if !SMALL {
+                    product = _mm512_min_ps(hi, product);
                 }
-                *words = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
+                q[v] = _mm512_cvtps_epi32(product);
             }
-            let mut codes = _mm512_packus_epi16(words[0], words[1]);
+            _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point)
+        };
+        let mut from = sums.0.as_ptr().wrapping_add(run.row * SIDE);
+        let mut to = out.as_mut_ptr().wrapping_add(run.at);
+        for r in (0..run.count).step_by(2) {
+            // Two rows fill a register of bytes; an odd last row is its own partner.
+            let partner = usize::from(r + 1 < run.count);
+            let mut codes = _mm512_packus_epi16(words(from), words(from.wrapping_add(partner * SIDE)));
             if CLAMP {
                 codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo_code), hi_code);
             }
             let codes = _mm512_permutexvar_epi32(order, codes);
-            let halves = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
-            for (row, codes) in rows.into_iter().zip(halves) {
-                // SAFETY: the caller promises the rows; the mask admits their columns only.
-                unsafe {
-                    let to = out.as_mut_ptr().add(run.at + row * stride);
-                    if count == SIDE {
-                        _mm256_storeu_si256(to.cast(), codes);
-                    } else {
-                        _mm256_mask_storeu_epi8(to.cast(), admitted, codes);
-                    }
+            let (first, second) = (_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes));
+            let second_to = to.wrapping_add(partner * self.stride);
+            // SAFETY: the caller promises the rows; the mask admits their columns only.
+            unsafe {
+                if self.count == SIDE {
+                    _mm256_storeu_si256(to.cast(), first);
+                    _mm256_storeu_si256(second_to.cast(), second);
+                } else {
+                    _mm256_mask_storeu_epi8(to.cast(), admitted, first);
+                    _mm256_mask_storeu_epi8(second_to.cast(), admitted, second);
                 }
             }
+            from = from.wrapping_add(2 * SIDE);
+            to = to.wrapping_add(2 * self.stride);
         }
     }
-}
 
-/// Floats, or the sums as they are.
-///
-/// # Safety
-/// AVX-512 is there, and `out` holds the rows of `runs`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn store_words<const FLOATS: bool>(
-    sums: &Sums,
-    runs: &[Run],
-    columns: &Columns,
-    count: usize,
-    out: *mut i32,
-    stride: usize,
-) {
-    for v in 0..2 {
-        let mask = mask(count.saturating_sub(v * TILE));
-        // SAFETY: 32 factors.
-        let factor = unsafe { _mm512_loadu_ps(columns.factor.as_ptr().add(v * TILE)) };
-        for run in runs {
-            for r in 0..run.count {
-                // SAFETY: a row of the block; the caller promises the output, and the mask admits its columns only.
+    /// Floats, or the sums with their biases.
+    ///
+    /// # Safety
+    /// AVX-512 is there, `sums` and `out` hold the rows of `run`.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn store_words<const FLOATS: bool>(&self, sums: &Sums, run: Run, out: *mut i32) {
+        let (bias, factor) = self.columns.lanes();
+        for r in 0..run.count {
+            for v in 0..2 {
+                let mask = mask(self.count.saturating_sub(v * TILE));
+                // SAFETY: the caller promises a row of the block and of the output; the mask admits its columns only.
                 unsafe {
                     let from = sums.0.as_ptr().add((run.row + r) * SIDE + v * TILE);
-                    let mut word = _mm512_load_si512(from.cast());
+                    let mut word = _mm512_add_epi32(_mm512_load_si512(from.cast()), bias[v]);
                     if FLOATS {
-                        word = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(word), factor));
+                        word = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(word), factor[v]));
                     }
-                    _mm512_mask_storeu_epi32(out.wrapping_add(run.at + r * stride + v * TILE), mask, word);
+                    let to = out.wrapping_add(run.at + r * self.stride + v * TILE);
+                    _mm512_mask_storeu_epi32(to, mask, word);
                 }
             }
         }
