@@ -42,8 +42,13 @@ impl Runs {
         if side * side == taps && by_rows.steps() < by_taps.steps() { by_rows } else { by_taps }
     }
 
+    /// Elements of a step: short runs read no more than they must, since few of their rows begin on a cache line.
+    fn step(self) -> usize {
+        self.len.next_power_of_two().clamp(16, STEP)
+    }
+
     fn steps_of_run(self) -> usize {
-        self.len.div_ceil(STEP)
+        self.len.div_ceil(self.step())
     }
 
     fn steps(self) -> usize {
@@ -52,12 +57,13 @@ impl Runs {
 
     /// Elements of a packed column.
     pub(super) fn depth(self) -> usize {
-        self.steps() * STEP
+        self.steps() * self.step()
     }
 
     /// The element of the product that element `k` of a packed column is; none where it is a zero.
     pub(super) fn element(self, k: usize) -> Option<usize> {
-        let (run, at) = (k / (self.steps_of_run() * STEP), k % (self.steps_of_run() * STEP));
+        let padded = self.steps_of_run() * self.step();
+        let (run, at) = (k / padded, k % padded);
         (at < self.len).then_some(run * self.len + at)
     }
 
@@ -65,14 +71,16 @@ impl Runs {
     fn offsets(self, start: impl Fn(usize) -> usize, offsets: &mut [usize]) {
         let steps = (0..self.count).flat_map(|run| (0..self.steps_of_run()).map(move |step| (run, step)));
         for (offset, (run, step)) in offsets.iter_mut().zip(steps) {
-            *offset = start(run) + step * STEP;
+            *offset = start(run) + step * self.step();
         }
     }
 
     /// Writes a row of the product as a packed column has it.
     pub(super) fn spread(self, row: &[u8], to: &mut [u8]) {
         to.fill(0);
-        for (row, to) in row.chunks_exact(self.len).zip(to.chunks_exact_mut(self.steps_of_run() * STEP)) {
+        for (row, to) in
+            row.chunks_exact(self.len).zip(to.chunks_exact_mut(self.steps_of_run() * self.step()))
+        {
             to[..self.len].copy_from_slice(row);
         }
     }
@@ -251,7 +259,7 @@ impl Product<'_, '_, '_, '_> {
         let count = positions.len();
         let blocks = count.div_ceil(SIDE);
         let height = count.div_ceil(2 * blocks);
-        let mut tiles = self.amx.tiles(height);
+        let mut tiles = self.amx.tiles(height, self.runs.step());
         let depth = self.runs.depth();
         // With few rows there is no second block that would find the panel in the cache, but the next panel finds
         // the rows.

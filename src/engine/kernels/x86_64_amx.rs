@@ -20,7 +20,7 @@ pub(super) const SIDE: usize = 32;
 /// Rows of a tile, and columns.
 const TILE: usize = 16;
 
-/// Elements of the depth that one step takes.
+/// Most elements of the depth that one step takes.
 pub(super) const STEP: usize = 64;
 
 /// Proof that this processor has AMX-INT8 beside AVX-512 VNNI and that the kernel lets this process use it: only
@@ -33,6 +33,7 @@ pub struct Amx {
 /// Tile registers of this thread in use: as many rows a tile as were asked for, until it is dropped.
 pub(super) struct Tiles {
     height: usize,
+    step: usize,
     /// Tile registers belong to a thread.
     thread: PhantomData<*const ()>,
 }
@@ -49,9 +50,9 @@ pub(super) struct Operands<'a> {
     pub(super) starts: [usize; 2],
     /// Elements from one row to the next.
     pub(super) stride: usize,
-    /// Where the 64 elements of each step begin, from the row's start on.
+    /// Where the elements of each step begin, from the row's start on.
     pub(super) steps: &'a [usize],
-    /// `[steps * 16, width, 4]`.
+    /// `[steps * step / 4, width, 4]`.
     pub(super) panel: &'a [i8],
     /// Columns of the panel: 16 or 32.
     pub(super) width: usize,
@@ -110,21 +111,25 @@ impl Amx {
         self.wide
     }
 
-    /// Sets this thread's tile registers up for row tiles of `height` (1 to 16) rows.
-    pub(super) fn tiles(self, height: usize) -> Tiles {
+    /// Sets this thread's tile registers up for row tiles of `height` (1 to 16) rows and steps of `step` elements, a
+    /// multiple of 4 up to [`STEP`].
+    pub(super) fn tiles(self, height: usize, step: usize) -> Tiles {
         assert!((1..=TILE).contains(&height), "a tile has 1 to 16 rows");
+        assert!((4..=STEP).contains(&step) && step.is_multiple_of(4), "a tile row has 4 to 64 elements");
         #[repr(C, align(64))]
         struct Config([u8; 64]);
         let mut config = Config([0; 64]);
         config.0[0] = 1;
-        for tile in 0..8 {
-            config.0[16 + 2 * tile] = 64;
-            // Tiles 0 to 3 are sums, 4 and 5 rows; 6 and 7 are weights.
-            config.0[48 + tile] = if tile < 6 { height as u8 } else { TILE as u8 };
+        // Bytes of a row and rows of each tile: 0 to 3 are sums, 4 and 5 rows of the product, 6 and 7 weights.
+        let (sums, rows, weights) = ((64, height), (step, height), (64, step / 4));
+        let tiles = [sums, sums, sums, sums, rows, rows, weights, weights];
+        for (tile, (bytes, rows)) in tiles.into_iter().enumerate() {
+            config.0[16 + 2 * tile] = bytes as u8;
+            config.0[48 + tile] = rows as u8;
         }
         // SAFETY: `self` proves that this process may use tiles; the configuration is 64 bytes of palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags, readonly)) }
-        Tiles { height, thread: PhantomData }
+        Tiles { height, step, thread: PhantomData }
     }
 }
 
@@ -232,9 +237,9 @@ impl Tiles {
     #[inline(always)]
     pub(super) fn multiply(&mut self, operands: Operands, mut between: impl FnMut(usize)) {
         let Operands { a, starts, stride, steps, panel, width, passing } = operands;
-        let last_step = steps.iter().max().map_or(0, |step| step + STEP);
+        let last_step = steps.iter().max().map_or(0, |step| step + self.step);
         let last = starts[0].max(starts[1]) + (self.height - 1) * stride + last_step;
-        assert!(last <= a.len() && panel.len() >= steps.len() * STEP * width, "operands of a block");
+        assert!(last <= a.len() && panel.len() >= steps.len() * self.step * width, "operands of a block");
         assert!(width == 16 || width == 32, "a panel has 16 or 32 columns");
         let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
         // SAFETY: a `Tiles` exists only where tiles are set up.
@@ -249,7 +254,7 @@ impl Tiles {
         }
         for (i, &step) in steps.iter().enumerate() {
             let rows = [first.wrapping_add(step), second.wrapping_add(step)];
-            let weights = panel.as_ptr().wrapping_add(i * STEP * width);
+            let weights = panel.as_ptr().wrapping_add(i * self.step * width);
             // SAFETY: a `Tiles` exists only where tiles are set up; the rows of this step and the panel were checked to
             // lie within their slices.
             unsafe {
@@ -269,7 +274,7 @@ macro_rules! step {
         $(#[$doc])*
         ///
         /// # Safety
-        /// Tiles are set up; their rows of 64 elements, `stride` apart, and 16 rows of weights are there.
+        /// Tiles are set up; their rows, `stride` apart, and the rows of weights are there.
         #[inline(always)]
         unsafe fn $name([first, second]: [*const u8; 2], stride: usize, weights: *const i8) {
             // SAFETY: the caller's promise.
