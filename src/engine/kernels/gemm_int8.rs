@@ -132,7 +132,7 @@ impl PackedInt8 {
         }
         let patches = Patches::new(x, in_stride, in_offset, self.inputs, window, pad);
         let products = rows * columns * self.taps * self.inputs;
-        let parts = parts(threads, products / self.isa.products_per_ns());
+        let parts = parts(threads, products / self.isa.byte_products_per_ns());
         let shape = self.shape();
         if rows == 1 && out_stride == columns {
             // One row has no rows to share, but its columns lie side by side.
