@@ -10,7 +10,8 @@ use super::patches::Patches;
 use super::phases::Phases;
 use super::tiles::INT8_MATRIX;
 use super::walk::even;
-use super::x86_64_amx::{Amx, Columns, Finish, Operands, Passing, Run, SIDE, STEP, Sums};
+use super::x86_64_amx::{Amx, Operands, Passing, SIDE, STEP, Sums};
+use super::x86_64_amx_finish::{Columns, Finish, Run};
 use super::{IntOutput, Window};
 use std::ops::Range;
 

@@ -257,7 +257,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     for row in &mut rows {
         // SAFETY: nothing is executed.
         unsafe {
-            std::arch::asm!("/* {0} */", inout(reg) * row, options(pure, nomem, nostack, preserves_flags))
+            std::arch::asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags))
         }
     }
     let mut b = panel.as_ptr();
