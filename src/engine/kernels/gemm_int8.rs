@@ -528,7 +528,10 @@ mod tests {
                 check(&window, wide, 200, 1);
             }
         }
-        // More lines than one copy takes.
+        // More panels than meet a block at once, a kernel that is not the square it was packed for, and more lines than one
+        // copy takes.
+        check(&Window::of_rows(34), dense(4100, 170), 0, 1);
+        check(&window(1, (30, 40), (1, 4), (1, 1), (1, 1), (0, 0)), dense(16, 33), 5, 1);
         check(&window(1, (70, 70), (3, 3), (1, 1), (1, 1), (1, 1)), dense(100, 3), 5, 1);
     }
 
