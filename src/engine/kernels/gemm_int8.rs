@@ -182,7 +182,7 @@ impl PackedInt8 {
         }
         let patches = Patches::new(x, in_stride, in_offset, self.inputs, window, pad);
         let products = rows * columns * self.taps * self.inputs;
-        let parts = parts(threads, products / self.isa.products_per_ns());
+        let parts = parts(threads, products / self.isa.byte_products_per_ns());
         let shape = self.shape();
         if rows == 1 && out_stride == columns {
             // One row has no rows to share, but its columns lie side by side.
@@ -567,6 +567,50 @@ mod tests {
             let pad = random.next() as u8;
             check(&window, if before == 1 { part } else { dense(inputs, outputs) }, pad, 1);
         }
+    }
+
+    /// Sizes at which matrix tiles are full, and those just beside; several blocks; lines and images that end within a
+    /// block; planes of strided inputs.
+    #[test]
+    fn blocks_of_matrix_tiles_match_the_reference() {
+        for (rows, depth, outputs) in [
+            (31, 64, 32),
+            (32, 63, 33),
+            (33, 65, 48),
+            (64, 128, 16),
+            (97, 192, 80),
+            (600, 20, 40),
+            (1100, 3, 33),
+        ] {
+            check(&Window::of_rows(rows), dense(depth, outputs), 0, 1);
+        }
+        let part =
+            Channels { inputs: 70, in_stride: 75, in_offset: 4, outputs: 37, out_stride: 41, out_offset: 3 };
+        check(&Window::of_rows(70), part, 0, 2);
+        for (i, (inputs, outputs)) in [(64, 32), (16, 40), (3, 33), (40, 70)].into_iter().enumerate() {
+            for window in [
+                window(2, (14, 14), (3, 3), (1, 1), (1, 1), (1, 1)),
+                window(3, (7, 7), (3, 3), (1, 1), (1, 1), (1, 1)),
+                window(1, (17, 35), (3, 3), (2, 2), (1, 1), (1, 1)),
+                window(2, (23, 21), (7, 7), (2, 2), (1, 1), (3, 3)),
+                window(1, (15, 16), (3, 3), (1, 1), (2, 2), (2, 2)),
+                window(1, (15, 16), (3, 3), (1, 1), (1, 1), (3, 3)),
+                window(1, (13, 12), (5, 5), (1, 1), (1, 1), (0, 2)),
+                window(1, (12, 13), (1, 5), (1, 1), (1, 1), (0, 2)),
+                window(1, (12, 13), (3, 3), (3, 2), (2, 1), (2, 1)),
+                window(2, (12, 13), (1, 1), (2, 2), (1, 1), (0, 0)),
+                window(1, (20, 2), (3, 3), (1, 1), (1, 1), (1, 1)),
+            ] {
+                check(&window, dense(inputs, outputs), 77, 1 + i % 2);
+                let wide = Channels { in_stride: inputs + 9, in_offset: 5, ..dense(inputs, outputs) };
+                check(&window, wide, 200, 1);
+            }
+        }
+        // More panels than meet a block at once, a kernel that is not the square it was packed for, and more lines than one
+        // copy takes.
+        check(&Window::of_rows(34), dense(4100, 170), 0, 1);
+        check(&window(1, (30, 40), (1, 4), (1, 1), (1, 1), (0, 0)), dense(16, 33), 5, 1);
+        check(&window(1, (70, 70), (3, 3), (1, 1), (1, 1), (1, 1)), dense(100, 3), 5, 1);
     }
 
     #[test]

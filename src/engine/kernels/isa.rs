@@ -109,14 +109,28 @@ impl Isa {
         f()
     }
 
+    /// Products of bytes in a dense product that one core does in a nanosecond, roughly, like
+    /// [`Isa::products_per_ns`].
+    pub(super) fn byte_products_per_ns(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni(_) => 128,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => 192,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx(_) => 768,
+            _ => self.products_per_ns(),
+        }
+    }
+
     /// Integer or float products that one core does in a nanosecond, roughly: what a split of work is judged by.
     pub(super) fn products_per_ns(self) -> usize {
         match self {
             Isa::Scalar => 4,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => 48,
+            Isa::Avx2(_) | Isa::AvxVnni(_) => 48,
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni(_) | Isa::Avx512Vnni(_) | Isa::Amx(_) => 96,
+            Isa::Avx512Vnni(_) | Isa::Amx(_) => 96,
         }
     }
 }

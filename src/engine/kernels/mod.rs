@@ -41,6 +41,8 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_amx;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_amx_finish;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_avxvnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_depthwise;

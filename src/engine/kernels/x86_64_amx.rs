@@ -4,10 +4,8 @@
 //! The intrinsics are not stable, so the instructions are written out. Compilers never use tile registers on their
 //! own: what one piece of assembly leaves in them the next one finds.
 #![expect(unsafe_code, reason = "tiles are loaded through pointers, and target features must be proven")]
-#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::IntOutput;
-use super::x86_64_vnni::{Avx512Vnni, mask};
+use super::x86_64_vnni::Avx512Vnni;
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -17,9 +15,9 @@ use std::sync::OnceLock;
 pub(super) const SIDE: usize = 32;
 
 /// Rows of a tile, and columns.
-const TILE: usize = 16;
+pub(super) const TILE: usize = 16;
 
-/// Elements of the depth that one step takes.
+/// Most elements of the depth that one step takes.
 pub(super) const STEP: usize = 64;
 
 /// Proof that this processor has AMX-INT8 beside AVX-512 VNNI and that the kernel lets this process use it: only
@@ -32,13 +30,14 @@ pub struct Amx {
 /// Tile registers of this thread in use: as many rows a tile as were asked for, until it is dropped.
 pub(super) struct Tiles {
     height: usize,
+    step: usize,
     /// Tile registers belong to a thread.
     thread: PhantomData<*const ()>,
 }
 
 /// Sums of a block, row by row; tile 2 begins at row 16 however high the tiles are.
 #[repr(C, align(64))]
-pub(super) struct Sums([i32; SIDE * SIDE]);
+pub(super) struct Sums(pub(super) [i32; SIDE * SIDE]);
 
 /// Rows of a product and the weights they meet.
 #[derive(Clone, Copy)]
@@ -48,9 +47,9 @@ pub(super) struct Operands<'a> {
     pub(super) starts: [usize; 2],
     /// Elements from one row to the next.
     pub(super) stride: usize,
-    /// Where the 64 elements of each step begin, from the row's start on.
+    /// Where the elements of each step begin, from the row's start on.
     pub(super) steps: &'a [usize],
-    /// `[steps * 16, width, 4]`.
+    /// `[steps * step / 4, width, 4]`.
     pub(super) panel: &'a [i8],
     /// Columns of the panel: 16 or 32.
     pub(super) width: usize,
@@ -63,27 +62,6 @@ pub(super) struct Operands<'a> {
 pub(super) enum Passing {
     Rows,
     Panel,
-}
-
-/// Epilogue values of the columns of a block, with zeros past the last.
-#[repr(C, align(64))]
-pub(super) struct Columns {
-    bias: [i32; SIDE],
-    factor: [f32; SIDE],
-    channel: usize,
-    count: usize,
-    /// Whether no product with a factor leaves the range of `i32`.
-    small: bool,
-}
-
-/// Consecutive rows of a block that lie one `stride` after the other in the output.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub(super) struct Run {
-    /// First row of the block.
-    pub(super) row: usize,
-    pub(super) count: usize,
-    /// Element of the output that the first row's first column goes to.
-    pub(super) at: usize,
 }
 
 impl Amx {
@@ -99,21 +77,25 @@ impl Amx {
         self.wide
     }
 
-    /// Sets this thread's tile registers up for row tiles of `height` (1 to 16) rows.
-    pub(super) fn tiles(self, height: usize) -> Tiles {
+    /// Sets this thread's tile registers up for row tiles of `height` (1 to 16) rows and steps of `step` elements, a
+    /// multiple of 4 up to [`STEP`].
+    pub(super) fn tiles(self, height: usize, step: usize) -> Tiles {
         assert!((1..=TILE).contains(&height), "a tile has 1 to 16 rows");
+        assert!((4..=STEP).contains(&step) && step.is_multiple_of(4), "a tile row has 4 to 64 elements");
         #[repr(C, align(64))]
         struct Config([u8; 64]);
         let mut config = Config([0; 64]);
         config.0[0] = 1;
-        for tile in 0..8 {
-            config.0[16 + 2 * tile] = 64;
-            // Tiles 0 to 3 are sums, 4 and 5 rows; 6 and 7 are weights.
-            config.0[48 + tile] = if tile < 6 { height as u8 } else { TILE as u8 };
+        // Bytes of a row and rows of each tile: 0 to 3 are sums, 4 and 5 rows of the product, 6 and 7 weights.
+        let (sums, rows, weights) = ((64, height), (step, height), (64, step / 4));
+        let tiles = [sums, sums, sums, sums, rows, rows, weights, weights];
+        for (tile, (bytes, rows)) in tiles.into_iter().enumerate() {
+            config.0[16 + 2 * tile] = bytes as u8;
+            config.0[48 + tile] = rows as u8;
         }
         // SAFETY: `self` proves that this process may use tiles; the configuration is 64 bytes of palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags, readonly)) }
-        Tiles { height, thread: PhantomData }
+        Tiles { height, step, thread: PhantomData }
     }
 }
 
@@ -175,274 +157,122 @@ impl Sums {
     pub(super) const ZERO: Sums = Sums([0; SIDE * SIDE]);
 }
 
-impl Columns {
-    /// The values of `count` (up to 32) channels from `channel` on.
-    pub(super) fn new(out: &IntOutput, channel: usize, count: usize) -> Columns {
-        let mut columns = Columns { bias: [0; SIDE], factor: [0.0; SIDE], channel, count, small: true };
-        let (bias, factor): (&[i32], &[f32]) = match out {
-            IntOutput::U8(_, requant) => (requant.bias, requant.multiplier),
-            IntOutput::F32(_, dequant) => (dequant.bias, dequant.scale),
-            IntOutput::I32(_, bias) => (bias, &[]),
-        };
-        columns.bias[..count].copy_from_slice(&bias[channel..][..count]);
-        if !factor.is_empty() {
-            columns.factor[..count].copy_from_slice(&factor[channel..][..count]);
-        }
-        // Below a half no sum times its factor reaches 2^30. Not-a-number is not below.
-        columns.small = columns.factor.iter().fold(true, |small, f| small & (f.abs() < 0.5));
-        columns
-    }
-}
-
 impl Tiles {
-    /// The sums of a block, its biases included, modulo 2^32.
+    /// Makes the sums of a block, modulo 2^32 and without biases. They stay in the tiles. Calls `between` with each
+    /// step's number: vector work there runs while the tiles multiply.
     #[inline(always)]
-    pub(super) fn multiply(&mut self, operands: Operands, columns: &Columns, sums: &mut Sums) {
+    pub(super) fn multiply(&mut self, operands: Operands, mut between: impl FnMut(usize)) {
         let Operands { a, starts, stride, steps, panel, width, passing } = operands;
-        let last_step = steps.iter().max().map_or(0, |step| step + STEP);
+        let last_step = steps.iter().max().map_or(0, |step| step + self.step);
         let last = starts[0].max(starts[1]) + (self.height - 1) * stride + last_step;
-        assert!(last <= a.len() && panel.len() >= steps.len() * STEP * width, "operands of a block");
-        // SAFETY: a `Tiles` exists only where tiles are set up; the lengths were just checked, and the sums hold
-        // 32 rows of 32.
+        assert!(last <= a.len() && panel.len() >= steps.len() * self.step * width, "operands of a block");
+        assert!(width == 16 || width == 32, "a panel has 16 or 32 columns");
+        let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
+        // SAFETY: a `Tiles` exists only where tiles are set up.
         unsafe {
-            match (width, passing) {
-                (32, Passing::Rows) => block::<2, true>(a, starts, stride, steps, panel, columns, sums),
-                (32, Passing::Panel) => block::<2, false>(a, starts, stride, steps, panel, columns, sums),
-                (16, _) => block::<1, true>(a, starts, stride, steps, panel, columns, sums),
-                _ => unreachable!("a panel has 16 or 32 columns"),
-            }
-        }
-    }
-}
-
-/// `steps` steps of `tdpbusd`, in 32 bits and so exact.
-///
-/// A product whose weights are those of the one before starts sooner, so rows change between two, not weights.
-///
-/// # Safety
-/// Tiles are set up; each tile row has 64 elements from every step on, `panel` is `[steps * 16, V * 16, 4]`.
-#[inline(always)]
-unsafe fn block<const V: usize, const ROWS_PASS: bool>(
-    a: &[u8],
-    starts: [usize; 2],
-    stride: usize,
-    steps: &[usize],
-    panel: &[i8],
-    columns: &Columns,
-    sums: &mut Sums,
-) {
-    let [first, second] = starts.map(|start| a.as_ptr().wrapping_add(start));
-    let mut b = panel.as_ptr();
-    // SAFETY: the caller's promise. All rows of the sums begin at the bias: a load with stride 0.
-    unsafe {
-        asm!(
-            "tileloadd tmm0, [{bias} + {zero}]",
-            "tileloadd tmm2, [{bias} + {zero}]",
-            bias = in(reg) columns.bias.as_ptr(),
-            zero = in(reg) 0usize,
-            options(nostack, preserves_flags, readonly),
-        );
-        if V == 2 {
             asm!(
-                "tileloadd tmm1, [{bias} + {zero} + 64]",
-                "tileloadd tmm3, [{bias} + {zero} + 64]",
-                bias = in(reg) columns.bias.as_ptr(),
-                zero = in(reg) 0usize,
-                options(nostack, preserves_flags, readonly),
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, preserves_flags, nomem),
             );
         }
-        for &step in steps {
-            macro_rules! step {
-                ($($line:literal)*) => {
-                    asm!(
-                        $($line,)*
-                        "/* {first} {second} {stride} {b} {width} */",
-                        first = in(reg) first.wrapping_add(step),
-                        second = in(reg) second.wrapping_add(step),
-                        stride = in(reg) stride,
-                        b = in(reg) b,
-                        width = in(reg) V * 64,
-                        options(nostack, preserves_flags, readonly),
-                    )
-                };
+        for (i, &step) in steps.iter().enumerate() {
+            let rows = [first.wrapping_add(step), second.wrapping_add(step)];
+            let weights = panel.as_ptr().wrapping_add(i * self.step * width);
+            // SAFETY: a `Tiles` exists only where tiles are set up; the rows of this step and the panel were checked to
+            // lie within their slices.
+            unsafe {
+                match (width, passing) {
+                    (16, _) => half_step(rows, stride, weights),
+                    (_, Passing::Rows) => step_with_panel_kept(rows, stride, weights),
+                    (_, Passing::Panel) => step_with_rows_kept(rows, stride, weights),
+                }
             }
-            match (V, ROWS_PASS) {
-                (1, _) => step!(
-                    "tileloadd tmm6, [{b} + {width}]"
-                    "tileloadd tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                ),
-                (_, true) => step!(
-                    "tileloadd tmm6, [{b} + {width}]"
-                    "tileloaddt1 tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloaddt1 tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                    "tileloadd tmm7, [{b} + {width} + 64]"
-                    "tdpbusd tmm1, tmm4, tmm7"
-                    "tdpbusd tmm3, tmm5, tmm7"
-                ),
-                (_, false) => step!(
-                    "tileloaddt1 tmm6, [{b} + {width}]"
-                    "tileloadd tmm4, [{first} + {stride}]"
-                    "tdpbusd tmm0, tmm4, tmm6"
-                    "tileloadd tmm5, [{second} + {stride}]"
-                    "tdpbusd tmm2, tmm5, tmm6"
-                    "tileloaddt1 tmm7, [{b} + {width} + 64]"
-                    "tdpbusd tmm1, tmm4, tmm7"
-                    "tdpbusd tmm3, tmm5, tmm7"
-                ),
-            }
-            b = b.wrapping_add(STEP * V * 16);
+            between(i);
         }
-        asm!(
-            "tilestored [{sums} + {stride}], tmm0",
-            "tilestored [{sums} + {stride} + 2048], tmm2",
-            sums = in(reg) sums.0.as_mut_ptr(),
-            stride = in(reg) SIDE * 4,
-            options(nostack, preserves_flags),
-        );
-        if V == 2 {
+    }
+}
+
+macro_rules! step {
+    ($(#[$doc:meta])* $name:ident, $width:literal, $($line:literal)*) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// Tiles are set up; their rows, `stride` apart, and the rows of weights are there.
+        #[inline(always)]
+        unsafe fn $name([first, second]: [*const u8; 2], stride: usize, weights: *const i8) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    $($line,)*
+                    first = in(reg) first,
+                    second = in(reg) second,
+                    stride = in(reg) stride,
+                    b = in(reg) weights,
+                    width = in(reg) $width * 4usize,
+                    options(nostack, preserves_flags, readonly),
+                );
+            }
+        }
+    };
+}
+
+// `tdpbusd` multiplies in 32 bits and so exactly. A product whose weights are those of the one before starts sooner,
+// so rows change between two, not weights.
+step!(
+    /// A step of 16 columns.
+    half_step, 16,
+    "tileloadd tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+);
+step!(
+    /// A step of 32 columns whose weights the next block finds in the first-level cache.
+    step_with_panel_kept, 32,
+    "tileloadd tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+    "tileloadd tmm7, [{b} + {width} + 64]"
+    "tdpbusd tmm1, tmm4, tmm7"
+    "tdpbusd tmm3, tmm5, tmm7"
+);
+step!(
+    /// A step of 32 columns whose weights should not push the rows out of the first-level cache.
+    step_with_rows_kept, 32,
+    "tileloaddt1 tmm6, [{b} + {width}]"
+    "tileloadd tmm4, [{first} + {stride}]"
+    "tdpbusd tmm0, tmm4, tmm6"
+    "tileloadd tmm5, [{second} + {stride}]"
+    "tdpbusd tmm2, tmm5, tmm6"
+    "tileloaddt1 tmm7, [{b} + {width} + 64]"
+    "tdpbusd tmm1, tmm4, tmm7"
+    "tdpbusd tmm3, tmm5, tmm7"
+);
+
+impl Tiles {
+    /// Stores the sums in the tiles.
+    ///
+    /// A store waits for the products and keeps what follows waiting: work that does not need the sums should come
+    /// between them and this.
+    #[inline(always)]
+    pub(super) fn store(&mut self, sums: &mut Sums) {
+        // SAFETY: a `Tiles` exists only where tiles are set up; the sums hold 32 rows of 32.
+        unsafe {
             asm!(
+                "tilestored [{sums} + {stride}], tmm0",
+                "tilestored [{sums} + {stride} + 2048], tmm2",
                 "tilestored [{sums} + {stride} + 64], tmm1",
                 "tilestored [{sums} + {stride} + 2112], tmm3",
                 sums = in(reg) sums.0.as_mut_ptr(),
                 stride = in(reg) SIDE * 4,
                 options(nostack, preserves_flags),
             );
-        }
-    }
-}
-
-impl Tiles {
-    /// Writes the rows `runs` of a block, which lie `stride` elements apart, through the epilogue of `out` (without
-    /// the table).
-    #[inline(always)]
-    pub(super) fn finish(
-        &mut self,
-        sums: &Sums,
-        runs: &[Run],
-        columns: &Columns,
-        out: &mut IntOutput,
-        stride: usize,
-    ) {
-        for run in runs {
-            assert!(run.row + run.count <= SIDE && run.count > 0, "rows of a block");
-            assert!(run.at + (run.count - 1) * stride + columns.count <= out.len(), "rows of the output");
-        }
-        // SAFETY: a `Tiles` proves AVX-512, and the rows were just checked.
-        unsafe {
-            match out {
-                IntOutput::U8(out, requant) => {
-                    let clamps = (requant.lo, requant.hi) != (0, 255);
-                    let codes = match (columns.small, clamps) {
-                        (true, false) => store_codes::<true, false>,
-                        (true, true) => store_codes::<true, true>,
-                        (false, _) => store_codes::<false, true>,
-                    };
-                    codes(sums, runs, columns, requant, out, stride);
-                }
-                IntOutput::F32(out, _) => {
-                    store_words::<true>(sums, runs, columns, out.as_mut_ptr().cast(), stride)
-                }
-                IntOutput::I32(out, _) => store_words::<false>(sums, runs, columns, out.as_mut_ptr(), stride),
-            }
-        }
-    }
-}
-
-/// # Safety
-/// AVX-512 is there, and `out` holds the rows of `runs`. `SMALL`: no product leaves the range of `i32`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-unsafe fn store_codes<const SMALL: bool, const CLAMP: bool>(
-    sums: &Sums,
-    runs: &[Run],
-    columns: &Columns,
-    requant: &super::Requant,
-    out: &mut [u8],
-    stride: usize,
-) {
-    let factor = [0, 16].map(|at| {
-        // SAFETY: 32 factors.
-        unsafe { _mm512_loadu_ps(columns.factor.as_ptr().add(at)) }
-    });
-    let hi = _mm512_set1_ps(requant.bounds().1);
-    let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
-    let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
-    let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    let admitted = u32::MAX >> (SIDE - columns.count);
-    for run in runs {
-        // Two rows fill a register of bytes; an odd last row is its own partner.
-        for r in (0..run.count).step_by(2) {
-            let rows = [r, (r + 1).min(run.count - 1)];
-            let mut words = [_mm512_setzero_si512(); 2];
-            for (row, words) in rows.into_iter().zip(&mut words) {
-                let mut q = [_mm512_setzero_si512(); 2];
-                for v in 0..2 {
-                    // SAFETY: a row of the block.
-                    let sum = unsafe {
-                        _mm512_load_si512(sums.0.as_ptr().add((run.row + row) * SIDE + v * TILE).cast())
-                    };
-                    let mut product = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), factor[v]);
-                    // What would become the least `i32` though it is too high is cut before; not-a-number becomes it.
-                    if !SMALL {
-                        product = _mm512_min_ps(hi, product);
-                    }
-                    q[v] = _mm512_cvtps_epi32(product);
-                }
-                *words = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
-            }
-            let mut codes = _mm512_packus_epi16(words[0], words[1]);
-            if CLAMP {
-                codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo_code), hi_code);
-            }
-            let codes = _mm512_permutexvar_epi32(order, codes);
-            let halves = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
-            for (row, codes) in rows.into_iter().zip(halves) {
-                // SAFETY: the caller promises the rows; the mask admits their columns only.
-                unsafe {
-                    let to = out.as_mut_ptr().add(run.at + row * stride);
-                    if columns.count == SIDE {
-                        _mm256_storeu_si256(to.cast(), codes);
-                    } else {
-                        _mm256_mask_storeu_epi8(to.cast(), admitted, codes);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Floats, or the sums as they are.
-///
-/// # Safety
-/// AVX-512 is there, and `out` holds the rows of `runs`.
-#[target_feature(enable = "avx512f")]
-unsafe fn store_words<const FLOATS: bool>(
-    sums: &Sums,
-    runs: &[Run],
-    columns: &Columns,
-    out: *mut i32,
-    stride: usize,
-) {
-    for v in 0..2 {
-        let mask = mask(columns.count.saturating_sub(v * TILE));
-        // SAFETY: 32 factors.
-        let factor = unsafe { _mm512_loadu_ps(columns.factor.as_ptr().add(v * TILE)) };
-        for run in runs {
-            for r in 0..run.count {
-                // SAFETY: a row of the block; the caller promises the output, and the mask admits its columns only.
-                unsafe {
-                    let from = sums.0.as_ptr().add((run.row + r) * SIDE + v * TILE);
-                    let mut word = _mm512_load_si512(from.cast());
-                    if FLOATS {
-                        word = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(word), factor));
-                    }
-                    _mm512_mask_storeu_epi32(out.wrapping_add(run.at + r * stride + v * TILE), mask, word);
-                }
-            }
         }
     }
 }

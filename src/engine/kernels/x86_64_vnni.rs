@@ -254,21 +254,34 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     };
     // Sums wrap at 32 bits, so they may begin at the bias.
     let mut acc = [lanes::<i32, V>(bias, place); R];
-    let (a, b) = (a.as_ptr(), panel.as_ptr());
-    for k in (0..depth).step_by(4) {
-        // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
+    // Pointers that the compiler cannot derive from each other, or else it adds a stride a row in every step, and the
+    // additions take turns with the products at their ports: 7 % of the time (Sapphire Rapids).
+    let mut rows: [*const u8; 4] = std::array::from_fn(|i| a.as_ptr().wrapping_add(3 * i * lda));
+    for row in &mut rows {
+        // SAFETY: nothing is executed.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags))
+        }
+    }
+    let mut b = panel.as_ptr();
+    for _ in 0..depth / 4 {
+        // SAFETY: the caller promises `R` rows and a panel of that depth, of which this is a step.
         unsafe {
             let mut columns = [_mm512_setzero_si512(); V];
             for v in 0..V {
-                columns[v] = _mm512_loadu_si512(b.add(k * V * 16 + v * 64).cast());
+                columns[v] = _mm512_loadu_si512(b.add(v * 64).cast());
             }
             for r in 0..R {
-                let quad = _mm512_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
+                let quad = _mm512_set1_epi32(rows[r / 3].add(r % 3 * lda).cast::<i32>().read_unaligned());
                 for v in 0..V {
                     acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quad, columns[v]);
                 }
             }
         }
+        for row in &mut rows {
+            *row = row.wrapping_add(4);
+        }
+        b = b.wrapping_add(V * 64);
     }
     // SAFETY: the caller promises the tile.
     unsafe { store(acc, out, place) }
