@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
-use crate::engine::kernels::SumScales;
+use crate::engine::kernels::{SumForm, SumScales};
 use crate::engine::kernels::epilogue::Activation;
 use crate::engine::tensor::DType;
 
@@ -55,7 +55,7 @@ pub(super) struct FusedCodes {
     /// A function of the code.
     pub(super) table: Option<Box<[u8; 256]>>,
     /// Codes that are added.
-    pub(super) sum: Option<(usize, SumScales)>,
+    pub(super) sum: Option<(usize, SumScales, Option<SumForm>)>,
 }
 
 /// Nodes that follow a product of codes and are done by it.

@@ -99,7 +99,11 @@ impl Epilogue {
                 let multiplier = &self.factor[part];
                 let table = self.after.codes.table.as_deref();
                 let sum =
-                    self.after.codes.sum.map(|(i, scales)| Sum { codes: operands.need(i).slice(), scales });
+                    self.after.codes.sum.map(|(i, scales, form)| Sum {
+                        codes: operands.need(i).slice(),
+                        scales,
+                        form,
+                    });
                 let requant = Requant { bias, multiplier, zero_point, lo, hi, table, sum };
                 f(IntOutput::U8(out.slice_mut::<u8>(), &requant));
             }

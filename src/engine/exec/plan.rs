@@ -12,6 +12,7 @@ use crate::engine::graph::operator::Other;
 use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::kernels::SumForm;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
@@ -635,7 +636,7 @@ impl Builder<'_> {
         let codes = self.codes_tail(node, dtype, &shape);
         let mut fused_codes = FusedCodes { table: codes.table, sum: None };
         if let Some((id, scales)) = codes.sum {
-            fused_codes.sum = Some((operands.len(), scales));
+            fused_codes.sum = Some((operands.len(), scales, SumForm::fit(&scales)));
             operands.push(Some((self.form(index, id, layout)?, DType::U8)));
         }
         let output = if codes.nodes.is_empty() { tail.output } else { codes.output };

@@ -36,6 +36,9 @@ pub fn qadd(
 
 /// `y[i]` becomes the code of its sum with `other[i]`.
 pub(super) fn add_in_place(isa: Isa, y: &mut [u8], other: &[u8], sum: &Sum) {
+    if let Some(form) = sum.form {
+        return form.add_in_place(isa, y, other);
+    }
     let SumScales { own, other: from, result, clamp } = sum.scales;
     let other = &other[..y.len()];
     isa.vectorize(

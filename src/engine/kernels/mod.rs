@@ -29,6 +29,7 @@ mod patches;
 #[cfg(target_arch = "x86_64")]
 mod phases;
 mod rows;
+mod sums;
 #[cfg(target_arch = "x86_64")]
 mod schedule;
 #[cfg(test)]
@@ -172,6 +173,18 @@ pub struct Sum<'a> {
     pub codes: &'a [u8],
     /// How they are read and written.
     pub scales: SumScales,
+    /// The same in one formula, if there is one.
+    pub form: Option<SumForm>,
+}
+
+/// A sum of codes as `round_half_even(own · a + offset + other · b)`, clamped, in f32 and in this order: made by
+/// [`SumForm::fit`], which makes sure that it is the sum.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SumForm {
+    own: f32,
+    other: f32,
+    offset: f32,
+    clamp: (u8, u8),
 }
 
 /// Quantization of a sum of codes.
