@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use octet::engine::exec::session::Session;
-use octet::engine::exec::{Layer, Options, Port};
+use octet::engine::exec::{Layer, Memory, Options, Port};
 use octet::engine::graph::Dim;
 use octet::engine::tensor::{DType, Tensor};
 use serde_json::json;
@@ -42,8 +42,15 @@ pub(crate) struct Bench {
     /// Instruction set of the kernels [default: the best that the CPU has].
     #[arg(long, value_name = "NAME", env = "OCTET_ISA")]
     isa: Option<String>,
+    /// Whether packed weights should be fast or small. The answers are the same.
+    #[arg(long, value_name = "fast|small", default_value = "fast", value_parser = memory_named)]
+    memory: Memory,
     #[command(flatten)]
     passes: PassArgs,
+}
+
+fn memory_named(name: &str) -> Result<Memory, String> {
+    Memory::named(name).ok_or_else(|| "fast or small".to_owned())
 }
 
 fn named_shape(text: &str) -> Result<(String, Vec<usize>), String> {
@@ -70,6 +77,7 @@ impl Bench {
             isa: isa(self.isa.as_deref())?,
             threads,
             passes: self.passes.passes(),
+            memory: self.memory,
             ..Options::default()
         };
         let isa_name = options.isa.name();

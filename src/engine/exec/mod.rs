@@ -65,6 +65,17 @@ pub enum Memory {
     Small,
 }
 
+impl Memory {
+    /// `fast` or `small`.
+    pub fn named(name: &str) -> Option<Memory> {
+        match name {
+            "fast" => Some(Memory::Fast),
+            "small" => Some(Memory::Small),
+            _ => None,
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Options {
         Options {

@@ -268,7 +268,7 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) 
         return Packed::WinogradInt8(PackedWinograd::pack(context.isa, &moved, shape[0], shape[1]));
     }
     let out = shape[0] / groups;
-    let group = |part: &[i8]| PackedInt8::pack(context.isa, part, out, taps, shape[1]);
+    let group = |part: &[i8]| PackedInt8::pack_as(context.isa, part, out, taps, shape[1], context.small);
     Packed::Int8(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
 }
 
@@ -294,7 +294,7 @@ fn by_matrix(
             true => codes.to_vec(),
             false => (0..n * k).map(|i| codes[(i % k) * n + i / k]).collect(),
         };
-        Packed::Int8(vec![PackedInt8::pack(context.isa, &rows_of_b, n, 1, k)])
+        Packed::Int8(vec![PackedInt8::pack_as(context.isa, &rows_of_b, n, 1, k, context.small)])
     });
     let zero_points = weight_zero_points(graph, node, n)?;
     Ok(Product::new(context, packed, zero_points, Window::of_rows(rows), [n, k, 1], 1))

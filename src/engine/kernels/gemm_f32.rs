@@ -228,7 +228,7 @@ impl Product<'_> {
             self.columns,
             rows,
             columns,
-            |a: &[f32], lda, rows, columns, width, depth| {
+            |a: &[f32], lda, rows, columns, width, depth, _| {
                 let place = Place {
                     at: at(rows.start, columns.start),
                     stride: self.out_stride,

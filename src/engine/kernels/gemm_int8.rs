@@ -26,6 +26,14 @@ use bytemuck::Pod;
 use std::cell::RefCell;
 use std::ops::Range;
 
+/// Weights from which on a layer is read from a far cache each time, so that bytes come sooner than numbers of 16 bits.
+#[cfg(target_arch = "x86_64")]
+const STREAMED: usize = 128 << 10;
+
+/// Hundredths of the time of pairs that widening the activations takes, times the columns that share it.
+#[cfg(target_arch = "x86_64")]
+const WIDENING: usize = 360;
+
 /// Weights of a dense layer or convolution, packed for one [`Isa`].
 ///
 /// The accumulator of output channel `n` is `sum(a[k] * w[n, k])` over taps and inputs, without zero points: a
@@ -44,6 +52,8 @@ pub struct PackedInt8 {
 pub enum Form {
     /// Numbers of 16 bits, two of a column side by side.
     Pairs,
+    /// The same in bytes, which are extended when they are read.
+    BytePairs,
     /// Bytes, four of a column side by side, in an order that lets most of their products add in 16 bits.
     Scheduled(Shares),
     /// Bytes, four of a column side by side, for dot products of bytes.
@@ -66,6 +76,9 @@ pub struct Shares {
 enum Panels {
     /// Panels of [`INT8_PAIRS`], for products of 16-bit numbers.
     Pairs(Aligned<i16>),
+    /// The same in bytes, which are extended when they are read.
+    #[cfg(target_arch = "x86_64")]
+    BytePairs(Avx2, Aligned<i8>),
     /// Panels of [`INT8_SCHEDULED`], for products of bytes that add in 16 bits where that is exact.
     #[cfg(target_arch = "x86_64")]
     Scheduled(Avx2, Schedule),
@@ -84,6 +97,18 @@ impl PackedInt8 {
     /// Packs `codes`, `[out, taps, inputs]`; taps run over the kernel row by row. A matrix `B[k, n]` is codes
     /// `[n, 1, k]`. Every code from -128 to 127 is exact.
     pub fn pack(isa: Isa, codes: &[i8], out: usize, taps: usize, inputs: usize) -> PackedInt8 {
+        PackedInt8::pack_as(isa, codes, out, taps, inputs, false)
+    }
+
+    /// [`PackedInt8::pack`], in the smallest form instead of the fastest if `small`.
+    pub fn pack_as(
+        isa: Isa,
+        codes: &[i8],
+        out: usize,
+        taps: usize,
+        inputs: usize,
+        small: bool,
+    ) -> PackedInt8 {
         let depth = taps * inputs;
         assert_eq!(codes.len(), out * depth, "codes [out, taps, inputs]");
         assert!(out > 0 && depth > 0, "a product has columns and depth");
@@ -93,9 +118,16 @@ impl PackedInt8 {
                 Panels::Quads(vnni, pack(INT8_QUADS, out, depth, |n, k| codes[n * depth + k]))
             }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(avx2) if let Some(schedule) = Schedule::pack(isa, codes, depth, 100) => {
-                Panels::Scheduled(avx2, schedule)
-            }
+            Isa::Avx2(avx2) => match Schedule::pack(isa, codes, depth, 100 + WIDENING / out) {
+                Some(schedule) if !small || schedule.bytes() <= codes.len() / 4 * 5 => {
+                    Panels::Scheduled(avx2, schedule)
+                }
+                _ if small || codes.len() >= STREAMED => Panels::BytePairs(
+                    avx2,
+                    pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]),
+                ),
+                _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
+            },
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni(vnni) => {
                 Panels::NarrowQuads(vnni, pack(INT8_QUADS_NARROW, out, depth, |n, k| codes[n * depth + k]))
@@ -123,6 +155,8 @@ impl PackedInt8 {
         match &self.panels {
             Panels::Pairs(_) => Form::Pairs,
             #[cfg(target_arch = "x86_64")]
+            Panels::BytePairs(..) => Form::BytePairs,
+            #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(_, schedule) => {
                 let quads = schedule.quads();
                 let all: usize = quads.iter().sum();
@@ -140,6 +174,8 @@ impl PackedInt8 {
             Panels::Pairs(panels) => panels.bytes(),
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(_, schedule) => schedule.bytes(),
+            #[cfg(target_arch = "x86_64")]
+            Panels::BytePairs(_, panels) => panels.bytes(),
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(_, panels) | Panels::NarrowQuads(_, panels) | Panels::Matrix(.., panels) => {
                 panels.bytes()
@@ -200,6 +236,8 @@ impl PackedInt8 {
         match self.panels {
             Panels::Pairs(_) => INT8_PAIRS,
             #[cfg(target_arch = "x86_64")]
+            Panels::BytePairs(..) => INT8_PAIRS,
+            #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(..) => INT8_SCHEDULED,
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(..) => INT8_QUADS,
@@ -232,22 +270,32 @@ impl PackedInt8 {
         let isa = self.isa;
         match &self.panels {
             Panels::Pairs(panels) => {
-                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
-                    let panel = &panels[INT8_PAIRS.panel(place.channel, width, depth)];
-                    tile(isa, a, lda, rows, panel, width, depth, out, place)
+                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
+                    let range = INT8_PAIRS.panel(place.channel, width, depth);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    tile(isa, a, lda, rows, panel, ahead, width, depth, out, place)
+                };
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Panels::BytePairs(avx2, panels) => {
+                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
+                    let range = INT8_PAIRS.panel(place.channel, width, depth);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(avx2, schedule) => {
-                let tile = |a: &[u8], lda, rows, width, _, out: &mut IntOutput, place: Place| {
+                let tile = |a: &[u8], lda, rows, width, _, out: &mut IntOutput, place: Place, _: Share| {
                     avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(vnni, panels) => {
-                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
+                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
                     let panel = &panels[INT8_QUADS.panel(place.channel, width, depth)];
                     vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
                 };
@@ -255,7 +303,7 @@ impl PackedInt8 {
             }
             #[cfg(target_arch = "x86_64")]
             Panels::NarrowQuads(vnni, panels) => {
-                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place| {
+                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
                     let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
                     vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
                 };
@@ -332,7 +380,7 @@ impl PackedInt8 {
         out: &mut IntOutput,
         out_stride: usize,
         out_offset: usize,
-        tile: impl Fn(&[A], usize, usize, usize, usize, &mut IntOutput, Place),
+        tile: impl Fn(&[A], usize, usize, usize, usize, &mut IntOutput, Place, Share),
     ) {
         let (shape, depth, all) = (self.shape(), self.taps * self.inputs, self.column_sums.len());
         let padded = shape.padded(depth);
@@ -348,14 +396,15 @@ impl PackedInt8 {
             all,
             rows,
             columns,
-            |a: &[A], lda, rows, columns, width, _| {
+            |a: &[A], lda, rows, columns, width, _, block| {
                 let place = Place {
                     at: at(rows.start) + columns.start - first_column,
                     stride: out_stride,
                     channel: columns.start,
                     columns: columns.len(),
                 };
-                tile(a, lda, rows.len(), width, padded, &mut out.borrow_mut(), place);
+                let share = (rows.start - block.start, rows.end - block.start, block.len());
+                tile(a, lda, rows.len(), width, padded, &mut out.borrow_mut(), place, share);
             },
             |rows| {
                 let (starts, channels) = (rows.map(at), first_column..first_column + run);
@@ -365,6 +414,15 @@ impl PackedInt8 {
             },
         );
     }
+}
+
+/// Of the rows of a block those of a tile: from, to, of how many.
+type Share = (usize, usize, usize);
+
+/// What a tile should ask for early: its share of the panel behind `panel`, which the block wants next.
+fn ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> &[T] {
+    let len = panel.len().min(panels.len() - panel.end);
+    &panels[panel.end + len * from / of..panel.end + len * to / of]
 }
 
 /// Packs columns `[columns, depth]` given by `element(column, k)`.
@@ -388,6 +446,7 @@ fn tile(
     lda: usize,
     rows: usize,
     panel: &[i16],
+    ahead: &[i16],
     width: usize,
     depth: usize,
     out: &mut IntOutput,
@@ -395,9 +454,9 @@ fn tile(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = isa.avx2() {
-        return avx2.int8_tile(a, lda, rows, panel, width, depth, out, place);
+        return avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place);
     }
-    let _ = isa;
+    let _ = (isa, ahead);
     for r in 0..rows {
         let mut acc = [0i32; INT8_PAIRS.columns];
         let a = &a[r * lda..][..depth];
@@ -440,8 +499,11 @@ mod tests {
             #[cfg(target_arch = "x86_64")]
             if let Isa::Avx2(avx2) = isa {
                 let schedule = Schedule::pack(isa, codes, taps * inputs, usize::MAX).expect("at any cost");
-                let panels = Panels::Scheduled(avx2, schedule);
-                forms.push(PackedInt8 { panels, ..forms[0].clone() });
+                let depth = taps * inputs;
+                let bytes = pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]);
+                for panels in [Panels::Scheduled(avx2, schedule), Panels::BytePairs(avx2, bytes)] {
+                    forms.push(PackedInt8 { isa, panels, ..forms[0].clone() });
+                }
                 forms.push(PackedInt8 { isa, ..forms[0].clone() });
             }
         }

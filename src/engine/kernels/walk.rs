@@ -14,7 +14,8 @@ use std::ops::Range;
 ///
 /// A block of rows is gathered (or read in place, if it can be), then panel after panel is multiplied with it, so
 /// that a panel comes from a far cache for the first tile only. `tile` gets the gathered rows from its first on and
-/// their stride, the tile's rows, its columns, the width of its panel, and which part of the depth the rows hold;
+/// their stride, the tile's rows, its columns, the width of its panel, which part of the depth the rows hold, and the rows of
+/// the block;
 /// `done` gets the rows of each block that is complete.
 #[expect(clippy::too_many_arguments, reason = "a walk is a product and its two visitors")]
 pub(super) fn walk<S: Pod, D: Pod + From<S>>(
@@ -25,7 +26,7 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
     all_columns: usize,
     rows: Range<usize>,
     columns: Range<usize>,
-    mut tile: impl FnMut(&[D], usize, Range<usize>, Range<usize>, usize, Range<usize>),
+    mut tile: impl FnMut(&[D], usize, Range<usize>, Range<usize>, usize, Range<usize>, &Range<usize>),
     mut done: impl FnMut(Range<usize>),
 ) {
     let depths = depth.div_ceil(shape.block_depth);
@@ -36,7 +37,7 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
             let width = shape.width(first, all_columns);
             for rows in even(block.clone(), shape.rows) {
                 let a = &a[(rows.start - block.start) * stride..];
-                tile(a, stride, rows, panel.clone(), width, part.clone());
+                tile(a, stride, rows, panel.clone(), width, part.clone(), &block);
             }
         }
     };
