@@ -98,12 +98,11 @@ impl Epilogue {
             To::Codes { zero_point, clamp: (lo, hi) } => {
                 let multiplier = &self.factor[part];
                 let table = self.after.codes.table.as_deref();
-                let sum =
-                    self.after.codes.sum.map(|(i, scales, form)| Sum {
-                        codes: operands.need(i).slice(),
-                        scales,
-                        form,
-                    });
+                let sum = self.after.codes.sum.map(|(i, scales, form)| Sum {
+                    codes: operands.need(i).slice(),
+                    scales,
+                    form,
+                });
                 let requant = Requant { bias, multiplier, zero_point, lo, hi, table, sum };
                 f(IntOutput::U8(out.slice_mut::<u8>(), &requant));
             }

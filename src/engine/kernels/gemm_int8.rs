@@ -122,10 +122,9 @@ impl PackedInt8 {
                 Some(schedule) if !small || schedule.bytes() <= codes.len() / 4 * 5 => {
                     Panels::Scheduled(avx2, schedule)
                 }
-                _ if small || codes.len() >= STREAMED => Panels::BytePairs(
-                    avx2,
-                    pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]),
-                ),
+                _ if small || codes.len() >= STREAMED => {
+                    Panels::BytePairs(avx2, pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]))
+                }
                 _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
             },
             #[cfg(target_arch = "x86_64")]
@@ -270,43 +269,55 @@ impl PackedInt8 {
         let isa = self.isa;
         match &self.panels {
             Panels::Pairs(panels) => {
-                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
-                    let range = INT8_PAIRS.panel(place.channel, width, depth);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
-                    tile(isa, a, lda, rows, panel, ahead, width, depth, out, place)
-                };
+                let tile =
+                    |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
+                        let range = INT8_PAIRS.panel(place.channel, width, depth);
+                        let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                        tile(isa, a, lda, rows, panel, ahead, width, depth, out, place)
+                    };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::BytePairs(avx2, panels) => {
-                let tile = |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
-                    let range = INT8_PAIRS.panel(place.channel, width, depth);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
-                    avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place)
-                };
+                let tile =
+                    |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
+                        let range = INT8_PAIRS.panel(place.channel, width, depth);
+                        let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                        avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place)
+                    };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(avx2, schedule) => {
-                let tile = |a: &[u8], lda, rows, width, _, out: &mut IntOutput, place: Place, _: Share| {
-                    avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), out, place)
+                let tile = |a: &[u8],
+                            lda,
+                            rows,
+                            width,
+                            _,
+                            out: &mut IntOutput,
+                            place: Place,
+                            share: Share| {
+                    let ahead = schedule.ahead(place.channel, share);
+                    avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), ahead, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(vnni, panels) => {
-                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
-                    let panel = &panels[INT8_QUADS.panel(place.channel, width, depth)];
-                    vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
-                };
+                let tile =
+                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
+                        let panel = &panels[INT8_QUADS.panel(place.channel, width, depth)];
+                        vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                    };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::NarrowQuads(vnni, panels) => {
-                let tile = |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
-                    let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
-                    vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
-                };
+                let tile =
+                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
+                        let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
+                        vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                    };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
@@ -417,7 +428,7 @@ impl PackedInt8 {
 }
 
 /// Of the rows of a block those of a tile: from, to, of how many.
-type Share = (usize, usize, usize);
+pub(super) type Share = (usize, usize, usize);
 
 /// What a tile should ask for early: its share of the panel behind `panel`, which the block wants next.
 fn ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> &[T] {

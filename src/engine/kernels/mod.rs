@@ -29,9 +29,9 @@ mod patches;
 #[cfg(target_arch = "x86_64")]
 mod phases;
 mod rows;
-mod sums;
 #[cfg(target_arch = "x86_64")]
 mod schedule;
+mod sums;
 #[cfg(test)]
 mod testing;
 mod tiles;

@@ -170,6 +170,17 @@ impl Schedule {
         }
     }
 
+    /// What a tile should ask for early: its share of the weights of the panel behind that of column `first`.
+    pub(super) fn ahead(&self, first: usize, (from, to, of): (usize, usize, usize)) -> &[i8] {
+        let panel = first / COLUMNS + 1;
+        match self.starts.get(panel..panel + 2) {
+            Some(&[start, end]) => {
+                &self.weights[start + (end - start) * from / of..start + (end - start) * to / of]
+            }
+            _ => &[],
+        }
+    }
+
     /// Quads in pairs, single ones and wide ones.
     pub(super) fn quads(&self) -> [usize; 3] {
         let mut sum = [0; 3];

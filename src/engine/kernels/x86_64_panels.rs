@@ -16,7 +16,8 @@ const UNROLL: usize = 8;
 
 impl Avx2 {
     /// Rows of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
-    /// epilogue (without the table).
+    /// epilogue (without the table). `ahead` is asked for early.
+    #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
     #[inline(always)]
     pub(super) fn scheduled_rows(
         self,
@@ -24,6 +25,7 @@ impl Avx2 {
         lda: usize,
         rows: usize,
         panel: Panel,
+        ahead: &[i8],
         out: &mut IntOutput,
         place: Place,
     ) {
@@ -33,8 +35,8 @@ impl Avx2 {
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match panel.width() {
-                16 => tiles::<2>(a, lda, rows, panel, out, place),
-                8 => tiles::<1>(a, lda, rows, panel, out, place),
+                16 => tiles::<2>(a, lda, rows, panel, ahead, out, place),
+                8 => tiles::<1>(a, lda, rows, panel, ahead, out, place),
                 _ => unreachable!("a panel has 8 or 16 columns"),
             }
         }
@@ -52,6 +54,7 @@ unsafe fn tiles<const V: usize>(
     lda: usize,
     rows: usize,
     panel: Panel,
+    ahead: &[i8],
     out: &mut IntOutput,
     place: Place,
 ) {
@@ -62,19 +65,23 @@ unsafe fn tiles<const V: usize>(
             IntOutput::U8(out, requant) => {
                 let factor = factor_lanes::<V>(requant.multiplier, place);
                 let finish = ToCodes { out, codes: Codes::new(requant), factor, place };
-                tiles_to(a, lda, rows, panel, bias, finish, place);
+                tiles_to(a, lda, rows, panel, ahead, bias, finish, place);
             }
             IntOutput::F32(out, dequant) => {
                 let factor = factor_lanes::<V>(dequant.scale, place);
-                tiles_to(a, lda, rows, panel, bias, ToFloats { out, factor, place }, place);
+                let finish = ToFloats { out, factor, place };
+                tiles_to(a, lda, rows, panel, ahead, bias, finish, place);
             }
-            IntOutput::I32(out, _) => tiles_to(a, lda, rows, panel, bias, ToSums { out, place }, place),
+            IntOutput::I32(out, _) => {
+                tiles_to(a, lda, rows, panel, ahead, bias, ToSums { out, place }, place);
+            }
         }
     }
 }
 
 /// # Safety
 /// Like [`tiles`], `finish` having its output.
+#[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 unsafe fn tiles_to<const V: usize>(
@@ -82,6 +89,7 @@ unsafe fn tiles_to<const V: usize>(
     lda: usize,
     rows: usize,
     panel: Panel,
+    ahead: &[i8],
     bias: [__m256i; V],
     mut finish: impl Finish<V>,
     place: Place,
@@ -91,13 +99,15 @@ unsafe fn tiles_to<const V: usize>(
         // The last tiles have three rows each rather than one of them a single row, which would take a third of the time
         // of four.
         let count = if matches!(left, 5 | 6 | 9) { 3 } else { left.min(ROWS) };
+        let done = rows - left;
+        let ahead = &ahead[ahead.len() * done / rows..ahead.len() * (done + count) / rows];
         // SAFETY: the caller promises `left` rows from `a` and from `at` on.
         unsafe {
             match count {
-                4 => finish.put(sums::<4, V>(a, lda, panel, bias), at),
-                3 => finish.put(sums::<3, V>(a, lda, panel, bias), at),
-                2 => finish.put(sums::<2, V>(a, lda, panel, bias), at),
-                _ => finish.put(sums::<1, V>(a, lda, panel, bias), at),
+                4 => finish.put(sums::<4, V>(a, lda, panel, ahead, bias), at),
+                3 => finish.put(sums::<3, V>(a, lda, panel, ahead, bias), at),
+                2 => finish.put(sums::<2, V>(a, lda, panel, ahead, bias), at),
+                _ => finish.put(sums::<1, V>(a, lda, panel, ahead, bias), at),
             }
         }
         (a, at, left) = (a.wrapping_add(count * lda), at + count * place.stride, left - count);
@@ -115,10 +125,14 @@ unsafe fn sums<const R: usize, const V: usize>(
     a: *const u8,
     lda: usize,
     panel: Panel,
+    ahead: &[i8],
     bias: [__m256i; V],
 ) -> [[__m256i; V]; R] {
     let mut acc = [bias; R];
-    let mut at = Cursor { a, quad: panel.offsets().as_ptr(), weights: panel.weights().as_ptr() };
+    let (quad, weights) = (panel.offsets().as_ptr(), panel.weights().as_ptr());
+    // What is wanted next comes at the pace of this panel's weights, in parts of a byte, 256 of them.
+    let pace = ahead.len() * 256 / panel.weights().len().max(1);
+    let mut at = Cursor { a, quad, weights, ahead: ahead.as_ptr(), first: weights, pace };
     for segment in panel.segments() {
         // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
         // within the depth; the caller promises `R` rows of it.
@@ -139,6 +153,20 @@ struct Cursor {
     a: *const u8,
     quad: *const u16,
     weights: *const i8,
+    /// Weights that are wanted next, the first of the panel, and how fast the former come.
+    ahead: *const i8,
+    first: *const i8,
+    pace: usize,
+}
+
+impl Cursor {
+    /// Asks for weights that are wanted next, `weights` being read now.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn look_ahead(&self, weights: *const i8) {
+        let done = weights.addr() - self.first.addr();
+        _mm_prefetch::<_MM_HINT_T0>(self.ahead.wrapping_add(done * self.pace / 256));
+    }
 }
 
 /// # Safety
@@ -151,11 +179,13 @@ unsafe fn pairs<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights } = *at;
+    let Cursor { a, mut quad, mut weights, .. } = *at;
+    let looking = *at;
     let one = _mm256_set1_epi16(1);
     let mut step = || {
         // SAFETY: the caller promises the step.
         unsafe {
+            looking.look_ahead(weights);
             let b = load::<V>(weights);
             let d = load::<V>(weights.add(V * 32));
             let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
@@ -193,11 +223,13 @@ unsafe fn singles<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights } = *at;
+    let Cursor { a, mut quad, mut weights, .. } = *at;
+    let looking = *at;
     let one = _mm256_set1_epi16(1);
     for _ in 0..steps {
         // SAFETY: the caller promises the step.
         unsafe {
+            looking.look_ahead(weights);
             let b = load::<V>(weights);
             let x = a.add(usize::from(*quad));
             for r in 0..R {
@@ -224,11 +256,13 @@ unsafe fn wides<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights } = *at;
+    let Cursor { a, mut quad, mut weights, .. } = *at;
+    let looking = *at;
     let low = _mm256_set1_epi16(0xff);
     for _ in 0..steps {
         // SAFETY: the caller promises the step.
         unsafe {
+            looking.look_ahead(weights);
             let b = load::<V>(weights);
             let d = load::<V>(weights.add(V * 32));
             let x = a.add(usize::from(*quad));
