@@ -11,8 +11,8 @@ use tracing::{error, info, warn};
 
 use crate::api::http::{connections, router};
 use crate::api::{self, Context, Readiness};
-use crate::config::Settings;
-use crate::engine::exec::Options;
+use crate::config::{Settings, Weights};
+use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
 use crate::service::infer::batcher::Batcher;
@@ -220,7 +220,11 @@ fn registry(
     let batcher = Batcher::new(Arc::new(pool), limits);
     // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
     let memory_bytes_max = settings.limits.model_memory_bytes;
-    let options = Options { isa, threads: 1, memory_bytes_max, ..Options::default() };
+    let memory = match settings.memory {
+        Weights::Fast => Memory::Fast,
+        Weights::Small => Memory::Small,
+    };
+    let options = Options { isa, threads: 1, memory_bytes_max, memory, ..Options::default() };
     Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, Arc::clone(metrics), options))
 }
 

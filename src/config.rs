@@ -22,6 +22,8 @@ pub struct Settings {
     pub data_dir: PathBuf,
     /// Instructions of the kernels: `auto` or one that the CPU has.
     pub isa: String,
+    /// What counts more for packed weights.
+    pub memory: Weights,
     /// What a stranger may send.
     pub limits: Limits,
     /// Quantization.
@@ -294,6 +296,16 @@ impl Settings {
         );
         faults
     }
+}
+
+/// What counts more for packed weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Weights {
+    /// Speed.
+    Fast,
+    /// Memory.
+    Small,
 }
 
 /// What a text of the environment or a flag may mean: a number or a truth value, else the text itself

@@ -1,5 +1,6 @@
 //! The server over HTTP, in this process: every route, and every wrong input, with its status and its words.
 
+mod allocations;
 mod artifacts;
 mod datasets;
 mod endpoints;

@@ -20,6 +20,7 @@ mod ops_typed;
 mod others;
 mod plan;
 mod products;
+pub mod runner;
 pub mod session;
 mod step;
 mod strided;
@@ -199,6 +200,12 @@ pub enum Error {
         op: &'static str,
         /// What does not fit.
         reason: String,
+    },
+    /// A node whose results only a run can tell, where a plan for all nodes is needed.
+    #[error("node `{node}`: the shapes of its results depend on the data")]
+    NotPlanned {
+        /// Name of the node.
+        node: String,
     },
     /// The values of a run would take more memory than allowed.
     #[error("a run with these shapes needs {need_bytes} bytes, more than the limit of {limit_bytes}")]

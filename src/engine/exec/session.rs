@@ -17,6 +17,7 @@ use super::fold::fold_constants;
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
+use super::runner::Runner;
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
 use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
@@ -57,17 +58,39 @@ struct Key {
 
 /// A plan and the arenas of runs that have ended.
 #[derive(Clone)]
-struct Ready {
+pub(super) struct Ready {
     key: Arc<Key>,
     number: u64,
-    plan: Arc<Plan>,
+    pub(super) plan: Arc<Plan>,
     arenas: Arc<Mutex<Vec<Arena>>>,
 }
 
+impl Ready {
+    /// Whether the plan is for operands of these types and shapes.
+    pub(super) fn takes(&self, given: &[&Tensor]) -> bool {
+        let fits = |((_, dtype, shape, _), t): (&(ValueId, DType, Vec<usize>, Option<Tensor>), &&Tensor)| {
+            (*dtype, &shape[..]) == (t.dtype(), t.shape())
+        };
+        self.key.given.len() == given.len() && self.key.given.iter().zip(given).all(fits)
+    }
+}
+
 /// The memory of one run.
-struct Arena {
+pub(super) struct Arena {
     buffer: Buffer,
     scratch: Scratch,
+}
+
+impl Arena {
+    /// For runs of a plan.
+    pub(super) fn of(plan: &Plan) -> Arena {
+        Arena { buffer: Buffer::zeroed(plan.arena_bytes), scratch: Scratch::default() }
+    }
+
+    /// The values of the run.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buffer.bytes()
+    }
 }
 
 /// Values between two plans.
@@ -164,9 +187,26 @@ impl Session {
         self.run_in_order(&self.arrange(inputs)?)
     }
 
+    /// What runs the model over and over on inputs of the types and shapes of `inputs` without allocating.
+    ///
+    /// # Errors
+    /// Inputs that do not fit the model, shapes that do not fit a node, and [`Error::NotPlanned`].
+    pub fn runner(&self, inputs: &[(&str, &Tensor)]) -> Result<Runner<'_>, Error> {
+        Runner::new(self, inputs)
+    }
+
+    /// The first plan for operands of these shapes.
+    pub(super) fn ready_for(&self, given: &[&Tensor]) -> Result<Ready, Error> {
+        self.ready(self.key(given, &[]), || self.all_nodes())
+    }
+
+    pub(super) fn node_name(&self, node: usize) -> &str {
+        &self.graph.nodes[node].name
+    }
+
     /// As [`Session::run`], over the graph's inputs in their order, unchecked: bodies get what their node has.
     fn run_in_order(&self, given: &[&Tensor]) -> Result<Vec<Tensor>, Error> {
-        let ready = self.ready(self.key(given, &[]), || self.all_nodes())?;
+        let ready = self.ready_for(given)?;
         let made = self.execute(&ready, given, |_, _, _| {})?;
         match ready.plan.rest.is_empty() {
             true => Ok(made),
@@ -421,7 +461,7 @@ impl Session {
     }
 
     /// The caller's tensors in the order of the graph's inputs, checked.
-    fn arrange<'t>(&self, inputs: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>, Error> {
+    pub(super) fn arrange<'t>(&self, inputs: &[(&str, &'t Tensor)]) -> Result<Vec<&'t Tensor>, Error> {
         let names = || self.inputs.iter().map(|p| p.name.clone()).collect::<Vec<_>>();
         if let Some((name, _)) = inputs.iter().find(|(name, _)| !self.inputs.iter().any(|p| p.name == *name))
         {
@@ -519,11 +559,26 @@ impl Session {
         mut after: impl FnMut(usize, &[&Tensor], &[u8]),
     ) -> Result<Vec<Tensor>, Error> {
         let spare = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = spare.unwrap_or_else(|| Arena {
-            buffer: Buffer::zeroed(ready.plan.arena_bytes),
-            scratch: Scratch::default(),
-        });
-        for (index, step) in ready.plan.steps.iter().enumerate() {
+        let mut arena = spare.unwrap_or_else(|| Arena::of(&ready.plan));
+        self.run_steps(&ready.plan, given, &mut arena, &mut after)?;
+        let results = Operands::read(&ready.plan.outputs, given, arena.buffer.bytes());
+        let outputs = (0..results.len()).map(|i| results.need(i).to_tensor()).collect();
+        let mut arenas = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        if arenas.len() < ARENAS_MAX {
+            arenas.push(arena);
+        }
+        Ok(outputs)
+    }
+
+    /// Runs every step of a plan.
+    pub(super) fn run_steps(
+        &self,
+        plan: &Plan,
+        given: &[&Tensor],
+        arena: &mut Arena,
+        mut after: impl FnMut(usize, &[&Tensor], &[u8]),
+    ) -> Result<(), Error> {
+        for (index, step) in plan.steps.iter().enumerate() {
             let bytes = arena.buffer.bytes_mut();
             let (operands, out) = Operands::split(&step.operands, given, bytes, &step.out);
             let view =
@@ -534,13 +589,7 @@ impl Session {
             })?;
             after(index, given, arena.buffer.bytes());
         }
-        let results = Operands::read(&ready.plan.outputs, given, arena.buffer.bytes());
-        let outputs = (0..results.len()).map(|i| results.need(i).to_tensor()).collect();
-        let mut arenas = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        if arenas.len() < ARENAS_MAX {
-            arenas.push(arena);
-        }
-        Ok(outputs)
+        Ok(())
     }
 
     fn execute_with_sights(

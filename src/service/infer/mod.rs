@@ -181,6 +181,7 @@ impl From<exec::Error> for Error {
             // The model loaded and ran once: now it is the shapes of this request that a node cannot take.
             | exec::Error::Node { .. } => Error::BadInput(text),
             exec::Error::TooLarge { .. } => Error::TooLarge(text),
+            exec::Error::NotPlanned { .. } => Error::Internal(text),
         }
     }
 }

@@ -6,8 +6,6 @@
 mod exercise;
 mod wire;
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -15,6 +13,7 @@ use std::time::{Duration, Instant};
 use octet::engine::exec::Options;
 use octet::engine::onnx::operators;
 
+use crate::support::memory;
 use exercise::{Reached, exercise};
 use wire::{Rng, mutated};
 
@@ -28,54 +27,6 @@ const RUN_BYTES_MAX: u64 = 256 << 20;
 /// (`onnx::import`), and twice what a run may take (its values, and its results).
 const BYTES_FACTOR: i64 = 64 + 16 + 32;
 const BYTES_FREE: i64 = 2 * RUN_BYTES_MAX as i64 + (96 << 20);
-
-/// Counts what this thread holds: other tests run beside.
-struct Counting;
-
-thread_local! {
-    static LIVE: Cell<i64> = const { Cell::new(0) };
-    static PEAK: Cell<i64> = const { Cell::new(0) };
-}
-
-fn note(bytes: i64) {
-    // A thread that ends frees memory after its locals are gone.
-    let _ = LIVE.try_with(|live| {
-        live.set(live.get() + bytes);
-        let _ = PEAK.try_with(|peak| peak.set(peak.get().max(live.get())));
-    });
-}
-
-#[allow(unsafe_code)]
-// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size() as i64);
-        // SAFETY: the caller's.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        note(layout.size() as i64);
-        // SAFETY: the caller's.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        note(-(layout.size() as i64));
-        // SAFETY: the caller's.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-
-    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        note(size as i64);
-        note(-(layout.size() as i64));
-        // SAFETY: the caller's.
-        unsafe { System.realloc(pointer, layout, size) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn models(folder: &Path, all: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
@@ -118,13 +69,13 @@ fn run(files: u64) {
         let bytes = mutated(&seeds[seed], &mut rng, &names);
         watched.number.store(number, Ordering::Relaxed);
         watched.since_ms.store(watched.start.elapsed().as_millis() as u64, Ordering::Relaxed);
-        let before = LIVE.with(Cell::get);
-        PEAK.with(|peak| peak.set(before));
+        let before = memory::live();
+        memory::begin_peak();
         let start = Instant::now();
         let done = std::panic::catch_unwind(|| exercise(&bytes, &options));
         let seconds = start.elapsed();
         watched.since_ms.store(u64::MAX, Ordering::Relaxed);
-        let peak = PEAK.with(Cell::get) - before;
+        let peak = memory::peak() - before;
         let what = || format!("file {number}, made of {}", paths[seed].display());
         let done: Reached = done.unwrap_or_else(|_| panic!("{}: a panic, see above", what()));
         reached[done as usize] += 1;
