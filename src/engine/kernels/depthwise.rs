@@ -1,9 +1,13 @@
 //! Integer depthwise convolution: each channel has its own kernel. Knows slices only.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64_neon::Neon;
 use super::eltwise::apply_table_in_place;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
-use super::lines::{Aligned, with_scratch};
+use super::lines::Aligned;
+#[cfg(target_arch = "x86_64")]
+use super::lines::with_scratch;
 use super::parallel::{parts, split_rows};
 use super::tiles::Place;
 #[cfg(target_arch = "x86_64")]
@@ -35,6 +39,10 @@ enum Weights {
     /// Groups of four taps.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
+    /// `[block, taps, 32]` instead, an even number of taps, channels in order, and what the sum of each channel of each
+    /// block begins with, `[block, 32]`.
+    #[cfg(target_arch = "aarch64")]
+    Rows(Neon, Aligned<i8>, Aligned<i32>),
 }
 
 impl PackedDepthwise {
@@ -53,7 +61,15 @@ impl PackedDepthwise {
             }
             _ => Weights::Pairs(pairs()),
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let weights = match isa.neon() {
+            Some(neon) => {
+                let (weights, starts) = pack_rows(codes, channels, taps);
+                Weights::Rows(neon, weights, starts)
+            }
+            None => Weights::Pairs(pairs()),
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let weights = Weights::Pairs(pairs());
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
@@ -73,6 +89,8 @@ impl PackedDepthwise {
             Weights::Columns(_, pairs, columns) => pairs.bytes() + columns.bytes(),
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(_, weights) => weights.bytes(),
+            #[cfg(target_arch = "aarch64")]
+            Weights::Rows(_, weights, starts) => weights.bytes() + starts.bytes(),
         };
         weights + size_of_val(&self.column_sums[..])
     }
@@ -105,6 +123,8 @@ impl PackedDepthwise {
             Weights::Columns(..) => 2,
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(..) => 4,
+            #[cfg(target_arch = "aarch64")]
+            Weights::Rows(..) => 2,
         };
         halo::for_each_line(x, channels, window, pad, lines, group, |line, rows, taps| {
             let at = (line - first) * line_len;
@@ -143,6 +163,11 @@ impl PackedDepthwise {
                         let weights = &weights[i * len..][..len];
                         vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
                     }
+                    #[cfg(target_arch = "aarch64")]
+                    Weights::Rows(neon, weights, starts) => {
+                        let (weights, starts) = (&weights[i * len..][..len], &starts[i * BLOCK..][..BLOCK]);
+                        neon.depthwise_row(x, taps, step, count, weights, starts, out, place);
+                    }
                 }
             }
             if let IntOutput::U8(out, requant) = out
@@ -168,15 +193,34 @@ fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, gr
     packed
 }
 
+/// Packs codes tap by tap, and sums each channel's, times what a product has too little for each.
+#[cfg(target_arch = "aarch64")]
+fn pack_rows(codes: &[i8], channels: usize, taps: usize) -> (Aligned<i8>, Aligned<i32>) {
+    let (len, blocks) = (taps.next_multiple_of(2) * BLOCK, blocks(channels));
+    let mut packed = Aligned::zeros(blocks.len() * len);
+    let mut starts = Aligned::zeros(blocks.len() * BLOCK);
+    for (i, block) in blocks.enumerate() {
+        for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
+            let (code, at) = (codes[c * taps + t], c - block.start);
+            packed[i * len + t * BLOCK + at] = code;
+            starts[i * BLOCK + at] += i32::from(code) * Neon::depthwise_excess(t);
+        }
+    }
+    (packed, starts)
+}
+
 /// Most lines of a square kernel that is packed by columns.
+#[cfg(target_arch = "x86_64")]
 const LINES_MAX: usize = 16;
 
 /// Groups of two taps that a `size` x `size` kernel has by columns.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn group_count(size: usize) -> usize {
     size / 2 * size + if size.is_multiple_of(2) { 0 } else { 2 * (size / 2 + 1) }
 }
 
 /// Elements that `count` outputs of a line take as words, 64 for two pixels.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
     let width = (count - 1) * stride + size;
     (size / 2 * width + width.div_ceil(2) + 1) * 2 * BLOCK
@@ -184,6 +228,7 @@ pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
 
 /// The taps of each group of a `size` x `size` kernel by columns: two lines of a column, for every two lines. A last
 /// line goes by two columns, once for outputs that begin at an even column and once for the others.
+#[cfg(target_arch = "x86_64")]
 pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]> {
     let pairs = (0..size / 2 * size).map(move |i| {
         let first = i / size * 2 * size + i % size;
@@ -199,6 +244,7 @@ pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]
 }
 
 /// Packs codes `[channels, size, size]` in the groups of [`columns_of`].
+#[cfg(target_arch = "x86_64")]
 fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
     let len = group_count(size) * 2 * BLOCK;
     let mut packed = Aligned::zeros(blocks(channels).len() * len);
