@@ -359,6 +359,24 @@ mod tests {
         }
     }
 
+    /// Sums on the way to 32 bits are largest here, of either sign, for every two neighbouring taps.
+    #[test]
+    fn extremes_of_codes_and_weights_match_the_reference() {
+        let (channels, taps) = (64, 8);
+        let code = |i: usize| if i % channels >> (i / channels % 3) & 1 == 1 { 255 } else { 0 };
+        let x: Vec<u8> = (0..taps * channels).map(code).collect();
+        let weight = |i: usize| if i / taps >> (3 + i % taps % 3) & 1 == 1 { 127 } else { -128 };
+        let codes: Vec<i8> = (0..channels * taps).map(weight).collect();
+        let window = window(1, (1, taps), (1, taps), (1, 1), (1, 1), (0, 0));
+        let want = reference::depthwise_int8(&x, &codes, channels, &window, 0);
+        for isa in Isa::available() {
+            let mut y = vec![0; channels];
+            let packed = PackedDepthwise::pack(isa, &codes, channels, taps);
+            packed.conv(&x, &window, 0, IntOutput::I32(&mut y, &vec![0; channels]), 1);
+            assert_eq!(y, want, "{isa:?}");
+        }
+    }
+
     #[test]
     fn two_threads_give_what_one_gives() {
         check(&window(2, (30, 31), (3, 3), (1, 1), (1, 1), (1, 1)), 40, 131, 2);

@@ -589,6 +589,24 @@ mod tests {
         }
     }
 
+    /// Sums on the way to 32 bits are largest here, of either sign, in every place of a quad and of a longer step.
+    #[test]
+    fn extremes_of_codes_and_weights_match_the_reference() {
+        let (rows, depth, outputs) = (16, 44, 16);
+        let bit = |i: usize, k: usize| i >> (k % 4) & 1 == 1;
+        let at = |i: usize| (i / depth, i % depth);
+        let x: Vec<u8> = (0..rows * depth).map(at).map(|(r, k)| if bit(r, k) { 255 } else { 0 }).collect();
+        let codes: Vec<i8> =
+            (0..outputs * depth).map(at).map(|(n, k)| if bit(n, k) { 127 } else { -128 }).collect();
+        let window = Window::of_rows(rows);
+        let want = reference::conv_int8(&x, depth, 0, &codes, depth, &window, 0);
+        for packed in every_form(&codes, outputs, 1, depth) {
+            let mut y = vec![0; rows * outputs];
+            packed.matmul(&x, rows, IntOutput::I32(&mut y, &vec![0; outputs]), 1);
+            assert_eq!(y, want, "{:?} {:?}", packed.isa, packed.form());
+        }
+    }
+
     #[test]
     fn convolutions_match_the_reference() {
         for (i, window) in windows().iter().enumerate() {
