@@ -25,8 +25,17 @@ impl Neon {
         if k % 4 < 2 { 128 } else { 127 }
     }
 
+    /// Changes quads to the order of [`Neon::int8_tile`]: of 8 columns, the first halves of the quads, then the second
+    /// ones. Loads that part them (`ld2`) want neighbouring registers, for which there is no room.
+    pub(super) fn part_quads(panels: &mut [i8]) {
+        for quads in panels.as_chunks_mut::<32>().0 {
+            *quads = std::array::from_fn(|i| quads[i % 16 / 2 * 4 + i / 16 * 2 + i % 2]);
+        }
+    }
+
     /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and
-    /// `depth` elements (a multiple of 4), to `out` through its epilogue (without the table).
+    /// `depth` elements (a multiple of 4) in the order of [`Neon::part_quads`], to `out` through its epilogue (without the
+    /// table).
     ///
     /// NEON multiplies signed bytes by signed bytes into 16 bits, where two of the largest products, `-128 * -128`, just
     /// do not fit if added. They fit if one is subtracted: so the codes of two elements of a quad become `code - 128`,
@@ -112,7 +121,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
 /// One quad: elements `FIRST` and `SECOND` of `codes`, two codes each, times the quads at `b`.
 ///
 /// # Safety
-/// `b` points at `V * 16` weights.
+/// `b` points at `V * 16` weights, in the order of [`Neon::part_quads`].
 #[target_feature(enable = "neon")]
 #[inline]
 unsafe fn step<const R: usize, const V: usize, const FIRST: i32, const SECOND: i32>(
@@ -120,20 +129,23 @@ unsafe fn step<const R: usize, const V: usize, const FIRST: i32, const SECOND: i
     codes: &[int16x8_t; R],
     b: *const i8,
 ) {
-    for v in (0..V).step_by(2) {
-        // The first and the second halves of the quads of 8 columns.
-        // SAFETY: the caller promises the weights; the load needs no alignment.
-        let halves = unsafe { vld2q_s16(b.add(v * 16).cast()) };
-        let (first, second) = (vreinterpretq_s8_s16(halves.0), vreinterpretq_s8_s16(halves.1));
-        for r in 0..R {
-            let added = vreinterpretq_s8_s16(vdupq_laneq_s16::<FIRST>(codes[r]));
-            let taken = vreinterpretq_s8_s16(vdupq_laneq_s16::<SECOND>(codes[r]));
+    let mut halves = [[vdupq_n_s8(0); 2]; V];
+    for v in 0..V / 2 {
+        // SAFETY: the caller promises the weights.
+        halves[v] = unsafe { [vld1q_s8(b.add(v * 32)), vld1q_s8(b.add(v * 32 + 16))] };
+    }
+    // Rows outside and columns inside: the other way round the repeated codes of all rows want registers.
+    for r in 0..R {
+        let added = vreinterpretq_s8_s16(vdupq_laneq_s16::<FIRST>(codes[r]));
+        let taken = vreinterpretq_s8_s16(vdupq_laneq_s16::<SECOND>(codes[r]));
+        for v in 0..V / 2 {
+            let [first, second] = halves[v];
             let low = vmull_s8(vget_low_s8(first), vget_low_s8(added));
             let low = vmlsl_s8(low, vget_low_s8(second), vget_low_s8(taken));
             let high = vmull_high_s8(first, added);
             let high = vmlsl_high_s8(high, second, taken);
-            acc[r][v] = vpadalq_s16(acc[r][v], low);
-            acc[r][v + 1] = vpadalq_s16(acc[r][v + 1], high);
+            acc[r][2 * v] = vpadalq_s16(acc[r][2 * v], low);
+            acc[r][2 * v + 1] = vpadalq_s16(acc[r][2 * v + 1], high);
         }
     }
 }

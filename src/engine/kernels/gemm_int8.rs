@@ -80,10 +80,11 @@ enum Panels {
     /// Panels of [`INT8_MATRIX`], for matrix tiles, and how their depth is padded.
     #[cfg(target_arch = "x86_64")]
     Matrix(Amx, Runs, Aligned<i8>),
-    /// Panels of [`INT8_QUADS_NEON`], for products of signed bytes, and what the sum of each column begins with.
+    /// Panels of [`INT8_QUADS_NEON`] with [parted quads](Neon::part_quads), for products of signed bytes, and what the
+    /// sum of each column begins with.
     #[cfg(target_arch = "aarch64")]
     Signed(Neon, Aligned<i8>, Aligned<i32>),
-    /// The same for dot products.
+    /// The same with whole quads, for dot products.
     #[cfg(target_arch = "aarch64")]
     SignedDot(NeonDot, Aligned<i8>, Aligned<i32>),
 }
@@ -116,7 +117,8 @@ impl PackedInt8 {
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => {
-                let panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                let mut panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                Neon::part_quads(&mut panels);
                 Panels::Signed(neon, panels, starts(codes, depth, Neon::excess))
             }
             #[cfg(target_arch = "aarch64")]
