@@ -60,13 +60,12 @@ pub(super) unsafe fn store_int<const R: usize, const V: usize>(
     out: &mut IntOutput,
     place: Place,
 ) {
-    // SAFETY of all three: the caller promises row `r` of the tile.
     match out {
         IntOutput::U8(out, requant) => {
             let factor = factors::<V>(requant.multiplier, place);
             for r in 0..R {
                 let codes = codes::<V>(acc[r], factor, requant);
-                // SAFETY: as above.
+                // SAFETY: the caller promises row `r` of the tile.
                 unsafe { store(&codes[..V * 4], out, place.at + r * place.stride, place.columns) }
             }
         }
@@ -78,7 +77,7 @@ pub(super) unsafe fn store_int<const R: usize, const V: usize>(
                     // SAFETY: an array of 4.
                     unsafe { vst1q_f32(y[v].as_mut_ptr(), vmulq_f32(vcvtq_f32_s32(acc[r][v]), factor[v])) }
                 }
-                // SAFETY: as above.
+                // SAFETY: the caller promises row `r` of the tile.
                 unsafe { store(y.as_flattened(), out, place.at + r * place.stride, place.columns) }
             }
         }
@@ -89,7 +88,7 @@ pub(super) unsafe fn store_int<const R: usize, const V: usize>(
                     // SAFETY: an array of 4.
                     unsafe { vst1q_s32(y[v].as_mut_ptr(), acc[r][v]) }
                 }
-                // SAFETY: as above.
+                // SAFETY: the caller promises row `r` of the tile.
                 unsafe { store(y.as_flattened(), out, place.at + r * place.stride, place.columns) }
             }
         }
