@@ -1,5 +1,5 @@
-//! NEON, which every 64-bit Arm processor has: the register tile of the integer product. Knows packed slices only;
-//! packing and walking are the callers'.
+//! NEON, which every 64-bit Arm processor has: the register tile of the integer product, and tables of codes.
+//! Knows packed slices only; packing and walking are the callers'.
 //!
 //! Tested to the bit under emulation only, and never timed.
 #![expect(unsafe_code, reason = "vector loads take pointers, and target features must be proven")]
@@ -18,6 +18,12 @@ impl Neon {
     /// The token, if the processor has what it stands for.
     pub fn detect() -> Option<Neon> {
         std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+
+    /// `x[i] = table[x[i]]`.
+    pub(super) fn apply_table(self, x: &mut [[u8; 16]], table: &[u8; 256]) {
+        // SAFETY: `self` proves NEON.
+        unsafe { apply_table(x, table) }
     }
 
     /// What [`Neon::int8_tile`] adds to the product of code and weight for each element `k` of a column, in weights.
@@ -147,5 +153,26 @@ unsafe fn step<const R: usize, const V: usize, const FIRST: i32, const SECOND: i
             acc[r][2 * v] = vpadalq_s16(acc[r][2 * v], low);
             acc[r][2 * v + 1] = vpadalq_s16(acc[r][2 * v + 1], high);
         }
+    }
+}
+
+/// `x[i] = table[x[i]]`.
+///
+/// One look-up (`tbl`) reaches 64 bytes. A code past them gives 0 there, and what it was (`tbx`) in those that follow.
+#[target_feature(enable = "neon")]
+fn apply_table(x: &mut [[u8; 16]], table: &[u8; 256]) {
+    // SAFETY: four arrays of 64.
+    let [first, others @ ..] =
+        [0, 64, 128, 192].map(|start| unsafe { vld1q_u8_x4(table[start..start + 64].as_ptr()) });
+    for codes in x {
+        // SAFETY: an array of 16.
+        let mut index = unsafe { vld1q_u8(codes.as_ptr()) };
+        let mut y = vqtbl4q_u8(first, index);
+        for part in others {
+            index = vsubq_u8(index, vdupq_n_u8(64));
+            y = vqtbx4q_u8(y, part, index);
+        }
+        // SAFETY: an array of 16.
+        unsafe { vst1q_u8(codes.as_mut_ptr(), y) }
     }
 }
