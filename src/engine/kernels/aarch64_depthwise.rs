@@ -2,7 +2,6 @@
 //!
 //! Tested to the bit under emulation only, and never timed.
 #![expect(unsafe_code, reason = "vector loads take pointers, and target features must be proven")]
-#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
 use super::aarch64_finish::{first_sums, store_int};

@@ -363,9 +363,9 @@ mod tests {
     #[test]
     fn extremes_of_codes_and_weights_match_the_reference() {
         let (channels, taps) = (64, 8);
-        let code = |i: usize| if i % channels >> (i / channels % 3) & 1 == 1 { 255 } else { 0 };
+        let code = |i: usize| if (i % channels) >> (i / channels % 3) & 1 == 1 { 255 } else { 0 };
         let x: Vec<u8> = (0..taps * channels).map(code).collect();
-        let weight = |i: usize| if i / taps >> (3 + i % taps % 3) & 1 == 1 { 127 } else { -128 };
+        let weight = |i: usize| if (i / taps) >> (3 + i % taps % 3) & 1 == 1 { 127 } else { -128 };
         let codes: Vec<i8> = (0..channels * taps).map(weight).collect();
         let window = window(1, (1, taps), (1, taps), (1, 1), (1, 1), (0, 0));
         let want = reference::depthwise_int8(&x, &codes, channels, &window, 0);
