@@ -1,8 +1,12 @@
 //! Integer depthwise convolution: each channel has its own kernel. Knows slices only.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64_neon::Neon;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
-use super::lines::{Aligned, with_scratch};
+use super::lines::Aligned;
+#[cfg(target_arch = "x86_64")]
+use super::lines::with_scratch;
 use super::parallel::{parts, split_rows};
 use super::rows::Rows;
 use super::tiles::Place;
@@ -35,6 +39,10 @@ enum Weights {
     /// Groups of four taps.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
+    /// `[block, taps, 32]` instead, an even number of taps, channels in order, and what the sum of each channel of each
+    /// block begins with, `[block, 32]`.
+    #[cfg(target_arch = "aarch64")]
+    Rows(Neon, Aligned<i8>, Aligned<i32>),
 }
 
 impl PackedDepthwise {
@@ -53,7 +61,15 @@ impl PackedDepthwise {
             }
             _ => Weights::Pairs(pairs()),
         };
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        let weights = match isa.neon() {
+            Some(neon) => {
+                let (weights, starts) = pack_rows(codes, channels, taps);
+                Weights::Rows(neon, weights, starts)
+            }
+            None => Weights::Pairs(pairs()),
+        };
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let weights = Weights::Pairs(pairs());
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
@@ -73,6 +89,8 @@ impl PackedDepthwise {
             Weights::Columns(_, pairs, columns) => pairs.bytes() + columns.bytes(),
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(_, weights) => weights.bytes(),
+            #[cfg(target_arch = "aarch64")]
+            Weights::Rows(_, weights, starts) => weights.bytes() + starts.bytes(),
         };
         weights + size_of_val(&self.column_sums[..])
     }
@@ -105,6 +123,8 @@ impl PackedDepthwise {
             Weights::Columns(..) => 2,
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(..) => 4,
+            #[cfg(target_arch = "aarch64")]
+            Weights::Rows(..) => 2,
         };
         halo::for_each_line(x, channels, window, pad, lines, group, |line, rows, taps| {
             let at = (line - first) * line_len;
@@ -144,6 +164,11 @@ impl PackedDepthwise {
                         let weights = &weights[i * len..][..len];
                         vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
                     }
+                    #[cfg(target_arch = "aarch64")]
+                    Weights::Rows(neon, weights, starts) => {
+                        let (weights, starts) = (&weights[i * len..][..len], &starts[i * BLOCK..][..BLOCK]);
+                        neon.depthwise_row(x, taps, step, count, weights, starts, out, place);
+                    }
                 }
             }
             let starts = (0..count).map(|i| at + i * channels);
@@ -170,6 +195,22 @@ fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, gr
 /// Fewest outputs of a line that pay for widening it by columns. With stride 2 too few outputs share a column.
 #[cfg(target_arch = "x86_64")]
 const COLUMNS_MIN: usize = 12;
+
+/// Packs codes tap by tap, and sums each channel's, times what a product has too little for each.
+#[cfg(target_arch = "aarch64")]
+fn pack_rows(codes: &[i8], channels: usize, taps: usize) -> (Aligned<i8>, Aligned<i32>) {
+    let (len, blocks) = (taps.next_multiple_of(2) * BLOCK, blocks(channels));
+    let mut packed = Aligned::zeros(blocks.len() * len);
+    let mut starts = Aligned::zeros(blocks.len() * BLOCK);
+    for (i, block) in blocks.enumerate() {
+        for (t, c) in (0..taps).flat_map(|t| block.clone().map(move |c| (t, c))) {
+            let (code, at) = (codes[c * taps + t], c - block.start);
+            packed[i * len + t * BLOCK + at] = code;
+            starts[i * BLOCK + at] += i32::from(code) * Neon::depthwise_excess(t);
+        }
+    }
+    (packed, starts)
+}
 
 /// Most lines of a square kernel that is packed by columns.
 #[cfg(target_arch = "x86_64")]
@@ -332,6 +373,24 @@ mod tests {
     fn every_channel_count_matches_the_reference() {
         for channels in 1..=97 {
             check(&window(1, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)), channels, 130, 1);
+        }
+    }
+
+    /// Sums on the way to 32 bits are largest here, of either sign, for every two neighbouring taps.
+    #[test]
+    fn extremes_of_codes_and_weights_match_the_reference() {
+        let (channels, taps) = (64, 8);
+        let code = |i: usize| if (i % channels) >> (i / channels % 3) & 1 == 1 { 255 } else { 0 };
+        let x: Vec<u8> = (0..taps * channels).map(code).collect();
+        let weight = |i: usize| if (i / taps) >> (3 + i % taps % 3) & 1 == 1 { 127 } else { -128 };
+        let codes: Vec<i8> = (0..channels * taps).map(weight).collect();
+        let window = window(1, (1, taps), (1, taps), (1, 1), (1, 1), (0, 0));
+        let want = reference::depthwise_int8(&x, &codes, channels, &window, 0);
+        for isa in Isa::available() {
+            let mut y = vec![0; channels];
+            let packed = PackedDepthwise::pack(isa, &codes, channels, taps);
+            packed.conv(&x, &window, 0, IntOutput::I32(&mut y, &vec![0; channels]), 1);
+            assert_eq!(y, want, "{isa:?}");
         }
     }
 

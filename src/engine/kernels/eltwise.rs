@@ -157,6 +157,12 @@ pub fn apply_table_in_place(isa: Isa, x: &mut [u8], table: &[u8; 256]) {
             return apply_table_in_place(Isa::Scalar, &mut x[whole..], table);
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if let Some(neon) = isa.neon() {
+        let (whole, rest) = x.as_chunks_mut::<16>();
+        neon.apply_table(whole, table);
+        return apply_table_in_place(Isa::Scalar, rest, table);
+    }
     let _ = isa;
     for code in x {
         *code = table[usize::from(*code)];

@@ -11,7 +11,9 @@ use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows};
 use super::patches::Patches;
-use super::tiles::{F32, F32_WIDE, Part, Place, Shape};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::F32_WIDE;
+use super::tiles::{F32, Part, Place, Shape};
 use super::walk::walk;
 use std::cell::RefCell;
 use std::ops::Range;

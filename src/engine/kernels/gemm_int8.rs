@@ -13,6 +13,8 @@ use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED, I
 use super::tiles::{INT8_PAIRS, Place, Shape};
 use super::walk::walk;
 use super::{IntOutput, Window};
+#[cfg(target_arch = "aarch64")]
+use super::{aarch64_dot::NeonDot, aarch64_neon::Neon, tiles::INT8_QUADS_NEON};
 #[cfg(target_arch = "x86_64")]
 use super::{
     blocks::{Product, Runs},
@@ -91,6 +93,13 @@ enum Panels {
     /// Panels of [`INT8_MATRIX`], for matrix tiles, and how their depth is padded.
     #[cfg(target_arch = "x86_64")]
     Matrix(Amx, Runs, Aligned<i8>),
+    /// Panels of [`INT8_QUADS_NEON`] with [parted quads](Neon::part_quads), for products of signed bytes, and what the
+    /// sum of each column begins with.
+    #[cfg(target_arch = "aarch64")]
+    Signed(Neon, Aligned<i8>, Aligned<i32>),
+    /// The same with whole quads, for dot products.
+    #[cfg(target_arch = "aarch64")]
+    SignedDot(NeonDot, Aligned<i8>, Aligned<i32>),
 }
 
 impl PackedInt8 {
@@ -137,6 +146,17 @@ impl PackedInt8 {
                 let code = |n, k| runs.element(k).map_or(0, |k| codes[n * depth + k]);
                 Panels::Matrix(amx, runs, pack(INT8_MATRIX, out, runs.depth(), code))
             }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(neon) => {
+                let mut panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                Neon::part_quads(&mut panels);
+                Panels::Signed(neon, panels, starts(codes, depth, Neon::excess))
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot(dot) => {
+                let panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                Panels::SignedDot(dot, panels, starts(codes, depth, NeonDot::excess))
+            }
             _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
         };
         let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
@@ -164,6 +184,8 @@ impl PackedInt8 {
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(..) | Panels::NarrowQuads(..) | Panels::Matrix(..) => Form::Quads,
+            #[cfg(target_arch = "aarch64")]
+            Panels::Signed(..) | Panels::SignedDot(..) => Form::Quads,
         }
     }
 
@@ -178,6 +200,10 @@ impl PackedInt8 {
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(_, panels) | Panels::NarrowQuads(_, panels) | Panels::Matrix(.., panels) => {
                 panels.bytes()
+            }
+            #[cfg(target_arch = "aarch64")]
+            Panels::Signed(_, panels, starts) | Panels::SignedDot(_, panels, starts) => {
+                panels.bytes() + starts.bytes()
             }
         };
         panels + size_of_val(&self.column_sums[..])
@@ -244,6 +270,8 @@ impl PackedInt8 {
             Panels::NarrowQuads(..) => INT8_QUADS_NARROW,
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(..) => INT8_MATRIX,
+            #[cfg(target_arch = "aarch64")]
+            Panels::Signed(..) | Panels::SignedDot(..) => INT8_QUADS_NEON,
         }
     }
 
@@ -317,6 +345,30 @@ impl PackedInt8 {
                     |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
                         let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
                         vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
+                    };
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Panels::Signed(neon, panels, starts) => {
+                let tile = |a: &[u8],
+                            lda,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            _: Share| {
+                    let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
+                    neon.int8_tile(a, lda, rows, panel, width, depth, &starts[place.channel..], out, place)
+                };
+                self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Panels::SignedDot(dot, panels, starts) => {
+                let tile =
+                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
+                        let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
+                        dot.int8_tile(a, lda, rows, panel, width, depth, &starts[place.channel..], out, place)
                     };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -428,7 +480,7 @@ impl PackedInt8 {
 }
 
 /// Of the rows of a block those of a tile: from, to, of how many.
-pub(super) type Share = (usize, usize, usize);
+type Share = (usize, usize, usize);
 
 /// What a tile should ask for early: its share of the panel behind `panel`, which the block wants next.
 fn ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> &[T] {
@@ -446,6 +498,19 @@ fn pack<T: Pod>(
     let mut panels = Aligned::zeros(shape.packed_len(columns, depth));
     shape.pack(columns, depth, &mut panels, element);
     panels
+}
+
+/// The sum of each column's weights `[columns, depth]`, times `excess` of their place in it, modulo 2^32; zeros up to a
+/// whole panel.
+#[cfg(target_arch = "aarch64")]
+fn starts(codes: &[i8], depth: usize, excess: impl Fn(usize) -> i32) -> Aligned<i32> {
+    let columns = codes.len() / depth;
+    let mut starts = Aligned::<i32>::zeros(columns.next_multiple_of(INT8_QUADS_NEON.columns));
+    for (start, codes) in starts.iter_mut().zip(codes.chunks_exact(depth)) {
+        let products = codes.iter().enumerate().map(|(k, &code)| i32::from(code) * excess(k));
+        *start = products.fold(0, i32::wrapping_add);
+    }
+    starts
 }
 
 /// A tile in pairs, of AVX2 or in plain Rust.
@@ -596,6 +661,24 @@ mod tests {
         for rows in 1..=26 {
             check(&Window::of_rows(rows), dense(9, 2 * rows - 1), 0, 1);
             check(&Window::of_rows(rows), dense(8, 90 - rows), 0, 1);
+        }
+    }
+
+    /// Sums on the way to 32 bits are largest here, of either sign, in every place of a quad and of a longer step.
+    #[test]
+    fn extremes_of_codes_and_weights_match_the_reference() {
+        let (rows, depth, outputs) = (16, 44, 16);
+        let bit = |i: usize, k: usize| i >> (k % 4) & 1 == 1;
+        let at = |i: usize| (i / depth, i % depth);
+        let x: Vec<u8> = (0..rows * depth).map(at).map(|(r, k)| if bit(r, k) { 255 } else { 0 }).collect();
+        let codes: Vec<i8> =
+            (0..outputs * depth).map(at).map(|(n, k)| if bit(n, k) { 127 } else { -128 }).collect();
+        let window = Window::of_rows(rows);
+        let want = reference::conv_int8(&x, depth, 0, &codes, depth, &window, 0);
+        for packed in every_form(&codes, outputs, 1, depth) {
+            let mut y = vec![0; rows * outputs];
+            packed.matmul(&x, rows, IntOutput::I32(&mut y, &vec![0; outputs]), 1);
+            assert_eq!(y, want, "{:?} {:?}", packed.isa, packed.form());
         }
     }
 

@@ -1,5 +1,9 @@
 //! The instruction sets that the kernels are written for, and which of them this processor has. Knows no kernel.
 
+#[cfg(target_arch = "aarch64")]
+use super::aarch64_dot::NeonDot;
+#[cfg(target_arch = "aarch64")]
+use super::aarch64_neon::Neon;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -28,6 +32,12 @@ pub enum Isa {
     /// Matrix tiles of bytes beside those (Sapphire Rapids and later).
     #[cfg(target_arch = "x86_64")]
     Amx(Amx),
+    /// What every 64-bit Arm processor has.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    /// NEON with byte dot products (Cortex-A55, A76, Neoverse N1, Apple A11 and later).
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(NeonDot),
 }
 
 impl Isa {
@@ -45,13 +55,15 @@ impl Isa {
             Avx512Vnni::detect().map(Isa::Avx512Vnni),
             Amx::detect().map(Isa::Amx),
         ];
-        #[cfg(not(target_arch = "x86_64"))]
-        let vector = [];
+        #[cfg(target_arch = "aarch64")]
+        let vector = [Neon::detect().map(Isa::Neon), NeonDot::detect().map(Isa::NeonDot)];
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+        let vector: [Option<Isa>; 0] = [];
         std::iter::once(Isa::Scalar).chain(vector.into_iter().flatten()).collect()
     }
 
-    /// The instruction set called `scalar`, `avx2`, `avxvnni`, `avx512vnni` or `amx`; none if the name is
-    /// unknown or the processor lacks it.
+    /// The instruction set called `scalar`, `avx2`, `avxvnni`, `avx512vnni`, `amx`, `neon` or `neondot`; none if the
+    /// name is unknown or the processor lacks it.
     pub fn named(name: &str) -> Option<Isa> {
         Isa::available().into_iter().find(|isa| isa.name() == name)
     }
@@ -68,6 +80,10 @@ impl Isa {
             Isa::Avx512Vnni(_) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(_) => "amx",
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => "neon",
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot(_) => "neondot",
         }
     }
 
@@ -93,6 +109,16 @@ impl Isa {
         }
     }
 
+    /// The proof of NEON, which dot products come with.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn neon(self) -> Option<Neon> {
+        match self {
+            Isa::Scalar => None,
+            Isa::Neon(neon) => Some(neon),
+            Isa::NeonDot(dot) => Some(dot.neon()),
+        }
+    }
+
     /// Runs `f`, a loop over plain slices, compiled for this instruction set. Write the closure as `#[inline(always)] ||`,
     /// and loops in it as `for`: what is not inlined is compiled for the baseline.
     #[inline(always)]
@@ -105,6 +131,7 @@ impl Isa {
             Isa::Avx512Vnni(wide) => wide.vectorize(f),
             Isa::Amx(amx) => amx.wide().vectorize(f),
         };
+        // NEON is in the baseline of 64-bit Arm.
         #[cfg(not(target_arch = "x86_64"))]
         f()
     }
@@ -131,6 +158,11 @@ impl Isa {
             Isa::Avx2(_) | Isa::AvxVnni(_) => 48,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(_) | Isa::Amx(_) => 96,
+            // Guesses from the width of the units.
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => 12,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot(_) => 48,
         }
     }
 }

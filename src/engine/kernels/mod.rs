@@ -20,6 +20,14 @@ pub mod reference;
 pub mod requant;
 pub mod winograd;
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64_depthwise;
+#[cfg(target_arch = "aarch64")]
+mod aarch64_dot;
+#[cfg(target_arch = "aarch64")]
+mod aarch64_finish;
+#[cfg(target_arch = "aarch64")]
+mod aarch64_neon;
 #[cfg(target_arch = "x86_64")]
 mod blocks;
 mod halo;

@@ -9,6 +9,7 @@ pub(super) const INT8_PAIRS: Shape =
     Shape { rows: 6, columns: 16, group: 2, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
 /// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
+#[cfg(target_arch = "x86_64")]
 pub(super) const INT8_QUADS: Shape =
     Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
 
@@ -30,10 +31,17 @@ pub(super) const INT8_SCHEDULED: Shape = Shape {
 };
 
 /// Integer products in quads of bytes on AVX2, of the size of the pairs.
+#[cfg(target_arch = "x86_64")]
 pub(super) const INT8_QUADS_NARROW: Shape = Shape { group: 4, ..INT8_PAIRS };
 
 /// Integer products in matrix tiles, two by two. The depth is padded by the packer.
+#[cfg(target_arch = "x86_64")]
 pub(super) const INT8_MATRIX: Shape = Shape { rows: 32, ..INT8_QUADS };
+
+/// Integer products in quads of signed bytes on NEON: 16 accumulators of 32 registers, 4 for the panel, one for a row.
+/// Wide rather than high, because the codes of each row are made signed in the tile.
+#[cfg(target_arch = "aarch64")]
+pub(super) const INT8_QUADS_NEON: Shape = Shape { rows: 4, group: 4, ..INT8_PAIRS };
 
 /// Float products, of the size of the pairs and for the same reason.
 pub(super) const F32: Shape =
@@ -42,6 +50,7 @@ pub(super) const F32: Shape =
 /// Float products on AVX-512: 28 accumulators of 32 registers, two for the panel, one for a row. Fourteen rows
 /// divide the 7 x 7, 14 x 14, 28 x 28 and 56 x 56 pixels of image networks without a rest. Processors with AVX-512 have
 /// a level-2 cache of 1 MiB or more.
+#[cfg(target_arch = "x86_64")]
 pub(super) const F32_WIDE: Shape =
     Shape { rows: 14, columns: 32, group: 1, block_rows: 56, block_bytes: 512 << 10, block_depth: 2304 };
 
