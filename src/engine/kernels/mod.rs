@@ -44,6 +44,8 @@ mod sums;
 mod testing;
 mod tiles;
 mod walk;
+#[cfg(test)]
+mod winograd_tests;
 mod winograd_tiles;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;

@@ -30,10 +30,10 @@ pub(super) const COLUMNS: usize = 16;
 pub(super) const DEPTH: usize = 4;
 
 /// Taps of the kernel.
-const TAPS: usize = 9;
+pub(super) const TAPS: usize = 9;
 
 /// Most input channels: `4 * 9 * inputs * 255 * 128`, the largest sum before it is divided by four, is within `i32`.
-const INPUTS_MAX: usize = (1 << 31) / (4 * TAPS * 255 * 128);
+pub(super) const INPUTS_MAX: usize = (1 << 31) / (4 * TAPS * 255 * 128);
 
 /// Most tiles of a block: a position's panel is read once for so many, and more gain nothing. An image of 14 x 14 has
 /// 49.
@@ -324,7 +324,3 @@ fn transform(taps: &[[i16; CHUNK]; TAPS], u: &mut [[i16; CHUNK]; POSITIONS]) {
 fn kernel(a: i16, b: i16, c: i16) -> [i16; 4] {
     [2 * a, a + b + c, a - b + c, 2 * c]
 }
-
-#[cfg(test)]
-#[path = "winograd_tests.rs"]
-mod tests;

@@ -1,8 +1,9 @@
-//! Tests of [`super`]: every result against the direct sum, to the bit.
+//! Tests of [`winograd`](super::winograd): every result against the direct sum, to the bit.
 
-use super::super::testing::{Random, window, windows};
-use super::super::{Dequant, Requant, reference};
-use super::*;
+use super::isa::Isa;
+use super::testing::{Random, window, windows};
+use super::winograd::*;
+use super::{Dequant, IntOutput, Requant, Window, reference};
 
 /// Where the channels used lie within the pixels of both tensors.
 #[derive(Clone, Copy, Debug)]

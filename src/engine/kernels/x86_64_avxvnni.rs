@@ -5,8 +5,8 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::x86_64::{Avx2, bias_lanes};
-use super::x86_64_finish::store_int;
+use super::x86_64::Avx2;
+use super::x86_64_finish::{bias_lanes, store_int};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.

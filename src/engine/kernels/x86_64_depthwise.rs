@@ -9,7 +9,8 @@ use super::IntOutput;
 use super::depthwise::{column_words, group_count};
 use super::halo::BLOCK;
 use super::tiles::Place;
-use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes, interleaved, natural_order};
+use super::x86_64::{Avx2, interleaved, natural_order};
+use super::x86_64_finish::{Codes, bias_lanes, factor_lanes};
 use std::arch::x86_64::*;
 
 /// Elements that 32 channels of two pixels take as words.

@@ -1,9 +1,8 @@
 //! AVX2: how the accumulators of dense integer tiles become outputs, in registers. Knows no products.
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
 
-use super::IntOutput;
 use super::tiles::Place;
-use super::x86_64::{Codes, factor_lanes, store_floats};
+use super::{IntOutput, Requant};
 use std::arch::x86_64::*;
 
 /// The end of tiles of up to `V * 8` columns, whose accumulators began at the bias and are in natural column order. What
@@ -122,5 +121,112 @@ impl<const V: usize> Finish<V> for ToSums<'_> {
             // SAFETY: the caller promises row `r` of the tile. Floats are only moved here.
             unsafe { store_floats::<V>(sums, out, at + r * self.place.stride, self.place.columns) }
         }
+    }
+}
+
+/// # Safety
+/// `out` holds `columns` (at most `V * 8`) elements at `at`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) unsafe fn store_floats<const V: usize>(
+    y: [__m256; V],
+    out: &mut [f32],
+    at: usize,
+    columns: usize,
+) {
+    // SAFETY: the caller promises the elements written; a whole tile writes `V * 8`, another `columns`.
+    unsafe {
+        let to = out.as_mut_ptr().add(at);
+        if columns == V * 8 {
+            for v in 0..V {
+                _mm256_storeu_ps(to.add(v * 8), y[v]);
+            }
+        } else {
+            let mut row = [[0f32; 8]; V];
+            for v in 0..V {
+                _mm256_storeu_ps(row[v].as_mut_ptr(), y[v]);
+            }
+            std::ptr::copy_nonoverlapping(row.as_ptr().cast(), to, columns);
+        }
+    }
+}
+
+/// The bias of the tile's channels. Accumulators begin at it: 32-bit sums wrap, so their order is free.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn bias_lanes<const V: usize>(out: &IntOutput, place: Place) -> [__m256i; V] {
+    let bias = match out {
+        IntOutput::U8(_, requant) => requant.bias,
+        IntOutput::F32(_, dequant) => dequant.bias,
+        IntOutput::I32(_, bias) => bias,
+    };
+    lanes::<i32, V>(bias, place)
+}
+
+/// The factors of the tile's channels.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn factor_lanes<const V: usize>(factor: &[f32], place: Place) -> [__m256; V] {
+    lanes::<f32, V>(factor, place).map(|lanes| _mm256_castsi256_ps(lanes))
+}
+
+/// The 32-bit values of the tile's channels; zeros past the last column.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m256i; V] {
+    const { assert!(size_of::<T>() == 4) };
+    let values = &values[place.channel..][..place.columns];
+    let mut tail = [[T::zeroed(); 8]; V];
+    let from = if values.len() == V * 8 {
+        values.as_ptr()
+    } else {
+        tail.as_flattened_mut()[..values.len()].copy_from_slice(values);
+        tail.as_ptr().cast()
+    };
+    let mut lanes = [_mm256_setzero_si256(); V];
+    for v in 0..V {
+        // SAFETY: `from` leads to `V * 8` values of 32 bits: the slice if that is its length, else the tail.
+        lanes[v] = unsafe { _mm256_loadu_si256(from.add(v * 8).cast()) };
+    }
+    lanes
+}
+
+/// The end of an integer epilogue: what all channels share.
+pub(super) struct Codes {
+    hi: __m256,
+    zero_point: __m256i,
+    lo_code: __m256i,
+    hi_code: __m256i,
+}
+
+impl Codes {
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn new(requant: &Requant) -> Self {
+        Codes {
+            hi: _mm256_set1_ps(requant.bounds().1),
+            zero_point: _mm256_set1_epi16(i16::from(requant.zero_point)),
+            lo_code: _mm256_set1_epi8(requant.lo as i8),
+            hi_code: _mm256_set1_epi8(requant.hi as i8),
+        }
+    }
+
+    /// Distances from the zero point. Products too low for `i32` and what is not a number (`minps` gives its second
+    /// operand then) become its least value, which the packs bring to `lo`; products too high would become that
+    /// too, so they are cut before.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
+        _mm256_cvtps_epi32(_mm256_min_ps(self.hi, _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor)))
+    }
+
+    /// Codes of 32 distances: in each 128-bit lane four of every register.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) fn bytes(&self, q: [__m256i; 4]) -> __m256i {
+        let low = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), self.zero_point);
+        let high = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), self.zero_point);
+        let codes = _mm256_packus_epi16(low, high);
+        _mm256_min_epu8(_mm256_max_epu8(codes, self.lo_code), self.hi_code)
     }
 }

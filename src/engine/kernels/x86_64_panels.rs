@@ -5,8 +5,8 @@
 use super::IntOutput;
 use super::schedule::Panel;
 use super::tiles::{INT8_SCHEDULED_ROWS, Place};
-use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes};
-use super::x86_64_finish::{Finish, ToCodes, ToFloats, ToSums};
+use super::x86_64::Avx2;
+use super::x86_64_finish::{Codes, Finish, ToCodes, ToFloats, ToSums, bias_lanes, factor_lanes};
 use std::arch::x86_64::*;
 
 /// Rows of a register tile.

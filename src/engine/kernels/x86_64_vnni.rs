@@ -5,8 +5,8 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::x86_64;
-use super::x86_64::{Avx2, Codes, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
+use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
+use super::x86_64_finish::{self, Codes};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes

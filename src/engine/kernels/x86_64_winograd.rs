@@ -6,8 +6,8 @@
 use super::IntOutput;
 use super::tiles::Place;
 use super::winograd::{COLUMNS, POSITIONS, ROWS};
-use super::x86_64::{Avx2, Codes, bias_lanes, factor_lanes};
-use super::x86_64_finish::store_int;
+use super::x86_64::Avx2;
+use super::x86_64_finish::{Codes, bias_lanes, factor_lanes, store_int};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
