@@ -4,9 +4,11 @@
 //! instructions in the same proportions on registers alone, measured in the same run. Figures are the best of many
 //! short runs, so that a busy machine does not lower them.
 
+use octet::engine::kernels::depthwise::PackedDepthwise;
 use octet::engine::kernels::gemm_int8::{Form, PackedInt8};
 use octet::engine::kernels::isa::Isa;
-use octet::engine::kernels::{IntOutput, Requant};
+use octet::engine::kernels::winograd::PackedWinograd;
+use octet::engine::kernels::{IntOutput, Requant, Window};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -18,7 +20,116 @@ fn main() {
         println!("{name:36} {peak:6.1}");
     }
     dense(&filter);
+    winograd(&filter);
+    depthwise(&filter);
 }
+
+/// A square image and a square kernel.
+fn window(batch: usize, size: usize, kernel: usize, stride: usize) -> Window {
+    let out = (size - 1) / stride + 1;
+    Window {
+        batch,
+        in_h: size,
+        in_w: size,
+        out_h: out,
+        out_w: out,
+        kernel_h: kernel,
+        kernel_w: kernel,
+        stride_h: stride,
+        stride_w: stride,
+        dilation_h: 1,
+        dilation_w: 1,
+        pad_top: kernel / 2,
+        pad_left: kernel / 2,
+    }
+}
+
+/// Convolutions of 3x3 by Winograd and directly, on one thread. Products are those of the direct form; the share is of
+/// what its instructions could do with 16 multiplications for 36.
+fn winograd(filter: &str) {
+    println!("\nconvolution 3x3             batch  size inputs outputs  GMAC/s  peak  direct");
+    for isa in
+        Isa::available().into_iter().filter(|isa| isa.name() == "avx2" && "avx2 winograd".contains(filter))
+    {
+        for (batch, size, inputs, outputs) in WINOGRAD_SHAPES {
+            let window = window(batch, size, 3, 1);
+            let codes: Vec<i8> = (0..outputs * 9 * inputs).map(|i| (i * 37 % 255) as i8).collect();
+            let x: Vec<u8> = (0..window.pixels() * inputs).map(|i| (i * 31 % 256) as u8).collect();
+            let (bias, multiplier) = (vec![0; outputs], vec![1e-4; outputs]);
+            let requant = codes_of(&bias, &multiplier);
+            let mut y = vec![0; window.rows() * outputs];
+            let products = window.rows() * 9 * inputs * outputs;
+            let tiles = PackedWinograd::pack(isa, &codes, outputs, inputs);
+            let (gmacs, share) = measure(products, &[(16.0 / 36.0, Sequence::Words)], || {
+                let out = IntOutput::U8(&mut y, &requant);
+                tiles.conv(&x, inputs, 0, &window, 7, out, outputs, 0, 1);
+            });
+            let direct = PackedInt8::pack(isa, &codes, outputs, 9, inputs);
+            let (direct, _) = measure(products, &[], || {
+                let out = IntOutput::U8(&mut y, &requant);
+                direct.conv(&x, inputs, 0, &window, 7, out, outputs, 0, 1);
+            });
+            let share = 100.0 * share;
+            println!(
+                "{:27} {batch:5} {size:5} {inputs:6} {outputs:7} {gmacs:7.1} {share:4.0}% {direct:7.1}",
+                isa.name()
+            );
+        }
+    }
+}
+
+/// Depthwise convolutions, on one thread.
+fn depthwise(filter: &str) {
+    println!("\ndepthwise convolution        size channels kernel stride  GMAC/s");
+    for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Scalar) {
+        let name = format!("{} depthwise", isa.name());
+        for (size, channels, kernel, stride) in
+            DEPTHWISE_SHAPES.into_iter().filter(|_| name.starts_with(filter))
+        {
+            let window = window(1, size, kernel, stride);
+            let codes: Vec<i8> = (0..channels * kernel * kernel).map(|i| (i * 37 % 255) as i8).collect();
+            let x: Vec<u8> = (0..window.pixels() * channels).map(|i| (i * 31 % 256) as u8).collect();
+            let (bias, multiplier) = (vec![0; channels], vec![1e-3; channels]);
+            let requant = codes_of(&bias, &multiplier);
+            let mut y = vec![0; window.rows() * channels];
+            let packed = PackedDepthwise::pack(isa, &codes, channels, kernel * kernel);
+            let (gmacs, _) = measure(window.rows() * channels * kernel * kernel, &[], || {
+                packed.conv(&x, &window, 7, IntOutput::U8(&mut y, &requant), 1);
+            });
+            println!("{name:27} {size:6} {channels:8} {kernel:6} {stride:6} {gmacs:7.1}");
+        }
+    }
+}
+
+/// Outputs as codes.
+fn codes_of<'a>(bias: &'a [i32], multiplier: &'a [f32]) -> Requant<'a> {
+    Requant { bias, multiplier, zero_point: 7, lo: 0, hi: 255, table: None, sum: None }
+}
+
+/// Batch, size, inputs and outputs.
+const WINOGRAD_SHAPES: [(usize, usize, usize, usize); 8] = [
+    (1, 56, 64, 64),
+    (1, 28, 128, 128),
+    (1, 14, 256, 256),
+    (1, 7, 512, 512),
+    (8, 14, 256, 256),
+    (8, 7, 512, 512),
+    (1, 80, 64, 64),
+    (1, 40, 64, 64),
+];
+
+/// Size, channels, kernel and stride.
+const DEPTHWISE_SHAPES: [(usize, usize, usize, usize); 9] = [
+    (112, 32, 3, 1),
+    (112, 96, 3, 2),
+    (56, 144, 3, 1),
+    (56, 144, 3, 2),
+    (28, 192, 3, 1),
+    (14, 576, 3, 1),
+    (7, 960, 3, 1),
+    (28, 240, 5, 1),
+    (14, 672, 5, 2),
+];
 
 /// Products of matrices, `[rows, depth]` by `[depth, columns]`, on one thread.
 fn dense(filter: &str) {
@@ -30,18 +141,10 @@ fn dense(filter: &str) {
                 let packed = PackedInt8::pack(isa, &codes(columns, depth), columns, 1, depth);
                 let a: Vec<u8> = (0..rows * depth).map(|i| (i * 31 % 256) as u8).collect();
                 let (bias, multiplier) = (vec![0; columns], vec![1e-4; columns]);
-                let requant = Requant {
-                    bias: &bias,
-                    multiplier: &multiplier,
-                    zero_point: 7,
-                    lo: 0,
-                    hi: 255,
-                    table: None,
-                    sum: None,
-                };
+                let requant = codes_of(&bias, &multiplier);
                 let mut y = vec![0; rows * columns];
                 let form = packed.form();
-                let (gmacs, share) = measure(rows * depth * columns, &sequences(form), || {
+                let (gmacs, share) = measure(rows * depth * columns, &sequences(isa, form), || {
                     packed.matmul(&a, rows, IntOutput::U8(&mut y, &requant), 1);
                 });
                 let share = 100.0 * share;
@@ -130,9 +233,11 @@ fn measure(products: usize, mix: &[(f32, Sequence)], mut f: impl FnMut()) -> (f6
 }
 
 /// What weights of a form are multiplied with.
-fn sequences(form: Form) -> Vec<(f32, Sequence)> {
+fn sequences(isa: Isa, form: Form) -> Vec<(f32, Sequence)> {
     match form {
-        Form::Pairs => vec![(1.0, Sequence::Words)],
+        Form::Quads if isa.name() == "amx" => vec![(1.0, Sequence::Matrix)],
+        Form::Quads if isa.name() == "avxvnni" => vec![(1.0, Sequence::Dot256)],
+        Form::Pairs | Form::BytePairs => vec![(1.0, Sequence::Words)],
         Form::Scheduled(shares) => vec![
             (shares.paired, Sequence::Paired),
             (shares.single, Sequence::Single),
@@ -157,16 +262,19 @@ enum Sequence {
     Dot256,
     /// `vpdpbusd` of 64 bytes.
     Dot512,
+    /// `tdpbusd` of whole tiles, two by two.
+    Matrix,
 }
 
 impl Sequence {
-    const ALL: [(&str, Sequence); 6] = [
+    const ALL: [(&str, Sequence); 7] = [
         ("vpmaddwd vpaddd", Sequence::Words),
         ("2 vpmaddubsw vpaddw vpmaddwd vpaddd", Sequence::Paired),
         ("vpmaddubsw vpmaddwd vpaddd", Sequence::Single),
         ("vpand vpsrlw 4 (vpmaddwd vpaddd)", Sequence::Wide),
         ("vpdpbusd ymm", Sequence::Dot256),
         ("vpdpbusd zmm", Sequence::Dot512),
+        ("tdpbusd", Sequence::Matrix),
     ];
 
     /// Whether this processor has the instructions.
@@ -175,6 +283,8 @@ impl Sequence {
         return match self {
             Sequence::Dot256 => is_x86_feature_detected!("avxvnni"),
             Sequence::Dot512 => is_x86_feature_detected!("avx512vnni"),
+            // Asks the system for the tiles, too.
+            Sequence::Matrix => Isa::named("amx").is_some(),
             _ => is_x86_feature_detected!("avx2"),
         };
         #[cfg(not(target_arch = "x86_64"))]
@@ -192,6 +302,7 @@ impl Sequence {
             Sequence::Wide => peak::wide(products),
             Sequence::Dot256 => peak::dot_256(products),
             Sequence::Dot512 => peak::dot_512(products),
+            Sequence::Matrix => peak::matrix(products),
         }
     }
 }
@@ -202,6 +313,44 @@ impl Sequence {
 #[expect(unsafe_code, reason = "what an instruction sequence can do is measured on that very sequence")]
 mod peak {
     use std::arch::asm;
+
+    /// Tile configuration: palette 1, eight tiles of 16 rows of 64 bytes.
+    #[repr(C, align(64))]
+    struct Tiles([u8; 64]);
+
+    const TILES: Tiles = {
+        let mut tiles = [0; 64];
+        tiles[0] = 1;
+        let mut i = 0;
+        while i < 8 {
+            tiles[16 + 2 * i] = 64;
+            tiles[48 + i] = 16;
+            i += 1;
+        }
+        Tiles(tiles)
+    };
+
+    /// Four tiles of sums from two by two tiles of operands, over and over.
+    pub(super) fn matrix(products: usize) {
+        let rounds = products / (4 * 16 * 16 * 64) + 1;
+        // SAFETY: the caller found the instruction set and the system gave the tiles; compilers use none.
+        unsafe {
+            asm!(
+                "ldtilecfg [{tiles}]",
+                "2:",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tdpbusd tmm1, tmm4, tmm7",
+                "tdpbusd tmm2, tmm5, tmm6",
+                "tdpbusd tmm3, tmm5, tmm7",
+                "dec {n}",
+                "jnz 2b",
+                "tilerelease",
+                tiles = in(reg) &TILES,
+                n = inout(reg) rounds => _,
+                options(nostack)
+            );
+        }
+    }
 
     /// `$name(products)` does so many, `$products` a round: `$step` on each accumulator with its temporaries.
     macro_rules! peak {

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
-use crate::engine::kernels::epilogue::Activation;
+use crate::engine::kernels::Activation;
 use crate::engine::kernels::{SumForm, SumScales};
 use crate::engine::tensor::DType;
 

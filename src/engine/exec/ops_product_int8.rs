@@ -111,7 +111,7 @@ impl Epilogue {
                 let Fused { bias: list, activation, residual, clamp: (lo, hi) } = self.after.reals;
                 let list = list.map(|i| &operands.need(i).slice::<f32>()[part]);
                 let residual = residual.map(|i| operands.need(i).slice::<f32>());
-                let then = kernels::epilogue::Epilogue { bias: list, activation, residual, lo, hi };
+                let then = kernels::Epilogue { bias: list, activation, residual, lo, hi };
                 let then = (!self.after.reals.is_nothing()).then_some(then);
                 f(IntOutput::F32(out.slice_mut::<f32>(), &Dequant { bias, scale, then }));
             }

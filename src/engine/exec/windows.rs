@@ -5,8 +5,8 @@ use crate::engine::graph::fact::Fact;
 use crate::engine::graph::op::Sliding;
 use crate::engine::graph::reach::Reach;
 use crate::engine::graph::shapes::{Windows, windows};
+use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::Window;
-use crate::engine::kernels::epilogue::Epilogue;
 use crate::engine::kernels::gemm_f32::PackedF32;
 use crate::engine::tensor::{DType, Element};
 

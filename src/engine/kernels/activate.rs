@@ -1,7 +1,7 @@
 //! What an epilogue does after the bias where there is an activation, row by row of what the product wrote.
 
+use super::Epilogue;
 use super::clamp_f32;
-use super::epilogue::Epilogue;
 use super::isa::Isa;
 
 /// What comes after the bias where there is an activation: `run` elements from each of `starts`.

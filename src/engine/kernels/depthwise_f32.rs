@@ -2,9 +2,9 @@
 //!
 //! Every output element is one chain `acc = fma(x, w, acc)` over the taps from 0.0, then its epilogue.
 
+use super::Epilogue;
 use super::Window;
 use super::activate::finish_rows;
-use super::epilogue::Epilogue;
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
 use super::lines::Aligned;

@@ -1,23 +1,6 @@
 //! What follows the chain of a float product: bias, activation, residual, clamp. Knows slices only.
 
-use super::{clamp_f32, math};
-
-/// A function of one float.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// `1 / (1 + e^-x)`.
-    Sigmoid,
-    /// `x · sigmoid(x)`.
-    Silu,
-    /// `x · clamp(x / 6 + 1/2, 0, 1)`.
-    HardSwish,
-    /// `0.5 x (1 + erf(x / √2))`.
-    Gelu,
-    /// `0.5 x (1 + tanh(0.7978846 (x + 0.044715 x³)))`.
-    GeluTanh,
-    /// `tanh x`.
-    Tanh,
-}
+use super::{Activation, Epilogue, clamp_f32, math};
 
 impl Activation {
     /// The function.
@@ -44,27 +27,6 @@ impl Activation {
 #[inline(always)]
 fn map(y: &mut [f32], f: impl Fn(f32) -> f32) {
     y.iter_mut().for_each(|y| *y = f(*y));
-}
-
-/// How the sum of output channel `n` becomes an element of the output:
-///
-/// ```text
-/// y = clamp(activation(sum + bias[n]) + residual, lo, hi)
-/// ```
-///
-/// What is not there is left out; not-a-number passes the clamp.
-#[derive(Clone, Copy, Debug)]
-pub struct Epilogue<'a> {
-    /// `[channels]`.
-    pub bias: Option<&'a [f32]>,
-    /// A function of `sum + bias`.
-    pub activation: Option<Activation>,
-    /// Of the shape of the output, strides and all.
-    pub residual: Option<&'a [f32]>,
-    /// Smallest value.
-    pub lo: f32,
-    /// Largest value.
-    pub hi: f32,
 }
 
 impl<'a> Epilogue<'a> {

@@ -4,9 +4,9 @@
 //! not depend on tile, batch, threads or instruction set, to the bit. A deep product is done in several parts of the
 //! depth, the sums lying in the output between them; storing and loading a sum does not change it.
 
+use super::Epilogue;
 use super::Window;
 use super::activate::finish_rows;
-use super::epilogue::Epilogue;
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows};

@@ -68,8 +68,6 @@ mod x86_64_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_winograd;
 
-use epilogue::Epilogue;
-
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///
 /// Tap `(ky, kx)` of output `(oy, ox)` reads input row `oy * stride_h + ky * dilation_h - pad_top` and column
@@ -245,6 +243,44 @@ impl Dequant<'_> {
     pub(crate) fn value(&self, acc: i32, n: usize) -> f32 {
         acc.wrapping_add(self.bias[n]) as f32 * self.scale[n]
     }
+}
+
+/// A function of one float.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `1 / (1 + e^-x)`.
+    Sigmoid,
+    /// `x · sigmoid(x)`.
+    Silu,
+    /// `x · clamp(x / 6 + 1/2, 0, 1)`.
+    HardSwish,
+    /// `0.5 x (1 + erf(x / √2))`.
+    Gelu,
+    /// `0.5 x (1 + tanh(0.7978846 (x + 0.044715 x³)))`.
+    GeluTanh,
+    /// `tanh x`.
+    Tanh,
+}
+
+/// How the sum of output channel `n` becomes an element of the output:
+///
+/// ```text
+/// y = clamp(activation(sum + bias[n]) + residual, lo, hi)
+/// ```
+///
+/// What is not there is left out; not-a-number passes the clamp.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a> {
+    /// `[channels]`.
+    pub bias: Option<&'a [f32]>,
+    /// A function of `sum + bias`.
+    pub activation: Option<Activation>,
+    /// Of the shape of the output, strides and all.
+    pub residual: Option<&'a [f32]>,
+    /// Smallest value.
+    pub lo: f32,
+    /// Largest value.
+    pub hi: f32,
 }
 
 /// Where the accumulators of an integer kernel go.

@@ -1,6 +1,6 @@
 //! The obvious loop of each kernel: what the others are tested against. Slow, and knows no instruction set.
 
-use super::epilogue::Epilogue;
+use super::Epilogue;
 use super::{Dequant, PoolScales, Requant, Window, clamp_f32};
 
 /// Accumulators of a dense convolution, `[batch, out_h, out_w, outputs]`, modulo 2^32.

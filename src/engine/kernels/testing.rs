@@ -1,7 +1,7 @@
 //! Data for the tests of the kernels: numbers that repeat and geometries that are awkward.
 
 use super::Window;
-use super::epilogue::{Activation, Epilogue};
+use super::{Activation, Epilogue};
 
 /// Knuth's linear congruential generator: the same numbers on every run.
 pub(super) struct Random(u64);

@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
+use super::Epilogue;
 use super::IntOutput;
-use super::epilogue::Epilogue;
 use super::tiles::{Part, Place};
 use super::x86_64_finish::{self, Codes, bias_lanes, store_floats, store_int};
 use std::arch::x86_64::*;

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::epilogue::Epilogue;
+use super::Epilogue;
 use super::tiles::{Part, Place};
 use super::x86_64::{DEPTHWISE_CHANNELS, assert_epilogue};
 use super::x86_64_vnni::{Avx512Vnni, mask};

@@ -1,6 +1,6 @@
 //! Matrix products in float32 as operators ask for them: weights that are packed once, and two computed matrices.
 
-use crate::engine::kernels::epilogue::Epilogue;
+use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::isa::Isa;
 
