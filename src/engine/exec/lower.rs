@@ -238,7 +238,7 @@ impl Lowering {
 
     fn binary(&mut self, node: &Node, op: Binary) -> Option<Node> {
         let (a, b) = (self.activation(node.input(0))?, self.activation(node.input(1))?);
-        if self.root_of(&a) == self.root_of(&b) {
+        if self.root_of(&a) == self.root_of(&b) || self.number(&a).is_some() || self.number(&b).is_some() {
             // A function of one code: the Q node behind it becomes a table.
             return None;
         }

@@ -21,25 +21,39 @@ impl Lowering {
         let sources: Option<Vec<Codes>> =
             function.sources.iter().map(|&s| self.activation(Some(s))).collect();
         let sources = sources?;
-        let root = self.root_of(&sources[0]);
-        if sources.iter().any(|s| self.root_of(s) != root) || self.graph.constant(root).is_some() {
+        // A constant of one element is a number, whether or not the file has it in codes.
+        let numbers: Vec<Option<f32>> = sources.iter().map(|s| self.number(s)).collect();
+        let first = numbers.iter().position(Option::is_none)?;
+        let root = self.root_of(&sources[first]);
+        let other = |(s, number): (&Codes, &Option<f32>)| number.is_none() && self.root_of(s) != root;
+        if sources.iter().zip(&numbers).any(other) || self.graph.constant(root).is_some() {
             return None;
         }
         let mut table = Box::new([0; 256]);
         for (q, code) in (0..=255).zip(table.iter_mut()) {
             let source = |id: ValueId| {
-                let codes = &sources[function.sources.iter().position(|&s| s == id).expect("a source")];
-                real_of(&codes.params, self.tables.get(&codes.id).map_or(q, |(_, t)| t[usize::from(q)]))
+                let i = function.sources.iter().position(|&s| s == id).expect("a source");
+                let (codes, code) = (&sources[i], |t: &[u8; 256]| t[usize::from(q)]);
+                let own = || real_of(&codes.params, self.tables.get(&codes.id).map_or(q, |(_, t)| code(t)));
+                numbers[i].unwrap_or_else(own)
             };
             let y = function.at(&self.graph, source, |node, operands| element(&node.op, operands))?;
             *code = codes.params.quantize(y, 0) as u8;
         }
-        let from = self.tables.get(&sources[0].id).map_or(&sources[0], |(root, _)| root).clone();
+        let from = self.tables.get(&sources[first].id).map_or(&sources[first], |(root, _)| root).clone();
         let operand = self.operand(&from);
         let id = codes.id;
         let output = self.take(Target { codes, clamp: FULL, absorbs: Vec::new(), real });
         self.tables.insert(id, (from, table.clone()));
         Some(Node::new(node.name.clone(), Op::QTable { table }, vec![Some(operand)], vec![output]))
+    }
+
+    /// The real that constant codes of one element, in a list or by itself, stand for.
+    pub(super) fn number(&self, codes: &Codes) -> Option<f32> {
+        let tensor = self.graph.constant(codes.id).filter(|t| t.len() == 1 && t.shape().len() <= 1)?;
+        // Parameters are those of `u8`, whatever the codes are stored as.
+        let code = tensor.to_i64()[0] as i32 + if codes.signed { 128 } else { 0 };
+        Some(codes.params.dequantize(code, 0))
     }
 
     /// The codes that others are a function of; they themselves if of none.

@@ -30,6 +30,8 @@ impl Function {
         is_source: impl Fn(ValueId) -> bool,
     ) -> Option<Function> {
         let (mut sources, mut nodes, mut open) = (Vec::new(), BTreeSet::new(), vec![last]);
+        // Of the constants: one with more dimensions than a source would give the result more.
+        let mut rank = 0;
         while let Some(n) = open.pop() {
             let node = &graph.nodes[n];
             if !is_elementwise(&node.op) || !nodes.insert(n) {
@@ -40,7 +42,9 @@ impl Function {
             }
             for input in node.inputs.iter().flatten() {
                 match graph.constant(*input) {
-                    Some(tensor) if tensor.len() == 1 && tensor.dtype() == DType::F32 => {}
+                    Some(tensor) if tensor.len() == 1 && tensor.dtype() == DType::F32 => {
+                        rank = rank.max(tensor.shape().len());
+                    }
                     Some(_) => return None,
                     None if is_source(*input) => {
                         if !sources.contains(input) {
@@ -57,7 +61,8 @@ impl Function {
                 }
             }
         }
-        let complete = nodes.contains(&last) && !sources.is_empty();
+        let fits = |source: &ValueId| rank <= rank_of(graph, *source);
+        let complete = nodes.contains(&last) && !sources.is_empty() && sources.iter().all(fits);
         complete.then(|| Function { sources, nodes: nodes.into_iter().collect() })
     }
 
@@ -99,6 +104,11 @@ impl Function {
     }
 }
 
+/// Dimensions that a value has at least: those that are declared, or one.
+pub fn rank_of(graph: &Graph, value: ValueId) -> usize {
+    graph.value(value).dims.as_ref().map_or(1, Vec::len)
+}
+
 /// Whether an operator on reals of one shape does the same with every element, and nothing else.
 fn is_elementwise(op: &Op) -> bool {
     match op {
@@ -114,7 +124,7 @@ fn is_elementwise(op: &Op) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Value;
+    use super::super::{Dim, Value};
     use super::*;
     use crate::engine::tensor::Tensor;
 
@@ -162,6 +172,17 @@ mod tests {
             _ => Some(operands[0]? + operands[1]?),
         };
         assert_eq!(function.at(&graph, |_| 4.0, node), Some(9.0));
+    }
+
+    #[test]
+    fn a_constant_of_more_dimensions_is_no_number() {
+        let (mut graph, [x, ..]) = silu();
+        let deep = graph.add_constant("deep", Tensor::from_slice(&[1, 1, 1], &[1f32]));
+        graph.nodes[2].inputs[1] = Some(deep);
+        let found = |graph: &Graph| Function::ending_at(graph, &graph.producers(), 2, |id| id == x);
+        assert_eq!(found(&graph), None);
+        graph.value_mut(x).dims = Some(vec![Dim::Known(2); 3]);
+        assert!(found(&graph).is_some(), "x is known to have as many");
     }
 
     #[test]

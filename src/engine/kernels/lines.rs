@@ -34,13 +34,15 @@ impl<T: Pod> std::ops::Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
+        bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
     }
 }
 
 impl<T: Pod> std::ops::DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
+        bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
     }
 }
 
@@ -56,7 +58,9 @@ pub(super) fn with_scratch<T: Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R)
     if lines.len() < lines_for::<T>(len) {
         lines.resize(lines_for::<T>(len), Line::zeroed());
     }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
+    // What is left of a longer use may be no whole number of elements.
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut lines);
+    let result = f(bytemuck::cast_slice_mut(&mut bytes[..len * size_of::<T>()]));
     FREE.with_borrow_mut(|free| free.push(lines));
     result
 }
@@ -68,6 +72,16 @@ fn lines_for<T>(len: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn scratch_serves_elements_of_any_size() {
+        with_scratch::<u8, _>(64 * 7, |bytes| bytes.fill(1));
+        // 256 bytes each: four lines, of the seven that are there.
+        with_scratch::<[u64; 32], _>(1, |wide| assert_eq!(wide.len(), 1));
+        let mut odd = Aligned::<[u64; 3]>::zeros(3);
+        odd[2] = [1, 2, 3];
+        assert_eq!((odd.len(), odd[2]), (3, [1, 2, 3]));
+    }
 
     #[test]
     fn scratch_nests_and_is_aligned() {
