@@ -88,7 +88,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// Reads a model, with data that lie in files beside it, or from an archive.
 pub(crate) fn import(path: &Path) -> Result<Graph, Error> {
     let bytes = pipeline::read_own(path).map_err(|error| Error::work(path, error))?;
-    import::import(&bytes).map_err(|error| Error::work(path, error))
+    import::import_owned(bytes).map_err(|error| Error::work(path, error))
 }
 
 /// Loads a model, float or INT8.

@@ -143,7 +143,8 @@ impl PackedInt8 {
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(amx) => {
                 let runs = Runs::of(taps, inputs);
-                let code = |n, k| runs.element(k).map_or(0, |k| codes[n * depth + k]);
+                let places: Vec<Option<usize>> = (0..runs.depth()).map(|k| runs.element(k)).collect();
+                let code = |n, k: usize| places[k].map_or(0, |k| codes[n * depth + k]);
                 Panels::Matrix(amx, runs, pack(INT8_MATRIX, out, runs.depth(), code))
             }
             #[cfg(target_arch = "aarch64")]

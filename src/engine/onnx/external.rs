@@ -61,14 +61,15 @@ pub fn read(file: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     if let Some(bytes) = unpacked(file, bytes_max)? {
         return Ok(bytes);
     }
-    let bytes = fs::read(file).map_err(|e| e.to_string())?;
+    let bytes = Bytes::from(fs::read(file).map_err(|e| e.to_string())?);
     let folder = file.parent().unwrap_or(Path::new("")).to_owned();
     let whole = with_data(&bytes, &mut Folder(folder), bytes_max)?;
-    Ok(whole.unwrap_or(bytes))
+    // Nobody else holds the file, so it is not copied.
+    Ok(whole.unwrap_or_else(|| bytes.into()))
 }
 
 /// The file with all data in it; `None` where it has them already.
-fn with_data(bytes: &[u8], source: &mut dyn Source, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
+fn with_data(bytes: &Bytes, source: &mut dyn Source, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
     // What is no model is told so by the importer.
     let Ok(mut model) = import::decode(bytes) else { return Ok(None) };
     let mut merge = Merge { source, left: bytes_max, found: false };
@@ -184,7 +185,7 @@ mod tests {
 
     /// The same with its data elsewhere.
     fn apart(entries: &[(&str, &str)]) -> Vec<u8> {
-        let mut model = import::decode(&whole()).unwrap();
+        let mut model = import::decode(&whole().into()).unwrap();
         let tensor = &mut model.graph.as_mut().unwrap().initializer[0];
         tensor.raw_data = None;
         tensor.data_location = Some(1);

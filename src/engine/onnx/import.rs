@@ -59,7 +59,16 @@ pub enum Error {
 /// # Errors
 /// [`Error`], which names the node, tensor or field at fault.
 pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
-    let model = decode(bytes)?;
+    import_owned(bytes.to_vec())
+}
+
+/// As [`import`], of bytes that nobody needs any more: the file is held once.
+///
+/// # Errors
+/// As [`import`].
+pub fn import_owned(bytes: Vec<u8>) -> Result<Graph, Error> {
+    let bytes = Bytes::from(bytes);
+    let model = decode(&bytes)?;
     let graph = model.graph.as_ref().ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
     let opset = opset(&model)?;
     let mut functions = Functions::new();
@@ -80,8 +89,8 @@ pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
     }
 }
 
-/// The messages of a file.
-pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
+/// The messages of a file; data stay where they are.
+pub(super) fn decode(bytes: &Bytes) -> Result<ModelProto, Error> {
     if bytes.is_empty() {
         return Err(Error::NotOnnx("the file is empty".to_owned()));
     }
@@ -95,7 +104,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<ModelProto, Error> {
         Fault::Damaged(e) => broken(e.to_owned()),
         Fault::Excess(e) => Error::Invalid(e),
     })?;
-    let model = ModelProto::decode(Bytes::copy_from_slice(bytes)).map_err(|e| broken(e.to_string()))?;
+    let model = ModelProto::decode(bytes.clone()).map_err(|e| broken(e.to_string()))?;
     if model.ir_version.is_none() && model.opset_import.is_empty() && model.graph.is_none() {
         return Err(Error::NotOnnx("no ONNX field was found".to_owned()));
     }

@@ -286,8 +286,7 @@ fn fit_one(port: &Port, tensor: &Tensor) -> Result<(), Error> {
 
 fn session(path: &Path, options: &Options) -> Result<Session, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("reading `{}`: {e}", path.display()))?;
-    let graph = import::import(&bytes).map_err(|e| e.to_string())?;
-    drop(bytes);
+    let graph = import::import_owned(bytes).map_err(|e| e.to_string())?;
     Session::new(graph, options.clone()).map_err(|e| e.to_string())
 }
 
