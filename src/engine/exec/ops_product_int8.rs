@@ -206,7 +206,6 @@ impl Product {
         });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a product is its operands and its end")]
     fn multiply(
         &self,
         packed: &Packed,

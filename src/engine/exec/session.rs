@@ -68,10 +68,9 @@ pub(super) struct Ready {
 impl Ready {
     /// Whether the plan is for operands of these types and shapes.
     pub(super) fn takes(&self, given: &[&Tensor]) -> bool {
-        let fits = |((_, dtype, shape, _), t): (&(ValueId, DType, Vec<usize>, Option<Tensor>), &&Tensor)| {
-            (*dtype, &shape[..]) == (t.dtype(), t.shape())
-        };
-        self.key.given.len() == given.len() && self.key.given.iter().zip(given).all(fits)
+        let mut pairs = self.key.given.iter().zip(given);
+        self.key.given.len() == given.len()
+            && pairs.all(|((_, dtype, shape, _), t)| (*dtype, &shape[..]) == (t.dtype(), t.shape()))
     }
 }
 

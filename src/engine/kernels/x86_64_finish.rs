@@ -1,5 +1,6 @@
 //! AVX2: how the accumulators of dense integer tiles become outputs, in registers. Knows no products.
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
+#![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::tiles::Place;
 use super::{IntOutput, Requant};
