@@ -13,22 +13,24 @@ pub struct Runner<'s> {
     arena: Arena,
 }
 
-impl<'s> Runner<'s> {
-    /// For inputs of the types and shapes of `inputs`, in any order.
+impl Session {
+    /// What runs the model over and over on inputs of the types and shapes of `inputs`, in any order, without allocating.
     ///
     /// # Errors
     /// Inputs that do not fit the model, shapes that do not fit a node, and [`Error::NotPlanned`] where a shape depends on
     /// the data.
-    pub(super) fn new(session: &'s Session, inputs: &[(&str, &Tensor)]) -> Result<Runner<'s>, Error> {
-        let given = session.arrange(inputs)?;
-        let ready = session.ready_for(&given)?;
+    pub fn runner(&self, inputs: &[(&str, &Tensor)]) -> Result<Runner<'_>, Error> {
+        let given = self.arrange(inputs)?;
+        let ready = self.ready_for(&given)?;
         if let Some(&node) = ready.plan.rest.first() {
-            return Err(Error::NotPlanned { node: session.node_name(node).to_owned() });
+            return Err(Error::NotPlanned { node: self.node_name(node).to_owned() });
         }
         let arena = Arena::of(&ready.plan);
-        Ok(Runner { session, ready, arena })
+        Ok(Runner { session: self, ready, arena })
     }
+}
 
+impl Runner<'_> {
     /// Runs the model over `inputs`, in the order of [`Session::inputs`], into `outputs`, in that of [`Session::outputs`]
     /// and of their types and shapes. After the first run nothing is allocated where one thread computes, but by what
     /// few operators need that make their results by themselves.

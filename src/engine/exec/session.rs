@@ -17,7 +17,6 @@ use super::fold::fold_constants;
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
-use super::runner::Runner;
 use super::step::{Context, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
 use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
@@ -184,14 +183,6 @@ impl Session {
     /// Inputs that do not fit the model, or shapes that do not fit a node.
     pub fn run(&self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
         self.run_in_order(&self.arrange(inputs)?)
-    }
-
-    /// What runs the model over and over on inputs of the types and shapes of `inputs` without allocating.
-    ///
-    /// # Errors
-    /// Inputs that do not fit the model, shapes that do not fit a node, and [`Error::NotPlanned`].
-    pub fn runner(&self, inputs: &[(&str, &Tensor)]) -> Result<Runner<'_>, Error> {
-        Runner::new(self, inputs)
     }
 
     /// The first plan for operands of these shapes.

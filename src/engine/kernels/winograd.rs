@@ -12,19 +12,10 @@ use super::parallel::{parts, split_rows, split_units};
 use super::rows::Rows;
 use super::tiles::Place;
 use super::walk::even;
-use super::winograd_tiles::{Tiles, input, outputs, products};
+use super::winograd_tiles::{COLUMNS, POSITIONS, ROWS, Tiles, input, outputs, products};
 use super::{IntOutput, Window};
 use bytemuck::Pod;
 use std::ops::Range;
-
-/// Numbers that a tile of the input and a kernel become.
-pub(super) const POSITIONS: usize = 16;
-
-/// Most tiles that a register tile of the products has.
-pub(super) const ROWS: usize = 6;
-
-/// Columns of a panel; the last one is half as wide if that is enough.
-pub(super) const COLUMNS: usize = 16;
 
 /// What the depth of a panel is a multiple of.
 pub(super) const DEPTH: usize = 4;

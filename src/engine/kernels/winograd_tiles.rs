@@ -4,9 +4,17 @@
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::tiles::Place;
-use super::winograd::{COLUMNS, POSITIONS};
 use super::{IntOutput, Window};
 use std::ops::Range;
+
+/// Numbers that a tile of the input and a kernel become.
+pub(super) const POSITIONS: usize = 16;
+
+/// Most tiles that a register tile of the products has.
+pub(super) const ROWS: usize = 6;
+
+/// Columns of a panel; the last one is half as wide if that is enough.
+pub(super) const COLUMNS: usize = 16;
 
 /// The input of a 3x3 convolution as overlapping 4x4 tiles, each for 2x2 outputs, numbered line by line through all
 /// images. The last tile of a line or a column may stick out.

@@ -5,7 +5,7 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::winograd::{COLUMNS, POSITIONS, ROWS};
+use super::winograd_tiles::{COLUMNS, POSITIONS, ROWS};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Codes, bias_lanes, factor_lanes, store_int};
 use std::arch::x86_64::*;
