@@ -245,7 +245,7 @@ fn workers(
         catalog: Arc::clone(catalog),
         blobs: blobs.clone(),
         metrics: Arc::clone(metrics),
-        engine: Arc::new(pipeline::quantize),
+        engine: Arc::new(pipeline::job::quantize),
         pool: Arc::new(pool),
         options: worker::Options {
             workers,

@@ -23,8 +23,9 @@ impl Inspect {
     /// Tells of the model.
     pub(crate) fn run(self) -> Result<(), Error> {
         let failed = |e| Error::work(&self.model, e);
-        let bytes = pipeline::read_own(&self.model).map_err(failed)?;
-        let found = pipeline::inspect_bytes(&bytes, Options::default().memory_bytes_max).map_err(failed)?;
+        let bytes = pipeline::files::read_own(&self.model).map_err(failed)?;
+        let found =
+            pipeline::inspect::inspect_bytes(&bytes, Options::default().memory_bytes_max).map_err(failed)?;
         if self.json {
             return print(&format!("{found:#}\n"));
         }

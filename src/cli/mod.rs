@@ -87,7 +87,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Reads a model, with data that lie in files beside it, or from an archive.
 pub(crate) fn import(path: &Path) -> Result<Graph, Error> {
-    let bytes = pipeline::read_own(path).map_err(|error| Error::work(path, error))?;
+    let bytes = pipeline::files::read_own(path).map_err(|error| Error::work(path, error))?;
     import::import_owned(bytes).map_err(|error| Error::work(path, error))
 }
 

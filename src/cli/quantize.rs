@@ -51,7 +51,7 @@ impl Quantize {
             beside: true,
         };
         let bar = Bar::new();
-        let outcome = pool(threads)?.install(|| pipeline::quantize(&request, &bar));
+        let outcome = pool(threads)?.install(|| pipeline::job::quantize(&request, &bar));
         bar.bar.finish_and_clear();
         let outcome = outcome.map_err(|e| match e {
             pipeline::Error::Recipe(_) => Error::Usage(e.to_string()),

@@ -36,7 +36,7 @@ fn a_warm_run_allocates_nothing() {
             threads: 1,
             beside: false,
         };
-        let artifact = pipeline::quantize(&request, &Silent).expect(name).artifact;
+        let artifact = pipeline::job::quantize(&request, &Silent).expect(name).artifact;
         for (isa, memory) in
             Isa::available().into_iter().flat_map(|i| [(i, Memory::Fast), (i, Memory::Small)])
         {

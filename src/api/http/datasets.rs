@@ -72,7 +72,7 @@ pub(crate) async fn put(
     let kind = uploads::Kind {
         limit_bytes: shared.limits.dataset_bytes,
         unpack: None,
-        inspect: Box::new(pipeline::inspect_dataset),
+        inspect: Box::new(pipeline::inspect::inspect_dataset),
     };
     let (pin, info) = uploads::receive(&shared, &headers, body, kind).await?;
     let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);

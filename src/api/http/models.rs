@@ -78,8 +78,8 @@ fn kind(shared: &Context) -> uploads::Kind {
     let Limits { model_bytes, model_memory_bytes, .. } = shared.limits;
     uploads::Kind {
         limit_bytes: model_bytes,
-        unpack: Some(pipeline::unpacked),
-        inspect: Box::new(move |path| pipeline::inspect(path, model_memory_bytes)),
+        unpack: Some(pipeline::files::unpacked),
+        inspect: Box::new(move |path| pipeline::inspect::inspect(path, model_memory_bytes)),
     }
 }
 

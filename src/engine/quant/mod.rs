@@ -17,18 +17,57 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// What a user asks of the quantizer. Every field has a default that works.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Recipe {
     /// What is quantized, and when its ranges are known.
     pub scheme: Scheme,
     /// How weights are quantized.
     pub weights: WeightRecipe,
+    /// What codes activations have.
+    pub activations: Activations,
+    /// Names of nodes whose activations have 16 bits; `*` stands for any letters.
+    pub sixteen_bit: Vec<String>,
     /// How ranges of activations are chosen.
     pub ranges: Ranges,
+    /// Whether the channels of one layer and the next are scaled to be alike (cross-layer equalization).
+    pub equalize: bool,
+    /// Whether and how far the spread of activations is moved to the weights (SmoothQuant).
+    pub smooth: Smooth,
+    /// Whether the mean error of each channel is taken out of the biases.
+    pub bias_correction: bool,
+    /// How weights are rounded.
+    pub rounding: Rounding,
     /// Names of nodes that stay in float; `*` stands for any letters.
     pub keep_float: Vec<String>,
     /// What the result must keep.
     pub gate: Gate,
+    /// Layers that stay in float so that the gate is kept.
+    pub search: Search,
+    /// What the artifact is made for.
+    pub target: Target,
+    /// Of a model that comes quantized: whether what it left in float is quantized too.
+    pub complete: bool,
+}
+
+impl Default for Recipe {
+    fn default() -> Recipe {
+        Recipe {
+            scheme: Scheme::default(),
+            weights: WeightRecipe::default(),
+            activations: Activations::default(),
+            sixteen_bit: Vec::new(),
+            ranges: Ranges::default(),
+            equalize: false,
+            smooth: Smooth::default(),
+            bias_correction: true,
+            rounding: Rounding::default(),
+            keep_float: Vec::new(),
+            gate: Gate::default(),
+            search: Search::default(),
+            target: Target::default(),
+            complete: false,
+        }
+    }
 }
 
 /// What is quantized, and when its ranges are known.
@@ -38,6 +77,90 @@ pub enum Scheme {
     /// Weights and activations, with ranges from calibration data.
     #[default]
     Static,
+    /// Weights and activations, with the ranges of each row of each run.
+    Dynamic,
+    /// Weights only: they are made reals again before they are used.
+    WeightOnly,
+    /// Nothing: weights and activations have 16 bits.
+    Float16,
+}
+
+/// What codes activations have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activations {
+    /// Unsigned, zero anywhere.
+    #[default]
+    U8,
+    /// Signed, zero at code 0.
+    S8,
+}
+
+/// How weights are rounded to codes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rounding {
+    /// Each to the nearest code.
+    Nearest,
+    /// So that the results of the layer change least on the calibration data.
+    #[default]
+    Optimal,
+}
+
+/// Whether and how far the spread of activations is moved to the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Smooth {
+    /// Not at all.
+    Off,
+    /// As far as the results of the layer gain.
+    #[default]
+    Auto,
+    /// So far everywhere: the exponent of Xiao et al. 2022, 0 to 1.
+    Alpha(f64),
+}
+
+/// What the artifact is made for: whose rules of fusion it follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// This program.
+    #[default]
+    Octet,
+    /// ONNX Runtime on x86.
+    Onnxruntime,
+    /// TensorRT.
+    Tensorrt,
+    /// OpenVINO.
+    Openvino,
+    /// What follows the quantization specification of TensorFlow Lite: Arm NN, Ethos-U.
+    TfliteRules,
+}
+
+/// Layers that stay in float so that the gate is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Search {
+    /// Where the recipe has a gate, with [`Search::TRIALS`] trials.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// At most so many models are tried on the whole evaluation data.
+    Trials(u32),
+}
+
+impl Search {
+    /// Trials where nothing else is said.
+    pub const TRIALS: u32 = 24;
+
+    /// How many models may be tried; none without a gate.
+    pub fn trials(self, gate: &Gate) -> u32 {
+        match self {
+            _ if *gate == Gate::default() => 0,
+            Search::Off => 0,
+            Search::Auto => Search::TRIALS,
+            Search::Trials(trials) => trials,
+        }
+    }
 }
 
 /// How weights are quantized: symmetric `i8`.
@@ -110,26 +233,54 @@ impl<'de> Deserialize<'de> for MaxCode {
 }
 
 /// How ranges of activations are chosen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum Ranges {
-    /// `mse` where integers flow on, `minmax` before a matrix product among float operators.
+    /// The one of all others that changes the results of the layers that read the value least.
     #[default]
     Auto,
     /// The least and the largest value.
     Minmax,
+    /// The means of the least and the largest value of each sample.
+    MeanMinmax,
+    /// All but the outermost values: this share of them, in per cent.
+    Percentile(f64),
+    /// The range whose codes tell most of the distribution (Kullback and Leibler).
+    Entropy,
     /// The range with the least expected square error.
     Mse,
+}
+
+impl Ranges {
+    /// The share of values within the range, in per cent, where nothing else is said.
+    pub const PERCENTILE: f64 = 99.999;
 }
 
 /// What the result must keep; without a field, nothing is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gate {
+    /// What `max_drop` and `max_drop_per_slice` speak of; without it, `top1` where there are labels, else `agreement`.
+    pub metric: Option<Metric>,
     /// Most that the metric may fall, as a share: 0.005 is half a point.
     pub max_drop: Option<f64>,
+    /// Most that the metric may fall on any slice of the data.
+    pub max_drop_per_slice: Option<f64>,
     /// Least share of samples on which float and INT8 agree.
     pub min_agreement: Option<f64>,
+    /// Least signal to noise of the first output, in dB.
+    pub min_sqnr_db: Option<f64>,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Samples whose label has the largest output.
+    Top1,
+    /// Samples whose label is among the five largest outputs.
+    Top5,
+    /// Samples on which float and INT8 agree; float counts as right.
+    Agreement,
 }
 
 /// Why a recipe is not one.
@@ -146,7 +297,7 @@ pub enum Error {
         /// Those that are known.
         known: String,
     },
-    /// A field or value that is planned.
+    /// A value that is planned.
     #[error("`{field}`: {value} is not supported yet")]
     NotYet {
         /// The field.
@@ -163,22 +314,31 @@ pub enum Error {
         reason: String,
     },
     /// A pattern that matches no node.
-    #[error("`keep_float`: no node matches `{pattern}`")]
+    #[error("`{field}`: no node matches `{pattern}`")]
     NoMatch {
+        /// The field.
+        field: &'static str,
         /// The pattern.
         pattern: String,
     },
 }
 
 /// The fields of a recipe.
-const FIELDS: [&str; 5] = ["scheme", "weights", "ranges", "keep_float", "gate"];
-/// Fields of the design that are still to come.
-const FIELDS_TO_COME: [&str; 7] =
-    ["activations", "equalize", "smooth", "bias_correction", "rounding", "search", "target"];
-/// Values of the design that are still to come, by field.
-const VALUES_TO_COME: [(&str, &[&str]); 2] = [
-    ("scheme", &["dynamic", "weight_only", "float16"]),
-    ("ranges", &["mean_minmax", "percentile", "entropy"]),
+const FIELDS: [&str; 14] = [
+    "scheme",
+    "weights",
+    "activations",
+    "sixteen_bit",
+    "ranges",
+    "equalize",
+    "smooth",
+    "bias_correction",
+    "rounding",
+    "keep_float",
+    "gate",
+    "search",
+    "target",
+    "complete",
 ];
 
 impl Recipe {
@@ -194,34 +354,84 @@ impl Recipe {
             other => return Err(Error::NotAnObject(other.to_string())),
         };
         for (field, value) in fields {
-            if FIELDS_TO_COME.contains(&field.as_str()) {
-                return Err(Error::NotYet { field: field.clone(), value: value.to_string() });
-            }
-            refuse_values_to_come(field, value)?;
             match field.as_str() {
                 "scheme" => recipe.scheme = read(field, value)?,
                 "weights" => recipe.weights = read(field, value)?,
+                "activations" => recipe.activations = read(field, value)?,
+                "sixteen_bit" => recipe.sixteen_bit = read(field, value)?,
                 "ranges" => recipe.ranges = read(field, value)?,
+                "equalize" => recipe.equalize = read(field, value)?,
+                "smooth" => recipe.smooth = read(field, value)?,
+                "bias_correction" => recipe.bias_correction = read(field, value)?,
+                "rounding" => recipe.rounding = read(field, value)?,
                 "keep_float" => recipe.keep_float = read(field, value)?,
                 "gate" => recipe.gate = read(field, value)?,
+                "search" => recipe.search = read(field, value)?,
+                "target" => recipe.target = read(field, value)?,
+                "complete" => recipe.complete = read(field, value)?,
                 _ => return Err(Error::Unknown { field: field.clone(), known: FIELDS.join(", ") }),
             }
+            recipe.refuse_what_is_to_come(field, value)?;
         }
-        let shares =
-            [("gate.max_drop", recipe.gate.max_drop), ("gate.min_agreement", recipe.gate.min_agreement)];
-        for (field, share) in shares {
+        recipe.check()?;
+        Ok(recipe)
+    }
+
+    /// What is planned is refused by name, not as something unknown.
+    fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
+        let to_come = match field {
+            "scheme" => self.scheme != Scheme::Static,
+            "activations" => self.activations != Activations::U8,
+            "ranges" => matches!(self.ranges, Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy),
+            "sixteen_bit" => !self.sixteen_bit.is_empty(),
+            "equalize" => self.equalize,
+            "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
+            "target" => self.target != Target::Octet,
+            "complete" => self.complete,
+            _ => false,
+        };
+        match to_come {
+            true => Err(Error::NotYet { field: field.to_owned(), value: value.to_string() }),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks what a type does not say.
+    fn check(&self) -> Result<(), Error> {
+        let fault = |field: &str, reason: String| Err(Error::Field { field: field.to_owned(), reason });
+        let gate = &self.gate;
+        for (field, share) in [
+            ("gate.max_drop", gate.max_drop),
+            ("gate.max_drop_per_slice", gate.max_drop_per_slice),
+            ("gate.min_agreement", gate.min_agreement),
+        ] {
             if let Some(share) = share
                 && !(0.0..=1.0).contains(&share)
             {
                 let reason = format!("{share} is not a share between 0 and 1 (half a point is 0.005)");
-                return Err(Error::Field { field: field.to_owned(), reason });
+                return fault(field, reason);
             }
         }
-        if recipe.weights.max_code == MaxCode::Auto && recipe.gate == Gate::default() {
-            let reason = "\"auto\" turns max_code as far as the gate allows: give a gate".to_owned();
-            return Err(Error::Field { field: "weights".to_owned(), reason });
+        if let Some(db) = gate.min_sqnr_db
+            && !(0.0..=100.0).contains(&db)
+        {
+            return fault("gate.min_sqnr_db", format!("{db} is not between 0 and 100 dB"));
         }
-        Ok(recipe)
+        if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
+            return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
+        }
+        if self.weights.max_code == MaxCode::Auto && *gate == Gate::default() {
+            return fault(
+                "weights",
+                "\"auto\" turns max_code as far as the gate allows: give a gate".to_owned(),
+            );
+        }
+        if let Search::Trials(_) = self.search
+            && *gate == Gate::default()
+        {
+            return fault("search", "it looks for what keeps the gate: give a gate".to_owned());
+        }
+        Ok(())
     }
 
     /// Whether a node stays in float by name.
@@ -230,27 +440,103 @@ impl Recipe {
     }
 }
 
-fn read<T: DeserializeOwned>(field: &str, value: &Value) -> Result<T, Error> {
-    T::deserialize(value).map_err(|e| Error::Field { field: field.to_owned(), reason: e.to_string() })
+/// One number under a name: `{"percentile": 99.9}`.
+fn number_in(value: &Value, name: &str) -> Option<f64> {
+    let fields = value.as_object().filter(|fields| fields.len() == 1)?;
+    fields.get(name)?.as_f64()
 }
 
-/// Values that are planned are refused by name, not as unknown ones.
-fn refuse_values_to_come(field: &str, value: &Value) -> Result<(), Error> {
-    let not_yet = |field: &str| Err(Error::NotYet { field: field.to_owned(), value: value.to_string() });
-    let name = match value {
-        Value::String(name) => name.as_str(),
-        Value::Object(fields) => fields.keys().next().map_or("", String::as_str),
-        _ => "",
-    };
-    let to_come =
-        VALUES_TO_COME.iter().any(|(f, names)| *f == field && names.iter().any(|n| name.starts_with(n)));
-    if to_come {
-        return not_yet(field);
+impl Serialize for Ranges {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Ranges::Auto => to.serialize_str("auto"),
+            Ranges::Minmax => to.serialize_str("minmax"),
+            Ranges::MeanMinmax => to.serialize_str("mean_minmax"),
+            Ranges::Percentile(p) => to.collect_map([("percentile", p)]),
+            Ranges::Entropy => to.serialize_str("entropy"),
+            Ranges::Mse => to.serialize_str("mse"),
+        }
     }
-    if field == "gate" && (value.get("metric").is_some() || value.get("max_drop_per_slice").is_some()) {
-        return not_yet(field);
+}
+
+impl<'de> Deserialize<'de> for Ranges {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Ranges, D::Error> {
+        let value = Value::deserialize(from)?;
+        if let Some(p) = number_in(&value, "percentile") {
+            return match 50.0 < p && p <= 100.0 {
+                true => Ok(Ranges::Percentile(p)),
+                false => {
+                    Err(serde::de::Error::custom(format!("percentile {p} is not above 50 and at most 100")))
+                }
+            };
+        }
+        match value.as_str() {
+            Some("auto") => Ok(Ranges::Auto),
+            Some("minmax") => Ok(Ranges::Minmax),
+            Some("mean_minmax") => Ok(Ranges::MeanMinmax),
+            Some("percentile") => Ok(Ranges::Percentile(Ranges::PERCENTILE)),
+            Some("entropy") => Ok(Ranges::Entropy),
+            Some("mse") => Ok(Ranges::Mse),
+            _ => Err(serde::de::Error::custom(format!(
+                "{value} is not \"auto\", \"minmax\", \"mean_minmax\", \"percentile\", {{\"percentile\": 99.9}}, \
+                 \"entropy\" or \"mse\""
+            ))),
+        }
     }
-    Ok(())
+}
+
+impl Serialize for Smooth {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Smooth::Off => to.serialize_str("off"),
+            Smooth::Auto => to.serialize_str("auto"),
+            Smooth::Alpha(alpha) => to.collect_map([("alpha", alpha)]),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Smooth {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Smooth, D::Error> {
+        let value = Value::deserialize(from)?;
+        match (value.as_str(), number_in(&value, "alpha")) {
+            (Some("off"), _) => Ok(Smooth::Off),
+            (Some("auto"), _) => Ok(Smooth::Auto),
+            (_, Some(alpha)) if (0.0..=1.0).contains(&alpha) => Ok(Smooth::Alpha(alpha)),
+            _ => Err(serde::de::Error::custom(format!(
+                "{value} is not \"off\", \"auto\" or {{\"alpha\": A}} with A from 0 to 1"
+            ))),
+        }
+    }
+}
+
+impl Serialize for Search {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Search::Auto => to.serialize_str("auto"),
+            Search::Off => to.serialize_str("off"),
+            Search::Trials(trials) => to.collect_map([("trials", trials)]),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Search {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Search, D::Error> {
+        let value = Value::deserialize(from)?;
+        match (value.as_str(), number_in(&value, "trials")) {
+            (Some("off"), _) => Ok(Search::Off),
+            (Some("auto"), _) => Ok(Search::Auto),
+            (_, Some(trials)) if (1.0..=1000.0).contains(&trials) && trials.fract() == 0.0 => {
+                Ok(Search::Trials(trials as u32))
+            }
+            _ => Err(serde::de::Error::custom(format!(
+                "{value} is not \"off\", \"auto\" or {{\"trials\": N}} with N from 1 to 1000"
+            ))),
+        }
+    }
+}
+
+fn read<T: DeserializeOwned>(field: &str, value: &Value) -> Result<T, Error> {
+    T::deserialize(value).map_err(|e| Error::Field { field: field.to_owned(), reason: e.to_string() })
 }
 
 /// Whether a name fits a pattern in which `*` stands for any letters, also none.
@@ -269,72 +555,4 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn nothing_means_the_defaults() {
-        for json in [json!(null), json!({})] {
-            assert_eq!(Recipe::parse(&json), Ok(Recipe::default()));
-        }
-        let full = serde_json::to_value(Recipe::default()).unwrap();
-        assert_eq!(Recipe::parse(&full), Ok(Recipe::default()), "a recipe with every default reads back");
-        assert_eq!(full["weights"], json!({"per_channel": true, "max_code": 127}));
-    }
-
-    #[test]
-    fn what_is_asked_is_kept() {
-        let json = json!({"weights": {"per_channel": false, "max_code": "auto"}, "ranges": "minmax", "keep_float": ["/head/*"],
-            "gate": {"max_drop": 0.01, "min_agreement": 0.98}});
-        let recipe = Recipe::parse(&json).unwrap();
-        assert_eq!(recipe.weights, WeightRecipe { per_channel: false, max_code: MaxCode::Auto });
-        assert!(recipe.ranges == Ranges::Minmax);
-        assert!(recipe.keeps_float("/head/MatMul") && !recipe.keeps_float("/body/MatMul"));
-        assert_eq!(recipe.gate, Gate { max_drop: Some(0.01), min_agreement: Some(0.98) });
-    }
-
-    #[test]
-    fn a_wrong_recipe_is_refused_with_its_field() {
-        for (json, says) in [
-            (json!([]), "expected an object"),
-            (json!({"wieghts": {}}), "unknown field `wieghts`"),
-            (json!({"weights": {"per_chanel": true}}), "`weights`: unknown field `per_chanel`"),
-            (json!({"weights": {"per_channel": 1}}), "`weights`: invalid type"),
-            (json!({"weights": {"max_code": 63}}), "max_code is 63, not \"auto\" or a number from 64 to 127"),
-            (json!({"weights": {"max_code": "best"}}), "max_code is \"best\""),
-            (json!({"weights": {"max_code": "auto"}}), "give a gate"),
-            (json!({"scheme": "dynamic"}), "`scheme`: \"dynamic\" is not supported yet"),
-            (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
-            (json!({"ranges": "entropy"}), "not supported yet"),
-            (json!({"ranges": {"percentile": 99.9}}), "not supported yet"),
-            (json!({"ranges": "best"}), "unknown variant"),
-            (json!({"smooth": {"alpha": 0.5}}), "`smooth`: {\"alpha\":0.5} is not supported yet"),
-            (json!({"keep_float": "a"}), "`keep_float`: invalid type"),
-            (json!({"gate": {"max_drop": 1.5}}), "`gate.max_drop`: 1.5"),
-            (json!({"gate": {"max_drop_per_slice": 0.1}}), "not supported yet"),
-        ] {
-            let error = Recipe::parse(&json).unwrap_err().to_string();
-            assert!(error.contains(says), "{json}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_star_stands_for_any_letters() {
-        for (pattern, name, want) in [
-            ("a", "a", true),
-            ("a", "ab", false),
-            ("a*", "ab", true),
-            ("*b", "ab", true),
-            ("*", "", true),
-            ("a*b*c", "a1b2b3c", true),
-            ("a*b*c", "a1c", false),
-            ("ab*ba", "aba", false),
-            ("/l/*/Conv", "/l/0/Conv", true),
-            ("", "x", false),
-        ] {
-            assert_eq!(matches(pattern, name), want, "{pattern} {name}");
-        }
-    }
-}
+mod recipe_tests;

@@ -122,7 +122,7 @@ impl Plan {
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Plan, Error> {
     for pattern in &recipe.keep_float {
         if !graph.nodes.iter().any(|n| super::matches(pattern, &n.name)) {
-            return Err(Error::NoMatch { pattern: pattern.clone() });
+            return Err(Error::NoMatch { field: "keep_float", pattern: pattern.clone() });
         }
     }
     let mut planner = Planner::new(graph, recipe);

@@ -85,7 +85,7 @@ impl Queue {
         }
         let recipe = if spec.recipe.is_null() { json!({}) } else { spec.recipe };
         let recipe: Value =
-            pipeline::check_recipe(&recipe).map_err(|error| Error::BadRecipe(error.to_string()))?;
+            pipeline::inspect::check_recipe(&recipe).map_err(|error| Error::BadRecipe(error.to_string()))?;
         let model = self.catalog.model(&spec.model).await?.pinned();
         let calibration = self.catalog.dataset(&spec.calibration).await?.pinned();
         let evaluation = match &spec.evaluation {

@@ -19,7 +19,7 @@ use crate::service::store::{
     JobState, LatencySummary, Lease, NewArtifact,
 };
 
-/// What does the work: `engine::pipeline::quantize`, or a stand-in in tests.
+/// What does the work: `engine::pipeline::job::quantize`, or a stand-in in tests.
 pub type Engine = Arc<dyn Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pipeline::Error> + Send + Sync>;
 
 /// How often a worker looks after the job it does: progress goes to the catalog, a wish to stop comes from it.

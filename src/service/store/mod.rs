@@ -303,7 +303,7 @@ pub struct Model {
     pub sha256: Digest,
     /// Size of the file.
     pub bytes: u64,
-    /// What `engine::pipeline::inspect` found: inputs, outputs, operators.
+    /// What `engine::pipeline::inspect::inspect` found: inputs, outputs, operators.
     pub info: Value,
     /// When it was uploaded first.
     pub created_at: Timestamp,
@@ -332,7 +332,7 @@ pub struct Dataset {
     pub bytes: u64,
     /// How many samples it holds.
     pub samples: u64,
-    /// What `engine::pipeline::inspect_dataset` found: arrays, types, shapes.
+    /// What `engine::pipeline::inspect::inspect_dataset` found: arrays, types, shapes.
     pub info: Value,
     /// When it was uploaded first.
     pub created_at: Timestamp,

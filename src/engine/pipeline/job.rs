@@ -1,32 +1,30 @@
-//! The whole job: import, simplify, calibrate, quantize, evaluate, export. Reports progress, stops when asked.
+//! A job from its files to its outcome. Decides nothing about numbers: it asks `quant` and keeps the order.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::collections::HashMap;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::files::{data_error, is_quantized, load, ports, read, read_own, run_error, source};
+use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request};
 use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{self, Options, Port};
-use crate::engine::graph::op::Op;
+use crate::engine::exec::{Options, Port};
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Dim, Graph, ValueId};
-use crate::engine::onnx::{external, import};
-use crate::engine::quant::calibrate::{self, batch_size, calibrate};
+use crate::engine::onnx::import;
+use crate::engine::quant::calibrate::{batch_size, calibrate};
 use crate::engine::quant::dial::{self, Dial, Trials};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::histogram::Histogram;
-use crate::engine::quant::plan::{self, Coded, Decision, Plan, Region};
+use crate::engine::quant::plan::{self, Coded, Plan, Region};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
-use crate::engine::quant::{self, MaxCode, Ranges, Recipe, report_html};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
-use crate::engine::tensor::npy;
 use crate::engine::tensor::qparams::QuantParams;
 
 /// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
@@ -37,135 +35,8 @@ const LAYER_SAMPLES: usize = 64;
 const TRIAL_SAMPLES: usize = 16;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
-/// Longest model that is read from files of the caller's own: what a mistaken path could cost.
-const OWN_BYTES_MAX: u64 = 64 << 30;
 /// Seconds that timing may take, about.
 const TIMED_SECONDS: f64 = 3.0;
-
-/// What part of a job is being done. Serialized in snake case, as the API and the metrics show it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Reading the model.
-    Import,
-    /// The float model runs over the calibration data.
-    Calibrate,
-    /// Ranges, weights, biases; the graph is rewritten.
-    Quantize,
-    /// Float and INT8 run over the evaluation data.
-    Evaluate,
-    /// Timing both.
-    Measure,
-    /// Writing the artifact and the report.
-    Export,
-}
-
-/// How the caller hears of the work and stops it. Also the only clock that the engine sees.
-pub trait Progress: Sync {
-    /// `done` of `total` units of `phase` are done (samples, layers; `total` 0 where not known).
-    fn update(&self, phase: Phase, done: u64, total: u64);
-    /// Whether to stop; asked between samples and layers.
-    fn cancelled(&self) -> bool;
-    /// Seconds since some fixed moment, for timing.
-    fn seconds(&self) -> f64;
-}
-
-/// What a job works on. Files on this machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Request<'a> {
-    /// The float ONNX model.
-    pub model: &'a Path,
-    /// `.npz` or `.npy` with the calibration samples.
-    pub calibration: &'a Path,
-    /// `.npz` or `.npy` with the evaluation samples; without it, the calibration samples are used.
-    pub evaluation: Option<&'a Path>,
-    /// The recipe as JSON; `null` or `{}` means the defaults.
-    pub recipe: &'a serde_json::Value,
-    /// Threads that the job may use.
-    pub threads: usize,
-    /// Whether the model's data may lie in files beside it, or all in an archive: only where the files are the
-    /// caller's own, since what lies beside them is read.
-    pub beside: bool,
-}
-
-/// Float against INT8 on the evaluation data.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Accuracy {
-    /// `top1` where there are labels, else `agreement` (float counts as right).
-    pub metric: String,
-    /// The float model's figure, 0 to 1.
-    pub float: f64,
-    /// The INT8 model's figure, 0 to 1.
-    pub int8: f64,
-    /// `int8 − float`.
-    pub delta: f64,
-    /// Share of samples on which both choose the same class.
-    pub agreement: f64,
-    /// Signal to quantization noise of the first output, in dB.
-    pub sqnr_db: f64,
-    /// Number of samples.
-    pub samples: u64,
-}
-
-/// Time of one run at batch 1, median, in milliseconds.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Latency {
-    /// The float model.
-    pub float_ms: f64,
-    /// The INT8 model.
-    pub int8_ms: f64,
-}
-
-/// What a job makes.
-#[derive(Clone, Debug)]
-pub struct Outcome {
-    /// The QDQ ONNX file.
-    pub artifact: Vec<u8>,
-    /// Digests of what went in, the recipe in full, versions: the same inputs give the same manifest.
-    pub manifest: serde_json::Value,
-    /// Everything found out, for people and programs.
-    pub report: serde_json::Value,
-    /// The report as one self-contained page.
-    pub report_html: String,
-    /// Float against INT8.
-    pub accuracy: Accuracy,
-    /// Float against INT8.
-    pub latency: Latency,
-    /// Bytes of the artifact over bytes of the model.
-    pub size_ratio: f64,
-    /// Why the gate of the recipe is not kept; `None` where it is.
-    pub gate_failure: Option<String>,
-}
-
-/// Why a job cannot be done. The text names the node, tensor, field or sample.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The model cannot be read or run.
-    #[error("model: {0}")]
-    Model(String),
-    /// The data do not fit the model or hold what cannot be used.
-    #[error("{which} data: {reason}")]
-    Data {
-        /// `calibration` or `evaluation`.
-        which: &'static str,
-        /// What does not fit.
-        reason: String,
-    },
-    /// The recipe is not one.
-    #[error("recipe: {0}")]
-    Recipe(String),
-    /// The caller asked to stop.
-    #[error("cancelled")]
-    Cancelled,
-    /// A file could not be read.
-    #[error("reading `{path}`: {source}")]
-    Io {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
 
 /// Does a whole job.
 ///
@@ -357,6 +228,7 @@ impl Job<'_> {
             let method = match (recipe.ranges, coded.region) {
                 (Ranges::Minmax, _) | (Ranges::Auto, Region::Island) => Method::MinMax,
                 (Ranges::Mse, _) | (Ranges::Auto, Region::Flow) => Method::Mse,
+                (Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy, _) => Method::Mse,
             };
             let histogram = &histograms[&graph.value(coded.value).name];
             choices.push((coded.value, ranges::choose(histogram, method)));
@@ -553,266 +425,12 @@ fn gate_failure(recipe: &Recipe, e: &Evaluation) -> Option<String> {
     (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|source| Error::Io { path: path.display().to_string(), source })
-}
-
-/// Reads a model of the caller's own: an ONNX file with or without data in files beside it, or an archive of both.
-///
-/// # Errors
-/// [`Error::Model`] or [`Error::Io`].
-pub fn read_own(model: &Path) -> Result<Vec<u8>, Error> {
-    if let Err(source) = std::fs::metadata(model) {
-        return Err(Error::Io { path: model.display().to_string(), source });
-    }
-    external::read(model, OWN_BYTES_MAX).map_err(Error::Model)
-}
-
-/// The one ONNX file that an archive (zip, tar) makes, at most `bytes_max` long; `None` where the file is no archive.
-///
-/// # Errors
-/// [`Error::Model`] with the member or tensor at fault.
-pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
-    external::unpacked(file, bytes_max).map_err(Error::Model)
-}
-
-fn source(path: &Path) -> Result<Source, Error> {
-    let failed = |source| Error::Io { path: path.display().to_string(), source };
-    artifact::source(&mut File::open(path).map_err(failed)?).map_err(failed)
-}
-
-fn load(bytes: &[u8]) -> Result<Graph, Error> {
-    import::import(bytes).map_err(|e| Error::Model(e.to_string()))
-}
-
-fn is_quantized(graph: &Graph) -> bool {
-    let on_codes = |op: &Op| match op {
-        Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => true,
-        // QLinearConv, QGemm, MatMulInteger, DynamicQuantizeLinear and their like.
-        Op::Other(o) => ["QLinear", "QGemm", "Integer", "Quantize"].iter().any(|part| o.name.contains(part)),
-        op => op.is_integer(),
-    };
-    graph.nodes.iter().any(|n| on_codes(&n.op))
-}
-
-/// The inputs of a model as a dataset sees them.
-pub fn ports(inputs: &[Port]) -> Vec<dataset::Port> {
-    let known = |d: &Dim| if let Dim::Known(n) = d { Some(*n) } else { None };
-    let port = |p: &Port| dataset::Port {
-        name: p.name.clone(),
-        dtype: p.dtype,
-        dims: p.dims.iter().map(known).collect(),
-    };
-    inputs.iter().map(port).collect()
-}
-
-fn data_error(error: dataset::Error, path: &Path, which: &'static str) -> Error {
-    match error {
-        dataset::Error::File(npy::Error::Io(source)) if source.kind() == std::io::ErrorKind::NotFound => {
-            Error::Io { path: path.display().to_string(), source }
-        }
-        other => Error::Data { which, reason: other.to_string() },
-    }
-}
-
-/// A run that failed: where the inputs do not fit it is the data, where a node fails it is the model.
-fn run_error(error: calibrate::Error, which: &'static str) -> Error {
-    match error {
-        calibrate::Error::Cancelled => Error::Cancelled,
-        calibrate::Error::Run { source: exec::Error::Node { .. }, .. } | calibrate::Error::Unseen(_) => {
-            Error::Model(error.to_string())
-        }
-        other => Error::Data { which, reason: other.to_string() },
-    }
-}
-
-/// Whether a file is a model that can be run, and what it is: what an upload is checked with. Gives `inputs`, `outputs`
-/// (`{name, dtype, shape}`, numbers or names), `operators` (counts), `parameters`, `macs` (of one sample, `null` where
-/// the shapes are not fixed but for the batch), `quantized`, and what a job with the default recipe would do: `integer`
-/// (node names), `float` (`{node, op, reason}`); and `memory`, the bytes that it takes: `weights` as loaded, `run` of
-/// one sample, where dimensions that are not given count as one (`null` where only a run tells).
-///
-/// # Errors
-/// [`Error::Model`] or [`Error::Io`].
-pub fn inspect(model: &Path, memory_bytes_max: u64) -> Result<Value, Error> {
-    inspect_bytes(&read(model)?, memory_bytes_max)
-}
-
-/// As [`inspect`].
-///
-/// # Errors
-/// [`Error::Model`].
-pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error> {
-    let mut graph = load(model)?;
-    let mut operators: BTreeMap<&str, u64> = BTreeMap::new();
-    for node in &graph.nodes {
-        *operators.entry(node.op.name()).or_default() += 1;
-    }
-    let quantized = is_quantized(&graph);
-    let (parameters, name) = (report::parameters(&graph), graph.name.clone());
-    let (mut integer, mut float) = (Vec::new(), Vec::new());
-    if !quantized {
-        fold_constants(&mut graph);
-        simplify(&mut graph, Passes::ALL);
-        let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
-        let named = graph
-            .nodes
-            .iter()
-            .zip(&plan.decisions)
-            .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Lookup));
-        integer = named.map(|(n, _)| n.name.clone()).collect();
-        float = report::float_rows(&graph, &plan);
-    }
-    // No value is allocated yet: a session plans, and packs weights.
-    let constants =
-        graph.values.iter().filter_map(|v| v.constant.as_ref()).map(|t| t.view().bytes.len() as u64);
-    let constants: u64 = constants.sum();
-    let options = Options { memory_bytes_max, ..Options::default() };
-    let session = Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))?;
-    let shape = |p: &Port| p.shape(|_| Some(1)).expect("every dimension has a length");
-    let run = session.arena_bytes(&session.inputs().iter().map(shape).collect::<Vec<_>>());
-    let run = match run {
-        Err(e @ exec::Error::TooLarge { .. }) => return Err(Error::Model(e.to_string())),
-        run => run.ok(),
-    };
-    let weights = constants.saturating_add(session.weight_bytes());
-    let memory = weights.saturating_add(run.unwrap_or(0));
-    if memory > memory_bytes_max {
-        let text = format!("it takes {memory} bytes of memory, more than the limit of {memory_bytes_max}");
-        return Err(Error::Model(text));
-    }
-    if quantized {
-        integer =
-            session.nodes().filter(|(.., on_codes)| *on_codes).map(|(name, ..)| name.to_owned()).collect();
-        let boundary = |op: &Op| matches!(op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
-        let left =
-            session.nodes().filter(|(_, op, on_codes)| !on_codes && !boundary(op) && !plan::moves_data(op));
-        float = left.map(|(node, op, _)| report::FloatRow::not_in_codes(node, op.name())).collect();
-    }
-    let dim = |d: &Dim| match d {
-        Dim::Known(n) => json!(n),
-        Dim::Symbol(name) => json!(name),
-        Dim::Unknown => Value::Null,
-    };
-    let port = |p: &Port| json!({"name": p.name, "dtype": p.dtype.name(), "shape": p.dims.iter().map(dim).collect::<Vec<_>>()});
-    Ok(json!({
-        "name": name,
-        "inputs": session.inputs().iter().map(port).collect::<Vec<_>>(),
-        "outputs": session.outputs().iter().map(port).collect::<Vec<_>>(),
-        "operators": operators,
-        "parameters": parameters,
-        "macs": macs(&session),
-        "memory": {"weights": weights, "run": run},
-        "quantized": quantized,
-        "integer": integer,
-        "float": float,
-        "unsupported": [],
-    }))
-}
-
-/// Checks that a file is a dataset (`.npz` or `.npy` with arrays that share their first dimension), without a model.
-/// Gives `{"samples": n, "arrays": [{"name", "dtype", "shape"}]}`.
-///
-/// # Errors
-/// [`Error::Data`] or [`Error::Io`].
-pub fn inspect_dataset(path: &Path) -> Result<Value, Error> {
-    let failed = |e: npy::Error| data_error(e.into(), path, "dataset");
-    let archive = npy::Archive::open(path).map_err(failed)?;
-    let refused = |reason: String| Error::Data { which: "dataset", reason };
-    let mut samples: Option<(&str, usize)> = None;
-    for entry in archive.arrays() {
-        // The mean and deviation of a byte image are not samples.
-        let scaling = ["_mean", "_std"].iter().find_map(|suffix| entry.name.strip_suffix(suffix));
-        if scaling.is_some_and(|name| archive.arrays().iter().any(|e| e.name == format!("{name}_u8"))) {
-            continue;
-        }
-        let Some(&first) = entry.header.shape.first() else {
-            return Err(refused(format!("array `{}` has no dimension, expected samples first", entry.name)));
-        };
-        match samples {
-            None => samples = Some((&entry.name, first)),
-            Some((_, n)) if n == first => {}
-            Some((other, n)) => {
-                let reason = format!("array `{}` has {first} samples, `{other}` has {n}", entry.name);
-                return Err(refused(reason));
-            }
-        }
-    }
-    let samples = samples.map_or(0, |(_, n)| n);
-    if samples == 0 {
-        return Err(refused("the file holds no samples".to_owned()));
-    }
-    let array =
-        |e: &npy::Entry| json!({"name": e.name, "dtype": e.header.kind.name(), "shape": e.header.shape});
-    Ok(json!({"samples": samples, "arrays": archive.arrays().iter().map(array).collect::<Vec<_>>()}))
-}
-
-/// Checks a recipe without running it; gives it back with every default filled in.
-///
-/// # Errors
-/// [`Error::Recipe`] with the field at fault.
-pub fn check_recipe(recipe: &Value) -> Result<Value, Error> {
-    let recipe: Result<Recipe, quant::Error> = Recipe::parse(recipe);
-    let recipe = recipe.map_err(|e| Error::Recipe(e.to_string()))?;
-    Ok(serde_json::to_value(recipe).expect("a recipe is numbers and texts"))
-}
-
-/// Multiply-accumulates of one sample; `None` where more than the first dimension is open.
-fn macs(session: &Session) -> Option<u64> {
-    let length = |(axis, dim): (usize, &Dim)| match dim {
-        Dim::Known(n) => Some(*n),
-        Dim::Symbol(_) | Dim::Unknown => (axis == 0).then_some(1),
-    };
-    let shape = |p: &Port| p.dims.iter().enumerate().map(length).collect::<Option<Vec<usize>>>();
-    let shapes: Option<Vec<Vec<usize>>> = session.inputs().iter().map(shape).collect();
-    let steps = session.steps(&shapes?).ok()?;
-    Some(steps.iter().map(|step| step.macs).sum())
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
+    use serde_json::json;
 
     use super::*;
     use crate::engine::quant::evaluate::{Share, wilson};
-    use crate::engine::tensor::Tensor;
-
-    #[test]
-    fn a_dataset_is_told_by_its_arrays() {
-        let floats = |shape: &[usize]| Tensor::zeros(crate::engine::tensor::DType::F32, shape);
-        let (x, mean, odd) = (floats(&[4, 3]), floats(&[]), floats(&[3]));
-        let file = tempfile::NamedTempFile::new().unwrap();
-        for (arrays, want) in [
-            (&[("x_u8", &x), ("x_mean", &mean), ("x_std", &mean)][..], Ok(4)),
-            (&[("x", &x), ("y", &odd)], Err("`y` has 3 samples, `x` has 4")),
-            (&[("x", &mean)], Err("no dimension")),
-            (&[("x", &floats(&[0, 1]))], Err("no samples")),
-        ] {
-            let bytes = npy::write_npz(Cursor::new(Vec::new()), arrays).unwrap().into_inner();
-            std::fs::write(file.path(), bytes).unwrap();
-            match (inspect_dataset(file.path()), want) {
-                (Ok(found), Ok(samples)) => {
-                    assert_eq!(found["samples"], samples);
-                    assert_eq!(
-                        found["arrays"][0],
-                        json!({"name": "x_u8", "dtype": "float32", "shape": [4, 3]})
-                    );
-                }
-                (Err(error), Err(says)) => assert!(error.to_string().contains(says), "{error}"),
-                (found, want) => panic!("{found:?}, expected {want:?}"),
-            }
-        }
-        assert!(matches!(inspect_dataset(Path::new("/nowhere/x.npz")), Err(Error::Io { .. })));
-    }
-
-    #[test]
-    fn a_recipe_comes_back_in_full() {
-        let full = check_recipe(&json!({"ranges": "mse"})).unwrap();
-        assert_eq!(full["weights"]["per_channel"], true);
-        assert_eq!(full["ranges"], "mse");
-        assert_eq!(check_recipe(&full).unwrap(), full);
-        assert!(check_recipe(&json!({"ranges": 1})).unwrap_err().to_string().contains("`ranges`"));
-    }
 
     #[test]
     fn a_gate_that_is_not_kept_says_by_how_much() {

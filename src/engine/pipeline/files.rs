@@ -1,0 +1,89 @@
+//! Models and data from files, and what went wrong with them.
+
+use std::fs::File;
+use std::path::Path;
+
+use super::Error;
+use crate::engine::artifact::{self, Source};
+use crate::engine::exec::{self, Port};
+use crate::engine::graph::op::Op;
+use crate::engine::graph::{Dim, Graph};
+use crate::engine::onnx::{external, import};
+use crate::engine::quant::calibrate;
+use crate::engine::tensor::{dataset, npy};
+
+/// Longest model that is read from files of the caller's own: what a mistaken path could cost.
+const OWN_BYTES_MAX: u64 = 64 << 30;
+
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|source| Error::Io { path: path.display().to_string(), source })
+}
+
+/// Reads a model of the caller's own: an ONNX file with or without data in files beside it, or an archive of both.
+///
+/// # Errors
+/// [`Error::Model`] or [`Error::Io`].
+pub fn read_own(model: &Path) -> Result<Vec<u8>, Error> {
+    if let Err(source) = std::fs::metadata(model) {
+        return Err(Error::Io { path: model.display().to_string(), source });
+    }
+    external::read(model, OWN_BYTES_MAX).map_err(Error::Model)
+}
+
+/// The one ONNX file that an archive (zip, tar) makes, at most `bytes_max` long; `None` where the file is no archive.
+///
+/// # Errors
+/// [`Error::Model`] with the member or tensor at fault.
+pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
+    external::unpacked(file, bytes_max).map_err(Error::Model)
+}
+
+pub(super) fn source(path: &Path) -> Result<Source, Error> {
+    let failed = |source| Error::Io { path: path.display().to_string(), source };
+    artifact::source(&mut File::open(path).map_err(failed)?).map_err(failed)
+}
+
+pub(super) fn load(bytes: &[u8]) -> Result<Graph, Error> {
+    import::import(bytes).map_err(|e| Error::Model(e.to_string()))
+}
+
+pub(super) fn is_quantized(graph: &Graph) -> bool {
+    let on_codes = |op: &Op| match op {
+        Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => true,
+        // QLinearConv, QGemm, MatMulInteger, DynamicQuantizeLinear and their like.
+        Op::Other(o) => ["QLinear", "QGemm", "Integer", "Quantize"].iter().any(|part| o.name.contains(part)),
+        op => op.is_integer(),
+    };
+    graph.nodes.iter().any(|n| on_codes(&n.op))
+}
+
+/// The inputs of a model as a dataset sees them.
+pub fn ports(inputs: &[Port]) -> Vec<dataset::Port> {
+    let known = |d: &Dim| if let Dim::Known(n) = d { Some(*n) } else { None };
+    let port = |p: &Port| dataset::Port {
+        name: p.name.clone(),
+        dtype: p.dtype,
+        dims: p.dims.iter().map(known).collect(),
+    };
+    inputs.iter().map(port).collect()
+}
+
+pub(super) fn data_error(error: dataset::Error, path: &Path, which: &'static str) -> Error {
+    match error {
+        dataset::Error::File(npy::Error::Io(source)) if source.kind() == std::io::ErrorKind::NotFound => {
+            Error::Io { path: path.display().to_string(), source }
+        }
+        other => Error::Data { which, reason: other.to_string() },
+    }
+}
+
+/// A run that failed: where the inputs do not fit it is the data, where a node fails it is the model.
+pub(super) fn run_error(error: calibrate::Error, which: &'static str) -> Error {
+    match error {
+        calibrate::Error::Cancelled => Error::Cancelled,
+        calibrate::Error::Run { source: exec::Error::Node { .. }, .. } | calibrate::Error::Unseen(_) => {
+            Error::Model(error.to_string())
+        }
+        other => Error::Data { which, reason: other.to_string() },
+    }
+}

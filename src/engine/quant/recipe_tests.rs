@@ -1,0 +1,72 @@
+//! Recipes as people write them.
+
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn nothing_means_the_defaults() {
+    for json in [json!(null), json!({})] {
+        assert_eq!(Recipe::parse(&json), Ok(Recipe::default()));
+    }
+    let full = serde_json::to_value(Recipe::default()).unwrap();
+    assert_eq!(Recipe::parse(&full), Ok(Recipe::default()), "a recipe with every default reads back");
+    assert_eq!(full["weights"], json!({"per_channel": true, "max_code": 127}));
+}
+
+#[test]
+fn what_is_asked_is_kept() {
+    let json = json!({"weights": {"per_channel": false, "max_code": "auto"}, "ranges": "minmax", "keep_float": ["/head/*"],
+        "gate": {"max_drop": 0.01, "min_agreement": 0.98}});
+    let recipe = Recipe::parse(&json).unwrap();
+    assert_eq!(recipe.weights, WeightRecipe { per_channel: false, max_code: MaxCode::Auto });
+    assert!(recipe.ranges == Ranges::Minmax);
+    assert!(recipe.keeps_float("/head/MatMul") && !recipe.keeps_float("/body/MatMul"));
+    let gate = Gate { max_drop: Some(0.01), min_agreement: Some(0.98), ..Gate::default() };
+    assert_eq!(recipe.gate, gate);
+}
+
+#[test]
+fn a_wrong_recipe_is_refused_with_its_field() {
+    for (json, says) in [
+        (json!([]), "expected an object"),
+        (json!({"wieghts": {}}), "unknown field `wieghts`"),
+        (json!({"weights": {"per_chanel": true}}), "`weights`: unknown field `per_chanel`"),
+        (json!({"weights": {"per_channel": 1}}), "`weights`: invalid type"),
+        (json!({"weights": {"max_code": 63}}), "max_code is 63, not \"auto\" or a number from 64 to 127"),
+        (json!({"weights": {"max_code": "best"}}), "max_code is \"best\""),
+        (json!({"weights": {"max_code": "auto"}}), "give a gate"),
+        (json!({"target": "tensorrt"}), "`target`: \"tensorrt\" is not supported yet"),
+        (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
+        (json!({"ranges": {"percentile": 20}}), "percentile 20 is not above 50"),
+        (json!({"ranges": "best"}), "`ranges`: \"best\" is not \"auto\", \"minmax\""),
+        (json!({"smooth": {"alpha": 2}}), "`smooth`: {\"alpha\":2} is not \"off\""),
+        (json!({"keep_float": "a"}), "`keep_float`: invalid type"),
+        (json!({"gate": {"max_drop": 1.5}}), "`gate.max_drop`: 1.5"),
+        (json!({"gate": {"min_sqnr_db": 200}}), "200 is not between 0 and 100 dB"),
+        (json!({"gate": {"metric": "top5"}}), "give max_drop"),
+        (json!({"search": {"trials": 4}}), "give a gate"),
+        (json!({"search": {"trials": 0.5}}), "`search`: {\"trials\":0.5} is not"),
+    ] {
+        let error = Recipe::parse(&json).unwrap_err().to_string();
+        assert!(error.contains(says), "{json}: {error}");
+    }
+}
+
+#[test]
+fn a_star_stands_for_any_letters() {
+    for (pattern, name, want) in [
+        ("a", "a", true),
+        ("a", "ab", false),
+        ("a*", "ab", true),
+        ("*b", "ab", true),
+        ("*", "", true),
+        ("a*b*c", "a1b2b3c", true),
+        ("a*b*c", "a1c", false),
+        ("ab*ba", "aba", false),
+        ("/l/*/Conv", "/l/0/Conv", true),
+        ("", "x", false),
+    ] {
+        assert_eq!(matches(pattern, name), want, "{pattern} {name}");
+    }
+}
