@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::files::{data_error, is_quantized, load, ports, read, read_own, run_error, source};
-use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request};
+use super::trials::{Bench, DialTrials, FloatTrials, Planned};
+use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate};
 use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
@@ -16,23 +17,32 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::onnx::import;
 use crate::engine::quant::calibrate::{batch_size, calibrate};
-use crate::engine::quant::dial::{self, Dial, Trials};
+use crate::engine::quant::dial::{self, Dial};
+use crate::engine::quant::effect::{self, Effects};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::histogram::Histogram;
-use crate::engine::quant::plan::{self, Coded, Plan, Region};
-use crate::engine::quant::ranges::{self, Choice, Method};
+use crate::engine::quant::plan::{self, Coded, Kept, Plan};
+use crate::engine::quant::ranges::Method;
+use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
-use crate::engine::quant::{MaxCode, Ranges, Recipe, report_html};
+use crate::engine::quant::samples::{self, Samples};
+use crate::engine::quant::search::{self, Sensitivity, Trial};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
 
-/// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
-const ROUNDING: f64 = 1e-9;
 /// Samples over which the noise of each layer is measured.
 const LAYER_SAMPLES: usize = 64;
-/// Samples over which the noise of one layer's smaller codes is measured, once a layer.
-const TRIAL_SAMPLES: usize = 16;
+/// Samples that are looked at closely, at least and at most; between them what fits.
+const CLOSE_MIN: usize = 4;
+const CLOSE_MAX: usize = 64;
+/// What they may take in memory, by the values of a run.
+const CLOSE_BYTES: u64 = 512 << 20;
+/// Samples that are run together while layers are looked at.
+const CLOSE_BATCH: usize = 4;
+/// Batches over which the effect of ranges is measured.
+const EFFECT_BATCHES: usize = 2;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
@@ -50,9 +60,17 @@ pub fn quantize(request: &Request<'_>, progress: &dyn Progress) -> Result<Outcom
 }
 
 /// A job that runs.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     request: &'a Request<'a>,
     progress: &'a dyn Progress,
+}
+
+/// The INT8 side of a job.
+struct Made {
+    planned: Planned,
+    rewritten: Rewritten,
+    sensitivities: Vec<Sensitivity>,
+    trials: Vec<Trial>,
 }
 
 /// The float side of a job.
@@ -81,15 +99,22 @@ impl Job<'_> {
         };
 
         let histograms = self.calibrate(&float, &graph, &plan, &calibration)?;
-        let choices = self.choose(&graph, &plan, &recipe, &histograms)?;
-        let params: HashMap<ValueId, QuantParams> =
-            choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
-        let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
-        let trial =
-            Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
-        let dial = self.dial(trial)?;
-        let rewritten = rewrite(graph, plan, params, &recipe, &dial);
+        let samples = self.samples(&float, &calibration)?;
+        let effects = self.choose(&float, &graph, &plan, &recipe, &histograms, &samples)?;
+        let bench = Bench {
+            job: self,
+            float: &float,
+            graph: &graph,
+            recipe: &recipe,
+            histograms: &histograms,
+            effects: &effects,
+            data: judged,
+            which,
+            samples: &samples,
+        };
+        let Made { planned, rewritten, sensitivities, trials } = self.make(bench)?;
         self.step(Phase::Quantize, 1, 1)?;
+        let (graph, plan, params, choices) = (&graph, &planned.plan, &planned.params, &planned.choices);
         let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, &model)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
@@ -102,7 +127,7 @@ impl Job<'_> {
 
         self.step(Phase::Export, 0, 1)?;
         let size_ratio = bytes.len() as f64 / model.bytes.max(1) as f64;
-        let gate_failure = gate_failure(&recipe, &found);
+        let gate_failure = gate::judge(&recipe.gate, &found).failure;
         let activations: Vec<_> = choices
             .iter()
             .map(|(root, choice)| {
@@ -134,6 +159,8 @@ impl Job<'_> {
             float_nodes: report::float_rows(graph, plan),
             gate_failure: gate_failure.clone(),
             evaluation: found,
+            sensitivity: sensitivities,
+            trials,
         };
         let accuracy = accuracy(&findings.evaluation);
         let report_html = report_html::page(&findings);
@@ -152,13 +179,13 @@ impl Job<'_> {
     }
 
     /// Tells of progress; an error where the caller wants to stop.
-    fn step(&self, phase: Phase, done: usize, total: usize) -> Result<(), Error> {
+    pub(super) fn step(&self, phase: Phase, done: usize, total: usize) -> Result<(), Error> {
         self.progress.update(phase, done as u64, total as u64);
         if self.progress.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// The same for loops that ask whether to go on.
-    fn going(&self, phase: Phase, done: usize, total: usize) -> bool {
+    pub(super) fn going(&self, phase: Phase, done: usize, total: usize) -> bool {
         self.step(phase, done, total).is_ok()
     }
 
@@ -189,7 +216,7 @@ impl Job<'_> {
         Ok(Prepared { graph, plan, recipe, model, parameters })
     }
 
-    fn session(&self, graph: Graph) -> Result<Session, Error> {
+    pub(super) fn session(&self, graph: Graph) -> Result<Session, Error> {
         let options = Options { threads: self.request.threads.max(1), ..Options::default() };
         Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
     }
@@ -206,7 +233,7 @@ impl Job<'_> {
         plan: &Plan,
         data: &Dataset,
     ) -> Result<HashMap<String, Histogram>, Error> {
-        let wanted: Vec<String> = roots(plan).map(|c| graph.value(c.value).name.clone()).collect();
+        let wanted: Vec<String> = plan.coded.iter().map(|c| graph.value(c.value).name.clone()).collect();
         let total = data.samples();
         self.step(Phase::Calibrate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Calibrate, done, total);
@@ -214,26 +241,84 @@ impl Job<'_> {
         calibrate(float, data, &wanted, batch, &mut on_samples).map_err(|e| run_error(e, "calibration"))
     }
 
+    /// The samples that are looked at closely.
+    fn samples(&self, float: &Session, data: &Dataset) -> Result<Samples, Error> {
+        let shape = |p: &Port| p.shape(|_| Some(1)).expect("every dimension has a length");
+        let one = float.arena_bytes(&float.inputs().iter().map(shape).collect::<Vec<_>>()).unwrap_or(0);
+        let room = usize::try_from(CLOSE_BYTES / one.max(1)).unwrap_or(usize::MAX);
+        let count = room.clamp(CLOSE_MIN, CLOSE_MAX);
+        let mut on_samples = |_| !self.progress.cancelled();
+        samples::select(data, count, CLOSE_BYTES as usize / 2, CLOSE_BATCH, &mut on_samples)
+            .map_err(|e| run_error(e, "calibration"))
+    }
+
+    fn options(&self) -> Options {
+        Options { threads: self.request.threads.max(1), ..Options::default() }
+    }
+
     fn choose(
         &self,
+        float: &Session,
         graph: &Graph,
         plan: &Plan,
         recipe: &Recipe,
         histograms: &HashMap<String, Histogram>,
-    ) -> Result<Vec<(ValueId, Choice)>, Error> {
-        let roots: Vec<&Coded> = roots(plan).collect();
-        let mut choices = Vec::with_capacity(roots.len());
-        for (done, coded) in roots.iter().enumerate() {
-            self.step(Phase::Quantize, done, roots.len() + 1)?;
-            let method = match (recipe.ranges, coded.region) {
-                (Ranges::Minmax, _) | (Ranges::Auto, Region::Island) => Method::MinMax,
-                (Ranges::Mse, _) | (Ranges::Auto, Region::Flow) => Method::Mse,
-                (Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy, _) => Method::Mse,
-            };
-            let histogram = &histograms[&graph.value(coded.value).name];
-            choices.push((coded.value, ranges::choose(histogram, method)));
+        samples: &Samples,
+    ) -> Result<Effects, Error> {
+        let candidates: &[Method] = match recipe.ranges {
+            Ranges::Auto => &effect::CANDIDATES,
+            Ranges::Minmax => &[Method::MinMax],
+            Ranges::Mse => &[Method::Mse],
+            Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy => &[Method::Mse],
+        };
+        let all = roots(plan).count();
+        let mut on_value = |done| self.going(Phase::Quantize, done, all);
+        let few = &samples.batches[..samples.batches.len().min(EFFECT_BATCHES)];
+        let found =
+            effect::choose(graph, plan, float, histograms, candidates, few, &self.options(), &mut on_value)
+                .map_err(|e| run_error(e, "calibration"))?;
+        if std::env::var_os("OCTET_DEBUG").is_some() {
+            for d in &found.damages {
+                let (n, v) = (&graph.nodes[d.node], graph.value(d.value));
+                let c = found.choices.iter().find(|(r, _)| plan.coded(d.value).is_some_and(|c| c.root == *r));
+                eprintln!(
+                    "{:40} {:10} {:7.2} {:7.2} {:?} {}",
+                    n.name,
+                    n.op.name(),
+                    d.sqnr_db,
+                    d.low_db,
+                    c.map(|c| c.1.method),
+                    v.name
+                );
+            }
         }
-        Ok(choices)
+        Ok(found)
+    }
+
+    /// Rounds weights and corrects biases, as far as the recipe asks for it.
+    fn reconstruct(
+        &self,
+        graph: &Graph,
+        rewritten: &mut Rewritten,
+        samples: &Samples,
+        recipe: &Recipe,
+    ) -> Result<Vec<Reconstructed>, Error> {
+        if recipe.rounding == Rounding::Nearest && !recipe.bias_correction {
+            return Ok(Vec::new());
+        }
+        let mut on_layer = |done, all| self.going(Phase::Quantize, done, all);
+        let found =
+            reconstruct::reconstruct(graph, rewritten, samples, recipe, &self.options(), &mut on_layer);
+        let found = found.map_err(|e| run_error(e, "calibration"))?;
+        if std::env::var_os("OCTET_DEBUG").is_some() {
+            for r in &found {
+                eprintln!(
+                    "{:40} optimal {:.2} weights {:7.2} operand {:7.2}",
+                    r.node, r.optimal, r.weights_db, r.operand_db
+                );
+            }
+        }
+        Ok(found)
     }
 
     fn write(
@@ -276,13 +361,44 @@ impl Job<'_> {
             .map_err(|e| run_error(e, which))
     }
 
-    /// The largest weight code of each layer.
-    fn dial(&self, mut trial: Trial<'_>) -> Result<Dial, Error> {
-        let layers = dial::layers(trial.graph, trial.plan);
-        match trial.recipe.weights.max_code {
-            MaxCode::Fixed(code) => Ok(Dial::fixed(&layers, code)),
-            MaxCode::Auto => dial::search(&layers, &mut trial),
+    /// Plans and writes the QDQ graph; where a gate is not kept, with layers in float that are searched for.
+    fn make(&self, bench: Bench<'_>) -> Result<Made, Error> {
+        let Bench { graph, recipe, samples, .. } = bench;
+        let seen = "every value that the plan needs was counted";
+        let planned = bench.plan(&Kept::new())?.expect(seen);
+        let layers = dial::layers(graph, &planned.plan);
+        let dial = match recipe.weights.max_code {
+            MaxCode::Fixed(code) => Dial::fixed(&layers, code),
+            MaxCode::Auto => dial::search(&layers, &mut DialTrials { bench, planned: &planned })?,
+        };
+        let mut rewritten = rewrite(graph, &planned.plan, &planned.params, recipe, &dial);
+        let reconstructed = self.reconstruct(graph, &mut rewritten, samples, recipe)?;
+        let trials_max = recipe.search.trials(&recipe.gate);
+        if trials_max == 0 {
+            return Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: Vec::new() });
         }
+        let macs = bench.macs();
+        let mut trials = FloatTrials { bench, base: &rewritten, dial: &dial, macs };
+        let first = trials.first(&planned.plan)?;
+        if first.passes {
+            return Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: vec![first] });
+        }
+        let sensitivities = bench.sensitivities(&rewritten, &planned.plan, &reconstructed)?;
+        let found = search::search(&sensitivities, first, trials_max, &mut trials)?;
+        if found.kept.is_empty() {
+            return Ok(Made { planned, rewritten, sensitivities, trials: found.trials });
+        }
+        let (planned, mut tried) = trials.model(&found.kept)?;
+        // Layers behind those that are in float now see less noise: found anew, and kept where that is no worse.
+        let mut anew = rewrite(graph, &planned.plan, &planned.params, recipe, &dial);
+        self.reconstruct(graph, &mut anew, samples, recipe)?;
+        let before = found.trials.iter().find(|t| t.keeps_float == trials.names(&found.kept));
+        let after = trials.judged(&found.kept, &planned.plan, anew.graph.clone())?;
+        if before.is_none_or(|before| after.passes >= before.passes && after.margin >= before.margin.min(0.0))
+        {
+            tried = anew;
+        }
+        Ok(Made { planned, rewritten: tried, sensitivities, trials: found.trials })
     }
 
     fn layers(
@@ -334,43 +450,6 @@ impl Job<'_> {
     }
 }
 
-/// What a search for the largest weight codes tries a dial on.
-#[derive(Clone, Copy)]
-struct Trial<'a> {
-    job: &'a Job<'a>,
-    float: &'a Session,
-    graph: &'a Graph,
-    plan: &'a Plan,
-    params: &'a HashMap<ValueId, QuantParams>,
-    recipe: &'a Recipe,
-    data: &'a Dataset,
-    which: &'static str,
-}
-
-impl Trial<'_> {
-    /// The float model against the one with a dial, on the first samples.
-    fn judge(&self, dial: &Dial, samples: usize) -> Result<Evaluation, Error> {
-        let Trial { job, float, graph, plan, params, recipe, data, which } = *self;
-        let int8 = job.session(rewrite(graph, plan, params, recipe, dial).graph)?;
-        let total = data.samples().min(samples);
-        let mut on_samples = |done| job.going(Phase::Quantize, done, total);
-        evaluate::evaluate(float, &int8, data, samples, batch_for(float), &mut on_samples)
-            .map_err(|e| run_error(e, which))
-    }
-}
-
-impl Trials for Trial<'_> {
-    type Error = Error;
-
-    fn noise(&mut self, dial: &Dial) -> Result<f64, Error> {
-        Ok(10f64.powf(-self.judge(dial, TRIAL_SAMPLES)?.sqnr_db / 10.0))
-    }
-
-    fn passes(&mut self, dial: &Dial) -> Result<bool, Error> {
-        Ok(gate_failure(self.recipe, &self.judge(dial, usize::MAX)?).is_none())
-    }
-}
-
 /// The values whose parameters are chosen; the others take over those of a root.
 fn roots(plan: &Plan) -> impl Iterator<Item = &Coded> {
     plan.coded.iter().filter(|c| c.value == c.root)
@@ -382,7 +461,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Samples a batch, by the size of the inputs where dimensions that are not given count as one.
-fn batch_for(session: &Session) -> usize {
+pub(super) fn batch_for(session: &Session) -> usize {
     let bytes = |p: &Port| {
         let length = |d: &Dim| if let Dim::Known(n) = d { *n } else { 1 };
         p.dims.iter().map(length).product::<usize>() * p.dtype.size()
@@ -399,76 +478,5 @@ fn accuracy(e: &Evaluation) -> Accuracy {
         agreement: e.agreement.value,
         sqnr_db: e.sqnr_db,
         samples: e.samples,
-    }
-}
-
-/// Why the gate of a recipe is not kept, with the figures.
-fn gate_failure(recipe: &Recipe, e: &Evaluation) -> Option<String> {
-    let mut reasons = Vec::new();
-    let drop = e.float.value - e.int8.value;
-    if let Some(max_drop) = recipe.gate.max_drop
-        && drop > max_drop + ROUNDING
-    {
-        reasons.push(format!(
-            "{} fell by {drop:.4} (from {:.4} to {:.4} on {} samples), more than max_drop {max_drop}",
-            e.metric, e.float.value, e.int8.value, e.samples
-        ));
-    }
-    if let Some(least) = recipe.gate.min_agreement
-        && e.agreement.value < least - ROUNDING
-    {
-        reasons.push(format!(
-            "float and INT8 agree on {:.4} of {} samples, less than min_agreement {least}",
-            e.agreement.value, e.samples
-        ));
-    }
-    (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::engine::quant::evaluate::{Share, wilson};
-
-    #[test]
-    fn a_gate_that_is_not_kept_says_by_how_much() {
-        let found = |float: u64, int8: u64, agree: u64| Evaluation {
-            metric: "top1",
-            agreement_by: "class",
-            samples: 1000,
-            float: wilson(float, 1000),
-            int8: wilson(int8, 1000),
-            float_top5: None,
-            int8_top5: None,
-            agreement: Share { value: agree as f64 / 1000.0, ..Share::default() },
-            broken: 0,
-            mended: 0,
-            sqnr_db: 30.0,
-            cosine: 1.0,
-            worst: Vec::new(),
-            classes: Vec::new(),
-            slices: Vec::new(),
-        };
-        for (gate, float, int8, agree, want) in [
-            (json!({}), 900, 100, 0, None),
-            (json!({"max_drop": 0.01}), 900, 890, 0, None),
-            (
-                json!({"max_drop": 0.01}),
-                900,
-                889,
-                0,
-                Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01"),
-            ),
-            (json!({"min_agreement": 0.98}), 900, 900, 979, Some("agree on 0.9790")),
-        ] {
-            let recipe = Recipe::parse(&json!({"gate": gate})).unwrap();
-            let got = gate_failure(&recipe, &found(float, int8, agree));
-            match want {
-                None => assert_eq!(got, None, "{gate}"),
-                Some(says) => assert!(got.as_deref().is_some_and(|g| g.contains(says)), "{gate}: {got:?}"),
-            }
-        }
     }
 }

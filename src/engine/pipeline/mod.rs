@@ -2,8 +2,10 @@
 //! how it reports progress and is stopped, what it makes.
 
 pub mod files;
+mod gate;
 pub mod inspect;
 pub mod job;
+mod trials;
 
 use std::path::Path;
 

@@ -3,13 +3,20 @@
 
 pub mod calibrate;
 pub mod dial;
+pub mod effect;
 pub mod evaluate;
 pub mod histogram;
 pub mod plan;
 pub mod ranges;
+pub mod reconstruct;
 pub mod report;
 pub mod report_html;
 pub mod rewrite;
+pub mod rounding;
+pub mod rows;
+pub mod samples;
+pub mod search;
+pub mod walk;
 pub mod weights;
 
 use serde::de::DeserializeOwned;

@@ -18,8 +18,8 @@
 //!   reals after they are read. Embeddings are most of a small language model's bytes.
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
@@ -120,12 +120,23 @@ impl Plan {
 /// # Errors
 /// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Plan, Error> {
+    plan_keeping(graph, recipe, &Kept::new())
+}
+
+/// Nodes that stay in float, with the reason of each.
+pub type Kept = BTreeMap<usize, String>;
+
+/// As [`plan`], with more nodes that stay in float.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_keeping(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
     for pattern in &recipe.keep_float {
         if !graph.nodes.iter().any(|n| super::matches(pattern, &n.name)) {
             return Err(Error::NoMatch { field: "keep_float", pattern: pattern.clone() });
         }
     }
-    let mut planner = Planner::new(graph, recipe);
+    let mut planner = Planner::new(graph, recipe, kept);
     planner.find_candidates();
     planner.drop_useless();
     Ok(planner.finish())
@@ -201,6 +212,7 @@ pub fn bias_of(graph: &Graph, node: &Node, channels: usize) -> Result<Option<Vec
 struct Planner<'a> {
     graph: &'a Graph,
     recipe: &'a Recipe,
+    kept: &'a Kept,
     readers: Vec<Vec<usize>>,
     producers: HashMap<ValueId, usize>,
     decisions: Vec<Decision>,
@@ -219,10 +231,11 @@ enum Behind {
 }
 
 impl<'a> Planner<'a> {
-    fn new(graph: &'a Graph, recipe: &'a Recipe) -> Planner<'a> {
+    fn new(graph: &'a Graph, recipe: &'a Recipe, kept: &'a Kept) -> Planner<'a> {
         Planner {
             graph,
             recipe,
+            kept,
             readers: graph.consumers(),
             producers: graph.producers(),
             decisions: vec![Decision::Data; graph.nodes.len()],
@@ -238,12 +251,18 @@ impl<'a> Planner<'a> {
         for (n, node) in self.graph.nodes.iter().enumerate() {
             self.decisions[n] = if self.absorbed.contains_key(&n) {
                 Decision::Absorbed { into: self.absorbed[&n] }
-            } else if self.recipe.keeps_float(&node.name) {
-                Decision::Float("kept by the recipe".to_owned())
+            } else if let Some(reason) = self.keeps(n) {
+                Decision::Float(reason)
             } else {
                 self.candidate(n, node)
             };
         }
+    }
+
+    /// Why a node stays in float whatever it is.
+    fn keeps(&self, n: usize) -> Option<String> {
+        let by_name = self.recipe.keeps_float(&self.graph.nodes[n].name);
+        by_name.then(|| "kept by the recipe".to_owned()).or_else(|| self.kept.get(&n).cloned())
     }
 
     fn candidate(&mut self, n: usize, node: &Node) -> Decision {
@@ -314,7 +333,7 @@ impl<'a> Planner<'a> {
         let Some(function) = Function::ending_at(self.graph, &self.producers, n, is_source) else {
             return false;
         };
-        let kept = |&n: &usize| self.recipe.keeps_float(&self.graph.nodes[n].name);
+        let kept = |&n: &usize| self.keeps(n).is_some();
         let taken = |n: &usize| self.absorbed.contains_key(n);
         if function.sources.len() != 1
             || !function.is_closed(self.graph, &self.readers)
@@ -363,7 +382,7 @@ impl<'a> Planner<'a> {
         let mut result = self.graph.nodes[n].outputs[0];
         while let [reader] = self.readers[result.0 as usize][..] {
             let node = &self.graph.nodes[reader];
-            let kept = self.graph.outputs.contains(&result) || self.recipe.keeps_float(&node.name);
+            let kept = self.graph.outputs.contains(&result) || self.keeps(reader).is_some();
             if kept || !clamps_around_zero(self.graph, node) {
                 break;
             }
@@ -476,7 +495,7 @@ fn operands(node: &Node, function: Option<&Function>) -> Vec<ValueId> {
 }
 
 /// Whether an operator gives its input's codes on as they are.
-fn passes_codes(op: &Op) -> bool {
+pub fn passes_codes(op: &Op) -> bool {
     matches!(
         op,
         Op::MaxPool { .. }
