@@ -264,8 +264,8 @@ const WAIT_MAX: Duration = Duration::from_secs(50);
 #[expect(dead_code, reason = "describes to the OpenAPI document which of the two come")]
 #[serde(untagged)]
 pub(crate) enum JobAnswer {
-    Job(JobView),
-    DryRun(DryRunView),
+    Job(Box<JobView>),
+    DryRun(Box<DryRunView>),
 }
 
 /// Asks for a job.

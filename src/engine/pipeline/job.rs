@@ -102,8 +102,8 @@ impl Job<'_> {
         let dial = self.dial(trial)?;
         let rewritten = rewrite(graph, plan, params, &recipe, &dial);
         self.step(Phase::Quantize, 1, 1)?;
-        let data = Used { statistics: &statistics, evaluation: evaluation.as_ref() };
-        let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, &model, data)?;
+        let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
+        let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
         let int8 = import::import(&bytes)
@@ -302,18 +302,17 @@ impl Job<'_> {
         plan: &Plan,
         params: &HashMap<ValueId, QuantParams>,
         recipe: &Recipe,
-        model: &Source,
-        data: Used<'_>,
+        used: Used<'_>,
     ) -> Result<(Vec<u8>, Value), Error> {
         let values: Vec<(String, QuantParams)> =
             plan.coded.iter().map(|c| (graph.value(c.value).name.clone(), params[&c.root].clone())).collect();
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
-        let Statistics { data: digest, samples, .. } = *data.statistics;
+        let Statistics { data: digest, samples, .. } = *used.statistics;
         let calibration = Samples { sha256: hex::encode(digest), samples };
-        let evaluation = data.evaluation.map(|data| self.digest(data)).transpose()?;
+        let evaluation = used.evaluation.map(|data| self.digest(data)).transpose()?;
         let manifest = artifact::manifest(&Origin {
-            model,
+            model: used.model,
             calibration: &calibration,
             evaluation: evaluation.as_ref(),
             recipe,
@@ -408,9 +407,10 @@ impl Job<'_> {
     }
 }
 
-/// The data that went into an artifact.
+/// What went into an artifact.
 #[derive(Clone, Copy)]
 struct Used<'a> {
+    model: &'a Source,
     statistics: &'a Statistics,
     evaluation: Option<&'a Dataset>,
 }
