@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::files::run_error;
-use super::job::{Job, batch_for};
+use super::files::{batch_for, run_error};
+use super::job::Job;
 use super::{Error, Phase, gate};
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Port};
@@ -14,15 +14,15 @@ use crate::engine::quant::Recipe;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::Effects;
 use crate::engine::quant::evaluate::{self, Evaluation};
-use crate::engine::quant::histogram::Histogram;
 use crate::engine::quant::plan::{self, Decision, Kept, Plan, plan_keeping};
 use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::samples::Samples;
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
+use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::dataset::Dataset;
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Samples over which the noise of one layer's smaller codes is measured, once a layer.
@@ -39,8 +39,10 @@ pub(super) struct Bench<'a> {
     pub(super) float: &'a Session,
     pub(super) graph: &'a Graph,
     pub(super) recipe: &'a Recipe,
-    pub(super) histograms: &'a HashMap<String, Histogram>,
+    pub(super) statistics: &'a Statistics,
     pub(super) effects: &'a Effects,
+    /// Nodes that stay in float because eight bits do not hold their operands.
+    pub(super) kept: &'a Kept,
     pub(super) data: &'a Dataset,
     pub(super) which: &'static str,
     pub(super) samples: &'a Samples,
@@ -57,14 +59,16 @@ pub(super) struct Planned {
 impl Bench<'_> {
     /// The plan with more layers in float.
     pub(super) fn plan(&self, kept: &Kept) -> Result<Option<Planned>, Error> {
-        let plan = plan_keeping(self.graph, self.recipe, kept).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut all = self.kept.clone();
+        all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
+        let plan = plan_keeping(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
             let known = self.effects.choices.iter().find(|(root, _)| *root == coded.value);
             let choice = match known {
                 Some((_, choice)) => choice.clone(),
-                None => match self.histograms.get(&self.graph.value(coded.value).name) {
-                    Some(histogram) => ranges::choose(histogram, Method::MinMax),
+                None => match self.statistics.values.get(&self.graph.value(coded.value).name) {
+                    Some(observed) => ranges::choose(observed, Method::Mse, Codes::U8),
                     None => return Ok(None),
                 },
             };

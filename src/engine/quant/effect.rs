@@ -2,22 +2,24 @@
 //! samples of the float model: a range that clips may serve a tensor and hurt the layer behind it, or the other way round.
 //! Also tells how much each operator suffers from the codes of its operands alone.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Tap};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::calibrate::Error;
-use crate::engine::quant::histogram::Histogram;
-use crate::engine::quant::plan::{Decision, Plan, passes_codes};
+use crate::engine::quant::observed::Observed;
+use crate::engine::quant::plan::{Decision, Kept, Plan, passes_codes};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::samples::Feeds;
 use crate::engine::quant::walk::session_of;
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
-/// What is tried; the first of equal ones is taken.
-pub const CANDIDATES: [Method; 2] = [Method::MinMax, Method::Mse];
+/// What is tried: ranges that come from all of the calibration data. Ranges that clip more look good on a few samples.
+pub const CANDIDATES: [Method; 3] = [Method::MinMax, Method::Percentile(99.999), Method::Mse];
+/// Below this, in dB, an operator is said not to be held by its codes: where a tenth of the items has less.
+const HELD_DB: f64 = 10.0;
 
 /// What the codes of one value do to one operator that reads them.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +62,7 @@ struct Sums {
 
 /// Chooses among `candidates` (a fixed method is a list of one) for every root of a plan.
 ///
-/// `float` is a session of `graph`; `histograms` has every root by name.
+/// `float` is a session of `graph`; `observed` has every root by name.
 ///
 /// # Errors
 /// Where the model cannot be run, or the caller wants to stop.
@@ -68,7 +70,7 @@ pub fn choose(
     graph: &Graph,
     plan: &Plan,
     float: &Session,
-    histograms: &HashMap<String, Histogram>,
+    observed: &BTreeMap<String, Observed>,
     candidates: &[Method],
     batches: &[Feeds],
     options: &Options,
@@ -80,10 +82,10 @@ pub fn choose(
     let tried: Vec<Vec<Choice>> = roots
         .iter()
         .map(|root| {
-            let histogram = &histograms[&graph.value(*root).name];
+            let observed = &observed[&graph.value(*root).name];
             let mut all: Vec<Choice> = Vec::new();
             for &method in candidates {
-                let choice = ranges::choose(histogram, method);
+                let choice = ranges::choose(observed, method, Codes::U8);
                 if all.iter().all(|c| c.params != choice.params) {
                     all.push(choice);
                 }
@@ -154,6 +156,23 @@ pub fn choose(
         effects.choices.push((*root, tried[place][best].clone()));
     }
     Ok(effects)
+}
+
+/// The nodes that eight bits do not hold, with the reason: a tenth of their inputs lose more than they keep, mostly
+/// because they are quiet and share a range with loud ones.
+pub fn unsafe_nodes(graph: &Graph, plan: &Plan, effects: &Effects) -> Kept {
+    let lost = effects.damages.iter().filter(|damage| {
+        plan.decisions[damage.node] != Decision::Data && damage.low_db.is_finite() && damage.low_db < HELD_DB
+    });
+    lost.map(|damage| {
+        let value = &graph.value(damage.value).name;
+        let reason = format!(
+            "8 bits do not hold `{value}`: a tenth of its items leaves less than {:.1} dB of the result",
+            damage.low_db.max(0.0) + 0.05
+        );
+        (damage.node, reason)
+    })
+    .collect()
 }
 
 fn root_of(plan: &Plan, value: ValueId) -> Option<ValueId> {

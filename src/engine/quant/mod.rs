@@ -5,7 +5,9 @@ pub mod calibrate;
 pub mod dial;
 pub mod effect;
 pub mod evaluate;
+pub mod extremes;
 pub mod histogram;
+pub mod observed;
 pub mod plan;
 pub mod ranges;
 pub mod reconstruct;
@@ -16,6 +18,7 @@ pub mod rounding;
 pub mod rows;
 pub mod samples;
 pub mod search;
+pub mod statistics;
 pub mod walk;
 pub mod weights;
 
@@ -389,7 +392,6 @@ impl Recipe {
         let to_come = match field {
             "scheme" => self.scheme != Scheme::Static,
             "activations" => self.activations != Activations::U8,
-            "ranges" => matches!(self.ranges, Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy),
             "sixteen_bit" => !self.sixteen_bit.is_empty(),
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),

@@ -28,6 +28,8 @@ const ROWS_MIN: usize = 2048;
 const ROWS_MAX: usize = 8192;
 /// Part of the mean power of an operand that is added to each: what the samples did not show should not matter.
 const DAMPING: f64 = 0.01;
+/// Least part of the scale that fits the float weights.
+const SCALE_LEAST: f32 = 0.5;
 /// Columns that groups of channels are taken together for.
 const COLUMNS: usize = 1152;
 /// One batch in so many is kept to judge by.
@@ -86,6 +88,11 @@ pub fn reconstruct(
         done.push(task.keep(solved, rewritten));
     }
     Ok(done)
+}
+
+/// Whether a batch is one to judge by: each fourth, or the last of a few.
+fn is_judged(batch: usize, batches: usize) -> bool {
+    batch % JUDGED == JUDGED - 1 || (batches > 1 && batches < JUDGED && batch == batches - 1)
 }
 
 /// Codes that more than one layer multiplies with.
@@ -221,7 +228,7 @@ impl<'a> Task<'a> {
         let all: usize = count.iter().sum();
         let wanted = (ROWS_PER_TERM * self.geometry.terms.min(rounding::BLOCK)).clamp(ROWS_MIN, ROWS_MAX);
         let mut batches: Vec<(Vec<usize>, bool)> =
-            (0..count.len()).map(|b| (Vec::new(), b % JUDGED == JUDGED - 1)).collect();
+            (0..count.len()).map(|b| (Vec::new(), is_judged(b, count.len()))).collect();
         let (mut batch, mut before) = (0, 0);
         for row in spread(all, wanted) {
             while row - before >= count[batch] {
@@ -275,8 +282,10 @@ impl<'a> Task<'a> {
         // Room for a bias that is somewhat larger than the model's.
         let bias: Vec<f32> = self.bias.iter().flatten().map(|b| 1.5 * b).collect();
         weights::raise_for_bias(&mut least, self.scale_x, &bias, g.terms);
-        for (scale, least) in scales.iter_mut().zip(&least) {
+        for (scale, least) in scales.iter_mut().zip(&mut least) {
             *scale = scale.max(*least);
+            // A scale much below what fits the float weights would only clip; a dead channel has none of its own.
+            *least = least.max(SCALE_LEAST * *scale);
         }
         let own = |scales: &[f32], n: usize| scales[if scales.len() == 1 { 0 } else { n }];
         let mut solved = Solved {

@@ -37,10 +37,9 @@ pub fn select(
     let mut kept: BTreeMap<([u8; 32], usize), Feeds> = BTreeMap::new();
     let mut digests: Vec<[u8; 32]> = Vec::new();
     let mut count_max = count_max.max(1);
-    let (mut reader, mut stackable) = (data.reader()?, !data.whole_runs());
+    let mut reader = data.reader()?;
     for unit in reader.batches(1)? {
         let unit = unit?;
-        stackable &= unit.samples == 1;
         let bytes: usize = unit.inputs.iter().map(|(_, tensor)| tensor.view().bytes.len()).sum();
         count_max = count_max.min((bytes_max / bytes.max(1)).max(1));
         let digest = digest_of(&unit.inputs);
@@ -56,7 +55,7 @@ pub fn select(
     }
     let count = kept.len();
     let units: Vec<Feeds> = kept.into_values().collect();
-    let batch = if stackable { batch.max(1) } else { 1 };
+    let batch = if data.any_batch() { batch.max(1) } else { 1 };
     let batches = units.chunks(batch).map(stack).collect();
     digests.sort_unstable();
     let mut all = Sha256::new();
