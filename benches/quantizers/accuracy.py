@@ -16,7 +16,9 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 MODELS = ["fm_mlp", "fm_lenet", "fm_resnet8", "fm_mbv2", "fm_vit", "spam_transformer", "ppocr_cls", "silero_vad",
           "magika", "efficientnet_lite0", "ppocr_det"]
-PRODUCTS = "Conv,Gemm,MatMul"
+# Lists of operators that ONNX Runtime's quantizer is told; `default` is its own.
+OPERATORS = {"products": "Conv,Gemm,MatMul", "default": None, "fused": "Conv,Gemm,MatMul,Relu,Clip"}
+METHODS = ["minmax", "percentile", "entropy", "dynamic"]
 # Address space of a quantizer. It is more than what the process holds, by about 1 GiB here.
 LIMIT_GIB = 9
 # Where the histograms of all samples at once do not fit: so many at a time.
@@ -31,7 +33,7 @@ class Variant:
     """A way to call ONNX Runtime's quantizer."""
 
     method: str
-    # `products`, which is PRODUCTS, or `default`, its own list.
+    # A key of OPERATORS.
     operators: str
     per_channel: bool = True
 
@@ -40,11 +42,9 @@ class Variant:
         return f"{self.method} {self.operators}{'' if self.per_channel else ' per-tensor'}"
 
     def arguments(self):
-        more = ["--operators", PRODUCTS] if self.operators == "products" else []
+        listed = OPERATORS[self.operators]
+        more = ["--operators", listed] if listed else []
         return [self.method, *more, *([] if self.per_channel else ["--per-tensor"])]
-
-
-VARIANTS = [Variant(m, o) for o in ("products", "default") for m in ("minmax", "percentile", "entropy", "dynamic")]
 
 
 class Failure(Exception):
@@ -63,11 +63,11 @@ def last_line(text):
     return (text.strip().splitlines() or ["no reason given"])[-1][:300]
 
 
-def run(*command, limited=False):
-    """What a command prints."""
+def run(folder, *command, limited=False):
+    """What a command prints. It runs in a folder of ours: ONNX Runtime's tools leave files in theirs."""
     try:
-        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, timeout=TIMEOUT_S,
-                              preexec_fn=limit_memory if limited else None)
+        done = subprocess.run([str(c) for c in command], capture_output=True, text=True, check=False, cwd=folder,
+                              timeout=TIMEOUT_S, preexec_fn=limit_memory if limited else None)
     except subprocess.TimeoutExpired:
         raise Failure(f"still running after {TIMEOUT_S} s") from None
     if done.returncode != 0:
@@ -87,11 +87,11 @@ def digest(*paths):
 
 
 class Accuracy:
-    """The comparison, model by model; `results` is written to a file after each."""
+    """The comparison, model by model; ONNX Runtime's figures are written after each variant."""
 
-    def __init__(self, python, zoo, folder, octet, recipe, samples):
+    def __init__(self, python, zoo, folder, octet, recipe, samples, operators):
         self.python, self.zoo, self.folder, self.octet, self.recipe = python, zoo, folder, octet, recipe
-        self.samples = samples
+        self.samples, self.operators = samples, operators
         self.baseline_path = folder / "baseline.json"
         self.baseline = json.loads(self.baseline_path.read_text()) if self.baseline_path.exists() else {}
 
@@ -121,24 +121,26 @@ class Accuracy:
             return
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        run(self.python, HERE / "prepare.py", self.zoo, model, work, self.samples)
+        run(work, self.python, HERE / "prepare.py", self.zoo, model, work, self.samples)
         stamp.write_text(key)
 
     def judge(self, model, file, *octet):
-        return json.loads(run(self.python, HERE / "judge.py", self.work(model), file, *octet))
+        work = self.work(model)
+        return json.loads(run(work, self.python, HERE / "judge.py", work, file, *octet))
 
     def quantize_theirs(self, model, variant, out):
         """Gives how many samples it took, and at a time if that was a limit."""
         work = self.work(model)
         facts = json.loads((work / "facts.json").read_text())
-        command = [self.python, HERE / "theirs.py", work / "prepared.onnx", work / "calib.npz", out, *variant.arguments()]
+        command = [self.python, HERE / "theirs.py", work / "prepared.onnx", work / "calib.npz", out,
+                   *variant.arguments()]
         if facts["whole_runs"]:
             command.append("--whole-runs")
         try:
-            said = run(*command, limited=True)
+            said = run(work, *command, limited=True)
         except MemoryError:
             try:
-                said = run(*command, "--stride", STRIDE, limited=True)
+                said = run(work, *command, "--stride", STRIDE, limited=True)
             except MemoryError:
                 raise Failure(f"out of memory at {LIMIT_GIB} GiB, even with {STRIDE} samples at a time") from None
         return json.loads(said.strip().splitlines()[-1])
@@ -165,11 +167,12 @@ class Accuracy:
         if known is None or known["key"] != key:
             known = {"key": key, "facts": json.loads((self.work(model) / "facts.json").read_text()), "variants": []}
             self.baseline[model] = known
-        for variant in VARIANTS:
-            self.row(known, model, variant)
-            if "error" in self.row(known, model, variant):
-                self.row(known, model, dataclasses.replace(variant, per_channel=False))
-        return known["variants"]
+        rows = []
+        for variant in [Variant(m, o) for o in self.operators for m in METHODS]:
+            rows.append(self.row(known, model, variant))
+            if "error" in rows[-1]:
+                rows.append(self.row(known, model, dataclasses.replace(variant, per_channel=False)))
+        return rows
 
     def row(self, known, model, variant):
         found = next((r for r in known["variants"] if r["variant"] == variant.name), None)
@@ -183,16 +186,17 @@ class Accuracy:
         return found
 
     def ours(self, model):
-        """{"file": .., "report": .., "octet": judged in Octet, "ort": judged in ONNX Runtime, "seconds"}; "error"."""
+        """{"octet": judged in Octet, "ort": judged in ONNX Runtime, "report": what Octet says, ..} or "error"."""
         work = self.work(model)
         out, report = work / "octet.onnx", work / "octet"
         evaluation = work / "eval.npz" if self.samples else self.evaluation(model)
         more = ["--recipe", self.recipe] if self.recipe else []
-        found, start = {}, time.monotonic()
+        # A program that is built anew meanwhile is another one.
+        found, start = {"octet_sha256": digest(self.octet)}, time.monotonic()
         out.unlink(missing_ok=True)
         try:
-            run(self.octet, "quantize", self.zoo / model / "model.onnx", "--calibration", self.zoo / model / "calib.npz",
-                "--evaluation", evaluation, "--output", out, "--report", report, *more)
+            run(work, self.octet, "quantize", self.zoo / model / "model.onnx", "--calibration",
+                self.zoo / model / "calib.npz", "--evaluation", evaluation, "--output", out, "--report", report, *more)
             found["quantize_s"] = round(time.monotonic() - start, 1)
             found["bytes"] = out.stat().st_size
             told = json.loads((report / "report.json").read_text())["evaluation"]

@@ -57,14 +57,16 @@ def chosen(asked):
     return found
 
 
-def spend(command, limit_gib):
+def spend(folder, command, limit_gib):
     """What a process cost: {"wall_s", "cpu_s", "peak_mb", and "error" if it failed}."""
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (limit_gib << 30,) * 2)
 
     with tempfile.TemporaryFile("w+") as said:
         start = time.monotonic()
-        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=said, preexec_fn=limit)
+        # In a folder of ours: ONNX Runtime's tools leave files in theirs.
+        process = subprocess.Popen([str(c) for c in command], stdout=subprocess.DEVNULL, stderr=said, cwd=folder,
+                                   preexec_fn=limit)
         watchdog = threading.Timer(TIMEOUT_S, process.kill)
         watchdog.start()
         # wait4 tells this child's own use; what others used before does not count.
@@ -120,7 +122,7 @@ def measure(python, octet, folder, counts, limit_gib, only):
                 continue
             row = {"quantizer": quantizer.name, "method": quantizer.method, "images": count, "limit_gib": limit_gib,
                    "load": round(os.getloadavg()[0], 1)}
-            row |= spend(command(python, octet, folder, quantizer, calibration), limit_gib)
+            row |= spend(folder, command(python, octet, folder, quantizer, calibration), limit_gib)
             told = row.get("error", "")
             say(f"{quantizer.name:28}{count:5} images {row['wall_s']:8.1f} s, {row['cpu_s']:8.1f} s of CPU, "
                 f"{row['peak_mb']:6} MB  {told}")

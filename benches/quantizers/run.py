@@ -33,6 +33,8 @@ def parse():
     parser.add_argument("--models", metavar="A,B", help="only these of the zoo [default: all]")
     parser.add_argument("--recipe", type=pathlib.Path, metavar="FILE", help="Octet's recipe [default: the defaults]")
     parser.add_argument("--samples", type=int, default=0, metavar="N", help="at most so many evaluation samples")
+    parser.add_argument("--operators", metavar="A,B", default="products,default",
+                        help="ONNX Runtime's lists of operators, `fused` too [default: products,default]")
     parser.add_argument("--baseline", action="store_true", help="ONNX Runtime's side only")
     parser.add_argument("--images", metavar="N,M", default="64,256", help="calibration images [default: 64,256]")
     parser.add_argument("--limit-gib", type=int, default=cost.LIMIT_GIB, metavar="N",
@@ -59,7 +61,9 @@ def main():
         names = peers.chosen(accuracy.MODELS, arguments.models, "--models")
         recipe = arguments.recipe.resolve() if arguments.recipe else None
         zoo = arguments.zoo.resolve()
-        found = accuracy.compare(accuracy.Accuracy(python, zoo, out, octet, recipe, arguments.samples), names)
+        operators = peers.chosen(list(accuracy.OPERATORS), arguments.operators, "--operators")
+        comparison = accuracy.Accuracy(python, zoo, out, octet, recipe, arguments.samples, operators)
+        found = accuracy.compare(comparison, names)
         failures += publish(out, "accuracy", found, tables.accuracy(found))
     if arguments.cost:
         counts = [int(n) for n in arguments.images.split(",")]

@@ -101,6 +101,8 @@ def verdicts(results):
                 lower = [f"{m} {a - b:+.4f}" for m, a, b in pairs(results, judge, field, of) if a < b]
                 line += f"; {word} lower on {', '.join(lower) or 'none'}"
             lines.append(line)
+    programs = sorted({r["octet"]["octet_sha256"] for r in results if "octet" in r})
+    lines.append(f"- Octet: the program with SHA-256 {', '.join(programs)}")
     return "\n".join(lines)
 
 
@@ -110,7 +112,7 @@ def theirs(results):
     rows = []
     for r in results:
         for v in r.get("variants", []):
-            count = str(v.get("samples", "-")) + (f", {v['stride']} at a time" if v.get("stride") else "")
+            count = str(v.get("samples") or "-") + (f", {v['stride']} at a time" if v.get("stride") else "")
             figures = [number(v.get("sqnr_db"), 2), number(v.get("agreement"), 4), number(v.get("top1"), 4),
                        number(v["bytes"] / 1000 if "bytes" in v else None, 0), number(v.get("quantize_s"), 1), count]
             if "error" in v:
