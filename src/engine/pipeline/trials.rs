@@ -15,11 +15,12 @@ use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::Effects;
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::histogram::Histogram;
-use crate::engine::quant::plan::{self, Decision, Kept, Plan, plan_keeping};
+use crate::engine::quant::plan::{self, Decision, Kept, Plan};
 use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::samples::Samples;
+use crate::engine::quant::schemes::{any, sixteen};
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::tensor::dataset::Dataset;
 use crate::engine::tensor::qparams::QuantParams;
@@ -57,7 +58,13 @@ pub(super) struct Planned {
 impl Bench<'_> {
     /// The plan with more layers in float.
     pub(super) fn plan(&self, kept: &Kept) -> Result<Option<Planned>, Error> {
-        let plan = plan_keeping(self.graph, self.recipe, kept).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut plan =
+            any::plan(self.graph, self.recipe, kept).map_err(|e| Error::Recipe(e.to_string()))?;
+        for (id, params) in &mut plan.sixteen {
+            let Some(histogram) = self.histograms.get(&self.graph.value(*id).name) else { return Ok(None) };
+            let (min, max) = histogram.range().unwrap_or((0.0, 0.0));
+            *params = Some(sixteen::params(min, max));
+        }
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
             let known = self.effects.choices.iter().find(|(root, _)| *root == coded.value);
@@ -106,7 +113,9 @@ impl Bench<'_> {
         let macs = self.macs();
         let layers: Vec<usize> = (0..self.graph.nodes.len())
             .filter(|&n| {
-                plan.decisions[n] == Decision::Integer && !plan::passes_codes(&self.graph.nodes[n].op)
+                use Decision::{Dynamic, Integer, Sixteen, Stored};
+                let coded = matches!(plan.decisions[n], Integer | Dynamic | Sixteen | Stored);
+                coded && !plan::passes_codes(&self.graph.nodes[n].op)
             })
             .collect();
         let batches = &self.samples.batches[..self.samples.batches.len().min(SENSITIVITY_BATCHES)];
@@ -275,9 +284,13 @@ impl FloatTrials<'_> {
         let of = |n: usize| self.macs.get(&graph.nodes[n].name).copied().unwrap_or(0);
         let nodes = || 0..graph.nodes.len();
         let all: u64 = nodes().map(of).sum();
-        let integer: u64 = nodes().filter(|&n| plan.decisions[n] == Decision::Integer).map(of).sum();
+        let integer: u64 = nodes()
+            .filter(|&n| matches!(plan.decisions[n], Decision::Integer | Decision::Dynamic))
+            .map(of)
+            .sum();
         let bytes = |n: usize| match plan.decisions[n] {
-            Decision::Integer | Decision::Lookup => weight_bytes(graph, n) / 4,
+            Decision::Integer | Decision::Dynamic | Decision::Lookup => weight_bytes(graph, n) / 4,
+            Decision::Stored | Decision::Sixteen => weight_bytes(graph, n) / 4,
             _ => weight_bytes(graph, n),
         };
         Ok(Trial {

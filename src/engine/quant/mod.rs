@@ -15,6 +15,7 @@ pub mod rewrite;
 pub mod rounding;
 pub mod rows;
 pub mod samples;
+pub mod schemes;
 pub mod search;
 pub mod walk;
 pub mod weights;
@@ -387,10 +388,8 @@ impl Recipe {
     /// What is planned is refused by name, not as something unknown.
     fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
         let to_come = match field {
-            "scheme" => self.scheme != Scheme::Static,
             "activations" => self.activations != Activations::U8,
             "ranges" => matches!(self.ranges, Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy),
-            "sixteen_bit" => !self.sixteen_bit.is_empty(),
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
             "target" => self.target != Target::Octet,
@@ -427,6 +426,9 @@ impl Recipe {
         if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
             return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
         }
+        if self.scheme != Scheme::Static && !self.sixteen_bit.is_empty() {
+            return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
+        }
         if self.weights.max_code == MaxCode::Auto && *gate == Gate::default() {
             return fault(
                 "weights",
@@ -439,6 +441,11 @@ impl Recipe {
             return fault("search", "it looks for what keeps the gate: give a gate".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether the activations of a node have 16 bits by name.
+    pub fn has_sixteen_bits(&self, node: &str) -> bool {
+        self.sixteen_bit.iter().any(|pattern| matches(pattern, node))
     }
 
     /// Whether a node stays in float by name.

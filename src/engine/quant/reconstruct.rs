@@ -191,11 +191,15 @@ impl<'a> Task<'a> {
             Some(_) => Some(bias.unwrap_or_else(|| vec![0.0; channels])),
             None => bias,
         };
-        // What it reads is made of codes: QuantizeLinear, DequantizeLinear.
+        // What it reads is made of codes (QuantizeLinear, DequantizeLinear), or real where only weights are codes.
         let reals = coded.nodes[at_coded].input(0)?;
-        let inline = &coded.nodes[*places.producers.get(&reals)?];
-        let Op::DequantizeLinear { .. } = inline.op else { return None };
-        let parameter = |i: usize| coded.constant(inline.input(i)?).map(|t| t.to_f64()[0]);
+        let inline = places.producers.get(&reals).map(|&n| &coded.nodes[n]);
+        let inline = inline.filter(|n| matches!(n.op, Op::DequantizeLinear { .. }));
+        let parameter = |i: usize| match inline {
+            // The rows of a table have a scale a column; what reads them stays as it was.
+            Some(inline) => coded.constant(inline.input(i)?).filter(|t| t.len() == 1).map(|t| t.to_f64()[0]),
+            None => Some(0.0),
+        };
         Some(Task {
             geometry,
             w: tensor.slice::<f32>().iter().map(|w| w * alpha).collect(),
@@ -208,7 +212,7 @@ impl<'a> Task<'a> {
             scales_id: id(&constants.scales)?,
             scale_x: parameter(1)? as f32,
             zero_x: parameter(2).unwrap_or(0.0) as i32,
-            x: (node.input(0)?, inline.input(0)?),
+            x: (node.input(0)?, inline.map_or(Some(reals), |inline| inline.input(0))?),
             max_code: layer.weights.as_ref()?.max_code,
             rounding: recipe.rounding,
             node,
@@ -240,6 +244,7 @@ impl<'a> Task<'a> {
         let reals: Vec<f32> = match codes.dtype() {
             DType::U8 => codes.slice::<u8>().iter().map(|&c| real(c.into())).collect(),
             DType::I8 => codes.slice::<i8>().iter().map(|&c| real(c.into())).collect(),
+            DType::F32 => return Some(codes.clone()),
             _ => return None,
         };
         Some(Tensor::from_slice(codes.shape(), &reals))
@@ -273,7 +278,8 @@ impl<'a> Task<'a> {
         let mut scales = weights::scales(&tensor, self.axis, self.max_code);
         let mut least = vec![0f32; scales.len()];
         // Room for a bias that is somewhat larger than the model's.
-        let bias: Vec<f32> = self.bias.iter().flatten().map(|b| 1.5 * b).collect();
+        let coded = self.bias.iter().filter(|_| self.bias_ids.is_some());
+        let bias: Vec<f32> = coded.flatten().map(|b| 1.5 * b).collect();
         weights::raise_for_bias(&mut least, self.scale_x, &bias, g.terms);
         for (scale, least) in scales.iter_mut().zip(&least) {
             *scale = scale.max(*least);
