@@ -267,13 +267,7 @@ impl Job<'_> {
     }
 
     /// The model in float16.
-    fn halves(
-        &self,
-        float: &Session,
-        graph: &Graph,
-        recipe: &Recipe,
-        data: &Dataset,
-    ) -> Result<Made, Error> {
+    fn halves(&self, float: &Session, graph: &Graph, recipe: &Recipe, data: &Dataset) -> Result<Made, Error> {
         let total = data.samples();
         let mut on_samples = |done| self.going(Phase::Calibrate, done, total);
         let seen = float16::look(float, data, batch_for(float), &mut on_samples)
@@ -282,8 +276,6 @@ impl Job<'_> {
             float16::rewrite(graph, recipe, &seen).map_err(|e| Error::Recipe(e.to_string()))?;
         let planned = Planned { plan, params: HashMap::new(), choices: Vec::new() };
         Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: Vec::new() })
-    }
-
     }
 
     fn choose(

@@ -58,8 +58,7 @@ pub(super) struct Planned {
 impl Bench<'_> {
     /// The plan with more layers in float.
     pub(super) fn plan(&self, kept: &Kept) -> Result<Option<Planned>, Error> {
-        let mut plan =
-            any::plan(self.graph, self.recipe, kept).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut plan = any::plan(self.graph, self.recipe, kept).map_err(|e| Error::Recipe(e.to_string()))?;
         for (id, params) in &mut plan.sixteen {
             let Some(histogram) = self.histograms.get(&self.graph.value(*id).name) else { return Ok(None) };
             let (min, max) = histogram.range().unwrap_or((0.0, 0.0));

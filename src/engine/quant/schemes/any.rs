@@ -1,8 +1,8 @@
 //! The plan of a recipe, whatever its scheme.
 
+use crate::engine::graph::Graph;
 use crate::engine::quant::plan::{Decision, Kept, Plan, plan_keeping};
 use crate::engine::quant::{Error, Recipe, Scheme};
-use crate::engine::graph::Graph;
 
 use super::{dynamic, weight_only};
 

@@ -119,7 +119,10 @@ fn what_the_recipe_keeps_has_no_codes() {
         assert!(lines(&result.graph).contains(&"h = MatMul(x, w)".to_owned()), "{scheme}");
         assert_eq!(result.layers.len(), 1, "{scheme}");
         let wrong = Recipe::parse(&json!({"scheme": scheme, "keep_float": ["nobody"]})).unwrap();
-        assert!(weight_only::plan(&graph, &wrong, &Kept::new()).is_err() && dynamic::plan(&graph, &wrong, &Kept::new()).is_err());
+        assert!(
+            weight_only::plan(&graph, &wrong, &Kept::new()).is_err()
+                && dynamic::plan(&graph, &wrong, &Kept::new()).is_err()
+        );
     }
 }
 
