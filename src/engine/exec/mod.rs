@@ -7,6 +7,7 @@ mod fuse;
 mod half;
 mod layout;
 mod lower;
+mod lower_by_row;
 mod lower_qoperator;
 mod lower_table;
 mod lowering;
