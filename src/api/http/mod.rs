@@ -6,6 +6,7 @@ pub(crate) mod datasets;
 pub(crate) mod endpoints;
 pub(crate) mod infer;
 pub(crate) mod jobs;
+pub(crate) mod lint;
 pub(crate) mod models;
 pub(crate) mod observe;
 pub(crate) mod repository;

@@ -4,6 +4,7 @@
 pub mod files;
 pub mod inspect;
 pub mod job;
+pub mod lint;
 
 use std::path::Path;
 

@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod dial;
 pub mod evaluate;
 pub mod histogram;
+pub mod lint;
 pub mod plan;
 pub mod ranges;
 pub mod report;
