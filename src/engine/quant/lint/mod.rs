@@ -11,6 +11,10 @@ mod onnxruntime_passes;
 mod openvino;
 mod shapes;
 mod tensorrt;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tflite_rules;
 
 use std::collections::BTreeMap;
