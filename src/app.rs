@@ -272,6 +272,7 @@ fn limits(settings: &Settings) -> api::Limits {
     api::Limits {
         model_bytes: limits.model_bytes,
         model_memory_bytes: limits.model_memory_bytes,
+        job_threads: or_cores(settings.jobs.threads),
         dataset_bytes: limits.dataset_bytes,
         infer_body_bytes: limits.infer_body_bytes,
         json_body_bytes: limits.json_body_bytes,

@@ -274,6 +274,7 @@ impl From<queue::Error> for Problem {
         match error {
             queue::Error::BadRecipe(_) => Problem::new(Code::BadRecipe, detail),
             queue::Error::BadAttempts { .. } => Problem::bad_request(detail),
+            queue::Error::BadStatistics(_) => Problem::new(Code::BadData, detail),
             queue::Error::TooManyWatched { .. } => Problem::new(Code::QueueFull, detail).retry_after(10),
             queue::Error::Store(error) => error.into(),
         }

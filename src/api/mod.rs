@@ -45,6 +45,8 @@ pub struct Limits {
     pub model_bytes: u64,
     /// Bytes that the weights of a model and one run of it may take.
     pub model_memory_bytes: u64,
+    /// Threads of a job: what a dry run predicts for.
+    pub job_threads: usize,
     /// Bytes of a dataset, as sent.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use octet::engine::pipeline::dry_run::{DryRun, dry_run};
 use octet::engine::pipeline::{self, Outcome, Phase, Progress, Request};
 use serde_json::Value;
 
@@ -15,8 +16,11 @@ pub(crate) struct Quantize {
     /// The float ONNX model.
     model: PathBuf,
     /// `.npz` or `.npy` with the samples that ranges are taken from.
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["statistics", "dry_run"])]
+    calibration: Option<PathBuf>,
+    /// `statistics.bin` of an earlier job on the same model: ranges come from it, no calibration samples are needed.
     #[arg(long, value_name = "FILE")]
-    calibration: PathBuf,
+    statistics: Option<PathBuf>,
     /// `.npz` or `.npy` with the samples that float and INT8 are compared on [default: the calibration data].
     #[arg(long, value_name = "FILE")]
     evaluation: Option<PathBuf>,
@@ -24,9 +28,12 @@ pub(crate) struct Quantize {
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
     /// Where to write the QDQ ONNX file.
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
-    /// Folder for `report.json`, `report.html` and `manifest.json`.
+    #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
+    output: Option<PathBuf>,
+    /// Only tell what the job would do: nodes, size, time and memory. No data are needed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Folder for `report.json`, `report.html`, `manifest.json` and `statistics.bin`, or for `dry_run.json`.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Threads [default: one for each core].
@@ -44,41 +51,100 @@ impl Quantize {
         let threads = self.threads.unwrap_or_else(cores).max(1);
         let request = Request {
             model: &self.model,
-            calibration: &self.calibration,
+            calibration: self.calibration.as_deref(),
+            statistics: self.statistics.as_deref(),
             evaluation: self.evaluation.as_deref(),
             recipe: &recipe,
             threads,
             beside: true,
         };
+        let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) else {
+            return self.plan(&request);
+        };
         let bar = Bar::new();
         let outcome = pool(threads)?.install(|| pipeline::job::quantize(&request, &bar));
         bar.bar.finish_and_clear();
-        let outcome = outcome.map_err(|e| match e {
-            pipeline::Error::Recipe(_) => Error::Usage(e.to_string()),
-            pipeline::Error::Model(_)
-            | pipeline::Error::Data { .. }
-            | pipeline::Error::Cancelled
-            | pipeline::Error::Io { .. } => Error::Work(e.to_string()),
-        })?;
-        write(&self.output, &outcome.artifact)?;
+        let outcome = outcome.map_err(failed)?;
+        write(output, &outcome.artifact)?;
         if let Some(folder) = &self.report {
             write_report(folder, &outcome)?;
         }
-        print(&summary(&self.output, &outcome))?;
+        print(&summary(output, &outcome))?;
         match outcome.gate_failure {
             Some(reason) => Err(Error::Gate(reason)),
             None => Ok(()),
         }
     }
+
+    fn plan(&self, request: &Request<'_>) -> Result<(), Error> {
+        let run = pool(request.threads)?.install(|| dry_run(request, u64::MAX)).map_err(failed)?;
+        if let Some(folder) = &self.report {
+            make_folder(folder)?;
+            let json = serde_json::to_value(&run).map_err(|e| Error::work(folder, e))?;
+            write(&folder.join("dry_run.json"), format!("{json:#}\n").as_bytes())?;
+        }
+        print(&planned(&run))
+    }
+}
+
+fn failed(error: pipeline::Error) -> Error {
+    match error {
+        pipeline::Error::Recipe(_) => Error::Usage(error.to_string()),
+        pipeline::Error::Model(_)
+        | pipeline::Error::Data { .. }
+        | pipeline::Error::Cancelled
+        | pipeline::Error::Io { .. } => Error::Work(error.to_string()),
+    }
+}
+
+/// What a job would do, for people.
+fn planned(run: &DryRun) -> String {
+    let mut text = String::new();
+    for row in &run.integer {
+        text += &format!("integer  {} ({}): {}\n", row.node, row.op, row.becomes);
+    }
+    for row in &run.float {
+        text += &format!("float    {} ({}): {}\n", row.node, row.op, row.reason);
+    }
+    let unknown = || "known only by a run".to_owned();
+    let share = run.integer_share.map_or_else(unknown, |share| format!("{:.1} %", share * 100.0));
+    let memory = run.memory_bytes.map_or_else(unknown, |bytes| format!("about {} MB", bytes / 1_000_000));
+    let coverage = &run.coverage;
+    text += &format!(
+        "{} nodes on integers, {} on reals, {} move data; of the multiply-accumulates on integers: {share}\n\
+         artifact: {} bytes, {:.1} % of the float model\n\
+         memory: {memory}\n",
+        coverage.integer,
+        coverage.float,
+        coverage.data,
+        run.artifact_bytes,
+        run.size_ratio * 100.0,
+    );
+    if let Some(s) = &run.seconds {
+        text += &format!(
+            "one run: float {:.3} ms, INT8 {:.3} ms; calibration {:.1} s, evaluation {:.1} s ({})\n",
+            s.float_run * 1e3,
+            s.int8_run * 1e3,
+            s.calibrate,
+            s.evaluate,
+            run.basis
+        );
+    }
+    text
 }
 
 fn write_report(folder: &Path, outcome: &Outcome) -> Result<(), Error> {
-    let made = std::fs::create_dir_all(folder);
-    made.map_err(|source| Error::File { tried: "making", path: folder.to_owned(), source })?;
+    make_folder(folder)?;
     let pretty = |value: &Value| format!("{value:#}\n");
     write(&folder.join("report.json"), pretty(&outcome.report).as_bytes())?;
     write(&folder.join("manifest.json"), pretty(&outcome.manifest).as_bytes())?;
+    write(&folder.join("statistics.bin"), &outcome.statistics)?;
     write(&folder.join("report.html"), outcome.report_html.as_bytes())
+}
+
+fn make_folder(folder: &Path) -> Result<(), Error> {
+    let made = std::fs::create_dir_all(folder);
+    made.map_err(|source| Error::File { tried: "making", path: folder.to_owned(), source })
 }
 
 fn summary(output: &Path, outcome: &Outcome) -> String {

@@ -57,7 +57,7 @@ def upload(server, name="m"):
 
 def refused_job(server, *says, **spec):
     """The job is refused at once, or ends as failed; either way the text names the fault."""
-    answer = server.post("/v1/jobs", {"kind": "quantize", "model": "m", "calibration": "good"} | spec)
+    answer = server.post("/v1/jobs", {"kind": "quantize", "model": "m", "calibration": "good", "keep": True} | spec)
     if answer.status == 202:
         job = server.wait(answer.json()["id"])
         assert job["state"] == "failed", job
@@ -109,7 +109,7 @@ def check_shapes_whose_product_overflows(server):
         problem(server.put("/v1/datasets/no", file), (400, 422))
     # An inference request.
     upload(server)
-    server.wait(server.submit(model="m", calibration="good", endpoint="m"))
+    server.wait(server.submit(model="m", calibration="good", endpoint="m", keep=True))
     for shape in ([1 << 32, 1 << 32, 1, 28], [-1, 1, 28, 28], [1 << 62, 1, 28, 28]):
         answer = server.post("/v2/models/m/infer", {
             "inputs": [{"name": "input", "shape": shape, "datatype": "FP32", "data": [0.0]}]})
@@ -158,7 +158,7 @@ def check_labels_that_do_not_fit(server):
 
 def check_names_that_are_unknown(server):
     upload(server)
-    job = {"kind": "quantize", "model": "m", "calibration": "good"}
+    job = {"kind": "quantize", "model": "m", "calibration": "good", "keep": True}
     problem(server.post("/v1/jobs", job | {"model": "nobody"}), (404, 422), "nobody")
     problem(server.post("/v1/jobs", job | {"model": "m@99"}), (404, 422), "99")
     problem(server.post("/v1/jobs", job | {"calibration": "nothing"}), (404, 422), "nothing")
@@ -193,7 +193,7 @@ def check_json_that_is_none(server):
     for body in ("{", "[]", "", "null", '{"kind":"quantize","model":1}', '{"kind":"quantize"}', "[" * 10000):
         problem(server.post("/v1/jobs", body), (400, 422))
     upload(server)
-    job = {"kind": "quantize", "model": "m", "calibration": "good"}
+    job = {"kind": "quantize", "model": "m", "calibration": "good", "keep": True}
     problem(server.post("/v1/jobs", job | {"kind": "magic"}), (400, 422), "magic")
     problem(server.post("/v1/jobs", job | {"modle": "m"}), (400, 422), "modle")
     problem(server.post("/v1/jobs", job | {"recipe": {"sheme": "static"}}), (400, 422), "sheme")

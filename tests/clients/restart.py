@@ -20,7 +20,8 @@ def finish_after_kill(binary, phase):
             ("/v1/datasets/eval", evaluation),
         ]:
             assert server.put(path, file).status in (200, 201)
-        spec = {"model": "resnet8", "calibration": "calib", "evaluation": "eval", "endpoint": "resnet8"}
+        spec = {"model": "resnet8", "calibration": "calib", "evaluation": "eval", "endpoint": "resnet8",
+                "keep": True}
         want = server.wait(server.submit(**spec))
         assert want["state"] == "succeeded", want
         artifact = server.download(want)

@@ -30,7 +30,8 @@ fn a_warm_run_allocates_nothing() {
         let (model, calibration) = (folder.join("model.onnx"), folder.join("calib.npz"));
         let request = Request {
             model: &model,
-            calibration: &calibration,
+            calibration: Some(&calibration),
+            statistics: None,
             evaluation: None,
             recipe: &serde_json::Value::Null,
             threads: 1,

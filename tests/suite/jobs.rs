@@ -36,6 +36,8 @@ async fn a_job_makes_an_artifact_and_tells_what_was_lost() {
     app.get(&format!("/v1/jobs/{id}")).await.problem(404, "not_found", &[id]);
 }
 
+const NO_JOB: &str = "job_00000000000000000000000000000000";
+
 #[tokio::test]
 async fn a_job_that_is_not_understood_is_refused() {
     let app = TestApp::start().await;
@@ -63,6 +65,14 @@ async fn a_job_that_is_not_understood_is_refused() {
         (with(json!({ "model": "nobody" })), 404, "not_found", &["nobody"]),
         (with(json!({ "model": "linear@9" })), 404, "not_found", &["linear@9"]),
         (with(json!({ "calibration": "nothing" })), 404, "not_found", &["nothing"]),
+        (
+            json!({ "kind": "quantize", "model": "linear" }).to_string(),
+            400,
+            "bad_request",
+            &["calibration_of"],
+        ),
+        (with(json!({ "calibration_of": NO_JOB })), 400, "bad_request", &["exclude each other"]),
+        (with(json!({ "calibration": null, "calibration_of": NO_JOB })), 404, "not_found", &[NO_JOB]),
         (with(json!({ "evaluation": "nothing" })), 404, "not_found", &["nothing"]),
     ] {
         app.post("/v1/jobs", body).await.problem(status, code, words);
@@ -211,4 +221,127 @@ async fn a_client_may_wait_for_the_end() {
     let request = app.request(Method::POST, "/v1/jobs").header("prefer", "wait=50").body(body);
     let job = send(request).await.expect(200).json();
     assert_eq!(job["state"], "succeeded", "{job:#}");
+}
+
+/// Waits until the file of a dataset is gone: that is right after the end of the job.
+async fn gone(app: &TestApp, sha256: &str) {
+    let blob = app.folder().join("blobs").join(&sha256[..2]).join(&sha256[2..]);
+    while blob.exists() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn statistics_serve_a_later_job_when_the_data_are_gone() {
+    let app = TestApp::start().await;
+    app.put("/v1/datasets/eval", files::samples(8)).await.expect(201);
+    let first = app.quantize(json!({ "evaluation": "eval", "recipe": { "ranges": "minmax" } })).await;
+    let id = first["id"].as_str().unwrap();
+    assert_eq!(first["deleted"][0]["dataset"], "samples@1", "{first:#}");
+    assert_eq!(first["deleted"][0]["deleted_at"], first["finished_at"]);
+    app.get("/v1/datasets/samples").await.problem(404, "not_found", &["samples"]);
+    app.get("/v1/datasets/eval").await.expect(200);
+
+    let again = |more: Value| {
+        let mut body = json!({ "kind": "quantize", "model": "linear", "calibration_of": id });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let mut artifacts = Vec::new();
+    for recipe in [json!({ "ranges": "minmax" }), json!({ "ranges": "entropy" })] {
+        let job = app.post_json("/v1/jobs", &again(json!({ "recipe": recipe }))).await.expect(202).json();
+        let job = app.wait(job["id"].as_str().unwrap()).await;
+        assert_eq!(job["state"], "succeeded", "{job:#}");
+        assert_eq!(job["calibration_of"], id);
+        assert_eq!((&job["calibration"], &job["evaluation"]), (&json!("samples@1"), &json!("eval@1")));
+        assert_eq!(job["deleted"], json!([]));
+        let artifact = format!("/v1/artifacts/{}", job["result"]["artifact"]["id"].as_str().unwrap());
+        let report = app.get(&format!("{artifact}/report")).await.expect(200).json();
+        assert!(report["notes"][0].as_str().unwrap().contains("statistics"), "{report:#}");
+        let statistics = app.get(&format!("{artifact}/statistics")).await.expect(200).body;
+        artifacts.push((app.get(&artifact).await.json(), statistics));
+    }
+    assert_eq!(artifacts[0].1, artifacts[1].1, "statistics are handed on");
+    let ranges = |artifact: &Value| artifact["manifest"]["values"].clone();
+    let first_artifact = format!("/v1/artifacts/{}", first["result"]["artifact"]["id"].as_str().unwrap());
+    assert_eq!(ranges(&artifacts[0].0), ranges(&app.get(&first_artifact).await.json()));
+
+    // Another version of the model, evaluation data that are gone, a job without an artifact.
+    app.put("/v1/models/linear", files::linear_with(2.0)).await.expect(201);
+    app.post_json("/v1/jobs", &again(json!({}))).await.problem(422, "bad_data", &["linear@1", "linear@2"]);
+    let same = json!({ "model": "linear@1" });
+    app.delete("/v1/datasets/eval").await.expect(200);
+    app.post_json("/v1/jobs", &again(same.clone())).await.problem(422, "bad_data", &["eval@1", "evaluation"]);
+    app.delete(&first_artifact).await.expect(204);
+    app.post_json("/v1/jobs", &again(same)).await.problem(422, "bad_data", &["artifact was deleted"]);
+}
+
+#[tokio::test]
+async fn calibration_data_go_with_the_last_job_that_needs_them() {
+    let mut app = TestApp::with(&[("jobs.workers", "0")]).await;
+    app.upload().await;
+    let sha256 = app.get("/v1/datasets/samples").await.json()["sha256"].as_str().unwrap().to_owned();
+    let (first, second) = (app.submit(json!({})).await, app.submit(json!({})).await);
+    let third = app.submit(json!({ "calibration": "samples", "evaluation": "samples" })).await;
+    app.post(&format!("/v1/jobs/{first}/cancel"), "").await.expect(202);
+    assert_eq!(app.get(&format!("/v1/jobs/{first}")).await.json()["deleted"], json!([]));
+    app.get("/v1/datasets/samples").await.expect(200);
+    app.stop().await;
+    app.set("jobs.workers", "1");
+    app.begin().await;
+    for id in [&second, &third] {
+        assert_eq!(app.wait(id).await["state"], "succeeded");
+    }
+    for id in [&first, &second, &third] {
+        let job = app.get(&format!("/v1/jobs/{id}")).await.json();
+        assert_eq!(job["deleted"].as_array().unwrap().len(), 1, "{job:#}");
+    }
+    app.get("/v1/datasets/samples").await.problem(404, "not_found", &[]);
+    gone(&app, &sha256).await;
+}
+
+#[tokio::test]
+async fn data_that_a_job_keeps_stay() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({ "keep": true })).await;
+    assert_eq!((&job["keep"], &job["deleted"]), (&json!(true), &json!([])));
+    let id = app.submit(json!({})).await;
+    assert_eq!(app.wait(&id).await["deleted"], json!([]), "one job that keeps them keeps them for all");
+    app.get("/v1/datasets/samples").await.expect(200);
+    app.delete("/v1/datasets/samples").await.expect(200);
+    let job = app.get(&format!("/v1/jobs/{id}")).await.json();
+    assert_eq!(job["deleted"][0]["dataset"], "samples@1", "{job:#}");
+}
+
+#[tokio::test]
+async fn a_dry_run_tells_what_a_job_would_do_and_makes_none() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let body = json!({ "kind": "quantize", "model": "linear", "dry_run": true });
+    let plan = app.post_json("/v1/jobs", &body).await.expect(200).json();
+    assert_eq!((&plan["dry_run"], &plan["model"]), (&json!(true), &json!("linear@1")), "{plan:#}");
+    assert!(!plan["integer"].as_array().unwrap().is_empty(), "{plan:#}");
+    assert_eq!(plan["integer_share"], 1.0);
+    assert!(plan["seconds"]["calibrate"].as_f64().unwrap() > 0.0, "{plan:#}");
+    assert!(plan["memory_bytes"].as_u64().unwrap() > 0, "{plan:#}");
+    assert!(plan["basis"].as_str().unwrap().contains("128 calibration samples (assumed)"), "{plan:#}");
+    assert_eq!(app.get("/v1/jobs").await.json()["items"], json!([]));
+
+    let kept = json!({ "keep_float": [plan["integer"][0]["node"]] });
+    let more = json!({ "kind": "quantize", "model": "linear", "calibration": "samples", "dry_run": true });
+    let with = |recipe: Value| {
+        let mut body = more.clone();
+        body["recipe"] = recipe;
+        body
+    };
+    let plan_kept = app.post_json("/v1/jobs", &with(kept)).await.expect(200).json();
+    assert_eq!(plan_kept["float"][0]["reason"], "kept by the recipe", "{plan_kept:#}");
+    assert!(plan_kept["basis"].as_str().unwrap().contains("16 calibration samples"), "{plan_kept:#}");
+    let wrong = with(json!({ "sheme": 1 }));
+    app.post_json("/v1/jobs", &wrong).await.problem(422, "bad_recipe", &["sheme"]);
+
+    let job = app.wait(&app.submit(json!({})).await).await;
+    let (predicted, made) =
+        (plan["artifact_bytes"].as_u64().unwrap(), job["result"]["artifact"]["bytes"].as_u64().unwrap());
+    assert!(predicted.abs_diff(made) < 64, "{predicted} bytes predicted, {made} made");
 }

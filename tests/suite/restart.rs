@@ -7,7 +7,7 @@ use crate::support::app::TestApp;
 #[tokio::test]
 async fn a_restart_finds_everything_and_serves_it_again() {
     let mut app = TestApp::start().await;
-    let job = app.quantize(json!({ "endpoint": "int8" })).await;
+    let job = app.quantize(json!({ "endpoint": "int8", "keep": true })).await;
     let body = json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [0.1, 0.2, 0.3, 0.4] }] });
     app.post("/v2/repository/models/int8/load", "").await.expect(200);
     let before = app.post_json("/v2/models/int8/infer", &body).await.expect(200).json();

@@ -56,6 +56,8 @@ pub(crate) struct ArtifactLinks {
     report: String,
     /// The report as a page.
     report_html: String,
+    /// The statistics of the calibration, for `octet quantize --statistics`; `null` where none were kept.
+    statistics: Option<String>,
 }
 
 /// Float against INT8 on the evaluation data.
@@ -117,6 +119,7 @@ impl From<Artifact> for ArtifactView {
                 download: format!("{base}/download"),
                 report: format!("{base}/report"),
                 report_html: format!("{base}/report.html"),
+                statistics: artifact.statistics.map(|_| format!("{base}/statistics")),
             },
             created_at: artifact.created_at.to_string(),
         }
@@ -212,6 +215,23 @@ pub(crate) async fn report_html(
 ) -> Result<Response, Problem> {
     let artifact = find(&shared, &id).await?;
     document(&shared, &headers, artifact.report_html, "text/html; charset=utf-8").await
+}
+
+/// The statistics of the calibration: counts and extremes of the values of the model, no sample.
+#[utoipa::path(get, path = "/v1/artifacts/{id}/statistics", tag = "artifacts", params(("id" = String, Path)),
+    responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, description = "No such artifact, or none were kept", body = ProblemBody)))]
+pub(crate) async fn statistics(
+    State(shared): State<Shared>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let artifact = find(&shared, &id).await?;
+    let digest = artifact.statistics.ok_or_else(|| {
+        Problem::new(Code::NotFound, format!("artifact `{id}` was made before statistics were kept"))
+    })?;
+    let file_name = format!("{}-{}.statistics.bin", artifact.model.name, artifact.model.version);
+    download(&shared, &headers, Download { digest, file_name }).await
 }
 
 /// Deletes an artifact. One that an endpoint serves is not deleted.

@@ -12,7 +12,10 @@ use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
 use crate::engine::pipeline;
-use crate::service::store::{Created, Dataset, Name, NewDataset, Wanted};
+use crate::service::store::{Created, Dataset, Digest, Name, NewDataset, Wanted};
+
+/// So many holders of the same bytes are named.
+const HOLDERS_MAX: u32 = 20;
 
 /// Calibration or evaluation inputs as uploaded. Never changes.
 #[derive(Serialize, ToSchema)]
@@ -150,18 +153,56 @@ pub(crate) async fn file(
     download(&shared, &headers, Download { digest: dataset.sha256, file_name }).await
 }
 
-/// Deletes a version of a dataset, or all of them. Queued jobs that need it fail with `dataset_deleted`.
+/// What is left of datasets that were deleted: the proof.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeletionView {
+    /// The datasets, `NAME@VERSION`.
+    deleted: Vec<String>,
+    /// When, RFC 3339.
+    deleted_at: String,
+    /// Their files.
+    blobs: Vec<BlobView>,
+}
+
+/// A file of datasets that were deleted.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct BlobView {
+    /// Of the file, 64 hexadecimal digits.
+    sha256: String,
+    /// Size of the file.
+    bytes: u64,
+    /// Whether the store looked for the file after the deletion and it was not there.
+    gone: bool,
+    /// What else holds the same bytes, in words (`dataset other@1`); at most 20. Where this is empty and the file is not
+    /// gone, a job or a download reads it, and it goes when that ends.
+    referred_to_by: Vec<String>,
+}
+
+/// Deletes a version of a dataset, or all of them, and tells what is left of them. Queued jobs that need it fail with
+/// `dataset_deleted`.
 #[utoipa::path(delete, path = "/v1/datasets/{name}", tag = "datasets",
     params(("name" = String, Path, description = "`NAME` is all versions, `NAME@2` that one")),
-    responses((status = 204, description = "Deleted"),
+    responses((status = 200, description = "Deleted; which files are gone", body = DeletionView),
         (status = 404, description = "No such dataset", body = ProblemBody)))]
 pub(crate) async fn delete(
     State(shared): State<Shared>,
     Path(name): Path<String>,
-) -> Result<StatusCode, Problem> {
+) -> Result<Json<DeletionView>, Problem> {
     let wanted: Wanted = name.parse()?;
-    let freed = shared.catalog.delete_dataset(&wanted.name, wanted.version).await?;
+    let deleted = shared.catalog.delete_dataset(&wanted.name, wanted.version).await?;
+    let deleted_at = (shared.clock)().to_string();
+    let freed: Vec<Digest> = deleted.iter().map(|dataset| dataset.sha256).collect();
     shared.blobs.discard(&*shared.catalog, &freed).await?;
     tracing::info!(dataset = %wanted, "Dataset {wanted} is deleted");
-    Ok(StatusCode::NO_CONTENT)
+    let mut blobs: Vec<BlobView> = Vec::new();
+    for dataset in &deleted {
+        blobs.push(BlobView {
+            sha256: dataset.sha256.to_string(),
+            bytes: dataset.bytes,
+            gone: !shared.blobs.holds(dataset.sha256).await?,
+            referred_to_by: shared.catalog.blob_holders(dataset.sha256, HOLDERS_MAX).await?,
+        });
+    }
+    let deleted = deleted.iter().map(|dataset| dataset.pinned().to_string()).collect();
+    Ok(Json(DeletionView { deleted, deleted_at, blobs }))
 }

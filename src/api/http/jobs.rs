@@ -18,11 +18,14 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
+use crate::api::http::dry_run::DryRunView;
 use crate::api::http::{
-    Listing, ProblemBody, Shared, etag, header_text, listing, page, parse_json, read_body,
+    Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, page, parse_json, read_body,
 };
-use crate::service::jobs::JobSpec;
-use crate::service::store::{Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Wanted};
+use crate::service::jobs::{Calibration, JobSpec};
+use crate::service::store::{
+    Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Pinned, Timestamp, Wanted,
+};
 
 /// What is to be done.
 #[derive(Deserialize, ToSchema)]
@@ -34,12 +37,20 @@ pub(crate) struct JobRequest {
     /// The float model: `NAME` is the newest version, `NAME@2` that one.
     #[schema(value_type = String)]
     model: Wanted,
-    /// The dataset that ranges are taken from.
-    #[schema(value_type = String)]
-    calibration: Wanted,
-    /// The dataset that float and INT8 are compared on; without it, `calibration`.
+    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise.
+    #[schema(value_type = Option<String>)]
+    calibration: Option<Wanted>,
+    /// In place of `calibration`: an earlier job on the same version of the model. Its statistics are used, the data are
+    /// not needed and the model does not run over them. Weights are rounded to the nearest code then.
+    #[schema(value_type = Option<String>)]
+    calibration_of: Option<JobId>,
+    /// The dataset that float and INT8 are compared on; without it, `calibration`, or what the job of `calibration_of`
+    /// was compared on.
     #[schema(value_type = Option<String>)]
     evaluation: Option<Wanted>,
+    /// Whether the calibration data stay when the job has ended. One job that says so keeps them for all.
+    #[serde(default)]
+    keep: bool,
     /// How to quantize; without it, the defaults. `docs/QUANTIZATION.md` has the fields.
     #[serde(default)]
     recipe: Option<serde_json::Map<String, serde_json::Value>>,
@@ -48,6 +59,9 @@ pub(crate) struct JobRequest {
     endpoint: Option<Name>,
     /// At most so many attempts.
     attempts_max: Option<u32>,
+    /// Only tell what the job would do: nodes, size, time and memory. No job is made; `calibration` is not needed.
+    #[serde(default)]
+    dry_run: bool,
 }
 
 /// One unit of queued work.
@@ -71,10 +85,16 @@ pub(crate) struct JobView {
     pub(crate) cancel_requested: bool,
     /// The float model, `NAME@VERSION`.
     pub(crate) model: String,
-    /// The calibration data, `NAME@VERSION`.
+    /// The calibration data, `NAME@VERSION`; where there is a `calibration_of`, those that its statistics came from.
     pub(crate) calibration: String,
+    /// The job whose statistics are used.
+    pub(crate) calibration_of: Option<String>,
     /// The evaluation data, `NAME@VERSION`.
     pub(crate) evaluation: Option<String>,
+    /// Whether the calibration data stay when the job has ended.
+    pub(crate) keep: bool,
+    /// Data of the job that are deleted, and when.
+    pub(crate) deleted: Vec<DeletedView>,
     /// The recipe with every default filled in.
     pub(crate) recipe: serde_json::Value,
     /// The endpoint that serves the artifact on success.
@@ -94,6 +114,15 @@ pub(crate) struct JobView {
     pub(crate) updated_at: String,
     /// Where to look, and what to do.
     pub(crate) links: JobLinks,
+}
+
+/// Data that are deleted.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct DeletedView {
+    /// The dataset, `NAME@VERSION`.
+    dataset: String,
+    /// When, RFC 3339.
+    deleted_at: String,
 }
 
 /// How far a phase is.
@@ -188,6 +217,13 @@ impl From<&Job> for JobView {
             message: e.message.clone(),
             retriable: e.retriable,
         });
+        let calibration = job.calibration_deleted_at.map(|at| (&job.calibration, at));
+        let evaluation = job.evaluation.as_ref().zip(job.evaluation_deleted_at);
+        let mut deleted: Vec<(&Pinned, Timestamp)> = calibration.into_iter().chain(evaluation).collect();
+        deleted.dedup();
+        let deleted = deleted
+            .into_iter()
+            .map(|(data, at)| DeletedView { dataset: data.to_string(), deleted_at: at.to_string() });
         JobView {
             id: job.id.to_string(),
             kind: job.kind.as_str(),
@@ -199,7 +235,10 @@ impl From<&Job> for JobView {
             cancel_requested: job.cancel_requested,
             model: job.model.to_string(),
             calibration: job.calibration.to_string(),
+            calibration_of: job.calibration_of.map(|id| id.to_string()),
             evaluation: job.evaluation.as_ref().map(ToString::to_string),
+            keep: job.keep,
+            deleted: deleted.collect(),
             recipe: job.recipe.clone(),
             endpoint: job.endpoint.as_ref().map(ToString::to_string),
             result: job.result.clone(),
@@ -219,7 +258,20 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("2");
 /// Longest time that `Prefer: wait` and `?wait` hold a request.
 const WAIT_MAX: Duration = Duration::from_secs(50);
 
+/// A job, or with `dry_run` what it would do.
+#[derive(ToSchema)]
+#[schema(description = "A job, or with `dry_run` what it would do.")]
+#[expect(dead_code, reason = "describes to the OpenAPI document which of the two come")]
+#[serde(untagged)]
+pub(crate) enum JobAnswer {
+    Job(Box<JobView>),
+    DryRun(Box<DryRunView>),
+}
+
 /// Asks for a job.
+///
+/// With `dry_run` nothing is queued: the answer says which nodes would become integer, and predicts the size of the
+/// artifact, time and memory.
 ///
 /// `Idempotency-Key` makes a repeated request harmless: the same key and body give the job of the first time.
 /// `Prefer: wait=10` holds the answer until the job has ended, but at most so many seconds.
@@ -229,9 +281,11 @@ const WAIT_MAX: Duration = Duration::from_secs(50);
     request_body = JobRequest,
     responses(
         (status = 202, description = "Queued; `Location` says where to look", body = JobView),
-        (status = 200, description = "Ended within the time of `Prefer: wait`", body = JobView),
-        (status = 404, description = "No such model or dataset", body = ProblemBody),
-        (status = 422, description = "Not a recipe, or the key was used for another request", body = ProblemBody),
+        (status = 200, description = "Ended within the time of `Prefer: wait`; or what a job would do (`dry_run`)",
+            body = JobAnswer),
+        (status = 404, description = "No such model, dataset or job", body = ProblemBody),
+        (status = 409, description = "The job of `calibration_of` has not ended", body = ProblemBody),
+        (status = 422, description = "Not a recipe, or no statistics of this model, or the key was used for another request", body = ProblemBody),
         (status = 429, description = "Too many jobs wait", body = ProblemBody)))]
 pub(crate) async fn post(
     State(shared): State<Shared>,
@@ -241,11 +295,25 @@ pub(crate) async fn post(
     let bytes = read_body(&headers, body, shared.limits.json_body_bytes).await?;
     let request: JobRequest = parse_json(&bytes, shared.limits.json_depth)?;
     let JobKind::Quantize = request.kind;
+    let recipe = request.recipe.map_or(serde_json::Value::Null, serde_json::Value::Object);
+    if request.dry_run {
+        let data = [request.calibration.as_ref(), request.evaluation.as_ref()];
+        return dry_run::answer(&shared, &request.model, data, recipe).await;
+    }
+    let calibration = match (request.calibration, request.calibration_of) {
+        (Some(data), None) => Calibration::Data(data),
+        (None, Some(job)) => Calibration::Of(job),
+        (None, None) => return Err(Problem::bad_request("give `calibration`, or `calibration_of` a job")),
+        (Some(_), Some(_)) => {
+            return Err(Problem::bad_request("`calibration` and `calibration_of` exclude each other"));
+        }
+    };
     let spec = JobSpec {
         model: request.model,
-        calibration: request.calibration,
+        calibration,
         evaluation: request.evaluation,
-        recipe: request.recipe.map_or(serde_json::Value::Null, serde_json::Value::Object),
+        keep: request.keep,
+        recipe,
         endpoint: request.endpoint,
         attempts_max: request.attempts_max,
     };
@@ -388,6 +456,7 @@ pub(crate) async fn cancel(
 ) -> Result<Response, Problem> {
     let id: JobId = id.parse()?;
     let job = shared.queue.cancel(id).await?;
+    shared.blobs.discard(&*shared.catalog, &job.freed).await?;
     tracing::info!(job.id = %id, "Job {id} is asked to stop");
     Ok((StatusCode::ACCEPTED, one(&job)).into_response())
 }

@@ -3,6 +3,7 @@
 pub(crate) mod artifacts;
 pub mod connections;
 pub(crate) mod datasets;
+pub(crate) mod dry_run;
 pub(crate) mod endpoints;
 pub(crate) mod infer;
 pub(crate) mod jobs;

@@ -70,6 +70,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(artifacts::file))
         .routes(routes!(artifacts::report))
         .routes(routes!(artifacts::report_html))
+        .routes(routes!(artifacts::statistics))
         .routes(routes!(endpoints::list))
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
         .routes(routes!(system::metadata))

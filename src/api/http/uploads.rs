@@ -133,12 +133,12 @@ async fn inspected(
     Ok((pin, info))
 }
 
-/// Runs work of the engine where it may block.
+/// Does work that blocks where it holds nobody up.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, pipeline::Error> + Send + 'static,
 ) -> Result<T, Problem> {
     let done = tokio::task::spawn_blocking(work).await;
-    Ok(done.map_err(|panic| Problem::internal(format!("inspecting an upload: {panic}")))??)
+    Ok(done.map_err(|panic| Problem::internal(format!("looking into a file: {panic}")))??)
 }
 
 async fn next_part<T>(

@@ -1,15 +1,14 @@
 //! Models and data from files, and what went wrong with them.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::Error;
-use crate::engine::artifact::{self, Source};
+use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Port};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Dim, Graph};
 use crate::engine::onnx::{external, import};
-use crate::engine::quant::calibrate;
+use crate::engine::quant::calibrate::{self, batch_size};
 use crate::engine::tensor::{dataset, npy};
 
 /// Longest model that is read from files of the caller's own: what a mistaken path could cost.
@@ -38,11 +37,6 @@ pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
     external::unpacked(file, bytes_max).map_err(Error::Model)
 }
 
-pub(super) fn source(path: &Path) -> Result<Source, Error> {
-    let failed = |source| Error::Io { path: path.display().to_string(), source };
-    artifact::source(&mut File::open(path).map_err(failed)?).map_err(failed)
-}
-
 pub(super) fn load(bytes: &[u8]) -> Result<Graph, Error> {
     import::import(bytes).map_err(|e| Error::Model(e.to_string()))
 }
@@ -66,6 +60,15 @@ pub fn ports(inputs: &[Port]) -> Vec<dataset::Port> {
         dims: p.dims.iter().map(known).collect(),
     };
     inputs.iter().map(port).collect()
+}
+
+/// Samples a batch, by the size of the inputs where dimensions that are not given count as one.
+pub(super) fn batch_for(session: &Session) -> usize {
+    let bytes = |p: &Port| {
+        let length = |d: &Dim| if let Dim::Known(n) = d { *n } else { 1 };
+        p.dims.iter().map(length).product::<usize>() * p.dtype.size()
+    };
+    batch_size(session.inputs().iter().map(bytes).sum())
 }
 
 pub(super) fn data_error(error: dataset::Error, path: &Path, which: &'static str) -> Error {

@@ -5,27 +5,28 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{data_error, is_quantized, load, ports, read, read_own, run_error, source};
+use super::files::{batch_for, data_error, is_quantized, load, ports, read, read_own, run_error};
 use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request};
-use crate::engine::artifact::{self, Origin, Source};
+use crate::engine::artifact::{self, Origin, Samples, Source};
+use crate::engine::exec::Options;
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{Options, Port};
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
-use crate::engine::graph::{Dim, Graph, ValueId};
+use crate::engine::graph::{Graph, ValueId};
 use crate::engine::onnx::import;
-use crate::engine::quant::calibrate::{batch_size, calibrate};
+use crate::engine::quant::calibrate::{self, calibrate, needed};
 use crate::engine::quant::dial::{self, Dial, Trials};
 use crate::engine::quant::evaluate::{self, Evaluation};
-use crate::engine::quant::histogram::Histogram;
 use crate::engine::quant::plan::{self, Coded, Plan, Region};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
-use crate::engine::quant::{MaxCode, Ranges, Recipe, report_html};
+use crate::engine::quant::statistics::{self, Statistics};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::digest::SampleDigests;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 
 /// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
 const ROUNDING: f64 = 1e-9;
@@ -37,6 +38,10 @@ const TRIAL_SAMPLES: usize = 16;
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
 const TIMED_SECONDS: f64 = 3.0;
+
+/// What a recipe does without where there are statistics and no samples.
+const WITHOUT_SAMPLES: &str = "ranges come from the statistics of an earlier job and no calibration samples were \
+                               there: weights are rounded to the nearest code, biases are not corrected";
 
 /// Does a whole job.
 ///
@@ -63,25 +68,32 @@ struct Prepared {
     model: Source,
     /// Float weights of the model as it came.
     parameters: u64,
+    /// What was done otherwise than asked.
+    notes: Vec<String>,
 }
 
 impl Job<'_> {
     fn run(&self) -> Result<Outcome, Error> {
-        let Prepared { graph, plan, recipe, model, parameters } = self.prepare()?;
+        let Prepared { graph, plan, recipe, model, parameters, notes } = self.prepare()?;
         let float = self.session(graph.clone())?;
         let ports = ports(float.inputs());
         let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
-        let evaluation = match self.request.evaluation {
-            Some(path) => Some(self.dataset(path, &ports, "evaluation")?),
-            None => None,
+        let evaluation = self.dataset(self.request.evaluation, &ports, "evaluation")?;
+        let (judged, which) = match (&evaluation, &calibration) {
+            (Some(data), _) => (data, "evaluation"),
+            (None, Some(data)) => (data, "calibration"),
+            (None, None) => return Err(no_samples()),
         };
-        let (judged, which) = match &evaluation {
-            Some(data) => (data, "evaluation"),
-            None => (&calibration, "calibration"),
+        let (statistics, kept) = match self.request.statistics {
+            Some(path) => self.earlier(path, &model)?,
+            None => {
+                let calibration = calibration.as_ref().ok_or_else(no_samples)?;
+                let found = self.calibrate(&float, &graph, &plan, calibration, &model)?;
+                let kept = found.encode();
+                (found, kept)
+            }
         };
-
-        let histograms = self.calibrate(&float, &graph, &plan, &calibration)?;
-        let choices = self.choose(&graph, &plan, &recipe, &histograms)?;
+        let choices = self.choose(&graph, &plan, &recipe, &statistics)?;
         let params: HashMap<ValueId, QuantParams> =
             choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
         let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
@@ -90,7 +102,8 @@ impl Job<'_> {
         let dial = self.dial(trial)?;
         let rewritten = rewrite(graph, plan, params, &recipe, &dial);
         self.step(Phase::Quantize, 1, 1)?;
-        let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, &model)?;
+        let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
+        let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
         let int8 = import::import(&bytes)
@@ -107,7 +120,7 @@ impl Job<'_> {
             .iter()
             .map(|(root, choice)| {
                 let name = &graph.value(*root).name;
-                report::activation(name, &histograms[name], choice)
+                report::activation(name, &statistics.values[name], choice)
             })
             .collect();
         let layers = report::layer_rows(&rewritten.layers, &noise);
@@ -116,6 +129,7 @@ impl Job<'_> {
             contract: artifact::CONTRACT,
             model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
             recipe,
+            notes,
             evaluated_on: which,
             latency: report::Times {
                 float_ms: latency.float_ms,
@@ -143,6 +157,7 @@ impl Job<'_> {
             artifact: bytes,
             manifest,
             report,
+            statistics: kept,
             report_html,
             accuracy,
             latency,
@@ -163,7 +178,14 @@ impl Job<'_> {
     }
 
     fn prepare(&self) -> Result<Prepared, Error> {
-        let recipe = Recipe::parse(self.request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut recipe = Recipe::parse(self.request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut notes = Vec::new();
+        if self.request.calibration.is_none()
+            && (recipe.rounding != Rounding::Nearest || recipe.bias_correction)
+        {
+            (recipe.rounding, recipe.bias_correction) = (Rounding::Nearest, false);
+            notes.push(WITHOUT_SAMPLES.to_owned());
+        }
         self.step(Phase::Import, 0, 1)?;
         let bytes = match self.request.beside {
             true => read_own(self.request.model)?,
@@ -186,7 +208,7 @@ impl Job<'_> {
             return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
         }
         self.step(Phase::Import, 1, 1)?;
-        Ok(Prepared { graph, plan, recipe, model, parameters })
+        Ok(Prepared { graph, plan, recipe, model, parameters, notes })
     }
 
     fn session(&self, graph: Graph) -> Result<Session, Error> {
@@ -194,24 +216,51 @@ impl Job<'_> {
         Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
     }
 
-    fn dataset(&self, path: &Path, ports: &[dataset::Port], which: &'static str) -> Result<Dataset, Error> {
-        Dataset::open(path, ports).map_err(|e| data_error(e, path, which))
+    fn dataset(
+        &self,
+        path: Option<&Path>,
+        ports: &[dataset::Port],
+        which: &'static str,
+    ) -> Result<Option<Dataset>, Error> {
+        path.map(|path| Dataset::open(path, ports).map_err(|e| data_error(e, path, which))).transpose()
     }
 
-    /// Histograms by the name of the value.
+    /// The statistics of an earlier job, and their bytes.
+    fn earlier(&self, path: &Path, model: &Source) -> Result<(Statistics, Vec<u8>), Error> {
+        let bytes = read(path)?;
+        let refused = |reason: String| Error::Data { which: "statistics", reason };
+        let statistics = Statistics::decode(&bytes).map_err(|e| refused(e.to_string()))?;
+        let of = hex::encode(statistics.model);
+        match of == model.sha256 {
+            true => Ok((statistics, bytes)),
+            false => {
+                Err(refused(format!("they are of the model with SHA-256 {of}, this is {}", model.sha256)))
+            }
+        }
+    }
+
+    /// What is known of each value that a plan could want, not this one alone.
     fn calibrate(
         &self,
         float: &Session,
         graph: &Graph,
         plan: &Plan,
         data: &Dataset,
-    ) -> Result<HashMap<String, Histogram>, Error> {
-        let wanted: Vec<String> = roots(plan).map(|c| graph.value(c.value).name.clone()).collect();
+        model: &Source,
+    ) -> Result<Statistics, Error> {
+        let mut wanted: Vec<ValueId> =
+            roots(plan).map(|c| c.value).chain(statistics::wanted(graph)).collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let wanted: Vec<String> = wanted.into_iter().map(|v| graph.value(v).name.clone()).collect();
+        let mut digest = [0; 32];
+        hex::decode_to_slice(&model.sha256, &mut digest).expect("a digest is 64 hexadecimal digits");
         let total = data.samples();
         self.step(Phase::Calibrate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Calibrate, done, total);
         let batch = batch_for(float);
-        calibrate(float, data, &wanted, batch, &mut on_samples).map_err(|e| run_error(e, "calibration"))
+        calibrate(float, data, &wanted, digest, batch, &mut on_samples)
+            .map_err(|e| run_error(e, "calibration"))
     }
 
     fn choose(
@@ -219,7 +268,7 @@ impl Job<'_> {
         graph: &Graph,
         plan: &Plan,
         recipe: &Recipe,
-        histograms: &HashMap<String, Histogram>,
+        statistics: &Statistics,
     ) -> Result<Vec<(ValueId, Choice)>, Error> {
         let roots: Vec<&Coded> = roots(plan).collect();
         let mut choices = Vec::with_capacity(roots.len());
@@ -228,10 +277,20 @@ impl Job<'_> {
             let method = match (recipe.ranges, coded.region) {
                 (Ranges::Minmax, _) | (Ranges::Auto, Region::Island) => Method::MinMax,
                 (Ranges::Mse, _) | (Ranges::Auto, Region::Flow) => Method::Mse,
-                (Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy, _) => Method::Mse,
+                (Ranges::MeanMinmax, _) => Method::MeanMinmax,
+                (Ranges::Percentile(share), _) => Method::Percentile(share),
+                (Ranges::Entropy, _) => Method::Entropy,
             };
-            let histogram = &histograms[&graph.value(coded.value).name];
-            choices.push((coded.value, ranges::choose(histogram, method)));
+            let name = &graph.value(coded.value).name;
+            let observed =
+                needed(&statistics.values, name).map_err(|e| match (e, self.request.statistics) {
+                    (calibrate::Error::Unseen(value), Some(_)) => {
+                        let reason = format!("they do not know of value `{value}`: calibrate again");
+                        Error::Data { which: "statistics", reason }
+                    }
+                    (e, _) => run_error(e, "calibration"),
+                })?;
+            choices.push((coded.value, ranges::choose(observed, method, Codes::U8)));
         }
         Ok(choices)
     }
@@ -243,16 +302,17 @@ impl Job<'_> {
         plan: &Plan,
         params: &HashMap<ValueId, QuantParams>,
         recipe: &Recipe,
-        model: &Source,
+        used: Used<'_>,
     ) -> Result<(Vec<u8>, Value), Error> {
         let values: Vec<(String, QuantParams)> =
             plan.coded.iter().map(|c| (graph.value(c.value).name.clone(), params[&c.root].clone())).collect();
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
-        let calibration = source(self.request.calibration)?;
-        let evaluation = self.request.evaluation.map(source).transpose()?;
+        let Statistics { data: digest, samples, .. } = *used.statistics;
+        let calibration = Samples { sha256: hex::encode(digest), samples };
+        let evaluation = used.evaluation.map(|data| self.digest(data)).transpose()?;
         let manifest = artifact::manifest(&Origin {
-            model,
+            model: used.model,
             calibration: &calibration,
             evaluation: evaluation.as_ref(),
             recipe,
@@ -260,6 +320,19 @@ impl Job<'_> {
             max_codes: &max_codes,
         });
         Ok((artifact::write(&rewritten.graph, &manifest), manifest))
+    }
+
+    /// The digest of evaluation data.
+    fn digest(&self, data: &Dataset) -> Result<Samples, Error> {
+        let failed = |e: dataset::Error| Error::Data { which: "evaluation", reason: e.to_string() };
+        let mut digests = SampleDigests::default();
+        let mut reader = data.reader().map_err(failed)?;
+        for batch in reader.batches(1).map_err(failed)? {
+            digests.add(data, &batch.map_err(failed)?);
+            self.step(Phase::Quantize, 1, 1)?;
+        }
+        let samples = digests.samples();
+        Ok(Samples { sha256: hex::encode(digests.finish()), samples })
     }
 
     fn evaluate(
@@ -334,6 +407,19 @@ impl Job<'_> {
     }
 }
 
+/// What went into an artifact.
+#[derive(Clone, Copy)]
+struct Used<'a> {
+    model: &'a Source,
+    statistics: &'a Statistics,
+    evaluation: Option<&'a Dataset>,
+}
+
+fn no_samples() -> Error {
+    let reason = "there are none: statistics hold no samples to compare float and INT8 on";
+    Error::Data { which: "evaluation", reason: reason.to_owned() }
+}
+
 /// What a search for the largest weight codes tries a dial on.
 #[derive(Clone, Copy)]
 struct Trial<'a> {
@@ -379,15 +465,6 @@ fn roots(plan: &Plan) -> impl Iterator<Item = &Coded> {
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(0.0)
-}
-
-/// Samples a batch, by the size of the inputs where dimensions that are not given count as one.
-fn batch_for(session: &Session) -> usize {
-    let bytes = |p: &Port| {
-        let length = |d: &Dim| if let Dim::Known(n) = d { *n } else { 1 };
-        p.dims.iter().map(length).product::<usize>() * p.dtype.size()
-    };
-    batch_size(session.inputs().iter().map(bytes).sum())
 }
 
 fn accuracy(e: &Evaluation) -> Accuracy {

@@ -1,6 +1,7 @@
 //! The whole job: import, simplify, calibrate, quantize, evaluate, export. Here is what it speaks of: what is asked,
 //! how it reports progress and is stopped, what it makes.
 
+pub mod dry_run;
 pub mod files;
 pub mod inspect;
 pub mod job;
@@ -43,8 +44,11 @@ pub trait Progress: Sync {
 pub struct Request<'a> {
     /// The float ONNX model.
     pub model: &'a Path,
-    /// `.npz` or `.npy` with the calibration samples.
-    pub calibration: &'a Path,
+    /// `.npz` or `.npy` with the calibration samples; not needed where there are statistics and evaluation samples.
+    pub calibration: Option<&'a Path>,
+    /// [`Outcome::statistics`] of an earlier job on the same model: ranges are chosen by them, and the model does not
+    /// run over the calibration samples.
+    pub statistics: Option<&'a Path>,
     /// `.npz` or `.npy` with the evaluation samples; without it, the calibration samples are used.
     pub evaluation: Option<&'a Path>,
     /// The recipe as JSON; `null` or `{}` means the defaults.
@@ -93,6 +97,8 @@ pub struct Outcome {
     pub manifest: serde_json::Value,
     /// Everything found out, for people and programs.
     pub report: serde_json::Value,
+    /// What calibration found out, for later jobs on the same model. Holds counts and extremes, no sample.
+    pub statistics: Vec<u8>,
     /// The report as one self-contained page.
     pub report_html: String,
     /// Float against INT8.
@@ -114,7 +120,7 @@ pub enum Error {
     /// The data do not fit the model or hold what cannot be used.
     #[error("{which} data: {reason}")]
     Data {
-        /// `calibration` or `evaluation`.
+        /// `calibration`, `evaluation` or `statistics`.
         which: &'static str,
         /// What does not fit.
         reason: String,

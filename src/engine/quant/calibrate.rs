@@ -1,13 +1,16 @@
-//! One pass of the float model over the calibration data: a histogram for each value that will get codes.
+//! One pass of the float model over the calibration data: histogram and extremes of each value that may get codes.
 //! Every range method can be chosen afterwards without the data.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{self, Tap};
-use crate::engine::quant::histogram::Histogram;
+use crate::engine::exec::{self, ShapesOf, Tap};
+use crate::engine::graph::Dim;
+use crate::engine::quant::observed::{Observed, Samples};
+use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::dataset::{self, Dataset};
-use crate::engine::tensor::{DType, TensorView};
+use crate::engine::tensor::digest::SampleDigests;
+use crate::engine::tensor::{DType, Tensor, TensorView};
 
 /// Bytes of input that make a batch worth its overhead.
 const BATCH_BYTES: usize = 1 << 21;
@@ -55,69 +58,129 @@ pub fn batch_size(input_bytes: usize) -> usize {
     (BATCH_BYTES / input_bytes.max(1)).clamp(1, BATCH_MAX)
 }
 
-/// Runs the data through a float model and counts the values named in `wanted`.
+/// Runs the data through a float model and observes the values named in `wanted`.
 ///
-/// The result depends on the samples only, not on their order nor on batches.
+/// The result depends on the samples only, not on their order nor on batches. A value that does not appear, or is no
+/// f32, is left out: see [`needed`]. `model` is the SHA-256 of the model file.
 ///
 /// # Errors
-/// [`Error`]; NaN or infinity anywhere among the wanted values is one.
+/// [`Error::Data`], [`Error::Run`], [`Error::Cancelled`].
 pub fn calibrate(
     session: &Session,
     data: &Dataset,
     wanted: &[String],
+    model: [u8; 32],
     batch: usize,
     on_samples: OnSamples<'_>,
-) -> Result<HashMap<String, Histogram>, Error> {
+) -> Result<Statistics, Error> {
     let inputs: Vec<&str> = session.inputs().iter().map(|p| p.name.as_str()).collect();
-    let mut histograms: HashMap<String, Histogram> =
-        wanted.iter().map(|name| (name.clone(), Histogram::default())).collect();
+    let mut values: BTreeMap<String, Observed> =
+        wanted.iter().map(|name| (name.clone(), Observed::default())).collect();
+    let mut digests = SampleDigests::default();
+    let mut axes = None;
     let mut reader = data.reader()?;
     for batch in reader.batches(batch)? {
         let batch = batch?;
-        for (name, tensor) in &batch.inputs {
-            if let Some(histogram) = histograms.get_mut(name) {
-                observe(histogram, tensor.view());
-            }
-        }
+        digests.add(data, &batch);
+        let count = (!data.whole_runs()).then_some(batch.samples);
+        let axes = axes.get_or_insert_with(|| match count {
+            Some(_) => axes_of_samples(session, &batch.inputs),
+            None => Axes::default(),
+        });
+        let mut counter = Counter { values: &mut values, inputs: &inputs, axes, count };
+        batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
         let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let mut tap = Counter { histograms: &mut histograms, inputs: &inputs };
-        let run = session.run_tapped(&feeds, &mut tap);
+        let run = session.run_tapped(&feeds, &mut counter);
         run.map_err(|source| Error::Run { sample: batch.first, source })?;
         if !on_samples(batch.first + batch.samples) {
             return Err(Error::Cancelled);
         }
     }
-    for name in wanted {
-        let histogram = &histograms[name];
-        match (histogram.not_finite(), histogram.range()) {
-            (0, Some(_)) => {}
-            (0, None) => return Err(Error::Unseen(name.clone())),
-            (count, _) => return Err(Error::NotFinite { value: name.clone(), count }),
+    values.retain(|_, observed| observed.histogram.count() + observed.histogram.not_finite() > 0);
+    Ok(Statistics { model, samples: digests.samples(), data: digests.finish(), values })
+}
+
+/// What was observed of a value that a plan gives codes to.
+///
+/// # Errors
+/// [`Error::Unseen`] where it did not appear, [`Error::NotFinite`] where it holds NaN or infinity.
+pub fn needed<'a>(values: &'a BTreeMap<String, Observed>, name: &str) -> Result<&'a Observed, Error> {
+    let unseen = || Error::Unseen(name.to_owned());
+    let observed = values.get(name).ok_or_else(unseen)?;
+    match (observed.histogram.not_finite(), observed.histogram.range()) {
+        (0, Some(_)) => Ok(observed),
+        (0, None) => Err(unseen()),
+        (count, _) => Err(Error::NotFinite { value: name.to_owned(), count }),
+    }
+}
+
+/// The axis of each value along which samples lie, by its name; no entry where nobody can tell. `None` where the batch
+/// cannot change: then the first axis has to do.
+type Axes = Option<HashMap<String, usize>>;
+
+/// Finds the axis of each value that grows with the batch: evenly, and alone.
+fn axes_of_samples(session: &Session, inputs: &[(String, Tensor)]) -> Axes {
+    if session.inputs().iter().any(|p| matches!(p.dims.first(), Some(Dim::Known(_)))) {
+        return None;
+    }
+    let shapes = |batch: usize| {
+        let of = |port: &exec::Port| {
+            let (_, tensor) = inputs.iter().find(|(name, _)| *name == port.name)?;
+            let mut shape = tensor.shape().to_vec();
+            *shape.first_mut()? = batch;
+            Some(shape)
+        };
+        let shapes: Option<Vec<Vec<usize>>> = session.inputs().iter().map(of).collect();
+        session.value_shapes(&shapes?).ok()
+    };
+    let (two, three) = (shapes(2)?, shapes(3)?);
+    let three: HashMap<String, Vec<usize>> =
+        three.into_iter().map(|(name, _, shape)| (name, shape)).collect();
+    let mut axes: HashMap<String, usize> = HashMap::new();
+    for (name, _, two) in two {
+        let Some(three) = three.get(&name).filter(|three| three.len() == two.len()) else { continue };
+        let mut growing = (0..two.len()).filter(|&axis| two[axis] != three[axis]);
+        if let (Some(axis), None) = (growing.next(), growing.next())
+            && two[axis] * 3 == three[axis] * 2
+        {
+            axes.insert(name, axis);
         }
     }
-    Ok(histograms)
+    Some(axes)
 }
 
 /// Counts what flows by; inputs were counted when they were read.
 struct Counter<'a> {
-    histograms: &'a mut HashMap<String, Histogram>,
+    values: &'a mut BTreeMap<String, Observed>,
     inputs: &'a [&'a str],
+    axes: &'a Axes,
+    /// Samples of the run; `None` where it is one sample as a whole.
+    count: Option<usize>,
+}
+
+impl Counter<'_> {
+    fn count(&mut self, value: &str, tensor: TensorView<'_>) {
+        let Some(observed) = self.values.get_mut(value).filter(|_| tensor.dtype == DType::F32) else {
+            return;
+        };
+        let samples = match (self.count, self.axes) {
+            (None, _) | (Some(1), None) => Samples::One,
+            (Some(count), None) => Samples::Along { axis: 0, count },
+            (Some(count), Some(axes)) => match axes.get(value) {
+                Some(&axis) => Samples::Along { axis, count },
+                None => Samples::Mixed,
+            },
+        };
+        observed.observe(tensor, samples);
+    }
 }
 
 impl Tap for Counter<'_> {
     fn wants(&self, value: &str) -> bool {
-        self.histograms.contains_key(value) && !self.inputs.contains(&value)
+        self.values.contains_key(value) && !self.inputs.contains(&value)
     }
 
     fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-        if let Some(histogram) = self.histograms.get_mut(value) {
-            observe(histogram, tensor);
-        }
-    }
-}
-
-fn observe(histogram: &mut Histogram, tensor: TensorView<'_>) {
-    if tensor.dtype == DType::F32 {
-        histogram.observe(tensor.slice::<f32>());
+        self.count(value, tensor);
     }
 }

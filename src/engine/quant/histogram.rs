@@ -41,7 +41,65 @@ pub struct Bin {
     pub count: u64,
 }
 
+/// The state of a histogram in numbers, to be kept.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State {
+    /// All magnitudes are below `2^exponent`.
+    pub exponent: i32,
+    /// Number of values that are exactly zero.
+    pub zeros: u64,
+    /// Number of NaNs and infinities.
+    pub not_finite: u64,
+    /// Least and largest finite value.
+    pub range: Option<(f32, f32)>,
+    /// Index and count of each bin that holds something, from the most negative on.
+    pub bins: Vec<(u32, u64)>,
+}
+
+impl State {
+    /// Number of bins of both signs.
+    pub const BINS: u64 = 2 * BINS as u64;
+}
+
 impl Histogram {
+    /// The state in numbers.
+    pub fn state(&self) -> State {
+        let filled = self.counts.iter().enumerate().filter(|(_, count)| **count > 0);
+        State {
+            exponent: self.exponent,
+            zeros: self.zeros,
+            not_finite: self.not_finite,
+            range: self.range(),
+            bins: filled.map(|(bin, &count)| (bin as u32, count)).collect(),
+        }
+    }
+
+    /// The histogram of a state; `None` where it cannot be one.
+    pub fn from_state(state: State) -> Option<Histogram> {
+        let State { exponent, zeros, not_finite, range, bins } = state;
+        let (min, max) = range.unwrap_or((f32::INFINITY, f32::NEG_INFINITY));
+        let largest = (-min).max(max);
+        let fits = match range {
+            None => exponent == EXPONENT_MIN && zeros == 0 && bins.is_empty(),
+            Some(_) if largest == 0.0 => exponent == EXPONENT_MIN && zeros > 0 && bins.is_empty(),
+            Some(_) => largest.is_finite() && exponent == exponent_above(largest) && !bins.is_empty(),
+        };
+        if !fits {
+            return None;
+        }
+        let mut counts = vec![0; if bins.is_empty() { 0 } else { 2 * BINS }];
+        let (mut all, mut next) = (zeros.checked_add(not_finite)?, 0);
+        for (bin, count) in bins {
+            if bin < next || count == 0 {
+                return None;
+            }
+            *counts.get_mut(bin as usize)? = count;
+            all = all.checked_add(count)?;
+            next = bin + 1;
+        }
+        Some(Histogram { exponent, counts, zeros, not_finite, min, max })
+    }
+
     /// Counts values. NaN and infinities are counted apart and have no other effect.
     pub fn observe(&mut self, values: &[f32]) {
         // Blocks that stay in the first-level cache between the two looks at them.
@@ -143,6 +201,15 @@ impl Histogram {
     /// Least and largest finite value, or `None` where there is none.
     pub fn range(&self) -> Option<(f32, f32)> {
         (self.min <= self.max).then_some((self.min, self.max))
+    }
+
+    /// Width of a bin, and the counts by magnitude from zero to the largest; exact zeros are not among them.
+    pub fn magnitudes(&self) -> (f64, Vec<u64>) {
+        let half = self.counts.len() / 2;
+        let (negative, positive) = self.counts.split_at(half);
+        let mut counts: Vec<u64> = positive.iter().zip(negative.iter().rev()).map(|(p, n)| p + n).collect();
+        counts.truncate(counts.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1));
+        (exp2(self.exponent) / BINS as f64, counts)
     }
 
     /// Counts in `bins` equal steps from the least to the largest value, zeros among them: a picture of the data.

@@ -4,13 +4,16 @@
 pub mod calibrate;
 pub mod dial;
 pub mod evaluate;
+pub mod extremes;
 pub mod histogram;
 pub mod lint;
+pub mod observed;
 pub mod plan;
 pub mod ranges;
 pub mod report;
 pub mod report_html;
 pub mod rewrite;
+pub mod statistics;
 pub mod weights;
 
 use serde::de::DeserializeOwned;
@@ -383,7 +386,6 @@ impl Recipe {
         let to_come = match field {
             "scheme" => self.scheme != Scheme::Static,
             "activations" => self.activations != Activations::U8,
-            "ranges" => matches!(self.ranges, Ranges::MeanMinmax | Ranges::Percentile(_) | Ranges::Entropy),
             "sixteen_bit" => !self.sixteen_bit.is_empty(),
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),

@@ -1,12 +1,14 @@
 //! What a job found out: the figures as JSON, and advice. Knows no HTML; `report_html` draws these findings.
 
+use std::borrow::Cow;
+
 use serde::Serialize;
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::evaluate::{Evaluation, LayerNoise};
-use crate::engine::quant::histogram::Histogram;
+use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::ranges::Choice;
 use crate::engine::quant::rewrite::Layer;
@@ -28,6 +30,8 @@ pub struct Findings {
     pub model: Model,
     /// The recipe in full.
     pub recipe: Recipe,
+    /// What was done otherwise than asked, and why.
+    pub notes: Vec<String>,
     /// `evaluation`, or `calibration` where there was nothing else to judge by.
     pub evaluated_on: &'static str,
     /// Float against INT8.
@@ -123,7 +127,7 @@ pub struct Activation {
     /// Name of the value.
     pub value: String,
     /// How its range was chosen.
-    pub method: &'static str,
+    pub method: Cow<'static, str>,
     /// Least value seen.
     pub min: f64,
     /// Largest value seen.
@@ -196,7 +200,8 @@ pub fn layer_rows(layers: &[Layer], noise: &[Option<LayerNoise>]) -> Vec<LayerRo
 }
 
 /// The row of a value and its histogram.
-pub fn activation(value: &str, histogram: &Histogram, choice: &Choice) -> Activation {
+pub fn activation(value: &str, observed: &Observed, choice: &Choice) -> Activation {
+    let histogram = &observed.histogram;
     let (min, max) = histogram.range().unwrap_or((0.0, 0.0));
     Activation {
         value: value.to_owned(),

@@ -79,6 +79,9 @@ pub fn page(f: &Findings) -> String {
             ),
         );
     }
+    for note in &f.notes {
+        put(&mut page, format_args!("<p class=\"sub\">{}</p>", escape(note)));
+    }
     cards(&mut page, f);
     advice(&mut page, f);
     layers(&mut page, &f.layers);
@@ -425,7 +428,7 @@ mod tests {
     fn a_picture_stays_within_its_frame() {
         let row = Activation {
             value: "x".to_owned(),
-            method: "mse",
+            method: "mse".into(),
             min: -1.0,
             max: 3.0,
             lo: -0.5,

@@ -1,6 +1,7 @@
 //! Tensors: a data type, a shape and 64-byte aligned bytes. Knows nothing of models.
 
 pub mod dataset;
+pub mod digest;
 pub mod linear;
 pub mod npy;
 pub mod qparams;

@@ -15,28 +15,68 @@ pub struct QuantParams {
     pub dtype: DType,
 }
 
+/// What codes an activation has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Codes {
+    /// `U8`, `I8`, `U16` or `I16`.
+    pub dtype: DType,
+    /// Whether zero has the code in the middle.
+    pub symmetric: bool,
+}
+
+impl Codes {
+    /// Eight bits, zero anywhere: what ONNX Runtime, OpenVINO and this program take.
+    pub const U8: Codes = Codes { dtype: DType::U8, symmetric: false };
+    /// Eight bits, zero at code 0: what TensorRT takes.
+    pub const S8: Codes = Codes { dtype: DType::I8, symmetric: true };
+    /// Sixteen bits, zero anywhere.
+    pub const U16: Codes = Codes { dtype: DType::U16, symmetric: false };
+    /// Sixteen bits, zero at code 0.
+    pub const S16: Codes = Codes { dtype: DType::I16, symmetric: true };
+}
+
 impl QuantParams {
     /// One scale and one zero point for a tensor.
     pub fn per_tensor(scale: f32, zero_point: i32, dtype: DType) -> QuantParams {
         QuantParams { scale: vec![scale], zero_point: vec![zero_point], axis: None, dtype }
     }
 
-    /// Asymmetric `u8` parameters that cover `[lo, hi]`, which is widened to hold zero.
+    /// Parameters that cover `[lo, hi]`, which is widened to hold zero, with codes from `least` to `most`:
     ///
     /// ```text
-    /// scale = (hi − lo) / 255,  zero_point = round_half_even(−lo / scale)
+    /// asymmetric:  scale = (hi − lo) / (most − least),  zero_point = round_half_even(least − lo / scale)
+    /// symmetric:   scale = max(−lo, hi) / 127 (or 32767),  zero_point = the code in the middle: 0, or 128 of u8
     /// ```
     ///
-    /// In f64, stored as f32, as ONNX Runtime's `compute_scale_zp` does. A range that is a point
-    /// gives scale 1 and zero point 0.
-    pub fn u8_from_range(lo: f32, hi: f32) -> QuantParams {
+    /// In f64, stored as f32, as ONNX Runtime's `compute_scale_zp` does; the symmetric form is TensorRT's. A range that
+    /// is a point gives scale 1, and zero point 0 where it can be.
+    pub fn from_range(codes: Codes, lo: f32, hi: f32) -> QuantParams {
+        let (least, most) = code_range(codes.dtype);
         let (lo, hi) = (f64::from(lo.min(0.0)), f64::from(hi.max(0.0)));
-        let scale = (hi - lo) / 255.0;
-        if scale < f64::from(f32::MIN_POSITIVE) {
-            return QuantParams::per_tensor(1.0, 0, DType::U8);
-        }
-        let zero_point = (-lo / scale).round_ties_even().clamp(0.0, 255.0);
-        QuantParams::per_tensor(scale as f32, zero_point as i32, DType::U8)
+        let middle = (least + most + 1) / 2;
+        let scale = match codes.symmetric {
+            true => hi.max(-lo) / (most - middle) as f64,
+            false => (hi - lo) / (most - least) as f64,
+        };
+        let zero_point = match codes.symmetric {
+            true => middle as f64,
+            false if scale < f64::from(f32::MIN_POSITIVE) => 0.0,
+            false => (least as f64 - lo / scale).round_ties_even().clamp(least as f64, most as f64),
+        };
+        let scale = if scale < f64::from(f32::MIN_POSITIVE) { 1.0 } else { scale as f32 };
+        QuantParams::per_tensor(scale, zero_point as i32, codes.dtype)
+    }
+
+    /// Asymmetric `u8` parameters that cover `[lo, hi]`: [`QuantParams::from_range`].
+    pub fn u8_from_range(lo: f32, hi: f32) -> QuantParams {
+        QuantParams::from_range(Codes::U8, lo, hi)
+    }
+
+    /// Least and largest real that a code of a whole tensor stands for.
+    pub fn reals(&self) -> (f64, f64) {
+        let (least, most) = code_range(self.dtype);
+        let real = |code: i64| (code - i64::from(self.zero_point[0])) as f64 * f64::from(self.scale[0]);
+        (real(least), real(most))
     }
 
     /// The code of a real: `saturate(round_half_even(x / scale) + zero_point)`, as ONNX
@@ -69,11 +109,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_has_a_code_of_its_own() {
-        for (lo, hi) in [(-1.0, 3.0), (0.5, 2.0), (-7.0, -1.0), (0.0, 0.0)] {
-            let q = QuantParams::u8_from_range(lo, hi);
-            assert_eq!(q.dequantize(q.quantize(0.0, 0), 0), 0.0, "{lo}..{hi}");
+    fn zero_has_a_code_of_its_own_and_the_range_is_covered() {
+        let signed = Codes { dtype: DType::I8, symmetric: false };
+        let middle = Codes { dtype: DType::U8, symmetric: true };
+        for codes in [Codes::U8, Codes::S8, Codes::U16, Codes::S16, signed, middle] {
+            for (lo, hi) in [(-1.0, 3.0), (0.5, 2.0), (-7.0, -1.0), (0.0, 0.0), (-1e-44, 1e-44)] {
+                let q = QuantParams::from_range(codes, lo, hi);
+                assert_eq!(q.dequantize(q.quantize(0.0, 0), 0), 0.0, "{codes:?}, {lo}..{hi}");
+                let (least, most) = q.reals();
+                let step = f64::from(q.scale[0]);
+                assert!(
+                    least <= f64::from(lo) + 0.51 * step && f64::from(hi) <= most + 0.51 * step,
+                    "{codes:?}, {lo}..{hi}: {least}..{most}"
+                );
+            }
         }
+        assert_eq!(QuantParams::from_range(Codes::S8, -1.0, 2.54).scale, [0.02]);
+        assert_eq!(QuantParams::from_range(middle, -1.0, 2.54).zero_point, [128]);
+        assert_eq!(QuantParams::from_range(signed, 0.0, 2.55).zero_point, [-128]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::service::store::{JobState, Name, Wanted};
+use crate::service::store::{JobId, JobState, Name, Wanted};
 
 pub mod queue;
 pub mod worker;
@@ -12,16 +12,27 @@ pub mod worker;
 pub struct JobSpec {
     /// The float model; without a version, the newest.
     pub model: Wanted,
-    /// The calibration data; without a version, the newest.
-    pub calibration: Wanted,
-    /// The evaluation data; without them, the calibration data are used.
+    /// Where ranges come from.
+    pub calibration: Calibration,
+    /// The evaluation data; without them, the calibration data are used, or those of the job whose statistics are.
     pub evaluation: Option<Wanted>,
+    /// Whether the calibration data stay when the job has ended.
+    pub keep: bool,
     /// The recipe; `null` or `{}` means the defaults.
     pub recipe: Value,
     /// The endpoint that shall serve the artifact on success.
     pub endpoint: Option<Name>,
     /// At most so many attempts; without it, the setting `jobs.attempts_max`, which is also the most.
     pub attempts_max: Option<u32>,
+}
+
+/// Where ranges come from.
+#[derive(Clone, Debug)]
+pub enum Calibration {
+    /// Data; without a version, the newest.
+    Data(Wanted),
+    /// The statistics that an earlier job on the same model has kept.
+    Of(JobId),
 }
 
 /// What can happen to a job.

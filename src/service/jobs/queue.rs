@@ -7,12 +7,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
-use super::JobSpec;
+use super::{Calibration, JobSpec};
 use crate::engine::pipeline;
 use crate::service::metrics::Metrics;
 use crate::service::store::{
-    self, Catalog, Created, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId, JobKind, JobProgress,
-    JobState, Lease, NewJob, Page, Slice,
+    self, ArtifactFilter, Catalog, Created, Digest, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId,
+    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice,
 };
 
 /// Why the queue could not do what was asked.
@@ -35,6 +35,9 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The statistics of a job cannot be used.
+    #[error("calibration_of: {0}")]
+    BadStatistics(String),
     /// The catalog refused, or failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -87,16 +90,27 @@ impl Queue {
         let recipe: Value =
             pipeline::inspect::check_recipe(&recipe).map_err(|error| Error::BadRecipe(error.to_string()))?;
         let model = self.catalog.model(&spec.model).await?.pinned();
-        let calibration = self.catalog.dataset(&spec.calibration).await?.pinned();
-        let evaluation = match &spec.evaluation {
+        let mut evaluation = match &spec.evaluation {
             None => None,
             Some(wanted) => Some(self.catalog.dataset(wanted).await?.pinned()),
+        };
+        let (calibration, calibration_of) = match spec.calibration {
+            Calibration::Data(wanted) => (self.catalog.dataset(&wanted).await?.pinned(), None),
+            Calibration::Of(id) => {
+                let earlier = self.statistics_of(id, &model).await?;
+                if evaluation.is_none() {
+                    evaluation = Some(self.evaluation_of(&earlier).await?);
+                }
+                (earlier.calibration, Some(id))
+            }
         };
         let new = NewJob {
             kind: JobKind::Quantize,
             model,
             calibration,
+            calibration_of,
             evaluation,
+            keep: spec.keep,
             recipe,
             endpoint: spec.endpoint,
             attempts_max,
@@ -109,6 +123,43 @@ impl Queue {
             self.wake.notify_one();
         }
         Ok(created)
+    }
+
+    /// The job that has statistics of this model.
+    async fn statistics_of(&self, id: JobId, model: &Pinned) -> Result<Job, Error> {
+        let earlier = self.catalog.job(id).await?;
+        if !earlier.state.is_final() {
+            return Err(store::Error::NotFinished { job: id, state: earlier.state }.into());
+        }
+        if earlier.model != *model {
+            let text = format!("job `{id}` is of model `{}`, not of `{model}`", earlier.model);
+            return Err(Error::BadStatistics(text));
+        }
+        let made = ArtifactFilter { job: Some(id), model: None };
+        let made = self.catalog.artifacts(&made, &Page::first(1)).await?.items;
+        if made.first().and_then(|artifact| artifact.statistics).is_none() {
+            let why = match (earlier.state, made.is_empty()) {
+                (JobState::Succeeded | JobState::GateFailed, true) => "its artifact was deleted".to_owned(),
+                (_, true) => format!("it is {}", earlier.state),
+                (_, false) => "it was done before statistics were kept".to_owned(),
+            };
+            return Err(Error::BadStatistics(format!("job `{id}` has no statistics: {why}")));
+        }
+        Ok(earlier)
+    }
+
+    /// The evaluation data of an earlier job, if they are still there.
+    async fn evaluation_of(&self, earlier: &Job) -> Result<Pinned, Error> {
+        let data = earlier.evaluation.clone().unwrap_or_else(|| earlier.calibration.clone());
+        match self.catalog.dataset(&data.clone().into()).await {
+            Ok(found) => Ok(found.pinned()),
+            Err(store::Error::NotFound { .. }) => Err(Error::BadStatistics(format!(
+                "statistics hold no samples, and `{data}`, which job `{}` was evaluated on, was deleted: give \
+                 `evaluation`",
+                earlier.id
+            ))),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// The job.
@@ -245,11 +296,11 @@ impl Queue {
     }
 
     /// What has to be done now and then: takes leases that ran out, tells watchers of changes that another
-    /// process has made, and sets the gauges.
+    /// process has made, and sets the gauges. Gives the blobs of data that were deleted as jobs ended.
     ///
     /// # Errors
     /// [`store::Error::Database`].
-    pub async fn tend(&self) -> Result<(), Error> {
+    pub async fn tend(&self) -> Result<Vec<Digest>, Error> {
         let jobs = self.catalog.reap_jobs(self.options.retry_wait).await?;
         self.expired(&jobs);
         let watched: Vec<JobId> = {
@@ -270,7 +321,7 @@ impl Queue {
         }
         self.metrics.set_oldest_queued(census.oldest_queued_s);
         self.metrics.set_stored_bytes(census.float_bytes, census.int8_bytes, census.dataset_bytes);
-        Ok(())
+        Ok(jobs.into_iter().flat_map(|job| job.freed).collect())
     }
 
     fn expired(&self, jobs: &[Job]) {
@@ -319,7 +370,7 @@ mod tests {
     use crate::service::store::sqlite::tests::{
         Scratch, name, new_artifact, new_dataset, new_job, new_model,
     };
-    use crate::service::store::{Digest, JobErrorCode, Wanted};
+    use crate::service::store::{JobErrorCode, Wanted};
 
     const OPTIONS: Options = Options {
         attempts_max: 3,
@@ -337,8 +388,9 @@ mod tests {
     fn spec() -> JobSpec {
         JobSpec {
             model: Wanted::from(name("m")),
-            calibration: Wanted::from(name("d")),
+            calibration: Calibration::Data(Wanted::from(name("d"))),
             evaluation: None,
+            keep: false,
             recipe: Value::Null,
             endpoint: None,
             attempts_max: None,

@@ -15,8 +15,8 @@ use crate::engine::pipeline::{self, Outcome, Phase, Progress, Request};
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
 use crate::service::store::{
-    self, AccuracySummary, ArtifactId, Catalog, Digest, Finish, Job, JobError, JobErrorCode, JobProgress,
-    JobState, LatencySummary, Lease, NewArtifact,
+    self, AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Digest, Finish, Job, JobError, JobErrorCode,
+    JobId, JobProgress, JobState, LatencySummary, Lease, NewArtifact, Page,
 };
 
 /// What does the work: `engine::pipeline::job::quantize`, or a stand-in in tests.
@@ -92,8 +92,12 @@ impl Workers {
     async fn tend(self, mut stop: watch::Receiver<bool>) {
         loop {
             self.metrics.set_uploads_incomplete(self.blobs.incomplete());
-            if let Err(error) = self.queue.tend().await {
-                warn!(error = %chain(&error), "Looking after the queue failed");
+            match self.queue.tend().await {
+                Ok(freed) => self.discard(&freed).await,
+                Err(error) => warn!(error = %chain(&error), "Looking after the queue failed"),
+            }
+            if let Err(error) = self.blobs.discard_doomed(&*self.catalog).await {
+                warn!(error = %chain(&error), "Blobs are left until the next start");
             }
             tokio::select! {
                 () = stopped(&mut stop) => return,
@@ -136,13 +140,26 @@ impl Workers {
         let duration_ms = begun.elapsed().as_millis() as u64;
         match ended {
             Ok(job) => {
-                let error = job.error.as_ref().map(|error| error.message.as_str());
+                // The code only: the message may quote a value or a label of a sample. The job has it.
+                let error = job.error.as_ref().map(|error| error.code.as_str());
                 info!(job.id = %id, attempt, duration_ms, state = %job.state, error, "Job {id} is {}", job.state);
+                self.discard(&job.freed).await;
+                if !job.freed.is_empty() {
+                    let blobs = job.freed.len();
+                    info!(job.id = %id, blobs, "The calibration data of job {id} are deleted");
+                }
             }
             // The lease runs out, and the job is tried again; nothing of this attempt is visible.
             Err(error) => {
                 warn!(job.id = %id, attempt, duration_ms, error = %chain(&error), "Job {id} goes on elsewhere");
             }
+        }
+    }
+
+    /// Removes blobs of data that no record refers to any more.
+    async fn discard(&self, freed: &[Digest]) {
+        if let Err(error) = self.blobs.discard(&*self.catalog, freed).await {
+            warn!(error = %chain(&error), "Blobs are left until the next start");
         }
     }
 
@@ -209,7 +226,8 @@ impl Workers {
         self.pool.spawn(move || {
             let request = Request {
                 model: inputs.model.path(),
-                calibration: inputs.calibration.path(),
+                calibration: inputs.calibration.as_ref().map(Pin::path),
+                statistics: inputs.statistics.as_ref().map(Pin::path),
                 evaluation: inputs.evaluation.as_ref().map(Pin::path),
                 recipe: &recipe,
                 beside: false,
@@ -221,7 +239,10 @@ impl Workers {
                 Ok(Made { outcome, report })
             };
             // Safe to look at after a panic: all that was shared is the monitor, which has only plain values.
-            match catch_unwind(AssertUnwindSafe(work)) {
+            let done = catch_unwind(AssertUnwindSafe(work));
+            // Not held any more when the end of the job deletes them.
+            drop(inputs);
+            match done {
                 // The worker may be gone; then nobody wants the result.
                 Ok(result) => drop(sender.send(result)),
                 Err(panic) => error!(panic = panic_text(&*panic), "The engine panicked"),
@@ -239,14 +260,33 @@ impl Workers {
             let found = found.map_err(|error| gone(error, JobErrorCode::DatasetDeleted))?;
             self.pin(found.sha256).await
         };
+        let (calibration, statistics) = match job.calibration_of {
+            None => (Some(data(job.calibration.clone()).await?), None),
+            Some(earlier) => (None, Some(self.statistics(earlier).await?)),
+        };
         Ok(Inputs {
             model: self.pin(model.sha256).await?,
-            calibration: data(job.calibration.clone()).await?,
+            calibration,
+            statistics,
             evaluation: match job.evaluation.clone() {
                 None => None,
                 Some(pinned) => Some(data(pinned).await?),
             },
         })
+    }
+
+    /// The statistics that a job has kept.
+    async fn statistics(&self, job: JobId) -> Result<Pin, JobError> {
+        let filter = ArtifactFilter { job: Some(job), model: None };
+        let made = self.catalog.artifacts(&filter, &Page::first(1)).await.map_err(|error| storage(&error))?;
+        match made.items.first().and_then(|artifact| artifact.statistics) {
+            Some(digest) => self.pin(digest).await,
+            None => Err(JobError {
+                code: JobErrorCode::DatasetDeleted,
+                message: format!("the statistics of job `{job}` were deleted before the job began"),
+                retriable: false,
+            }),
+        }
     }
 
     async fn pin(&self, digest: Digest) -> Result<Pin, JobError> {
@@ -284,7 +324,8 @@ impl Workers {
             let artifact = self.blobs.put(&outcome.artifact).await?;
             let report = self.blobs.put(&report).await?;
             let report_html = self.blobs.put(outcome.report_html.as_bytes()).await?;
-            Ok::<_, blobs::Error>([artifact, report, report_html])
+            let statistics = self.blobs.put(&outcome.statistics).await?;
+            Ok::<_, blobs::Error>([artifact, report, report_html, statistics])
         };
         // The pins live until the commit has answered.
         let pins = match blobs.await {
@@ -332,7 +373,8 @@ struct Made {
 
 struct Inputs {
     model: Pin,
-    calibration: Pin,
+    calibration: Option<Pin>,
+    statistics: Option<Pin>,
     evaluation: Option<Pin>,
 }
 
@@ -428,7 +470,8 @@ fn phase_name(phase: Phase) -> &'static str {
     }
 }
 
-fn new_artifact([artifact, report, report_html]: &[Pin; 3], outcome: &Outcome) -> NewArtifact {
+fn new_artifact(blobs: &[Pin; 4], outcome: &Outcome) -> NewArtifact {
+    let [artifact, report, report_html, statistics] = blobs;
     let accuracy = &outcome.accuracy;
     NewArtifact {
         id: ArtifactId::new(),
@@ -452,6 +495,7 @@ fn new_artifact([artifact, report, report_html]: &[Pin; 3], outcome: &Outcome) -
         gate_failure: outcome.gate_failure.clone(),
         report: report.digest(),
         report_html: report_html.digest(),
+        statistics: statistics.digest(),
     }
 }
 
@@ -521,10 +565,9 @@ mod tests {
 
     use serde_json::json;
 
-    use super::super::JobSpec;
+    use super::super::{Calibration, JobSpec};
     use super::*;
     use crate::service::store::sqlite::tests::{Scratch, name, new_dataset, new_model};
-    use crate::service::store::{ArtifactFilter, JobId, Page};
 
     /// A service without HTTP, and with an engine of the test's choice.
     struct Bench {
@@ -574,8 +617,9 @@ mod tests {
         async fn enqueue(&self) -> JobId {
             let spec = JobSpec {
                 model: name("m").into(),
-                calibration: name("d").into(),
+                calibration: Calibration::Data(name("d").into()),
                 evaluation: None,
+                keep: true,
                 recipe: json!({}),
                 endpoint: Some(name("prod")),
                 attempts_max: None,
@@ -620,6 +664,7 @@ mod tests {
             artifact: b"an artifact".to_vec(),
             manifest: json!({ "contract": 1 }),
             report: json!({ "layers": [] }),
+            statistics: b"counts".to_vec(),
             report_html: "<html>".to_owned(),
             accuracy: pipeline::Accuracy {
                 metric: "top1".to_owned(),
@@ -653,7 +698,7 @@ mod tests {
     async fn a_job_is_done_and_served() {
         let bench = Bench::new(|request, progress| {
             assert_eq!(std::fs::read(request.model).unwrap(), b"a model");
-            assert_eq!(std::fs::read(request.calibration).unwrap(), b"data");
+            assert_eq!(std::fs::read(request.calibration.unwrap()).unwrap(), b"data");
             assert!(request.evaluation.is_none());
             progress.update(Phase::Import, 1, 1);
             progress.update(Phase::Calibrate, 8, 8);
@@ -866,6 +911,6 @@ mod tests {
         assert_eq!((job.state, job.attempt), (JobState::Succeeded, 2));
         let sha256 = job.result.unwrap()["artifact"]["sha256"].as_str().unwrap().parse().unwrap();
         assert_eq!(bench.workers.blobs.read(sha256, 99).await.unwrap(), b"an artifact");
-        assert_eq!((bench.artifacts().await, bench.blobs()), (1, 5));
+        assert_eq!((bench.artifacts().await, bench.blobs()), (1, 6));
     }
 }

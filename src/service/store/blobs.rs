@@ -1,7 +1,7 @@
 //! Content-addressed bytes as local files: streamed aside while hashed, synced, renamed. Knows no records
 //! but asks the catalog whether any of them still holds a blob.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -70,6 +70,8 @@ struct Shared {
     root: PathBuf,
     /// How often each blob is pinned. Renaming into place and unlinking happen under `gate`.
     pins: Mutex<HashMap<Digest, usize>>,
+    /// Blobs that no record refers to but that somebody reads: to be removed when they are not pinned any more.
+    doomed: Mutex<HashSet<Digest>>,
     gate: tokio::sync::Mutex<()>,
     _lock: fs::File,
 }
@@ -140,6 +142,7 @@ impl Blobs {
         let shared = Shared {
             root: root.to_owned(),
             pins: Mutex::default(),
+            doomed: Mutex::default(),
             gate: tokio::sync::Mutex::default(),
             _lock: lock,
         };
@@ -218,7 +221,30 @@ impl Blobs {
         self.shared.root.join("blobs").join(&text[..2]).join(&text[2..])
     }
 
-    /// Removes those of `digests` that no record refers to and nobody has pinned.
+    /// Whether a blob is there.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn holds(&self, digest: Digest) -> Result<bool, Error> {
+        let path = self.path(digest);
+        tokio::fs::try_exists(&path).await.map_err(|source| failed("looking at", &path, source))
+    }
+
+    /// Tries again to remove what was being read when it was discarded.
+    ///
+    /// # Errors
+    /// As [`Blobs::discard`].
+    pub async fn discard_doomed(&self, catalog: &dyn Catalog) -> Result<u64, Error> {
+        let doomed = std::mem::take(&mut *self.doomed());
+        self.discard(catalog, &doomed.into_iter().collect::<Vec<_>>()).await
+    }
+
+    fn doomed(&self) -> std::sync::MutexGuard<'_, HashSet<Digest>> {
+        self.shared.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Removes those of `digests` that no record refers to. One that somebody has pinned goes later, with
+    /// [`Blobs::discard_doomed`].
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Catalog`]; the rest stays and is found again at the next start.
@@ -228,7 +254,11 @@ impl Blobs {
             // Under the gate nothing is renamed into place or pinned, so a blob without a pin and without
             // a row cannot get a row before it is gone: whoever makes a row holds a pin.
             let _gate = self.shared.gate.lock().await;
-            if self.pinned(digest) || catalog.blob_referenced(digest).await? {
+            if catalog.blob_referenced(digest).await? {
+                continue;
+            }
+            if self.pinned(digest) {
+                self.doomed().insert(digest);
                 continue;
             }
             let path = self.path(digest);

@@ -523,10 +523,22 @@ pub struct Job {
     pub cancel_requested: bool,
     /// The model.
     pub model: Pinned,
-    /// The calibration data.
+    /// The calibration data; where there is a `calibration_of`, those that its statistics came from.
     pub calibration: Pinned,
+    /// The job whose statistics are used in place of calibration data.
+    pub calibration_of: Option<JobId>,
     /// The evaluation data, where there are any.
     pub evaluation: Option<Pinned>,
+    /// Whether the calibration data stay when the job has ended.
+    pub keep: bool,
+    /// When the calibration data were deleted.
+    pub calibration_deleted_at: Option<Timestamp>,
+    /// When the evaluation data were deleted.
+    pub evaluation_deleted_at: Option<Timestamp>,
+    /// Blobs of data that were deleted as the job ended: to be handed to `Blobs::discard` by whoever ended it, and empty
+    /// in every other answer.
+    #[serde(skip)]
+    pub freed: Vec<Digest>,
     /// The recipe with every default filled in.
     pub recipe: Value,
     /// The endpoint that serves the artifact on success.
@@ -622,6 +634,8 @@ pub struct Artifact {
     pub report: Digest,
     /// Blob of the report as a page.
     pub report_html: Digest,
+    /// Blob of the statistics of the calibration; `None` where it was made before they were kept.
+    pub statistics: Option<Digest>,
     /// When it was committed.
     pub created_at: Timestamp,
 }
@@ -751,10 +765,14 @@ pub struct NewJob {
     pub kind: JobKind,
     /// The model.
     pub model: Pinned,
-    /// The calibration data.
+    /// The calibration data; where there is a `calibration_of`, those that its statistics came from.
     pub calibration: Pinned,
+    /// The job whose statistics are used in place of calibration data.
+    pub calibration_of: Option<JobId>,
     /// The evaluation data, where there are any.
     pub evaluation: Option<Pinned>,
+    /// Whether the calibration data stay when the job has ended.
+    pub keep: bool,
     /// The recipe with every default filled in.
     pub recipe: Value,
     /// The endpoint that serves the artifact on success.
@@ -790,6 +808,8 @@ pub struct NewArtifact {
     pub report: Digest,
     /// Blob of the report as a page.
     pub report_html: Digest,
+    /// Blob of the statistics of the calibration.
+    pub statistics: Digest,
 }
 
 /// How an attempt ended.
@@ -1028,6 +1048,10 @@ pub type Answer<'a, T> = BoxFuture<'a, Result<T, Error>>;
 /// back: a queued job then fails with `model_deleted` or `dataset_deleted` when its turn comes; a running one
 /// keeps its files until it ends and fails with `model_deleted`. A model or artifact that an endpoint serves, or
 /// has as its twin, is not deleted: [`Error::InUse`].
+///
+/// The calibration data of a job are deleted in the transaction that ends it, unless a job that used them said `keep`,
+/// or one that is not done yet needs them: then the end of that one decides. Evaluation data that no job took ranges
+/// from stay.
 pub trait Catalog: Send + Sync {
     /// Adds a version, or gives the one that holds the same bytes under that name.
     fn create_model(&self, new: NewModel) -> Answer<'_, Created<Model>>;
@@ -1044,8 +1068,8 @@ pub trait Catalog: Send + Sync {
     fn dataset<'a>(&'a self, wanted: &'a Wanted) -> Answer<'a, Dataset>;
     /// Datasets, all versions; those of one name where given.
     fn datasets<'a>(&'a self, name: Option<&'a Name>, page: &'a Page) -> Answer<'a, Slice<Dataset>>;
-    /// Deletes a version, or all of them; gives the blobs they held.
-    fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Digest>>;
+    /// Deletes a version, or all of them; gives what was deleted. Jobs that used it tell of it.
+    fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Dataset>>;
 
     /// The artifact.
     fn artifact(&self, id: ArtifactId) -> Answer<'_, Artifact>;
@@ -1111,6 +1135,8 @@ pub trait Catalog: Send + Sync {
 
     /// Whether a row that is not deleted holds the blob.
     fn blob_referenced(&self, digest: Digest) -> Answer<'_, bool>;
+    /// The rows that are not deleted and hold the blob, in words (`dataset calib@2`); at most so many.
+    fn blob_holders(&self, digest: Digest, limit: u32) -> Answer<'_, Vec<String>>;
     /// Figures for the metrics.
     fn census(&self) -> Answer<'_, Census>;
 }

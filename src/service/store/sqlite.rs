@@ -22,8 +22,10 @@ use super::{
 };
 
 /// Applied in order; never edited once released (`migrations/README.md`).
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
+    (2, "statistics", include_str!("../../../migrations/sqlite/0002_statistics.sql")),
+];
 
 /// Connections for reading.
 const READERS: u32 = 4;
@@ -225,9 +227,10 @@ impl Catalog for Sqlite {
                 let id = Wanted { name: name.clone(), version }.to_string();
                 return Err(Error::InUse { kind: Kind::Model, id, endpoint: parsed(&endpoint)? }.into());
             }
-            let digests = delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await?;
+            let deleted: Vec<Model> =
+                delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await?;
             transaction.commit().await?;
-            Ok(digests)
+            Ok(deleted.into_iter().map(|model| model.sha256).collect())
         })
     }
 
@@ -273,12 +276,17 @@ impl Catalog for Sqlite {
         answer("listing datasets", list_uploads(&self.readers, Kind::Dataset, name, page))
     }
 
-    fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Digest>> {
+    fn delete_dataset<'a>(&'a self, name: &'a Name, version: Option<Version>) -> Answer<'a, Vec<Dataset>> {
         answer(format!("deleting dataset `{name}`"), async move {
+            let now = self.now();
             let mut transaction = self.begin().await?;
-            let digests = delete_upload(&mut transaction, Kind::Dataset, name, version, self.now()).await?;
+            let deleted: Vec<Dataset> =
+                delete_upload(&mut transaction, Kind::Dataset, name, version, now).await?;
+            for dataset in &deleted {
+                note_deletion(&mut transaction, &dataset.pinned(), now).await?;
+            }
             transaction.commit().await?;
-            Ok(digests)
+            Ok(deleted)
         })
     }
 
@@ -335,7 +343,8 @@ impl Catalog for Sqlite {
             .ok_or_else(|| Error::NotFound { kind: Kind::Artifact, id: id.to_string() })?;
             let artifact = Artifact::read(&row)?;
             transaction.commit().await?;
-            Ok(vec![artifact.sha256, artifact.report, artifact.report_html])
+            let held = [artifact.sha256, artifact.report, artifact.report_html];
+            Ok(held.into_iter().chain(artifact.statistics).collect())
         })
     }
 
@@ -446,6 +455,13 @@ impl Catalog for Sqlite {
                     return Ok(Created { record: Job::read(&row)?, new: false });
                 }
             }
+            // The end of another job may have deleted them since they were looked up.
+            let calibration = Some(&new.calibration).filter(|_| new.calibration_of.is_none());
+            for data in calibration.into_iter().chain(&new.evaluation) {
+                if !is_live(&mut transaction, Kind::Dataset, data).await? {
+                    return Err(Error::NotFound { kind: Kind::Dataset, id: data.to_string() }.into());
+                }
+            }
             let queued: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state = 'queued'")
                 .fetch_one(&mut *transaction)
                 .await?;
@@ -455,8 +471,9 @@ impl Catalog for Sqlite {
             let row = sqlx::query(
                 "INSERT INTO jobs (id, kind, state, attempts_max, model_name, model_version,
                                    calibration_name, calibration_version, evaluation_name,
-                                   evaluation_version, recipe, endpoint, run_at, created_at, updated_at)
-                 VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12)
+                                   evaluation_version, recipe, endpoint, run_at, created_at, updated_at,
+                                   calibration_of, keep)
+                 VALUES (?1, ?2, 'queued', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?12, ?12, ?13, ?14)
                  RETURNING *",
             )
             .bind(JobId::new().to_string())
@@ -471,6 +488,8 @@ impl Catalog for Sqlite {
             .bind(new.recipe.to_string())
             .bind(new.endpoint.as_ref().map(Name::as_str))
             .bind(now.0)
+            .bind(new.calibration_of.map(|job| job.to_string()))
+            .bind(i64::from(new.keep))
             .fetch_one(&mut *transaction)
             .await?;
             let record = Job::read(&row)?;
@@ -695,12 +714,33 @@ impl Catalog for Sqlite {
                      OR EXISTS (SELECT 1 FROM datasets WHERE sha256 = ?1 AND deleted_at IS NULL)
                      OR EXISTS (SELECT 1 FROM artifacts WHERE sha256 = ?1 AND deleted_at IS NULL)
                      OR EXISTS (SELECT 1 FROM artifacts WHERE report = ?1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM artifacts WHERE report_html = ?1 AND deleted_at IS NULL)",
+                     OR EXISTS (SELECT 1 FROM artifacts WHERE report_html = ?1 AND deleted_at IS NULL)
+                     OR EXISTS (SELECT 1 FROM artifacts WHERE statistics = ?1 AND deleted_at IS NULL)",
             )
             .bind(digest.to_string())
             .fetch_one(&self.writer)
             .await?;
             Ok(found != 0)
+        })
+    }
+
+    fn blob_holders(&self, digest: Digest, limit: u32) -> Answer<'_, Vec<String>> {
+        answer("looking for the rows of a blob", async move {
+            let holders = sqlx::query_scalar(
+                "SELECT 'model ' || name || '@' || version FROM models WHERE sha256 = ?1 AND deleted_at IS NULL
+                 UNION ALL
+                 SELECT 'dataset ' || name || '@' || version FROM datasets
+                 WHERE sha256 = ?1 AND deleted_at IS NULL
+                 UNION ALL
+                 SELECT 'artifact ' || id FROM artifacts
+                 WHERE ?1 IN (sha256, report, report_html, statistics) AND deleted_at IS NULL
+                 LIMIT ?2",
+            )
+            .bind(digest.to_string())
+            .bind(limit)
+            .fetch_all(&self.writer)
+            .await?;
+            Ok(holders)
         })
     }
 
@@ -791,16 +831,16 @@ async fn list_uploads<T: Record>(
     slice(&rows, limit)
 }
 
-async fn delete_upload(
+async fn delete_upload<T: Record>(
     connection: &mut SqliteConnection,
     kind: Kind,
     name: &Name,
     version: Option<Version>,
     now: Timestamp,
-) -> Work<Vec<Digest>> {
+) -> Work<Vec<T>> {
     let sql = format!(
         "UPDATE {} SET deleted_at = ?3
-         WHERE name = ?1 AND (?2 IS NULL OR version = ?2) AND deleted_at IS NULL RETURNING sha256",
+         WHERE name = ?1 AND (?2 IS NULL OR version = ?2) AND deleted_at IS NULL RETURNING *",
         table(kind)
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
@@ -813,7 +853,54 @@ async fn delete_upload(
         let id = Wanted { name: name.clone(), version }.to_string();
         return Err(Error::NotFound { kind, id }.into());
     }
-    rows.iter().map(|row| text(row, "sha256")).collect()
+    rows.iter().map(T::read).collect()
+}
+
+/// Notes with the jobs that used a dataset that it is gone.
+async fn note_deletion(connection: &mut SqliteConnection, data: &Pinned, now: Timestamp) -> Work<()> {
+    for (used, unless) in [("calibration", "calibration_of IS NULL"), ("evaluation", "TRUE")] {
+        let sql = format!(
+            "UPDATE jobs SET {used}_deleted_at = ?3, seq = seq + 1
+             WHERE {used}_name = ?1 AND {used}_version = ?2 AND {used}_deleted_at IS NULL AND {unless}"
+        );
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(data.name.as_str())
+            .bind(data.version.0)
+            .bind(now.0)
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Deletes the data of a job that has ended, where they were for calibration, no job asked to keep them, and none that
+/// is not done needs them. Gives the blobs.
+async fn let_go(connection: &mut SqliteConnection, job: &Job, now: Timestamp) -> Work<Vec<Digest>> {
+    let calibration = Some(&job.calibration).filter(|_| job.calibration_of.is_none());
+    let mut freed = Vec::new();
+    for data in calibration.into_iter().chain(&job.evaluation) {
+        let row = sqlx::query(
+            "UPDATE datasets SET deleted_at = ?3
+             WHERE name = ?1 AND version = ?2 AND deleted_at IS NULL
+               AND NOT EXISTS (SELECT 1 FROM jobs WHERE state IN ('queued', 'running')
+                   AND calibration_name = ?1 AND calibration_version = ?2 AND calibration_of IS NULL)
+               AND NOT EXISTS (SELECT 1 FROM jobs WHERE state IN ('queued', 'running')
+                   AND evaluation_name = ?1 AND evaluation_version = ?2)
+               AND (SELECT max(keep) FROM jobs WHERE calibration_name = ?1 AND calibration_version = ?2
+                   AND calibration_of IS NULL) = 0
+             RETURNING sha256",
+        )
+        .bind(data.name.as_str())
+        .bind(data.version.0)
+        .bind(now.0)
+        .fetch_optional(&mut *connection)
+        .await?;
+        if let Some(row) = row {
+            freed.push(text(&row, "sha256")?);
+            note_deletion(connection, data, now).await?;
+        }
+    }
+    Ok(freed)
 }
 
 // Endpoints.
@@ -1031,9 +1118,17 @@ async fn write_next(connection: &mut SqliteConnection, id: JobId, next: Next, no
     .bind(next.run_at.0)
     .bind(i64::from(next.handed_back))
     .bind(now.0)
-    .fetch_one(connection)
+    .fetch_one(&mut *connection)
     .await?;
-    Job::read(&row)
+    let job = Job::read(&row)?;
+    if !job.state.is_final() {
+        return Ok(job);
+    }
+    let freed = let_go(connection, &job, now).await?;
+    // A job that is deleted already has a row all the same.
+    let row =
+        sqlx::query("SELECT * FROM jobs WHERE id = ?1").bind(id.to_string()).fetch_one(connection).await?;
+    Ok(Job { freed, ..Job::read(&row)? })
 }
 
 async fn expire(
@@ -1073,8 +1168,9 @@ async fn keep_artifact(
     }
     sqlx::query(
         "INSERT INTO artifacts (id, job, model_name, model_version, sha256, bytes, size_ratio, manifest,
-                                accuracy, latency, gate_failure, report, report_html, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                                accuracy, latency, gate_failure, report, report_html, created_at,
+                                statistics)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
     )
     .bind(new.id.to_string())
     .bind(job.id.to_string())
@@ -1090,6 +1186,7 @@ async fn keep_artifact(
     .bind(new.report.to_string())
     .bind(new.report_html.to_string())
     .bind(now.0)
+    .bind(new.statistics.to_string())
     .execute(&mut *connection)
     .await?;
     let mut result = json!({
@@ -1198,7 +1295,12 @@ impl Record for Job {
                 name: text(row, "calibration_name")?,
                 version: Version(row.try_get("calibration_version")?),
             },
+            calibration_of: text_or_null(row, "calibration_of")?,
             evaluation,
+            keep: row.try_get("keep")?,
+            calibration_deleted_at: time_or_null(row, "calibration_deleted_at")?,
+            evaluation_deleted_at: time_or_null(row, "evaluation_deleted_at")?,
+            freed: Vec::new(),
             recipe: json_of(row, "recipe")?,
             endpoint: text_or_null(row, "endpoint")?,
             result: json_or_null(row, "result")?,
@@ -1231,6 +1333,7 @@ impl Record for Artifact {
             gate_failure: row.try_get("gate_failure")?,
             report: text(row, "report")?,
             report_html: text(row, "report_html")?,
+            statistics: text_or_null(row, "statistics")?,
             created_at: Timestamp(row.try_get("created_at")?),
         })
     }
@@ -1399,6 +1502,7 @@ pub(crate) mod tests {
             gate_failure: gate_failure.map(str::to_owned),
             report: Digest([8; 32]),
             report_html: Digest([9; 32]),
+            statistics: Digest([10; 32]),
         }
     }
 
@@ -1410,7 +1514,9 @@ pub(crate) mod tests {
             kind: JobKind::Quantize,
             model: model.pinned(),
             calibration: data.pinned(),
+            calibration_of: None,
             evaluation: None,
+            keep: false,
             recipe: json!({ "scheme": "static" }),
             endpoint: None,
             attempts_max: 3,
@@ -1457,8 +1563,8 @@ pub(crate) mod tests {
         let catalog = &scratch.catalog;
         let upload = || catalog.create_dataset(new_dataset("d", Digest([1; 32])));
         upload().await.unwrap();
-        let digests = catalog.delete_dataset(&name("d"), None).await.unwrap();
-        assert_eq!(digests, [Digest([1; 32])]);
+        let deleted = catalog.delete_dataset(&name("d"), None).await.unwrap();
+        assert_eq!(deleted.iter().map(|dataset| dataset.sha256).collect::<Vec<_>>(), [Digest([1; 32])]);
         assert!(!catalog.blob_referenced(Digest([1; 32])).await.unwrap());
         let error = catalog.dataset(&"d".parse().unwrap()).await.unwrap_err();
         assert_eq!(error.to_string(), "no dataset `d`");
