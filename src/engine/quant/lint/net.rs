@@ -210,6 +210,36 @@ impl Net {
         }
     }
 
+    /// Whether a value is codes of an activation in the file itself.
+    pub(super) fn is_codes(&self, value: ValueId) -> bool {
+        let mut value = value;
+        while let Some(maker) = self.maker(value) {
+            let node = self.node(maker);
+            match (&node.op, node.op.name()) {
+                (Op::QuantizeLinear { .. }, _) => return true,
+                (_, "DynamicQuantizeLinear") => return node.outputs.first() == Some(&value),
+                // Without a scale of its result it gives reals.
+                (_, "QGemm") => return node.input(7).is_some(),
+                (_, name) if name.starts_with("QLinear") => return true,
+                (op, _) if is_reshape(op) || moves_data(op) || matches!(op, Op::MaxPool { .. }) => {
+                    match node.input(0) {
+                        Some(input) => value = input,
+                        None => return false,
+                    }
+                }
+                _ => return false,
+            }
+        }
+        false
+    }
+
+    /// Whether a node that computes nothing reads codes.
+    pub(super) fn moves_codes(&self, n: usize) -> bool {
+        let node = self.node(n);
+        let moves = is_reshape(&node.op) || moves_data(&node.op) || matches!(node.op, Op::MaxPool { .. });
+        moves && node.input(0).is_some_and(|x| self.is_codes(x))
+    }
+
     /// The name that the file has for a node.
     pub(super) fn name(&self, n: usize) -> &str {
         &self.node(n).name
@@ -246,8 +276,9 @@ impl Net {
 
     /// Whether to speak of a node: it computes, or moves data between codes.
     pub(super) fn is_of_interest(&self, n: usize) -> bool {
-        self.computes(n)
-            && (self.touches_codes(n) || !(moves_data(&self.node(n).op) || is_reshape(&self.node(n).op)))
+        self.moves_codes(n)
+            || self.computes(n)
+                && (self.touches_codes(n) || !(moves_data(&self.node(n).op) || is_reshape(&self.node(n).op)))
     }
 }
 

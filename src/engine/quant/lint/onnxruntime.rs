@@ -96,6 +96,9 @@ impl Judge<'_> {
         if on_codes(node) {
             return codes::operator(self.net(), n);
         }
+        if self.net().moves_codes(n) {
+            return Judged::fuses(node.op.name());
+        }
         let result = match &node.op {
             Op::Conv { .. } => self.conv(n),
             Op::MatMul => self.matmul(n),

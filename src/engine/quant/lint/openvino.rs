@@ -17,6 +17,9 @@ pub(super) fn findings(graph: &Graph) -> Vec<Finding> {
 
 fn judge(net: &Net, n: usize) -> Judged {
     let node = net.node(n);
+    if net.moves_codes(n) {
+        return Judged::absorbed("it moves codes");
+    }
     if on_codes(node) {
         return match node.op.name() {
             "MatMulInteger" | "ConvInteger" | "QLinearConv" | "QLinearMatMul" => Judged::float(

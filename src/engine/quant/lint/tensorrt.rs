@@ -16,6 +16,9 @@ pub(super) fn findings(graph: &Graph) -> Vec<Finding> {
 
 fn judge(net: &Net, n: usize) -> Judged {
     let node = net.node(n);
+    if net.moves_codes(n) {
+        return Judged::absorbed("it moves codes");
+    }
     if on_codes(node) || node.op.name() == "DynamicQuantizeLinear" {
         let text = format!(
             "TensorRT reads no {}: it takes Q and DQ nodes around operators on reals",

@@ -20,6 +20,9 @@ pub(super) fn findings(graph: &Graph) -> Vec<Finding> {
 
 fn judge(net: &Net, n: usize) -> Judged {
     let node = net.node(n);
+    if net.moves_codes(n) {
+        return Judged::absorbed("it moves codes");
+    }
     if on_codes(node) || node.op.name() == "DynamicQuantizeLinear" {
         let text = "converters to TensorFlow Lite take Q and DQ nodes around operators on reals";
         return Judged::refused("operator_on_codes", text, "write the file in the QDQ form");
