@@ -31,7 +31,8 @@ async fn a_file_is_linted_as_sent_and_as_kept() {
     let finding = &one["reports"][0]["findings"][0];
     assert_eq!((&finding["node"], &finding["verdict"]), (&json!("gemm"), &json!("fuses")));
 
-    let float = app.post_json("/v1/lint?target=octet", &json!({ "model": "linear@1" })).await.expect(200).json();
+    let float =
+        app.post_json("/v1/lint?target=octet", &json!({ "model": "linear@1" })).await.expect(200).json();
     assert_eq!(float["model"]["quantized"], false);
     assert_eq!(float["reports"][0]["notes"][0]["rule"], "not_quantized");
     assert_eq!(float["reports"][0]["float"], json!({ "Gemm": 1 }));

@@ -18,15 +18,17 @@ use crate::engine::onnx::import;
 use crate::engine::quant::calibrate::{self, calibrate, needed};
 use crate::engine::quant::dial::{self, Dial, Trials};
 use crate::engine::quant::evaluate::{self, Evaluation};
-use crate::engine::quant::plan::{self, Coded, Plan, Region};
+use crate::engine::quant::plan::{Coded, Kept, Plan, Region};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
 use crate::engine::quant::statistics::{self, Statistics};
+use crate::engine::quant::targets::Profile;
+use crate::engine::quant::targets::{planner, settle};
 use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
-use crate::engine::tensor::qparams::{Codes, QuantParams};
+use crate::engine::tensor::qparams::QuantParams;
 
 /// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
 const ROUNDING: f64 = 1e-9;
@@ -94,8 +96,9 @@ impl Job<'_> {
             }
         };
         let choices = self.choose(&graph, &plan, &recipe, &statistics)?;
-        let params: HashMap<ValueId, QuantParams> =
+        let mut params: HashMap<ValueId, QuantParams> =
             choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
+        settle::settle(&graph, &plan, &Profile::of(&recipe), &mut params);
         let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
         let trial =
             Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
@@ -201,7 +204,7 @@ impl Job<'_> {
         let parameters = report::parameters(&graph);
         fold_constants(&mut graph);
         simplify(&mut graph, Passes::ALL);
-        let plan = plan::plan(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+        let plan = planner::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
         if plan.integer_nodes() == 0 {
             let why = report::float_rows(&graph, &plan).into_iter().take(3);
             let why: Vec<String> = why.map(|r| format!("`{}` ({}): {}", r.node, r.op, r.reason)).collect();
@@ -290,7 +293,7 @@ impl Job<'_> {
                     }
                     (e, _) => run_error(e, "calibration"),
                 })?;
-            choices.push((coded.value, ranges::choose(observed, method, Codes::U8)));
+            choices.push((coded.value, ranges::choose(observed, method, Profile::of(recipe).codes)));
         }
         Ok(choices)
     }

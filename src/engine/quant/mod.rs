@@ -14,6 +14,7 @@ pub mod report;
 pub mod report_html;
 pub mod rewrite;
 pub mod statistics;
+pub mod targets;
 pub mod weights;
 
 use serde::de::DeserializeOwned;
@@ -385,11 +386,9 @@ impl Recipe {
     fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
         let to_come = match field {
             "scheme" => self.scheme != Scheme::Static,
-            "activations" => self.activations != Activations::U8,
             "sixteen_bit" => !self.sixteen_bit.is_empty(),
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
-            "target" => self.target != Target::Octet,
             "complete" => self.complete,
             _ => false,
         };

@@ -18,12 +18,13 @@
 //!   reals after they are read. Embeddings are most of a small language model's bytes.
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::DType;
 
@@ -76,12 +77,14 @@ pub struct Coded {
 }
 
 /// What is quantized and what is not.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Plan {
     /// One for each node of the graph.
     pub decisions: Vec<Decision>,
     /// Values that get codes: graph inputs first, then in execution order.
     pub coded: Vec<Coded>,
+    /// For nodes on reals that read one operand through codes all the same: which.
+    pub skips: BTreeMap<usize, usize>,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
     /// Functions of one value, by their last node.
@@ -89,6 +92,11 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// A plan without codes of activations.
+    pub fn of_decisions(decisions: Vec<Decision>) -> Plan {
+        Plan { decisions, ..Plan::default() }
+    }
+
     /// The operands of an integer node that it reads as codes of activations.
     pub fn operands(&self, graph: &Graph, node: usize) -> Vec<ValueId> {
         operands(&graph.nodes[node], self.functions.get(&node))
@@ -109,6 +117,17 @@ impl Plan {
         self.coded.iter().find(|c| c.value == value)
     }
 
+    /// For each node that takes over clamps those, in execution order.
+    pub fn clamps(&self) -> HashMap<usize, Vec<usize>> {
+        let mut clamps: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (n, decision) in self.decisions.iter().enumerate() {
+            if let Decision::Absorbed { into } = decision {
+                clamps.entry(*into).or_default().push(n);
+            }
+        }
+        clamps
+    }
+
     /// Number of nodes that compute on codes.
     pub fn integer_nodes(&self) -> usize {
         self.decisions.iter().filter(|d| **d == Decision::Integer).count()
@@ -120,15 +139,34 @@ impl Plan {
 /// # Errors
 /// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
 pub fn plan(graph: &Graph, recipe: &Recipe) -> Result<Plan, Error> {
-    for pattern in &recipe.keep_float {
-        if !graph.nodes.iter().any(|n| super::matches(pattern, &n.name)) {
-            return Err(Error::NoMatch { field: "keep_float", pattern: pattern.clone() });
-        }
-    }
-    let mut planner = Planner::new(graph, recipe);
+    plan_keeping(graph, recipe, &Kept::new())
+}
+
+/// Nodes that stay in float, with the reason of each.
+pub type Kept = BTreeMap<usize, String>;
+
+/// As [`plan`], with more nodes that stay in float.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_keeping(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
+    names_exist(graph, "keep_float", &recipe.keep_float)?;
+    let mut planner = Planner::new(graph, recipe, kept);
     planner.find_candidates();
     planner.drop_useless();
     Ok(planner.finish())
+}
+
+/// Checks that each pattern of a field of a recipe names a node.
+///
+/// # Errors
+/// [`Error::NoMatch`].
+pub fn names_exist(graph: &Graph, field: &'static str, patterns: &[String]) -> Result<(), Error> {
+    let unknown = |pattern: &&String| !graph.nodes.iter().any(|n| super::matches(pattern, &n.name));
+    match patterns.iter().find(unknown) {
+        Some(pattern) => Err(Error::NoMatch { field, pattern: pattern.clone() }),
+        None => Ok(()),
+    }
 }
 
 /// The matrix or kernel of a node that multiplies by constants: `(operand, axis of the output channels, terms of a sum)`.
@@ -166,6 +204,27 @@ pub fn weights_of(graph: &Graph, node: &Node) -> Result<(ValueId, usize, usize),
     Ok((operand, axis, terms))
 }
 
+/// Whether a node multiplies an activation by constants in a way that integers can.
+///
+/// # Errors
+/// Why it does not.
+pub fn multiplies(graph: &Graph, node: &Node) -> Result<(), String> {
+    if let Op::Gemm { trans_a: true, .. } = node.op {
+        return Err("its first operand is transposed".to_owned());
+    }
+    let x = node.input(0).ok_or("it has no operand")?;
+    if graph.constant(x).is_some() {
+        return Err("its first operand is constant".to_owned());
+    }
+    let real = graph.value(x).dtype.unwrap_or(DType::F32);
+    if real != DType::F32 {
+        return Err(format!("its operand is {real}"));
+    }
+    let (operand, axis, _) = weights_of(graph, node)?;
+    let channels = graph.constant(operand).map_or(0, |w| w.shape()[axis]);
+    bias_of(graph, node, channels).map(|_| ())
+}
+
 /// The constant table `[rows, columns]` of reals that a Gather reads rows of, if it is worth storing in codes.
 pub fn table_of(graph: &Graph, node: &Node) -> Option<ValueId> {
     let operand = node.input(0)?;
@@ -201,6 +260,8 @@ pub fn bias_of(graph: &Graph, node: &Node, channels: usize) -> Result<Option<Vec
 struct Planner<'a> {
     graph: &'a Graph,
     recipe: &'a Recipe,
+    kept: &'a Kept,
+    profile: Profile,
     readers: Vec<Vec<usize>>,
     producers: HashMap<ValueId, usize>,
     decisions: Vec<Decision>,
@@ -219,10 +280,12 @@ enum Behind {
 }
 
 impl<'a> Planner<'a> {
-    fn new(graph: &'a Graph, recipe: &'a Recipe) -> Planner<'a> {
+    fn new(graph: &'a Graph, recipe: &'a Recipe, kept: &'a Kept) -> Planner<'a> {
         Planner {
             graph,
             recipe,
+            kept,
+            profile: Profile::of(recipe),
             readers: graph.consumers(),
             producers: graph.producers(),
             decisions: vec![Decision::Data; graph.nodes.len()],
@@ -238,12 +301,18 @@ impl<'a> Planner<'a> {
         for (n, node) in self.graph.nodes.iter().enumerate() {
             self.decisions[n] = if self.absorbed.contains_key(&n) {
                 Decision::Absorbed { into: self.absorbed[&n] }
-            } else if self.recipe.keeps_float(&node.name) {
-                Decision::Float("kept by the recipe".to_owned())
+            } else if let Some(reason) = self.keeps(n) {
+                Decision::Float(reason)
             } else {
                 self.candidate(n, node)
             };
         }
+    }
+
+    /// Why a node stays in float whatever it is.
+    fn keeps(&self, n: usize) -> Option<String> {
+        let by_name = self.recipe.keeps_float(&self.graph.nodes[n].name);
+        by_name.then(|| "kept by the recipe".to_owned()).or_else(|| self.kept.get(&n).cloned())
     }
 
     fn candidate(&mut self, n: usize, node: &Node) -> Decision {
@@ -254,7 +323,7 @@ impl<'a> Planner<'a> {
         }
         match &node.op {
             Op::Conv { .. } | Op::Gemm { .. } => {
-                if let Err(reason) = self.multiplies(node) {
+                if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
                 }
                 let result = self.absorb(n);
@@ -262,8 +331,11 @@ impl<'a> Planner<'a> {
                 self.codeable.insert(result, if conv { Behind::Convolution } else { Behind::Product });
             }
             Op::MatMul => {
-                if let Err(reason) = self.multiplies(node) {
+                if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
+                }
+                if self.profile.whole {
+                    self.codeable.insert(node.outputs[0], Behind::Product);
                 }
             }
             Op::Binary(Binary::Add | Binary::Mul) => {
@@ -290,7 +362,7 @@ impl<'a> Planner<'a> {
                 None => return Decision::Float("its input is not in codes".to_owned()),
             },
             Op::Gather { axis: 0 } if table_of(self.graph, node).is_some() => return Decision::Lookup,
-            op if moves_data(op) || self.counts(node) => return Decision::Data,
+            op if moves_data(op) || counts(self.graph, node) => return Decision::Data,
             Op::Unary(Unary::Relu) | Op::Clip => {
                 let coded = node.input(0).is_some_and(|v| self.codeable.contains_key(&v));
                 let reason = if coded { "its input has other readers" } else { "its input is real" };
@@ -314,9 +386,10 @@ impl<'a> Planner<'a> {
         let Some(function) = Function::ending_at(self.graph, &self.producers, n, is_source) else {
             return false;
         };
-        let kept = |&n: &usize| self.recipe.keeps_float(&self.graph.nodes[n].name);
+        let kept = |&n: &usize| self.keeps(n).is_some();
         let taken = |n: &usize| self.absorbed.contains_key(n);
         if function.sources.len() != 1
+            || (self.profile.single_functions && function.nodes.len() > 1)
             || !function.is_closed(self.graph, &self.readers)
             || function.nodes.iter().any(|n| kept(n) || taken(n))
         {
@@ -332,38 +405,12 @@ impl<'a> Planner<'a> {
         true
     }
 
-    /// Whether a node multiplies an activation by constants in a way that integers can.
-    fn multiplies(&self, node: &Node) -> Result<(), String> {
-        if let Op::Gemm { trans_a: true, .. } = node.op {
-            return Err("its first operand is transposed".to_owned());
-        }
-        let x = node.input(0).ok_or("it has no operand")?;
-        if self.graph.constant(x).is_some() {
-            return Err("its first operand is constant".to_owned());
-        }
-        let real = self.graph.value(x).dtype.unwrap_or(DType::F32);
-        if real != DType::F32 {
-            return Err(format!("its operand is {real}"));
-        }
-        let (operand, axis, _) = weights_of(self.graph, node)?;
-        let channels = self.graph.constant(operand).map_or(0, |w| w.shape()[axis]);
-        bias_of(self.graph, node, channels).map(|_| ())
-    }
-
-    /// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
-    fn counts(&self, node: &Node) -> bool {
-        let whole = |id: &ValueId| self.graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
-        matches!(&node.op, Op::Binary(binary) if binary.is_comparison())
-            || node.outputs.iter().any(whole)
-            || node.inputs.iter().flatten().any(whole)
-    }
-
     /// Lets a node take over the clamps behind it; gives the value that it then makes.
     fn absorb(&mut self, n: usize) -> ValueId {
         let mut result = self.graph.nodes[n].outputs[0];
         while let [reader] = self.readers[result.0 as usize][..] {
             let node = &self.graph.nodes[reader];
-            let kept = self.graph.outputs.contains(&result) || self.recipe.keeps_float(&node.name);
+            let kept = self.graph.outputs.contains(&result) || self.keeps(reader).is_some();
             if kept || !clamps_around_zero(self.graph, node) {
                 break;
             }
@@ -391,6 +438,7 @@ impl<'a> Planner<'a> {
             let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
             let others = node.outputs.iter().skip(1);
             if self.decisions[n] != Decision::Integer
+                || self.profile.whole
                 || self.wanted(result)
                 || others.into_iter().any(|&output| self.wanted(output))
             {
@@ -458,7 +506,8 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        Plan { decisions: self.decisions, coded, results: self.results, functions: self.functions }
+        let skips = BTreeMap::new();
+        Plan { decisions: self.decisions, coded, skips, results: self.results, functions: self.functions }
     }
 }
 
@@ -476,7 +525,7 @@ fn operands(node: &Node, function: Option<&Function>) -> Vec<ValueId> {
 }
 
 /// Whether an operator gives its input's codes on as they are.
-fn passes_codes(op: &Op) -> bool {
+pub fn passes_codes(op: &Op) -> bool {
     matches!(
         op,
         Op::MaxPool { .. }
@@ -520,6 +569,20 @@ pub fn moves_data(op: &Op) -> bool {
             | Op::Cast { .. }
             | Op::Identity
     )
+}
+
+/// Whether a node computes nothing that could be quantized: it moves data, or computes shapes, indices, masks.
+pub fn is_data(graph: &Graph, node: &Node) -> bool {
+    let passes = passes_codes(&node.op) && !matches!(node.op, Op::MaxPool { .. });
+    moves_data(&node.op) || passes || counts(graph, node)
+}
+
+/// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
+fn counts(graph: &Graph, node: &Node) -> bool {
+    let whole = |id: &ValueId| graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
+    matches!(&node.op, Op::Binary(binary) if binary.is_comparison())
+        || node.outputs.iter().any(whole)
+        || node.inputs.iter().flatten().any(whole)
 }
 
 fn is_real(dtype: DType) -> bool {

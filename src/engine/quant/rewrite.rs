@@ -8,12 +8,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::engine::graph::op::Op;
+use crate::engine::graph::op::{Op, Unary};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
 use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Recipe, weights};
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
 /// A QDQ graph and what was done to each layer.
@@ -71,6 +72,8 @@ pub fn rewrite(
         plan,
         params,
         per_channel: recipe.weights.per_channel,
+        profile: Profile::of(recipe),
+        clamps: plan.clamps(),
         dial,
         names: graph.values.iter().map(|v| v.name.clone()).collect(),
         out: Graph { nodes: Vec::new(), ..graph.clone() },
@@ -88,7 +91,7 @@ pub fn rewrite(
             Decision::Absorbed { .. } | Decision::Inner { .. } => {}
             Decision::Integer => writer.integer(n, node),
             Decision::Lookup => writer.lookup(node),
-            Decision::Float(_) | Decision::Data => writer.float(node),
+            Decision::Float(_) | Decision::Data => writer.float(n, node),
         }
     }
     Rewritten { graph: compact(writer.out), layers: writer.layers }
@@ -99,6 +102,9 @@ struct Writer<'a> {
     plan: &'a Plan,
     params: &'a HashMap<ValueId, QuantParams>,
     per_channel: bool,
+    profile: Profile,
+    /// For each node the clamps that it takes over.
+    clamps: HashMap<usize, Vec<usize>>,
     dial: &'a Dial,
     names: HashSet<String>,
     out: Graph,
@@ -115,16 +121,39 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     /// A node on reals. It reads the reals behind codes that an integer node made, else the value as it is.
-    fn float(&mut self, node: &Node) {
+    fn float(&mut self, n: usize, node: &Node) {
         let read = |v: &ValueId| match self.plan.coded(*v) {
             Some(coded) if coded.by_integer => self.dequantized[v],
             _ => *v,
         };
-        let inputs = node.inputs.iter().map(|v| v.as_ref().map(read)).collect();
+        let mut inputs: Vec<_> = node.inputs.iter().map(|v| v.as_ref().map(read)).collect();
+        if let Some(&skip) = self.plan.skips.get(&n) {
+            inputs[skip] = node.input(skip).map(|v| self.dequantized[&v]);
+        }
         self.out.nodes.push(Node { inputs, ..node.clone() });
         for &output in &node.outputs {
             self.codes(output, output);
         }
+    }
+
+    /// The clamps that a node takes over and that codes alone would not do: they stand behind it.
+    fn written_clamps(&self, n: usize, result: ValueId) -> Vec<usize> {
+        let Some(clamps) = self.clamps.get(&n) else { return Vec::new() };
+        let Some(coded) = self.plan.coded(result) else { return Vec::new() };
+        let params = &self.params[&coded.root];
+        let (least, most) = code_range(params.dtype);
+        let done = |&clamp: &usize| {
+            let node = &self.source.nodes[clamp];
+            let bound = |i: usize| {
+                let tensor = self.source.constant(node.input(i)?)?;
+                tensor.to_f64().first().map(|&x| i64::from(params.quantize(x as f32, 0)))
+            };
+            match node.op {
+                Op::Unary(Unary::Relu) => i64::from(params.zero_point[0]) == least,
+                _ => bound(1).is_none_or(|q| q <= least) && bound(2).is_none_or(|q| q >= most),
+            }
+        };
+        if clamps.iter().all(done) { Vec::new() } else { clamps.clone() }
     }
 
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
@@ -148,7 +177,7 @@ impl Writer<'_> {
             }
         }
         let result = self.plan.result(self.source, n);
-        let coded = self.plan.coded(result).is_some();
+        let coded = self.plan.coded(result).is_some_and(|coded| coded.by_integer);
         let made = match coded && self.source.outputs.contains(&result) {
             true => self.value_like(result, "f", DType::F32),
             false => result,
@@ -160,7 +189,8 @@ impl Writer<'_> {
             int8_value: self.out.value(made).name.clone(),
             weights: layer_weights,
         });
-        let mut outputs = vec![made];
+        let clamps = self.written_clamps(n, result);
+        let mut outputs = vec![if clamps.is_empty() { made } else { node.outputs[0] }];
         for &other in node.outputs.iter().skip(1) {
             outputs.push(match self.source.outputs.contains(&other) {
                 true => self.value_like(other, "f", DType::F32),
@@ -168,6 +198,13 @@ impl Writer<'_> {
             });
         }
         self.out.nodes.push(Node::new(node.name.clone(), op, inputs, outputs.clone()));
+        for &clamp in &clamps {
+            let mut node = self.source.nodes[clamp].clone();
+            if clamps.last() == Some(&clamp) {
+                node.outputs[0] = made;
+            }
+            self.out.nodes.push(node);
+        }
         self.codes(result, made);
         for (&value, made) in node.outputs.iter().zip(outputs).skip(1) {
             self.codes(value, made);
@@ -249,7 +286,7 @@ impl Writer<'_> {
     fn codes(&mut self, value: ValueId, made: ValueId) {
         let Some(coded) = self.plan.coded(value) else { return };
         let (scale, zero) = self.parameters(coded.root);
-        let codes = self.value_like(value, "q", DType::U8);
+        let codes = self.value_like(value, "q", self.params[&coded.root].dtype);
         self.quantization(true, made, scale, zero, codes);
         let reals = match made == value {
             true => self.value_like(value, "d", DType::F32),
@@ -272,9 +309,13 @@ impl Writer<'_> {
             return both;
         }
         let params = self.params.get(&root).expect("calibration gives every root its parameters");
-        let zero = u8::try_from(params.zero_point[0]).expect("activations are u8");
+        let code = "a zero point is a code";
+        let zero = match params.dtype {
+            DType::I8 => Tensor::scalar(i8::try_from(params.zero_point[0]).expect(code)),
+            _ => Tensor::scalar(u8::try_from(params.zero_point[0]).expect(code)),
+        };
         let scale = self.constant(root, "s", Tensor::scalar(params.scale[0]));
-        let zero = self.constant(root, "z", Tensor::scalar(zero));
+        let zero = self.constant(root, "z", zero);
         self.constants.insert(root, (scale, zero));
         (scale, zero)
     }
@@ -293,13 +334,19 @@ impl Writer<'_> {
         let x = node.input(0).expect("the plan checked the operand");
         let root = self.plan.coded(x).expect("operands of integer nodes have codes").root;
         let scale_x = self.params[&root].scale[0];
-        let axis = self.per_channel.then_some(axis);
+        let whole = self.profile.matrices_by_tensor && !matches!(node.op, Op::Conv { .. });
+        let axis = (self.per_channel && !whole).then_some(axis);
         let natural = weights::scales(&tensor, axis, max_code);
         let mut scales = natural.clone();
-        weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
+        if !self.profile.real_bias {
+            weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
+        }
         let raised = natural.iter().zip(&scales).filter(|(a, b)| a != b).count();
         let biased = bias.map(|bias| {
             let name = node.input(2).expect("a bias is an operand");
+            if self.profile.real_bias {
+                return self.constant(name, "b", Tensor::from_slice(&[bias.len()], &bias));
+            }
             self.integers(name, &weights::quantize_bias(&bias, scale_x, &scales), false)
         });
         let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, max_code, raised);
@@ -450,7 +497,7 @@ mod tests {
         let recipe = Recipe::default();
         let plan = plan::plan(graph, &recipe).unwrap();
         let params =
-            plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
+            plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 0, DType::U8))).collect();
         rewrite(graph, &plan, &params, &recipe, &Dial::default())
     }
 

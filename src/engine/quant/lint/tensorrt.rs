@@ -32,7 +32,7 @@ fn judge(net: &Net, n: usize) -> Judged {
     if let Some(by) = followed(net, n) {
         return Judged::absorbed(format!("the kernel of `{}` does it", net.name(by)));
     }
-    if !net.touches_codes(n) {
+    if !net.touches_codes(n) && !(moves(&node.op) && leads_to_quantizer(net, n)) {
         return Judged::float("not_quantized", "nothing around it is quantized", "");
     }
     let before: Vec<bool> = (0..node.inputs.len()).map(|i| net.dequantizer(n, i).is_some()).collect();
@@ -41,7 +41,7 @@ fn judge(net: &Net, n: usize) -> Judged {
         op if is_weighted(op) => weighted(net, n),
         Op::Binary(Binary::Add) => sum(net, n, &before),
         Op::Concat { .. } => concat(net, n, behind),
-        op if moves(op) => match before.first() == Some(&true) || behind {
+        op if moves(op) => match before.first() == Some(&true) || leads_to_quantizer(net, n) {
             true => Judged { becomes: None, ..Judged::fuses("INT8") },
             false => real(net, n),
         },
@@ -110,6 +110,22 @@ fn is_pool(op: &Op) -> bool {
 fn moves(op: &Op) -> bool {
     is_reshape(op)
         || matches!(op, Op::MaxPool { .. } | Op::Split { .. } | Op::Slice | Op::Gather { .. } | Op::Identity)
+}
+
+/// Whether what a node makes goes to a quantizer, past nodes that it moves across.
+fn leads_to_quantizer(net: &Net, mut n: usize) -> bool {
+    while let [result] = net.node(n).outputs[..]
+        && let Some((reader, 0)) = net.only_reader(result)
+    {
+        if net.is_quantizer(reader) {
+            return true;
+        }
+        if !moves(&net.node(reader).op) {
+            return false;
+        }
+        n = reader;
+    }
+    false
 }
 
 fn has_int8(op: &Op) -> bool {
