@@ -451,9 +451,10 @@ impl<'a> Planner<'a> {
                 continue;
             }
             match node.op {
-                Op::Conv { .. } | Op::MatMul => {}
+                Op::MatMul => {}
+                Op::Conv { .. } if !self.profile.real_results => {}
                 // A product with a real result: the clamp behind it, if any, works on reals.
-                Op::Gemm { .. } => self.release(n, "its input is real"),
+                Op::Conv { .. } | Op::Gemm { .. } => self.release(n, "its input is real"),
                 ref op => {
                     let data = moves_data(op) || passes_codes(op) && !matches!(op, Op::MaxPool { .. });
                     self.decisions[n] =

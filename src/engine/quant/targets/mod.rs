@@ -30,6 +30,8 @@ pub struct Profile {
     pub codes: Codes,
     /// Whether biases stay real.
     pub real_bias: bool,
+    /// Whether a convolution may give reals, where nobody computes with its codes.
+    pub real_results: bool,
     /// Whether a function of one value is one operator: no tables of several steps.
     pub single_functions: bool,
     /// Whether results become codes although nobody computes with them.
@@ -50,6 +52,7 @@ impl Profile {
         let plain = Profile {
             codes: asked,
             real_bias: false,
+            real_results: false,
             single_functions: false,
             whole: false,
             matrices_by_tensor: false,
@@ -58,7 +61,7 @@ impl Profile {
         match recipe.target {
             Target::Octet => plain,
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
-            Target::Openvino => Profile { shared: Shared::Joined, ..plain },
+            Target::Openvino => Profile { real_results: true, shared: Shared::Joined, ..plain },
             Target::Tensorrt => Profile { codes: Codes::S8, real_bias: true, ..plain },
             Target::TfliteRules => Profile {
                 codes: if recipe.activations == Activations::S8 { Codes::S8 } else { S8_ANYWHERE },
