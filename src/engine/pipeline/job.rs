@@ -6,36 +6,44 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::files::{batch_for, data_error, is_quantized, load, ports, read, read_own, run_error};
-use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request};
-use crate::engine::artifact::{self, Origin, Samples, Source};
-use crate::engine::exec::Options;
+use super::trials::{Bench, DialTrials, FloatTrials, Planned};
+use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate};
+use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
+use crate::engine::exec::{Options, Port};
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::onnx::import;
 use crate::engine::quant::calibrate::{self, calibrate, needed};
-use crate::engine::quant::dial::{self, Dial, Trials};
+use crate::engine::quant::dial::{self, Dial};
+use crate::engine::quant::effect::{self, Effects};
 use crate::engine::quant::evaluate::{self, Evaluation};
-use crate::engine::quant::plan::{Coded, Kept, Plan, Region};
-use crate::engine::quant::ranges::{self, Choice, Method};
+use crate::engine::quant::plan::{Coded, Kept, Plan};
+use crate::engine::quant::ranges::Method;
+use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
+use crate::engine::quant::samples::{self, Samples};
+use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::targets::Profile;
-use crate::engine::quant::targets::{planner, settle};
+use crate::engine::quant::targets::planner;
 use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
 use crate::engine::tensor::qparams::QuantParams;
 
-/// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
-const ROUNDING: f64 = 1e-9;
 /// Samples over which the noise of each layer is measured.
 const LAYER_SAMPLES: usize = 64;
-/// Samples over which the noise of one layer's smaller codes is measured, once a layer.
-const TRIAL_SAMPLES: usize = 16;
+/// Samples that are looked at closely, at least and at most; between them what fits.
+const CLOSE_MIN: usize = 4;
+const CLOSE_MAX: usize = 64;
+/// What they may take in memory, by the values of a run.
+const CLOSE_BYTES: u64 = 512 << 20;
+/// Samples that are run together while layers are looked at.
+const CLOSE_BATCH: usize = 4;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
@@ -57,9 +65,17 @@ pub fn quantize(request: &Request<'_>, progress: &dyn Progress) -> Result<Outcom
 }
 
 /// A job that runs.
-struct Job<'a> {
+pub(super) struct Job<'a> {
     request: &'a Request<'a>,
     progress: &'a dyn Progress,
+}
+
+/// The INT8 side of a job.
+struct Made {
+    planned: Planned,
+    rewritten: Rewritten,
+    sensitivities: Vec<Sensitivity>,
+    trials: Vec<Trial>,
 }
 
 /// The float side of a job.
@@ -95,16 +111,24 @@ impl Job<'_> {
                 (found, kept)
             }
         };
-        let choices = self.choose(&graph, &plan, &recipe, &statistics)?;
-        let mut params: HashMap<ValueId, QuantParams> =
-            choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
-        settle::settle(&graph, &plan, &Profile::of(&recipe), &mut params);
-        let (graph, plan, params, recipe) = (&graph, &plan, &params, recipe);
-        let trial =
-            Trial { job: self, float: &float, graph, plan, params, recipe: &recipe, data: judged, which };
-        let dial = self.dial(trial)?;
-        let rewritten = rewrite(graph, plan, params, &recipe, &dial);
+
+        let samples = self.samples(&float, calibration.as_ref())?;
+        let (effects, unsafe_) = self.choose(&float, &graph, plan, &recipe, &statistics, &samples)?;
+        let bench = Bench {
+            job: self,
+            float: &float,
+            graph: &graph,
+            recipe: &recipe,
+            statistics: &statistics,
+            effects: &effects,
+            kept: &unsafe_,
+            data: judged,
+            which,
+            samples: &samples,
+        };
+        let Made { planned, rewritten, sensitivities, trials } = self.make(bench)?;
         self.step(Phase::Quantize, 1, 1)?;
+        let (graph, plan, params, choices) = (&graph, &planned.plan, &planned.params, &planned.choices);
         let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
         let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
 
@@ -118,7 +142,7 @@ impl Job<'_> {
 
         self.step(Phase::Export, 0, 1)?;
         let size_ratio = bytes.len() as f64 / model.bytes.max(1) as f64;
-        let gate_failure = gate_failure(&recipe, &found);
+        let gate_failure = gate::judge(&recipe.gate, &found).failure;
         let activations: Vec<_> = choices
             .iter()
             .map(|(root, choice)| {
@@ -151,6 +175,8 @@ impl Job<'_> {
             float_nodes: report::float_rows(graph, plan),
             gate_failure: gate_failure.clone(),
             evaluation: found,
+            sensitivity: sensitivities,
+            trials,
         };
         let accuracy = accuracy(&findings.evaluation);
         let report_html = report_html::page(&findings);
@@ -170,13 +196,13 @@ impl Job<'_> {
     }
 
     /// Tells of progress; an error where the caller wants to stop.
-    fn step(&self, phase: Phase, done: usize, total: usize) -> Result<(), Error> {
+    pub(super) fn step(&self, phase: Phase, done: usize, total: usize) -> Result<(), Error> {
         self.progress.update(phase, done as u64, total as u64);
         if self.progress.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// The same for loops that ask whether to go on.
-    fn going(&self, phase: Phase, done: usize, total: usize) -> bool {
+    pub(super) fn going(&self, phase: Phase, done: usize, total: usize) -> bool {
         self.step(phase, done, total).is_ok()
     }
 
@@ -214,7 +240,7 @@ impl Job<'_> {
         Ok(Prepared { graph, plan, recipe, model, parameters, notes })
     }
 
-    fn session(&self, graph: Graph) -> Result<Session, Error> {
+    pub(super) fn session(&self, graph: Graph) -> Result<Session, Error> {
         let options = Options { threads: self.request.threads.max(1), ..Options::default() };
         Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
     }
@@ -252,7 +278,7 @@ impl Job<'_> {
         model: &Source,
     ) -> Result<Statistics, Error> {
         let mut wanted: Vec<ValueId> =
-            roots(plan).map(|c| c.value).chain(statistics::wanted(graph)).collect();
+            plan.coded.iter().map(|c| c.value).chain(statistics::wanted(graph)).collect();
         wanted.sort_unstable();
         wanted.dedup();
         let wanted: Vec<String> = wanted.into_iter().map(|v| graph.value(v).name.clone()).collect();
@@ -266,26 +292,44 @@ impl Job<'_> {
             .map_err(|e| run_error(e, "calibration"))
     }
 
+    /// The samples that are looked at closely.
+    fn samples(&self, float: &Session, data: Option<&Dataset>) -> Result<Samples, Error> {
+        let Some(data) = data else { return Ok(Samples::default()) };
+        let shape = |p: &Port| p.shape(|_| Some(1)).expect("every dimension has a length");
+        let one = float.arena_bytes(&float.inputs().iter().map(shape).collect::<Vec<_>>()).unwrap_or(0);
+        let room = usize::try_from(CLOSE_BYTES / one.max(1)).unwrap_or(usize::MAX);
+        let count = room.clamp(CLOSE_MIN, CLOSE_MAX);
+        let mut on_samples = |_| !self.progress.cancelled();
+        samples::select(data, count, CLOSE_BYTES as usize / 2, CLOSE_BATCH, &mut on_samples)
+            .map_err(|e| run_error(e, "calibration"))
+    }
+
+    fn options(&self) -> Options {
+        Options { threads: self.request.threads.max(1), ..Options::default() }
+    }
+
     fn choose(
         &self,
+        float: &Session,
         graph: &Graph,
-        plan: &Plan,
+        plan: Plan,
         recipe: &Recipe,
         statistics: &Statistics,
-    ) -> Result<Vec<(ValueId, Choice)>, Error> {
-        let roots: Vec<&Coded> = roots(plan).collect();
-        let mut choices = Vec::with_capacity(roots.len());
-        for (done, coded) in roots.iter().enumerate() {
-            self.step(Phase::Quantize, done, roots.len() + 1)?;
-            let method = match (recipe.ranges, coded.region) {
-                (Ranges::Minmax, _) | (Ranges::Auto, Region::Island) => Method::MinMax,
-                (Ranges::Mse, _) | (Ranges::Auto, Region::Flow) => Method::Mse,
-                (Ranges::MeanMinmax, _) => Method::MeanMinmax,
-                (Ranges::Percentile(share), _) => Method::Percentile(share),
-                (Ranges::Entropy, _) => Method::Entropy,
-            };
-            let name = &graph.value(coded.value).name;
-            let observed =
+        samples: &Samples,
+    ) -> Result<(Effects, Kept), Error> {
+        let candidates: &[Method] = match recipe.ranges {
+            Ranges::Auto => &effect::CANDIDATES,
+            Ranges::Minmax => &[Method::MinMax],
+            Ranges::MeanMinmax => &[Method::MeanMinmax],
+            Ranges::Percentile(share) => &[Method::Percentile(share)],
+            Ranges::Entropy => &[Method::Entropy],
+            Ranges::Mse => &[Method::Mse],
+        };
+        let mut kept = Kept::new();
+        let mut plan = plan;
+        loop {
+            for coded in roots(&plan) {
+                let name = &graph.value(coded.value).name;
                 needed(&statistics.values, name).map_err(|e| match (e, self.request.statistics) {
                     (calibrate::Error::Unseen(value), Some(_)) => {
                         let reason = format!("they do not know of value `{value}`: calibrate again");
@@ -293,9 +337,50 @@ impl Job<'_> {
                     }
                     (e, _) => run_error(e, "calibration"),
                 })?;
-            choices.push((coded.value, ranges::choose(observed, method, Profile::of(recipe).codes)));
+            }
+            let all = roots(&plan).count();
+            let mut on_value = |done| self.going(Phase::Quantize, done, all);
+            let values = &statistics.values;
+            let batches = &samples.batches;
+            let found = effect::choose(
+                graph,
+                &plan,
+                float,
+                values,
+                candidates,
+                Profile::of(recipe).codes,
+                batches,
+                &self.options(),
+                &mut on_value,
+            )
+            .map_err(|e| run_error(e, "calibration"))?;
+            // What eight bits do not hold stays in float; what is behind it is looked at again.
+            let before = kept.len();
+            kept.extend(effect::unsafe_nodes(graph, &plan, &found));
+            if kept.len() == before {
+                return Ok((found, kept));
+            }
+            plan = planner::plan(graph, recipe, &kept).map_err(|e| Error::Recipe(e.to_string()))?;
         }
-        Ok(choices)
+    }
+
+    /// Rounds weights and corrects biases, as far as the recipe asks for it.
+    fn reconstruct(
+        &self,
+        graph: &Graph,
+        rewritten: &mut Rewritten,
+        samples: &Samples,
+        recipe: &Recipe,
+    ) -> Result<Vec<Reconstructed>, Error> {
+        let asked = recipe.rounding != Rounding::Nearest || recipe.bias_correction;
+        if !asked || samples.count == 0 {
+            return Ok(Vec::new());
+        }
+        let mut on_layer = |done, all| self.going(Phase::Quantize, done, all);
+        let found =
+            reconstruct::reconstruct(graph, rewritten, samples, recipe, &self.options(), &mut on_layer);
+        let found = found.map_err(|e| run_error(e, "calibration"))?;
+        Ok(found)
     }
 
     fn write(
@@ -312,7 +397,7 @@ impl Job<'_> {
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
         let Statistics { data: digest, samples, .. } = *used.statistics;
-        let calibration = Samples { sha256: hex::encode(digest), samples };
+        let calibration = artifact::Samples { sha256: hex::encode(digest), samples };
         let evaluation = used.evaluation.map(|data| self.digest(data)).transpose()?;
         let manifest = artifact::manifest(&Origin {
             model: used.model,
@@ -326,7 +411,7 @@ impl Job<'_> {
     }
 
     /// The digest of evaluation data.
-    fn digest(&self, data: &Dataset) -> Result<Samples, Error> {
+    fn digest(&self, data: &Dataset) -> Result<artifact::Samples, Error> {
         let failed = |e: dataset::Error| Error::Data { which: "evaluation", reason: e.to_string() };
         let mut digests = SampleDigests::default();
         let mut reader = data.reader().map_err(failed)?;
@@ -335,7 +420,7 @@ impl Job<'_> {
             self.step(Phase::Quantize, 1, 1)?;
         }
         let samples = digests.samples();
-        Ok(Samples { sha256: hex::encode(digests.finish()), samples })
+        Ok(artifact::Samples { sha256: hex::encode(digests.finish()), samples })
     }
 
     fn evaluate(
@@ -352,13 +437,44 @@ impl Job<'_> {
             .map_err(|e| run_error(e, which))
     }
 
-    /// The largest weight code of each layer.
-    fn dial(&self, mut trial: Trial<'_>) -> Result<Dial, Error> {
-        let layers = dial::layers(trial.graph, trial.plan);
-        match trial.recipe.weights.max_code {
-            MaxCode::Fixed(code) => Ok(Dial::fixed(&layers, code)),
-            MaxCode::Auto => dial::search(&layers, &mut trial),
+    /// Plans and writes the QDQ graph; where a gate is not kept, with layers in float that are searched for.
+    fn make(&self, bench: Bench<'_>) -> Result<Made, Error> {
+        let Bench { graph, recipe, samples, .. } = bench;
+        let seen = "every value that the plan needs was counted";
+        let planned = bench.plan(&Kept::new())?.expect(seen);
+        let layers = dial::layers(graph, &planned.plan);
+        let dial = match recipe.weights.max_code {
+            MaxCode::Fixed(code) => Dial::fixed(&layers, code),
+            MaxCode::Auto => dial::search(&layers, &mut DialTrials { bench, planned: &planned })?,
+        };
+        let mut rewritten = rewrite(graph, &planned.plan, &planned.params, recipe, &dial);
+        let reconstructed = self.reconstruct(graph, &mut rewritten, samples, recipe)?;
+        let trials_max = recipe.search.trials(&recipe.gate);
+        if trials_max == 0 {
+            return Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: Vec::new() });
         }
+        let macs = bench.macs();
+        let mut trials = FloatTrials { bench, base: &rewritten, dial: &dial, macs };
+        let first = trials.first(&planned.plan)?;
+        if first.passes {
+            return Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: vec![first] });
+        }
+        let sensitivities = bench.sensitivities(&rewritten, &planned.plan, &reconstructed)?;
+        let found = search::search(&sensitivities, first, trials_max, &mut trials)?;
+        if found.kept.is_empty() {
+            return Ok(Made { planned, rewritten, sensitivities, trials: found.trials });
+        }
+        let (planned, mut tried) = trials.model(&found.kept)?;
+        // Layers behind those that are in float now see less noise: found anew, and kept where that is no worse.
+        let mut anew = rewrite(graph, &planned.plan, &planned.params, recipe, &dial);
+        self.reconstruct(graph, &mut anew, samples, recipe)?;
+        let before = found.trials.iter().find(|t| t.keeps_float == trials.names(&found.kept));
+        let after = trials.judged(&found.kept, &planned.plan, anew.graph.clone())?;
+        if before.is_none_or(|before| after.passes >= before.passes && after.margin >= before.margin.min(0.0))
+        {
+            tried = anew;
+        }
+        Ok(Made { planned, rewritten: tried, sensitivities, trials: found.trials })
     }
 
     fn layers(
@@ -423,43 +539,6 @@ fn no_samples() -> Error {
     Error::Data { which: "evaluation", reason: reason.to_owned() }
 }
 
-/// What a search for the largest weight codes tries a dial on.
-#[derive(Clone, Copy)]
-struct Trial<'a> {
-    job: &'a Job<'a>,
-    float: &'a Session,
-    graph: &'a Graph,
-    plan: &'a Plan,
-    params: &'a HashMap<ValueId, QuantParams>,
-    recipe: &'a Recipe,
-    data: &'a Dataset,
-    which: &'static str,
-}
-
-impl Trial<'_> {
-    /// The float model against the one with a dial, on the first samples.
-    fn judge(&self, dial: &Dial, samples: usize) -> Result<Evaluation, Error> {
-        let Trial { job, float, graph, plan, params, recipe, data, which } = *self;
-        let int8 = job.session(rewrite(graph, plan, params, recipe, dial).graph)?;
-        let total = data.samples().min(samples);
-        let mut on_samples = |done| job.going(Phase::Quantize, done, total);
-        evaluate::evaluate(float, &int8, data, samples, batch_for(float), &mut on_samples)
-            .map_err(|e| run_error(e, which))
-    }
-}
-
-impl Trials for Trial<'_> {
-    type Error = Error;
-
-    fn noise(&mut self, dial: &Dial) -> Result<f64, Error> {
-        Ok(10f64.powf(-self.judge(dial, TRIAL_SAMPLES)?.sqnr_db / 10.0))
-    }
-
-    fn passes(&mut self, dial: &Dial) -> Result<bool, Error> {
-        Ok(gate_failure(self.recipe, &self.judge(dial, usize::MAX)?).is_none())
-    }
-}
-
 /// The values whose parameters are chosen; the others take over those of a root.
 fn roots(plan: &Plan) -> impl Iterator<Item = &Coded> {
     plan.coded.iter().filter(|c| c.value == c.root)
@@ -479,76 +558,5 @@ fn accuracy(e: &Evaluation) -> Accuracy {
         agreement: e.agreement.value,
         sqnr_db: e.sqnr_db,
         samples: e.samples,
-    }
-}
-
-/// Why the gate of a recipe is not kept, with the figures.
-fn gate_failure(recipe: &Recipe, e: &Evaluation) -> Option<String> {
-    let mut reasons = Vec::new();
-    let drop = e.float.value - e.int8.value;
-    if let Some(max_drop) = recipe.gate.max_drop
-        && drop > max_drop + ROUNDING
-    {
-        reasons.push(format!(
-            "{} fell by {drop:.4} (from {:.4} to {:.4} on {} samples), more than max_drop {max_drop}",
-            e.metric, e.float.value, e.int8.value, e.samples
-        ));
-    }
-    if let Some(least) = recipe.gate.min_agreement
-        && e.agreement.value < least - ROUNDING
-    {
-        reasons.push(format!(
-            "float and INT8 agree on {:.4} of {} samples, less than min_agreement {least}",
-            e.agreement.value, e.samples
-        ));
-    }
-    (!reasons.is_empty()).then(|| reasons.join("; "))
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::engine::quant::evaluate::{Share, wilson};
-
-    #[test]
-    fn a_gate_that_is_not_kept_says_by_how_much() {
-        let found = |float: u64, int8: u64, agree: u64| Evaluation {
-            metric: "top1",
-            agreement_by: "class",
-            samples: 1000,
-            float: wilson(float, 1000),
-            int8: wilson(int8, 1000),
-            float_top5: None,
-            int8_top5: None,
-            agreement: Share { value: agree as f64 / 1000.0, ..Share::default() },
-            broken: 0,
-            mended: 0,
-            sqnr_db: 30.0,
-            cosine: 1.0,
-            worst: Vec::new(),
-            classes: Vec::new(),
-            slices: Vec::new(),
-        };
-        for (gate, float, int8, agree, want) in [
-            (json!({}), 900, 100, 0, None),
-            (json!({"max_drop": 0.01}), 900, 890, 0, None),
-            (
-                json!({"max_drop": 0.01}),
-                900,
-                889,
-                0,
-                Some("from 0.9000 to 0.8890 on 1000 samples), more than max_drop 0.01"),
-            ),
-            (json!({"min_agreement": 0.98}), 900, 900, 979, Some("agree on 0.9790")),
-        ] {
-            let recipe = Recipe::parse(&json!({"gate": gate})).unwrap();
-            let got = gate_failure(&recipe, &found(float, int8, agree));
-            match want {
-                None => assert_eq!(got, None, "{gate}"),
-                Some(says) => assert!(got.as_deref().is_some_and(|g| g.contains(says)), "{gate}: {got:?}"),
-            }
-        }
     }
 }

@@ -3,9 +3,11 @@
 
 pub mod dry_run;
 pub mod files;
+mod gate;
 pub mod inspect;
 pub mod job;
 pub mod lint;
+mod trials;
 
 use std::path::Path;
 

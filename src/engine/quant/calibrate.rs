@@ -184,3 +184,90 @@ impl Tap for Counter<'_> {
         self.count(value, tensor);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::exec::Options;
+    use crate::engine::graph::op::{Op, Unary};
+    use crate::engine::graph::{Graph, Node, Value, ValueId};
+    use crate::engine::tensor::npy;
+
+    /// `t = Transpose(Gemm(x, w))`, `r = Relu(t)`: `x` is `[batch, 4]`, `r` `[3, batch]`, so that samples lie along the
+    /// first axis of some values and along the second of others.
+    fn session() -> Session {
+        let mut graph = Graph::default();
+        let mut value = |name: &str, dims: Vec<Dim>| {
+            let value = Value {
+                name: name.to_owned(),
+                dtype: Some(DType::F32),
+                dims: Some(dims),
+                ..Value::default()
+            };
+            graph.add_value(value)
+        };
+        let batch = || Dim::Symbol("batch".to_owned());
+        let x = value("x", vec![batch(), Dim::Known(4)]);
+        let g = value("g", vec![batch(), Dim::Known(3)]);
+        let t = value("t", vec![Dim::Known(3), batch()]);
+        let r = value("r", vec![Dim::Known(3), batch()]);
+        let weights: Vec<f32> = (0..12u8).map(|i| f32::from(i) * 0.3 - 1.7).collect();
+        let w = graph.add_constant("w", Tensor::from_slice(&[3, 4], &weights));
+        let mut node = |op: Op, inputs: &[ValueId], output| {
+            let inputs = inputs.iter().map(|&v| Some(v)).collect();
+            graph.nodes.push(Node::new(format!("n{}", graph.nodes.len()), op, inputs, vec![output]));
+        };
+        node(Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true }, &[x, w], g);
+        node(Op::Transpose { perm: vec![1, 0] }, &[g], t);
+        node(Op::Unary(Unary::Relu), &[t], r);
+        graph.inputs.push(x);
+        graph.outputs.push(r);
+        Session::new(graph, Options::default()).unwrap()
+    }
+
+    fn statistics(session: &Session, samples: &[[f32; 4]], batch: usize) -> Statistics {
+        let tensor = Tensor::from_slice(&[samples.len(), 4], samples.as_flattened());
+        let bytes = npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &tensor)]).unwrap().into_inner();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let port = dataset::Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![None, Some(4)] };
+        let data = Dataset::open(file.path(), &[port]).unwrap();
+        let wanted = ["x", "g", "t", "r", "nowhere"].map(str::to_owned);
+        calibrate(session, &data, &wanted, [7; 32], batch, &mut |_| true).unwrap()
+    }
+
+    #[test]
+    fn order_and_batches_leave_no_trace() {
+        let session = session();
+        let sample = |i: u32| [0, 1, 2, 3].map(|k| ((i * 37 + k * 11) % 64) as f32 * 0.17 - 4.0);
+        let samples: Vec<[f32; 4]> = (0..23).map(sample).collect();
+        let want = statistics(&session, &samples, 32);
+        let mut other = samples.clone();
+        other.reverse();
+        other.swap(3, 17);
+        for (samples, batch) in [(&samples, 1), (&samples, 5), (&other, 32), (&other, 7), (&other, 1)] {
+            let found = statistics(&session, samples, batch);
+            assert_eq!(found, want, "batches of {batch}");
+            assert_eq!(found.encode(), want.encode());
+        }
+        assert_eq!(want.samples, 23);
+        // The means are those of the definition, along both axes.
+        let mean = |of: &dyn Fn(&[f32; 4]) -> f32| samples.iter().map(of).sum::<f32>() / 23.0;
+        let (lo, hi) = want.values["x"].extremes.means().unwrap();
+        assert!((lo - mean(&|s| s.iter().copied().fold(f32::MAX, f32::min))).abs() < 1e-5);
+        assert!((hi - mean(&|s| s.iter().copied().fold(f32::MIN, f32::max))).abs() < 1e-5);
+        assert_eq!(want.values["g"].extremes, want.values["t"].extremes, "the same values, transposed");
+        assert_eq!(want.values["r"].extremes.samples, 23);
+    }
+
+    #[test]
+    fn what_a_plan_needs_must_be_seen_and_finite() {
+        let session = session();
+        let found = statistics(&session, &[[1.0; 4]], 1).values;
+        assert!(needed(&found, "x").is_ok());
+        assert!(matches!(needed(&found, "nowhere"), Err(Error::Unseen(name)) if name == "nowhere"));
+        let huge = statistics(&session, &[[f32::MAX; 4]], 1).values;
+        assert!(needed(&huge, "x").is_ok());
+        assert!(matches!(needed(&huge, "g"), Err(Error::NotFinite { count: 1.., .. })));
+    }
+}

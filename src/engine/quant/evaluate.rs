@@ -153,9 +153,11 @@ struct Judge<'a> {
     samples: u64,
     counts: Counts,
     top5: Option<(u64, u64)>,
-    signal: f64,
-    noise: f64,
-    cosine: f64,
+    /// Signal, noise and cosine of each sample: summed in the order of their size, so that the order of the samples
+    /// leaves no trace.
+    signal: Vec<f64>,
+    noise: Vec<f64>,
+    cosine: Vec<f64>,
     worst: Vec<WorstSample>,
     classes: BTreeMap<i64, Counts>,
     slices: BTreeMap<String, Counts>,
@@ -198,9 +200,9 @@ impl<'a> Judge<'a> {
             samples: 0,
             counts: Counts::default(),
             top5: None,
-            signal: 0.0,
-            noise: 0.0,
-            cosine: 0.0,
+            signal: Vec::new(),
+            noise: Vec::new(),
+            cosine: Vec::new(),
             worst: Vec::new(),
             classes: BTreeMap::new(),
             slices: BTreeMap::new(),
@@ -231,9 +233,9 @@ impl<'a> Judge<'a> {
 
     fn sample(&mut self, sample: usize, by: By, float: &[f64], int8: &[f64]) -> Result<(), Error> {
         let noise = Noise::of(float, int8);
-        self.signal += noise.signal;
-        self.noise += noise.noise;
-        self.cosine += noise.cosine();
+        self.signal.push(noise.signal);
+        self.noise.push(noise.noise);
+        self.cosine.push(noise.cosine());
         let class = |x: &[f64]| match by {
             By::Class => Some(argmax(x) as i64),
             By::Value => Some(x[0] as i64),
@@ -318,8 +320,8 @@ impl<'a> Judge<'a> {
             agreement: wilson(self.counts.agree, n),
             broken: self.counts.broken,
             mended: self.counts.mended,
-            sqnr_db: sqnr_db(self.signal, self.noise),
-            cosine: self.cosine / n.max(1) as f64,
+            sqnr_db: sqnr_db(ordered_sum(self.signal), ordered_sum(self.noise)),
+            cosine: ordered_sum(self.cosine) / n.max(1) as f64,
             worst: self.worst,
             classes: self.classes.iter().map(|(class, c)| group(class.to_string(), c)).collect(),
             slices: self.slices.iter().map(|(slice, c)| group(slice.clone(), c)).collect(),
@@ -340,6 +342,12 @@ fn how_to_judge(output: &Tensor, whole_runs: bool) -> By {
         _ if !real && count == 1 => By::Value,
         _ => By::Cosine,
     }
+}
+
+/// The sum of numbers from the least to the largest.
+fn ordered_sum(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.iter().sum()
 }
 
 /// Position of the largest; the first of equal ones.

@@ -3,6 +3,7 @@
 
 pub mod calibrate;
 pub mod dial;
+pub mod effect;
 pub mod evaluate;
 pub mod extremes;
 pub mod histogram;
@@ -10,11 +11,17 @@ pub mod lint;
 pub mod observed;
 pub mod plan;
 pub mod ranges;
+pub mod reconstruct;
 pub mod report;
 pub mod report_html;
 pub mod rewrite;
+pub mod rounding;
+pub mod rows;
+pub mod samples;
+pub mod search;
 pub mod statistics;
 pub mod targets;
+pub mod walk;
 pub mod weights;
 
 use serde::de::DeserializeOwned;

@@ -12,6 +12,7 @@ use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::ranges::Choice;
 use crate::engine::quant::rewrite::Layer;
+use crate::engine::quant::search::{Sensitivity, Trial};
 use crate::engine::tensor::DType;
 
 /// Bars in the picture of an activation.
@@ -52,6 +53,10 @@ pub struct Findings {
     pub advice: Vec<Advice>,
     /// Why the gate is not kept.
     pub gate_failure: Option<String>,
+    /// Noise that each layer makes alone; only where layers to be kept in float were searched for.
+    pub sensitivity: Vec<Sensitivity>,
+    /// Models that were tried so that the gate be kept.
+    pub trials: Vec<Trial>,
 }
 
 /// The float model.

@@ -9,7 +9,7 @@
 use std::collections::{HashMap, HashSet};
 
 use crate::engine::graph::op::{Op, Unary};
-use crate::engine::graph::{Graph, Node, Value, ValueId};
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
 use crate::engine::quant::targets::Profile;
@@ -39,6 +39,19 @@ pub struct Layer {
     pub int8_value: String,
     /// Its weights, where it has any.
     pub weights: Option<LayerWeights>,
+    /// The constants that hold them, where it multiplies by them.
+    pub constants: Option<Constants>,
+}
+
+/// The constants of a QDQ graph that hold the weights and the bias of a layer, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Constants {
+    /// Codes of the weights.
+    pub codes: String,
+    /// Their scales.
+    pub scales: String,
+    /// Codes of the bias and their scales.
+    pub bias: Option<(String, String)>,
 }
 
 /// What became of the weights of a layer.
@@ -74,6 +87,7 @@ pub fn rewrite(
         per_channel: recipe.weights.per_channel,
         profile: Profile::of(recipe),
         clamps: plan.clamps(),
+        with_bias: recipe.bias_correction,
         dial,
         names: graph.values.iter().map(|v| v.name.clone()).collect(),
         out: Graph { nodes: Vec::new(), ..graph.clone() },
@@ -105,6 +119,8 @@ struct Writer<'a> {
     profile: Profile,
     /// For each node the clamps that it takes over.
     clamps: HashMap<usize, Vec<usize>>,
+    /// Whether layers that could have a bias get one, so that their mean error can be taken out.
+    with_bias: bool,
     dial: &'a Dial,
     names: HashSet<String>,
     out: Graph,
@@ -113,11 +129,22 @@ struct Writer<'a> {
     /// Scale and zero point of each root.
     constants: HashMap<ValueId, (ValueId, ValueId)>,
     /// Dequantized weights by operand and scales: a weight that several nodes share is written once.
-    weights: HashMap<(ValueId, Vec<u32>), (ValueId, LayerWeights)>,
+    weights: HashMap<(ValueId, Vec<u32>), (Integers, LayerWeights)>,
     /// Codes, scales and zero points of each table.
     tables: HashMap<ValueId, [ValueId; 3]>,
     layers: Vec<Layer>,
 }
+
+/// Codes that stand for reals: the reals, and the names of the constants.
+#[derive(Clone, Debug)]
+struct Integers {
+    reals: ValueId,
+    codes: String,
+    scales: String,
+}
+
+/// A bias: the reals, and the names of codes and scales where it has them.
+type Bias = (ValueId, Option<(String, String)>);
 
 impl Writer<'_> {
     /// A node on reals. It reads the reals behind codes that an integer node made, else the value as it is.
@@ -165,12 +192,17 @@ impl Writer<'_> {
         for (operand, input) in self.plan.operands(self.source, n).into_iter().zip(&mut inputs) {
             *input = Some(self.dequantized[&operand]);
         }
-        let (mut op, mut layer_weights) = (node.op.clone(), None);
+        let (mut op, mut layer_weights, mut constants) = (node.op.clone(), None, None);
         if matches!(op, Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul) {
             let (weight, bias, summary) = self.weighted(node, self.dial.max_code(n));
             inputs.truncate(1);
-            inputs.push(Some(weight));
-            inputs.extend(bias.map(Some));
+            inputs.push(Some(weight.reals));
+            inputs.extend(bias.as_ref().map(|(reals, _)| Some(*reals)));
+            constants = Some(Constants {
+                codes: weight.codes,
+                scales: weight.scales,
+                bias: bias.and_then(|(_, names)| names),
+            });
             layer_weights = Some(summary);
             if let Op::Gemm { alpha, beta, .. } = &mut op {
                 (*alpha, *beta) = (1.0, 1.0);
@@ -188,6 +220,7 @@ impl Writer<'_> {
             float_value: self.source.value(result).name.clone(),
             int8_value: self.out.value(made).name.clone(),
             weights: layer_weights,
+            constants,
         });
         let clamps = self.written_clamps(n, result);
         let mut outputs = vec![if clamps.is_empty() { made } else { node.outputs[0] }];
@@ -232,6 +265,7 @@ impl Writer<'_> {
             float_value: self.source.value(result).name.clone(),
             int8_value: self.out.value(made).name.clone(),
             weights: None,
+            constants: None,
         });
         self.codes(result, made);
     }
@@ -277,6 +311,7 @@ impl Writer<'_> {
             float_value: name.clone(),
             int8_value: name,
             weights: Some(weights),
+            constants: None,
         };
         self.layers.push(layer);
         self.codes(result, result);
@@ -321,7 +356,7 @@ impl Writer<'_> {
     }
 
     /// Weights and bias of a node as dequantized integers.
-    fn weighted(&mut self, node: &Node, max_code: u8) -> (ValueId, Option<ValueId>, LayerWeights) {
+    fn weighted(&mut self, node: &Node, max_code: u8) -> (Integers, Option<Bias>, LayerWeights) {
         let (operand, axis, terms) =
             plan::weights_of(self.source, node).expect("the plan checked the weights");
         let mut tensor =
@@ -331,6 +366,8 @@ impl Writer<'_> {
         }
         let channels = tensor.shape()[axis];
         let bias = plan::bias_of(self.source, node, channels).expect("the plan checked the bias");
+        let may_have_bias = self.with_bias && !self.profile.real_bias && !matches!(node.op, Op::MatMul);
+        let bias = bias.or_else(|| may_have_bias.then(|| vec![0.0; channels]));
         let x = node.input(0).expect("the plan checked the operand");
         let root = self.plan.coded(x).expect("operands of integer nodes have codes").root;
         let scale_x = self.params[&root].scale[0];
@@ -343,11 +380,17 @@ impl Writer<'_> {
         }
         let raised = natural.iter().zip(&scales).filter(|(a, b)| a != b).count();
         let biased = bias.map(|bias| {
-            let name = node.input(2).expect("a bias is an operand");
+            let stem = match node.input(2) {
+                Some(operand) => self.source.value(operand).name.clone(),
+                None => format!("{}_bias", self.source.value(node.outputs[0]).name),
+            };
             if self.profile.real_bias {
-                return self.constant(name, "b", Tensor::from_slice(&[bias.len()], &bias));
+                let name = unused(&mut self.names, &stem, "b");
+                return (self.out.add_constant(&name, Tensor::from_slice(&[bias.len()], &bias)), None);
             }
-            self.integers(name, &weights::quantize_bias(&bias, scale_x, &scales), false)
+            let codes = weights::quantize_bias(&bias, scale_x, &scales);
+            let integers = self.integers(&stem, &codes, false);
+            (integers.reals, Some((integers.codes, integers.scales)))
         });
         let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, max_code, raised);
         (weight, biased, summary)
@@ -361,37 +404,43 @@ impl Writer<'_> {
         scales: Vec<f32>,
         max_code: u8,
         raised_channels: usize,
-    ) -> (ValueId, LayerWeights) {
+    ) -> (Integers, LayerWeights) {
         // `alpha` is in the scales: two nodes that scale one matrix differently have different ones.
         let key = (operand, scales.iter().map(|s| s.to_bits()).collect::<Vec<_>>());
-        if let Some((dequantized, summary)) = self.weights.get(&key) {
-            return (*dequantized, summary.clone());
+        if let Some(both) = self.weights.get(&key) {
+            return both.clone();
         }
         let scale_spread = spread(&scales);
         let quantized = weights::quantize(tensor, axis, scales, max_code);
         let sqnr_db = weights::sqnr_db(tensor, &quantized);
         let shape = tensor.shape().to_vec();
         let summary = LayerWeights { shape, max_code, sqnr_db, raised_channels, scale_spread };
-        let dequantized = self.integers(operand, &quantized, true);
-        self.weights.insert(key, (dequantized, summary.clone()));
-        (dequantized, summary)
+        let stem = self.source.value(operand).name.clone();
+        let integers = self.integers(&stem, &quantized, true);
+        self.weights.insert(key, (integers.clone(), summary.clone()));
+        (integers, summary)
     }
 
     /// Integer constants and the node that makes reals of them.
-    fn integers(&mut self, named: ValueId, quantized: &weights::Weights, with_zeros: bool) -> ValueId {
+    fn integers(&mut self, stem: &str, quantized: &weights::Weights, with_zeros: bool) -> Integers {
         let params = &quantized.params;
         let shape: &[usize] = if params.axis.is_some() { &[params.scale.len()] } else { &[] };
-        let codes = self.constant(named, "q", quantized.codes.clone());
-        let scale = self.constant(named, "s", Tensor::from_slice(shape, &params.scale));
-        let mut inputs = vec![Some(codes), Some(scale)];
+        let [codes_name, scales_name] = ["q", "s"].map(|suffix| unused(&mut self.names, stem, suffix));
+        let codes = self.out.add_constant(&codes_name, quantized.codes.clone());
+        let scales = self.out.add_constant(&scales_name, Tensor::from_slice(shape, &params.scale));
+        let mut inputs = vec![Some(codes), Some(scales)];
         if with_zeros {
-            inputs.push(Some(self.constant(named, "z", Tensor::zeros(params.dtype, shape))));
+            let name = unused(&mut self.names, stem, "z");
+            inputs.push(Some(self.out.add_constant(&name, Tensor::zeros(params.dtype, shape))));
         }
-        let reals = self.value_like(named, "d", DType::F32);
-        let name = self.out.value(reals).name.clone();
+        let name = unused(&mut self.names, stem, "d");
+        let dims = quantized.codes.shape().iter().map(|&d| Dim::Known(d)).collect();
+        let value =
+            Value { name: name.clone(), dtype: Some(DType::F32), dims: Some(dims), ..Value::default() };
+        let reals = self.out.add_value(value);
         let op = Op::DequantizeLinear { axis: params.axis.unwrap_or(1) as i64 };
         self.out.nodes.push(Node::new(name, op, inputs, vec![reals]));
-        reals
+        Integers { reals, codes: codes_name, scales: scales_name }
     }
 
     fn constant(&mut self, named: ValueId, suffix: &str, tensor: Tensor) -> ValueId {
@@ -515,8 +564,9 @@ mod tests {
             "f = Flatten(r_d)",
             "f_q = QuantizeLinear(f, r_s, r_z)",
             "f_d = DequantizeLinear(f_q, r_s, r_z)",
+            "y_bias_d = DequantizeLinear(y_bias_q, y_bias_s)",
             "v_d = DequantizeLinear(v_q, v_s, v_z)",
-            "y = Gemm(f_d, v_d)",
+            "y = Gemm(f_d, v_d, y_bias_d)",
         ];
         assert_eq!(lines(&result.graph), want);
         let constant = |name: &str| {

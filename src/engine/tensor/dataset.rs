@@ -226,6 +226,11 @@ impl Dataset {
         self.form == Form::Runs
     }
 
+    /// Whether samples may be run together in any number.
+    pub fn any_batch(&self) -> bool {
+        self.form == Form::Batches(None)
+    }
+
     /// The right class of each sample.
     pub fn labels(&self) -> Option<&[i64]> {
         self.labels.as_deref()

@@ -1,0 +1,522 @@
+//! Rounds the weights of a QDQ graph and corrects its biases, layer by layer from front to back, so that the results
+//! stay as near as they can to those of the float model over a few samples.
+//!
+//! Two runs go side by side: that of the float graph, and that of the QDQ graph with the layers that are done. So a layer
+//! sees the noise of all before it, and makes good for what it can (sequential correction). Whether a layer keeps what
+//! was found is decided on samples that it was not found on.
+
+use std::collections::{HashMap, HashSet};
+
+use ndarray::{Array1, Array2, Axis, s};
+
+use crate::engine::exec::Options;
+use crate::engine::graph::op::Op;
+use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::quant::calibrate::Error;
+use crate::engine::quant::plan;
+use crate::engine::quant::rewrite::{Layer, Rewritten};
+use crate::engine::quant::rounding::{self, Factor, Limits};
+use crate::engine::quant::rows::{Geometry, spread};
+use crate::engine::quant::samples::Samples;
+use crate::engine::quant::walk::Walk;
+use crate::engine::quant::{Recipe, Rounding, weights};
+use crate::engine::tensor::{DType, Tensor};
+
+/// Rows over which a layer is looked at, for each of its terms, and their bounds.
+const ROWS_PER_TERM: usize = 8;
+const ROWS_MIN: usize = 2048;
+const ROWS_MAX: usize = 8192;
+/// Part of the mean power of an operand that is added to each: what the samples did not show should not matter.
+const DAMPING: f64 = 0.01;
+/// Least part of the scale that fits the float weights.
+const SCALE_LEAST: f32 = 0.5;
+/// Columns that groups of channels are taken together for.
+const COLUMNS: usize = 1152;
+/// One batch in so many is kept to judge by.
+const JUDGED: usize = 4;
+
+/// What was done to a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reconstructed {
+    /// Name of the node.
+    pub node: String,
+    /// Share of its outputs whose weights were rounded for their results.
+    pub optimal: f64,
+    /// Signal to noise of its results by its weights alone, in dB.
+    pub weights_db: f64,
+    /// Signal to noise of its results by the noise of its operand, in dB.
+    pub operand_db: f64,
+}
+
+/// Improves the constants of `rewritten` in place. `float` is the graph that it was written from.
+///
+/// # Errors
+/// Where a graph cannot be run, or the caller wants to stop.
+pub fn reconstruct(
+    float: &Graph,
+    rewritten: &mut Rewritten,
+    samples: &Samples,
+    recipe: &Recipe,
+    options: &Options,
+    on_layer: &mut dyn FnMut(usize, usize) -> bool,
+) -> Result<Vec<Reconstructed>, Error> {
+    let failed = |source| Error::Run { sample: 0, source };
+    let mut done = Vec::new();
+    let places = Places::of(float, &rewritten.graph);
+    let shared = shared(&rewritten.layers);
+    let mut real = Walk::new(float, &samples.batches, options.clone());
+    let mut coded = Walk::new(&rewritten.graph, &samples.batches, options.clone());
+    let all = rewritten.layers.len();
+    for l in 0..all {
+        if !on_layer(l, all) {
+            return Err(Error::Cancelled);
+        }
+        let layer = &rewritten.layers[l];
+        let Some(constants) = &layer.constants else { continue };
+        let Some((at_real, at_coded)) = places.both(&layer.node) else { continue };
+        if shared.contains(&constants.codes) {
+            continue;
+        }
+        real.advance(float, at_real).map_err(failed)?;
+        coded.advance(&rewritten.graph, at_coded).map_err(failed)?;
+        let Some(task) = Task::of(float, &rewritten.graph, layer, (at_real, at_coded), recipe, &places)
+        else {
+            continue;
+        };
+        let Some(rows) = task.rows(&real, &coded) else { continue };
+        let Some(solved) = task.solve(&rows) else { continue };
+        done.push(task.keep(solved, rewritten));
+    }
+    Ok(done)
+}
+
+/// Whether a batch is one to judge by: each fourth, or the last of a few.
+fn is_judged(batch: usize, batches: usize) -> bool {
+    batch % JUDGED == JUDGED - 1 || (batches > 1 && batches < JUDGED && batch == batches - 1)
+}
+
+/// Codes that more than one layer multiplies with.
+fn shared(layers: &[Layer]) -> HashSet<String> {
+    let mut seen = HashSet::new();
+    let codes = layers.iter().filter_map(|l| Some(&l.constants.as_ref()?.codes));
+    codes.filter(|codes| !seen.insert((*codes).clone())).cloned().collect()
+}
+
+/// Where nodes and constants are, by name.
+struct Places {
+    real: HashMap<String, usize>,
+    coded: HashMap<String, usize>,
+    values: HashMap<String, ValueId>,
+    /// For each value of the QDQ graph the node that makes it.
+    producers: HashMap<ValueId, usize>,
+}
+
+impl Places {
+    fn of(float: &Graph, coded: &Graph) -> Places {
+        let nodes =
+            |graph: &Graph| graph.nodes.iter().enumerate().map(|(n, node)| (node.name.clone(), n)).collect();
+        let value = |(i, v): (usize, &crate::engine::graph::Value)| (v.name.clone(), ValueId(i as u32));
+        Places {
+            real: nodes(float),
+            coded: nodes(coded),
+            values: coded.values.iter().enumerate().map(value).collect(),
+            producers: coded.producers(),
+        }
+    }
+
+    fn both(&self, node: &str) -> Option<(usize, usize)> {
+        Some((*self.real.get(node)?, *self.coded.get(node)?))
+    }
+}
+
+/// A layer to be rounded.
+struct Task<'a> {
+    geometry: Geometry,
+    /// `[N, K]` by [`Geometry::place`], with `alpha` of a Gemm.
+    w: Vec<f32>,
+    shape: Vec<usize>,
+    axis: Option<usize>,
+    bias: Option<Vec<f32>>,
+    /// Its constants.
+    bias_ids: Option<(ValueId, ValueId)>,
+    /// Whether its mean error is taken out.
+    corrects: bool,
+    codes_id: ValueId,
+    scales_id: ValueId,
+    scale_x: f32,
+    zero_x: i32,
+    /// Operand in the float graph, and its codes in the QDQ graph.
+    x: (ValueId, ValueId),
+    max_code: u8,
+    rounding: Rounding,
+    node: &'a Node,
+}
+
+/// Operands of a layer at sampled positions.
+struct Rows {
+    /// Batches with the rows that are taken of each; whether to judge by them.
+    batches: Vec<(Vec<usize>, bool)>,
+    /// The float model's operand and that of the codes, one a batch.
+    tensors: Vec<(Tensor, Tensor)>,
+}
+
+/// What was found for a layer.
+struct Solved {
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    bias: Option<Vec<f32>>,
+    optimal: usize,
+    judged: usize,
+    signal: f64,
+    weight_noise: f64,
+    operand_noise: f64,
+}
+
+impl<'a> Task<'a> {
+    fn of(
+        float: &'a Graph,
+        coded: &Graph,
+        layer: &Layer,
+        (at_real, at_coded): (usize, usize),
+        recipe: &Recipe,
+        places: &Places,
+    ) -> Option<Task<'a>> {
+        let constants = layer.constants.as_ref()?;
+        let node = &float.nodes[at_real];
+        let (operand, axis, _) = plan::weights_of(float, node).ok()?;
+        let tensor = float.constant(operand)?;
+        let alpha = if let Op::Gemm { alpha, .. } = node.op { alpha } else { 1.0 };
+        let geometry = Geometry::of(node, tensor.shape())?;
+        let channels = tensor.shape()[axis];
+        let bias = plan::bias_of(float, node, channels).ok()?;
+        let id = |name: &String| places.values.get(name).copied();
+        let bias_ids = match &constants.bias {
+            Some((codes, scales)) => Some((id(codes)?, id(scales)?)),
+            None => None,
+        };
+        let bias = match bias_ids {
+            Some(_) => Some(bias.unwrap_or_else(|| vec![0.0; channels])),
+            None => bias,
+        };
+        // What it reads is made of codes: QuantizeLinear, DequantizeLinear.
+        let reals = coded.nodes[at_coded].input(0)?;
+        let inline = &coded.nodes[*places.producers.get(&reals)?];
+        let Op::DequantizeLinear { .. } = inline.op else { return None };
+        let parameter = |i: usize| coded.constant(inline.input(i)?).map(|t| t.to_f64()[0]);
+        Some(Task {
+            geometry,
+            w: tensor.slice::<f32>().iter().map(|w| w * alpha).collect(),
+            shape: tensor.shape().to_vec(),
+            axis: recipe.weights.per_channel.then_some(axis),
+            bias,
+            corrects: recipe.bias_correction && bias_ids.is_some(),
+            bias_ids,
+            codes_id: id(&constants.codes)?,
+            scales_id: id(&constants.scales)?,
+            scale_x: parameter(1)? as f32,
+            zero_x: parameter(2).unwrap_or(0.0) as i32,
+            x: (node.input(0)?, inline.input(0)?),
+            max_code: layer.weights.as_ref()?.max_code,
+            rounding: recipe.rounding,
+            node,
+        })
+    }
+
+    fn rows(&self, real: &Walk, coded: &Walk) -> Option<Rows> {
+        let (real, coded) = (real.value(self.x.0)?, coded.value(self.x.1)?);
+        let count: Vec<usize> = real.iter().map(|x| self.geometry.rows(x)).collect();
+        let all: usize = count.iter().sum();
+        let wanted = (ROWS_PER_TERM * self.geometry.terms.min(rounding::BLOCK)).clamp(ROWS_MIN, ROWS_MAX);
+        let mut batches: Vec<(Vec<usize>, bool)> =
+            (0..count.len()).map(|b| (Vec::new(), is_judged(b, count.len()))).collect();
+        let (mut batch, mut before) = (0, 0);
+        for row in spread(all, wanted) {
+            while row - before >= count[batch] {
+                before += count[batch];
+                batch += 1;
+            }
+            batches[batch].0.push(row - before);
+        }
+        let reals = |codes: &Tensor| self.reals(codes);
+        let tensors = real.iter().zip(coded).map(|(real, codes)| Some((real.clone(), reals(codes)?)));
+        Some(Rows { batches, tensors: tensors.collect::<Option<_>>()? })
+    }
+
+    fn reals(&self, codes: &Tensor) -> Option<Tensor> {
+        let real = |code: i32| (code - self.zero_x) as f32 * self.scale_x;
+        let reals: Vec<f32> = match codes.dtype() {
+            DType::U8 => codes.slice::<u8>().iter().map(|&c| real(c.into())).collect(),
+            DType::I8 => codes.slice::<i8>().iter().map(|&c| real(c.into())).collect(),
+            _ => return None,
+        };
+        Some(Tensor::from_slice(codes.shape(), &reals))
+    }
+
+    /// Rows of some groups: `(float, codes)` to find by, and to judge by.
+    fn gather(&self, rows: &Rows, group: usize, groups: usize) -> [Pair; 2] {
+        let take = |judge: bool| {
+            let (mut real, mut coded) = (Vec::new(), Vec::new());
+            for ((rows, judged), (a, b)) in rows.batches.iter().zip(&rows.tensors) {
+                if *judged == judge {
+                    real.push(self.geometry.gather(a, rows, group, groups));
+                    coded.push(self.geometry.gather(b, rows, group, groups));
+                }
+            }
+            let join = |parts: Vec<Array2<f32>>| {
+                let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+                ndarray::concatenate(Axis(0), &views)
+                    .unwrap_or_else(|_| Array2::zeros((0, groups * self.geometry.terms)))
+            };
+            (join(real), join(coded))
+        };
+        [take(false), take(true)]
+    }
+
+    /// Looks for codes, scales and bias; `None` where there is nothing to look at.
+    fn solve(&self, rows: &Rows) -> Option<Solved> {
+        let g = &self.geometry;
+        let channels = g.groups * g.outputs;
+        let tensor = Tensor::from_slice(&self.shape, &self.w);
+        let mut scales = weights::scales(&tensor, self.axis, self.max_code);
+        let mut least = vec![0f32; scales.len()];
+        // Room for a bias that is somewhat larger than the model's.
+        let bias: Vec<f32> = self.bias.iter().flatten().map(|b| 1.5 * b).collect();
+        weights::raise_for_bias(&mut least, self.scale_x, &bias, g.terms);
+        for (scale, least) in scales.iter_mut().zip(&mut least) {
+            *scale = scale.max(*least);
+            // A scale much below what fits the float weights would only clip; a dead channel has none of its own.
+            *least = least.max(SCALE_LEAST * *scale);
+        }
+        let own = |scales: &[f32], n: usize| scales[if scales.len() == 1 { 0 } else { n }];
+        let mut solved = Solved {
+            codes: vec![0; self.w.len()],
+            scales: scales.clone(),
+            bias: self.bias_ids.and(self.bias.clone()),
+            optimal: 0,
+            judged: 0,
+            signal: 0.0,
+            weight_noise: 0.0,
+            operand_noise: 0.0,
+        };
+        let together = (COLUMNS / g.terms.max(1)).clamp(1, g.groups);
+        for first in (0..g.groups).step_by(together) {
+            let groups = together.min(g.groups - first);
+            let [find, judge] = self.gather(rows, first, groups);
+            let parts: Vec<usize> =
+                rows.batches.iter().filter(|(_, judged)| !judged).map(|(rows, _)| rows.len()).collect();
+            if find.0.nrows() == 0 {
+                return None;
+            }
+            for group in first..first + groups {
+                let columns = s![.., (group - first) * g.terms..(group - first + 1) * g.terms];
+                let part = |(a, b): &Pair| (a.slice(columns).to_owned(), b.slice(columns).to_owned());
+                let (find, judge) = (part(&find), part(&judge));
+                let w = Array2::from_shape_fn((g.terms, g.outputs), |(k, n)| self.w[g.place(group, n, k)]);
+                let of_group: Vec<f32> =
+                    (0..g.outputs).map(|n| own(&scales, group * g.outputs + n)).collect();
+                let least: Vec<f32> = (0..g.outputs).map(|n| own(&least, group * g.outputs + n)).collect();
+                let found = self.solve_group(&w, &find, &judge, &parts, &of_group, &least)?;
+                for n in 0..g.outputs {
+                    let channel = group * g.outputs + n;
+                    for k in 0..g.terms {
+                        solved.codes[g.place(group, n, k)] = found.codes[[k, n]] as i8;
+                    }
+                    if solved.scales.len() == channels {
+                        solved.scales[channel] = found.scales[n];
+                    }
+                    if let Some(bias) = &mut solved.bias {
+                        bias[channel] += found.shift[n];
+                    }
+                }
+                solved.optimal += found.optimal;
+                solved.judged += g.outputs;
+                solved.signal += found.signal;
+                solved.weight_noise += found.weight_noise;
+                solved.operand_noise += found.operand_noise;
+            }
+        }
+        Some(solved)
+    }
+
+    fn solve_group(
+        &self,
+        w: &Array2<f32>,
+        find: &Pair,
+        judge: &Pair,
+        parts: &[usize],
+        scales: &[f32],
+        least: &[f32],
+    ) -> Option<Group> {
+        let most = f32::from(self.max_code);
+        let nearest = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
+            f64::from((w[[k, n]] / scales[n]).round_ties_even().clamp(-most, most))
+        });
+        let mut candidates = vec![(nearest, scales.to_vec())];
+        if self.rounding == Rounding::Optimal {
+            candidates.extend(self.optimal(w, find, scales, least)?);
+        }
+        let weigh = |(codes, scales): &(Array2<f64>, Vec<f32>)| {
+            Array2::from_shape_fn(codes.raw_dim(), |(k, n)| codes[[k, n]] as f32 * scales[n])
+        };
+        let judged = if judge.0.nrows() > 0 { judge } else { find };
+        let (y_find, y_judge) = (find.0.dot(w), judged.0.dot(w));
+        let power = |a: &Array2<f32>| a.mapv(|x| f64::from(x) * f64::from(x)).sum();
+        // Each as it is, and with its mean error taken out.
+        let mut best: Option<(f64, usize, Array1<f32>)> = None;
+        for (c, candidate) in candidates.iter().enumerate() {
+            let weights = weigh(candidate);
+            let off = judged.1.dot(&weights) - &y_judge;
+            let mut shifts = vec![Array1::zeros(w.ncols())];
+            if self.corrects {
+                shifts.push(mean_error(&(&y_find - &find.1.dot(&weights)), parts));
+            }
+            for shift in shifts {
+                let error = power(&(&off + &shift));
+                if best.as_ref().is_none_or(|(least, ..)| error < *least) {
+                    best = Some((error, c, shift));
+                }
+            }
+        }
+        let (_, c, shift) = best?;
+        let weights = weigh(&candidates[c]);
+        let mean = |a: &Array2<f32>| a.mean_axis(Axis(0)).expect("there are rows");
+        let spread_of = |a: Array2<f32>| power(&(&a - &mean(&a)));
+        let operand = (&judged.1 - &judged.0).dot(w);
+        let (codes, scales) = candidates.swap_remove(c);
+        Some(Group {
+            shift,
+            optimal: if c > 0 { w.ncols() } else { 0 },
+            signal: power(&y_judge),
+            weight_noise: spread_of(judged.0.dot(&(&weights - w))),
+            operand_noise: power(&operand),
+            codes,
+            scales,
+        })
+    }
+
+    /// Codes and scales for the results of a group: those that also make good for what the operand has lost, and those
+    /// that only look after the weights.
+    fn optimal(
+        &self,
+        w: &Array2<f32>,
+        (real, coded): &Pair,
+        scales: &[f32],
+        least: &[f32],
+    ) -> Option<Vec<(Array2<f64>, Vec<f32>)>> {
+        let centre = |a: &Array2<f32>| match (self.corrects, a.mean_axis(Axis(0))) {
+            (true, Some(mean)) => a - &mean,
+            _ => a.clone(),
+        };
+        let x = centre(coded);
+        let (terms, outputs) = w.dim();
+        let free = terms <= rounding::BLOCK && self.axis.is_some();
+        let limits = Limits { max_code: self.max_code, scales: if free { least } else { scales }, free };
+        // What the float weights miss on the operand as it comes.
+        let missed = centre(&real.dot(w)) - x.dot(w);
+        let mut missing = [missed, Array2::zeros((x.nrows(), outputs))];
+        let mut found = vec![(Array2::zeros((terms, outputs)), scales.to_vec()); missing.len()];
+        for from in (0..terms).step_by(rounding::BLOCK) {
+            let to = (from + rounding::BLOCK).min(terms);
+            let (x, w) = (x.slice(s![.., from..to]), w.slice(s![from..to, ..]));
+            let wide = w.mapv(f64::from);
+            let gram = product(&x, &x);
+            let factor = Factor::of(&gram, DAMPING)?;
+            for (missing, (codes, scales)) in missing.iter_mut().zip(&mut found) {
+                let cross = product(&x, &missing.view()) + gram.dot(&wide);
+                let target = rounding::target(&factor, &cross, wide.view());
+                let rounded = rounding::round(&target, &factor, limits);
+                if to < terms {
+                    let off = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
+                        w[[k, n]] - rounded.codes[[k, n]] as f32 * rounded.scales[n]
+                    });
+                    *missing += &x.dot(&off);
+                }
+                codes.slice_mut(s![from..to, ..]).assign(&rounded.codes);
+                *scales = rounded.scales;
+            }
+        }
+        Some(found)
+    }
+
+    /// Puts what was found into the graph.
+    fn keep(&self, solved: Solved, rewritten: &mut Rewritten) -> Reconstructed {
+        let db = |noise: f64| match noise > 0.0 && solved.signal > 0.0 {
+            true => 10.0 * (solved.signal / noise).log10(),
+            false => f64::INFINITY,
+        };
+        let done = Reconstructed {
+            node: self.node.name.clone(),
+            optimal: solved.optimal as f64 / solved.judged.max(1) as f64,
+            weights_db: db(solved.weight_noise),
+            operand_db: db(solved.operand_noise),
+        };
+        if let Some(bias) = &solved.bias {
+            let mut raised = solved.scales.clone();
+            weights::raise_for_bias(&mut raised, self.scale_x, bias, self.geometry.terms);
+            if raised != solved.scales {
+                // The corrected bias does not fit beside the products: the layer stays as it was.
+                return Reconstructed { optimal: 0.0, ..done };
+            }
+        }
+        let graph = &mut rewritten.graph;
+        let mut put =
+            |id: ValueId, tensor: Tensor| graph.value_mut(id).constant = Some(std::sync::Arc::new(tensor));
+        let codes = Tensor::from_slice(&self.shape, &solved.codes);
+        let scales_shape: Vec<usize> = self.axis.map(|_| solved.scales.len()).into_iter().collect();
+        put(self.scales_id, Tensor::from_slice(&scales_shape, &solved.scales));
+        if let (Some((codes_id, scales_id)), Some(bias)) = (self.bias_ids, &solved.bias) {
+            let quantized = weights::quantize_bias(bias, self.scale_x, &solved.scales);
+            let shape: Vec<usize> =
+                quantized.params.axis.map(|_| quantized.params.scale.len()).into_iter().collect();
+            put(codes_id, quantized.codes);
+            put(scales_id, Tensor::from_slice(&shape, &quantized.params.scale));
+        }
+        put(self.codes_id, codes);
+        done
+    }
+}
+
+/// Rows of the float operand and of its codes.
+type Pair = (Array2<f32>, Array2<f32>);
+
+/// The mean of each column over all rows, made smaller by as much as it differs from part to part: what is only seen in
+/// some samples is not taken for a rule.
+fn mean_error(error: &Array2<f32>, parts: &[usize]) -> Array1<f32> {
+    let mut means: Vec<Array1<f32>> = Vec::new();
+    let mut from = 0;
+    for &rows in parts.iter().filter(|&&rows| rows > 0) {
+        means.extend(error.slice(s![from..from + rows, ..]).mean_axis(Axis(0)));
+        from += rows;
+    }
+    let Some(mean) = error.mean_axis(Axis(0)) else { return Array1::zeros(error.ncols()) };
+    let count = means.len() as f32;
+    if means.len() < 2 {
+        return Array1::zeros(error.ncols());
+    }
+    Array1::from_shape_fn(error.ncols(), |n| {
+        let spread: f32 = means.iter().map(|m| (m[n] - mean[n]).powi(2)).sum();
+        let uncertain = spread / (count * (count - 1.0));
+        mean[n] * (1.0 - uncertain / mean[n].powi(2).max(f32::MIN_POSITIVE)).max(0.0)
+    })
+}
+
+/// What was found for a group of channels.
+struct Group {
+    codes: Array2<f64>,
+    scales: Vec<f32>,
+    shift: Array1<f32>,
+    optimal: usize,
+    signal: f64,
+    weight_noise: f64,
+    operand_noise: f64,
+}
+
+/// `aᵀ b / rows` in f64 of sums over parts in f32.
+fn product(a: &ndarray::ArrayView2<'_, f32>, b: &ndarray::ArrayView2<'_, f32>) -> Array2<f64> {
+    const PART: usize = 512;
+    let mut sum = Array2::<f64>::zeros((a.ncols(), b.ncols()));
+    for (a, b) in a.axis_chunks_iter(Axis(0), PART).zip(b.axis_chunks_iter(Axis(0), PART)) {
+        sum += &a.t().dot(&b).mapv(f64::from);
+    }
+    sum / a.nrows().max(1) as f64
+}
