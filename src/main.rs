@@ -36,6 +36,8 @@ enum Command {
     Bench(cli::bench::Bench),
     /// Tells what a model takes, gives and is made of.
     Inspect(cli::inspect::Inspect),
+    /// Tells what other runtimes make of an INT8 model.
+    Lint(cli::lint::Lint),
     /// Writes a model anew, as one ONNX file.
     Convert(cli::convert::Convert),
     /// Runs cases of the ONNX backend tests: for those who work on the engine.
@@ -53,6 +55,7 @@ fn main() -> ExitCode {
         Command::Run(command) => command.run(),
         Command::Bench(command) => command.run(),
         Command::Inspect(command) => command.run(),
+        Command::Lint(command) => command.run(),
         Command::Convert(command) => command.run(),
         Command::Conformance(command) => command.run(),
         Command::Openapi => cli::print(&octet::api::http::router::openapi()),

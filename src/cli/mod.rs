@@ -5,6 +5,7 @@ pub(crate) mod conformance;
 pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod inspect;
+pub(crate) mod lint;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

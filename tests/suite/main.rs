@@ -7,6 +7,7 @@ mod endpoints;
 mod infer;
 mod jobs;
 mod limits;
+mod lint;
 mod models;
 mod mutated;
 mod operators;

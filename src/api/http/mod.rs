@@ -7,6 +7,7 @@ pub(crate) mod dry_run;
 pub(crate) mod endpoints;
 pub(crate) mod infer;
 pub(crate) mod jobs;
+pub(crate) mod lint;
 pub(crate) mod models;
 pub(crate) mod observe;
 pub(crate) mod repository;

@@ -14,7 +14,9 @@ use utoipa_axum::routes;
 
 use crate::api::Context;
 use crate::api::http::observe::{self, InFlight};
-use crate::api::http::{Shared, artifacts, datasets, endpoints, infer, jobs, models, repository, system, ui};
+use crate::api::http::{
+    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, repository, system, ui,
+};
 
 /// The head of the OpenAPI document.
 #[derive(OpenApi)]
@@ -44,6 +46,7 @@ fn uploads() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
         .routes(routes!(models::put, models::get, models::delete))
         .routes(routes!(models::post, models::list))
+        .routes(routes!(lint::post))
         .routes(routes!(datasets::put, datasets::get, datasets::delete))
 }
 

@@ -63,9 +63,40 @@ pub(crate) async fn receive_stream<E: std::error::Error>(
     kind: Kind,
 ) -> Result<(Pin, serde_json::Value), Problem> {
     let Kind { limit_bytes, unpack, inspect } = kind;
+    let (writer, expected) = written(shared, &mut stream, expected, limit_bytes, unpack).await?;
+    inspected(shared, writer, expected, inspect).await
+}
+
+/// Looks into a stream of bytes, and keeps none of them.
+///
+/// # Errors
+/// As [`receive`].
+pub(crate) async fn look_into<E: std::error::Error>(
+    shared: &Context,
+    mut stream: impl Stream<Item = Result<bytes::Bytes, E>> + Unpin,
+    kind: Kind,
+) -> Result<serde_json::Value, Problem> {
+    let Kind { limit_bytes, unpack, inspect } = kind;
+    let (writer, _) = written(shared, &mut stream, None, limit_bytes, unpack).await?;
+    let path = writer.path().to_owned();
+    let found = blocking(move || inspect(&path)).await;
+    drop(writer);
+    shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
+    found
+}
+
+/// Writes a stream aside: the bytes as sent, or the file that an archive makes. Gives the digest that is still to be
+/// checked.
+async fn written<E: std::error::Error>(
+    shared: &Context,
+    stream: &mut (impl Stream<Item = Result<bytes::Bytes, E>> + Unpin),
+    expected: Option<Digest>,
+    limit_bytes: u64,
+    unpack: Option<Unpack>,
+) -> Result<(BlobWriter, Option<Digest>), Problem> {
     let mut writer = shared.blobs.writer(limit_bytes).await?;
     shared.metrics.set_uploads_incomplete(shared.blobs.incomplete());
-    while let Some(part) = next_part(&mut stream, shared.limits.request_timeout).await? {
+    while let Some(part) = next_part(stream, shared.limits.request_timeout).await? {
         let part = part.map_err(|error| broken_body(&error))?;
         shared.metrics.upload_bytes(part.len() as u64);
         writer.write(&part).await?;
@@ -82,10 +113,10 @@ pub(crate) async fn receive_stream<E: std::error::Error>(
             writer = shared.blobs.writer(limit_bytes).await?;
             writer.write(&whole).await?;
             writer.flush().await?;
-            return inspected(shared, writer, None, inspect).await;
+            return Ok((writer, None));
         }
     }
-    inspected(shared, writer, expected, inspect).await
+    Ok((writer, expected))
 }
 
 /// Keeps what was written if `inspect` takes it.

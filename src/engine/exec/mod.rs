@@ -5,6 +5,7 @@ mod control;
 pub mod fold;
 mod fuse;
 mod half;
+pub mod integers;
 mod layout;
 mod lower;
 mod lower_by_row;

@@ -17,9 +17,10 @@ use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
-use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::report::{self, Coverage, FloatRow};
 use crate::engine::quant::rewrite::rewrite;
+use crate::engine::quant::targets::{Profile, planner};
 use crate::engine::quant::{MaxCode, Recipe, statistics};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
@@ -115,7 +116,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     }
     fold_constants(&mut graph);
     simplify(&mut graph, Passes::ALL);
-    let plan = plan::plan(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+    let plan = planner::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
     let session = |graph| Session::new(graph, options.clone()).map_err(|e| Error::Model(e.to_string()));
     let float = session(graph.clone())?;
@@ -123,8 +124,9 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     let calibration = open(request.calibration, &ports, "calibration")?;
     let evaluation = open(request.evaluation, &ports, "evaluation")?;
 
+    let codes = Profile::of(&recipe).codes;
     // With other parameters the artifact has other bytes, but as many.
-    let params = plan.coded.iter().map(|coded| (coded.root, QuantParams::u8_from_range(-1.0, 1.0)));
+    let params = plan.coded.iter().map(|coded| (coded.root, QuantParams::from_range(codes, 0.0, 1.0)));
     let params: HashMap<_, _> = params.collect();
     let dial = Dial::fixed(&dial::layers(&graph, &plan), MaxCode::MOST);
     let rewritten = rewrite(&graph, &plan, &params, &recipe, &dial);

@@ -29,6 +29,7 @@ use crate::engine::quant::samples::{self, Samples};
 use crate::engine::quant::schemes::{any, float16};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
@@ -365,6 +366,7 @@ impl Job<'_> {
                 float,
                 values,
                 candidates,
+                Profile::of(recipe).codes,
                 batches,
                 &self.options(),
                 &mut on_value,

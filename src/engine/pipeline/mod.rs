@@ -6,6 +6,7 @@ pub mod files;
 mod gate;
 pub mod inspect;
 pub mod job;
+pub mod lint;
 mod trials;
 
 use std::path::Path;

@@ -22,8 +22,10 @@ use crate::engine::quant::samples::Samples;
 use crate::engine::quant::schemes::{any, sixteen};
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
+use crate::engine::quant::targets::Profile;
+use crate::engine::quant::targets::settle::settle;
 use crate::engine::tensor::dataset::Dataset;
-use crate::engine::tensor::qparams::{Codes, QuantParams};
+use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor};
 
 /// Samples over which the noise of one layer's smaller codes is measured, once a layer.
@@ -63,6 +65,7 @@ impl Bench<'_> {
         let mut all = self.kept.clone();
         all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
         let mut plan = any::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
+        let profile = Profile::of(self.recipe);
         for (id, params) in &mut plan.sixteen {
             let name = &self.graph.value(*id).name;
             let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
@@ -75,13 +78,14 @@ impl Bench<'_> {
             let choice = match known {
                 Some((_, choice)) => choice.clone(),
                 None => match self.statistics.values.get(&self.graph.value(coded.value).name) {
-                    Some(observed) => ranges::choose(observed, Method::Mse, Codes::U8),
+                    Some(observed) => ranges::choose(observed, Method::Mse, profile.codes),
                     None => return Ok(None),
                 },
             };
             choices.push((coded.value, choice));
         }
-        let params = choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
+        let mut params = choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
+        settle(self.graph, &plan, &profile, &mut params);
         Ok(Some(Planned { plan, params, choices }))
     }
 

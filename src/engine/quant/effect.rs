@@ -72,6 +72,7 @@ pub fn choose(
     float: &Session,
     observed: &BTreeMap<String, Observed>,
     candidates: &[Method],
+    codes: Codes,
     batches: &[Feeds],
     options: &Options,
     on_value: &mut dyn FnMut(usize) -> bool,
@@ -85,7 +86,7 @@ pub fn choose(
             let observed = &observed[&graph.value(*root).name];
             let mut all: Vec<Choice> = Vec::new();
             for &method in candidates {
-                let choice = ranges::choose(observed, method, Codes::U8);
+                let choice = ranges::choose(observed, method, codes);
                 if all.iter().all(|c| c.params != choice.params) {
                     all.push(choice);
                 }

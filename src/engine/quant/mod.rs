@@ -7,6 +7,7 @@ pub mod effect;
 pub mod evaluate;
 pub mod extremes;
 pub mod histogram;
+pub mod lint;
 pub mod observed;
 pub mod plan;
 pub mod ranges;
@@ -20,6 +21,7 @@ pub mod samples;
 pub mod schemes;
 pub mod search;
 pub mod statistics;
+pub mod targets;
 pub mod walk;
 pub mod weights;
 
@@ -393,10 +395,8 @@ impl Recipe {
     /// What is planned is refused by name, not as something unknown.
     fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
         let to_come = match field {
-            "activations" => self.activations != Activations::U8,
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
-            "target" => self.target != Target::Octet,
             "complete" => self.complete,
             _ => false,
         };

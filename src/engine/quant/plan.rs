@@ -26,6 +26,7 @@ use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::schemes::stored;
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::QuantParams;
@@ -96,6 +97,8 @@ pub struct Plan {
     /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters once they are
     /// chosen.
     pub sixteen: BTreeMap<ValueId, Option<QuantParams>>,
+    /// For nodes on reals that read one operand through codes all the same: which.
+    pub skips: BTreeMap<usize, usize>,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
     /// Functions of one value, by their last node.
@@ -132,6 +135,22 @@ impl Plan {
     pub fn quantized_nodes(&self) -> usize {
         let plain = |d: &&Decision| matches!(d, Decision::Float(_) | Decision::Data);
         self.decisions.iter().filter(|d| !plain(d)).count()
+    }
+
+    /// For each node that takes over clamps those, in execution order.
+    pub fn clamps(&self) -> HashMap<usize, Vec<usize>> {
+        let mut clamps: HashMap<usize, Vec<usize>> = HashMap::new();
+        for (n, decision) in self.decisions.iter().enumerate() {
+            if let Decision::Absorbed { into } = decision {
+                clamps.entry(*into).or_default().push(n);
+            }
+        }
+        clamps
+    }
+
+    /// Number of nodes that compute on codes.
+    pub fn integer_nodes(&self) -> usize {
+        self.decisions.iter().filter(|d| **d == Decision::Integer).count()
     }
 }
 
@@ -263,6 +282,7 @@ struct Planner<'a> {
     graph: &'a Graph,
     recipe: &'a Recipe,
     kept: &'a Kept,
+    profile: Profile,
     readers: Vec<Vec<usize>>,
     producers: HashMap<ValueId, usize>,
     decisions: Vec<Decision>,
@@ -286,6 +306,7 @@ impl<'a> Planner<'a> {
             graph,
             recipe,
             kept,
+            profile: Profile::of(recipe),
             readers: graph.consumers(),
             producers: graph.producers(),
             decisions: vec![Decision::Data; graph.nodes.len()],
@@ -338,6 +359,9 @@ impl<'a> Planner<'a> {
             Op::MatMul => {
                 if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
+                }
+                if self.profile.whole {
+                    self.codeable.insert(node.outputs[0], Behind::Product);
                 }
                 if self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
                     return Decision::Dynamic;
@@ -397,6 +421,7 @@ impl<'a> Planner<'a> {
         let kept = |&n: &usize| self.keeps(n).is_some();
         let taken = |n: &usize| self.absorbed.contains_key(n);
         if function.sources.len() != 1
+            || (self.profile.single_functions && function.nodes.len() > 1)
             || !function.is_closed(self.graph, &self.readers)
             || function.nodes.iter().any(|n| kept(n) || taken(n))
         {
@@ -445,6 +470,7 @@ impl<'a> Planner<'a> {
             let result = self.results.get(&n).copied().unwrap_or(node.outputs[0]);
             let others = node.outputs.iter().skip(1);
             if self.decisions[n] != Decision::Integer
+                || self.profile.whole
                 || self.wanted(result)
                 || others.into_iter().any(|&output| self.wanted(output))
             {
@@ -457,9 +483,10 @@ impl<'a> Planner<'a> {
                 continue;
             }
             match node.op {
-                Op::Conv { .. } | Op::MatMul => {}
+                Op::MatMul => {}
+                Op::Conv { .. } if !self.profile.real_results => {}
                 // A product with a real result: the clamp behind it, if any, works on reals.
-                Op::Gemm { .. } => self.release(n, "its input is real"),
+                Op::Conv { .. } | Op::Gemm { .. } => self.release(n, "its input is real"),
                 ref op => {
                     let data = moves_data(op) || passes_codes(op) && !matches!(op, Op::MaxPool { .. });
                     self.decisions[n] =
@@ -512,8 +539,15 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let sixteen = self.sixteen();
-        Plan { decisions: self.decisions, coded, sixteen, results: self.results, functions: self.functions }
+        let (sixteen, skips) = (self.sixteen(), BTreeMap::new());
+        Plan {
+            decisions: self.decisions,
+            coded,
+            sixteen,
+            skips,
+            results: self.results,
+            functions: self.functions,
+        }
     }
 
     /// What goes into the nodes with 16-bit activations, and what they make.

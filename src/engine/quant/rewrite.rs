@@ -8,12 +8,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::engine::graph::op::Op;
+use crate::engine::graph::op::{Op, Unary};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Recipe, weights};
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
 /// A QDQ graph and what was done to each layer.
@@ -99,6 +100,8 @@ pub fn rewrite(
         plan,
         params,
         per_channel: recipe.weights.per_channel,
+        profile: Profile::of(recipe),
+        clamps: plan.clamps(),
         with_bias: recipe.bias_correction,
         dial,
         names: graph.values.iter().map(|v| v.name.clone()).collect(),
@@ -124,7 +127,7 @@ pub fn rewrite(
             Decision::Sixteen => writer.sixteen(node),
             Decision::Dynamic => writer.dynamic(node),
             // What computes in float16 is written by its own scheme.
-            Decision::Float(_) | Decision::Data | Decision::Half => writer.float(node),
+            Decision::Float(_) | Decision::Data | Decision::Half => writer.float(n, node),
         }
     }
     Rewritten { graph: compact(writer.out), layers: writer.layers }
@@ -136,6 +139,9 @@ pub(super) struct Writer<'a> {
     pub(super) plan: &'a Plan,
     params: &'a HashMap<ValueId, QuantParams>,
     pub(super) per_channel: bool,
+    profile: Profile,
+    /// For each node the clamps that it takes over.
+    clamps: HashMap<usize, Vec<usize>>,
     /// Whether layers that could have a bias get one, so that their mean error can be taken out.
     with_bias: bool,
     dial: &'a Dial,
@@ -166,10 +172,16 @@ pub(super) struct Integers {
     pub(super) scales: String,
 }
 
+/// A bias: the reals, and the names of codes and scales where it has them.
+type Bias = (ValueId, Option<(String, String)>);
+
 impl Writer<'_> {
     /// A node on reals.
-    fn float(&mut self, node: &Node) {
-        let inputs = self.reals(node);
+    fn float(&mut self, n: usize, node: &Node) {
+        let mut inputs = self.reals(node);
+        if let Some(&skip) = self.plan.skips.get(&n) {
+            inputs[skip] = node.input(skip).map(|v| self.dequantized[&v]);
+        }
         self.out.nodes.push(Node { inputs, ..node.clone() });
         for &output in &node.outputs {
             self.codes(output, output);
@@ -183,6 +195,26 @@ impl Writer<'_> {
             _ => *v,
         };
         node.inputs.iter().map(|v| v.as_ref().map(read)).collect()
+    }
+
+    /// The clamps that a node takes over and that codes alone would not do: they stand behind it.
+    fn written_clamps(&self, n: usize, result: ValueId) -> Vec<usize> {
+        let Some(clamps) = self.clamps.get(&n) else { return Vec::new() };
+        let Some(coded) = self.plan.coded(result) else { return Vec::new() };
+        let params = &self.params[&coded.root];
+        let (least, most) = code_range(params.dtype);
+        let done = |&clamp: &usize| {
+            let node = &self.source.nodes[clamp];
+            let bound = |i: usize| {
+                let tensor = self.source.constant(node.input(i)?)?;
+                tensor.to_f64().first().map(|&x| i64::from(params.quantize(x as f32, 0)))
+            };
+            match node.op {
+                Op::Unary(Unary::Relu) => i64::from(params.zero_point[0]) == least,
+                _ => bound(1).is_none_or(|q| q <= least) && bound(2).is_none_or(|q| q >= most),
+            }
+        };
+        if clamps.iter().all(done) { Vec::new() } else { clamps.clone() }
     }
 
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
@@ -199,11 +231,11 @@ impl Writer<'_> {
             let (weight, bias, summary) = self.weighted(node, self.dial.max_code(n));
             inputs.truncate(1);
             inputs.push(Some(weight.reals));
-            inputs.extend(bias.as_ref().map(|bias| Some(bias.reals)));
+            inputs.extend(bias.as_ref().map(|(reals, _)| Some(*reals)));
             constants = Some(Constants {
                 codes: weight.codes,
                 scales: weight.scales,
-                bias: bias.map(|bias| (bias.codes, bias.scales)),
+                bias: bias.and_then(|(_, names)| names),
                 by_row: None,
             });
             layer_weights = Some(summary);
@@ -212,7 +244,7 @@ impl Writer<'_> {
             }
         }
         let result = self.plan.result(self.source, n);
-        let coded = self.plan.coded(result).is_some();
+        let coded = self.plan.coded(result).is_some_and(|coded| coded.by_integer);
         let made = match coded && self.source.outputs.contains(&result) {
             true => self.value_like(result, "f", DType::F32),
             false => result,
@@ -225,7 +257,8 @@ impl Writer<'_> {
             weights: layer_weights,
             constants,
         });
-        let mut outputs = vec![made];
+        let clamps = self.written_clamps(n, result);
+        let mut outputs = vec![if clamps.is_empty() { made } else { node.outputs[0] }];
         for &other in node.outputs.iter().skip(1) {
             outputs.push(match self.source.outputs.contains(&other) {
                 true => self.value_like(other, "f", DType::F32),
@@ -233,6 +266,13 @@ impl Writer<'_> {
             });
         }
         self.out.nodes.push(Node::new(node.name.clone(), op, inputs, outputs.clone()));
+        for &clamp in &clamps {
+            let mut node = self.source.nodes[clamp].clone();
+            if clamps.last() == Some(&clamp) {
+                node.outputs[0] = made;
+            }
+            self.out.nodes.push(node);
+        }
         self.codes(result, made);
         for (&value, made) in node.outputs.iter().zip(outputs).skip(1) {
             self.codes(value, made);
@@ -316,7 +356,7 @@ impl Writer<'_> {
     pub(super) fn codes(&mut self, value: ValueId, made: ValueId) {
         let Some(coded) = self.plan.coded(value) else { return };
         let (scale, zero) = self.parameters(coded.root);
-        let codes = self.value_like(value, "q", DType::U8);
+        let codes = self.value_like(value, "q", self.params[&coded.root].dtype);
         self.quantization(true, made, scale, zero, codes);
         let reals = match made == value {
             true => self.value_like(value, "d", DType::F32),
@@ -346,15 +386,19 @@ impl Writer<'_> {
             return both;
         }
         let params = self.params.get(&root).expect("calibration gives every root its parameters");
-        let zero = u8::try_from(params.zero_point[0]).expect("activations are u8");
+        let code = "a zero point is a code";
+        let zero = match params.dtype {
+            DType::I8 => Tensor::scalar(i8::try_from(params.zero_point[0]).expect(code)),
+            _ => Tensor::scalar(u8::try_from(params.zero_point[0]).expect(code)),
+        };
         let scale = self.constant(root, "s", Tensor::scalar(params.scale[0]));
-        let zero = self.constant(root, "z", Tensor::scalar(zero));
+        let zero = self.constant(root, "z", zero);
         self.constants.insert(root, (scale, zero));
         (scale, zero)
     }
 
     /// Weights and bias of a node as dequantized integers.
-    fn weighted(&mut self, node: &Node, max_code: u8) -> (Integers, Option<Integers>, LayerWeights) {
+    fn weighted(&mut self, node: &Node, max_code: u8) -> (Integers, Option<Bias>, LayerWeights) {
         let (operand, axis, terms) =
             plan::weights_of(self.source, node).expect("the plan checked the weights");
         let mut tensor =
@@ -364,22 +408,31 @@ impl Writer<'_> {
         }
         let channels = tensor.shape()[axis];
         let bias = plan::bias_of(self.source, node, channels).expect("the plan checked the bias");
-        let may_have_bias = self.with_bias && !matches!(node.op, Op::MatMul);
+        let may_have_bias = self.with_bias && !self.profile.real_bias && !matches!(node.op, Op::MatMul);
         let bias = bias.or_else(|| may_have_bias.then(|| vec![0.0; channels]));
         let x = node.input(0).expect("the plan checked the operand");
         let root = self.plan.coded(x).expect("operands of integer nodes have codes").root;
         let scale_x = self.params[&root].scale[0];
-        let axis = self.per_channel.then_some(axis);
+        let whole = self.profile.matrices_by_tensor && !matches!(node.op, Op::Conv { .. });
+        let axis = (self.per_channel && !whole).then_some(axis);
         let natural = weights::scales(&tensor, axis, max_code);
         let mut scales = natural.clone();
-        weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
+        if !self.profile.real_bias {
+            weights::raise_for_bias(&mut scales, scale_x, bias.as_deref().unwrap_or_default(), terms);
+        }
         let raised = natural.iter().zip(&scales).filter(|(a, b)| a != b).count();
         let biased = bias.map(|bias| {
             let stem = match node.input(2) {
                 Some(operand) => self.source.value(operand).name.clone(),
                 None => format!("{}_bias", self.source.value(node.outputs[0]).name),
             };
-            self.integers(&stem, &weights::quantize_bias(&bias, scale_x, &scales), false)
+            if self.profile.real_bias {
+                let name = unused(&mut self.names, &stem, "b");
+                return (self.out.add_constant(&name, Tensor::from_slice(&[bias.len()], &bias)), None);
+            }
+            let codes = weights::quantize_bias(&bias, scale_x, &scales);
+            let integers = self.integers(&stem, &codes, false);
+            (integers.reals, Some((integers.codes, integers.scales)))
         });
         let (weight, summary) = self.shared_weights(operand, &tensor, axis, scales, max_code, raised);
         (weight, biased, summary)
@@ -540,7 +593,7 @@ mod tests {
         let recipe = Recipe::default();
         let plan = plan::plan(graph, &recipe).unwrap();
         let params =
-            plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 3, DType::U8))).collect();
+            plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 0, DType::U8))).collect();
         rewrite(graph, &plan, &params, &recipe, &Dial::default())
     }
 

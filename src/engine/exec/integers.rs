@@ -1,0 +1,34 @@
+//! What of a graph computes on codes, told without planning a run: for those who judge a file.
+
+use crate::engine::graph::Graph;
+use crate::engine::graph::op::Op;
+use crate::engine::graph::passes::Passes;
+use crate::engine::graph::passes::simplify::simplify;
+
+use super::fold::fold_constants;
+use super::lower::lower;
+
+/// A node as a session runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Form {
+    /// Name of the node of the file.
+    pub node: String,
+    /// What it has become.
+    pub op: &'static str,
+    /// Whether it computes on codes.
+    pub on_codes: bool,
+}
+
+/// The nodes that a session would run, Q and DQ nodes left out. Nodes that others take over are not among them.
+pub fn forms(mut graph: Graph) -> Vec<Form> {
+    fold_constants(&mut graph);
+    simplify(&mut graph, Passes::ALL);
+    let graph = lower(graph).graph;
+    let boundary =
+        |op: &Op| matches!(op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } | Op::Recode);
+    let form = |node: &crate::engine::graph::Node| {
+        let reads_codes = node.input(0).is_some_and(|id| graph.value(id).qparams.is_some());
+        Form { node: node.name.clone(), op: node.op.name(), on_codes: node.op.is_integer() || reads_codes }
+    };
+    graph.nodes.iter().filter(|node| !boundary(&node.op)).map(form).collect()
+}

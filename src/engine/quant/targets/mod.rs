@@ -1,0 +1,76 @@
+//! What the targets of an artifact ask of a plan and of the file: whose rules of fusion it follows. Here is the
+//! vocabulary; `planner` plans for a target, `settle` gives values one scale where the target wants it.
+
+pub mod planner;
+pub mod settle;
+mod tensorrt;
+
+use super::{Activations, Recipe, Target};
+use crate::engine::tensor::DType;
+use crate::engine::tensor::qparams::Codes;
+
+/// Signed codes with zero anywhere: those of TensorFlow Lite.
+pub const S8_ANYWHERE: Codes = Codes { dtype: DType::I8, symmetric: false };
+
+/// Which values have one scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// Those that codes are passed on between as they are.
+    Passed,
+    /// The operands and the result of a join, too.
+    Joined,
+    /// What goes into and comes out of an average, too.
+    Averaged,
+}
+
+/// What a target asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// Codes of activations.
+    pub codes: Codes,
+    /// Whether biases stay real.
+    pub real_bias: bool,
+    /// Whether a convolution may give reals, where nobody computes with its codes.
+    pub real_results: bool,
+    /// Whether a function of one value is one operator: no tables of several steps.
+    pub single_functions: bool,
+    /// Whether results become codes although nobody computes with them.
+    pub whole: bool,
+    /// Whether matrices have one scale, and only kernels of convolutions one a channel.
+    pub matrices_by_tensor: bool,
+    /// Which values have one scale.
+    pub shared: Shared,
+}
+
+impl Profile {
+    /// What the target of a recipe asks for.
+    pub fn of(recipe: &Recipe) -> Profile {
+        let asked = match recipe.activations {
+            Activations::U8 => Codes::U8,
+            Activations::S8 => Codes::S8,
+        };
+        let plain = Profile {
+            codes: asked,
+            real_bias: false,
+            real_results: false,
+            single_functions: false,
+            whole: false,
+            matrices_by_tensor: false,
+            shared: Shared::Passed,
+        };
+        match recipe.target {
+            Target::Octet => Profile { real_results: recipe.ranges_by_row(), ..plain },
+            Target::Onnxruntime => Profile { single_functions: true, ..plain },
+            Target::Openvino => Profile { real_results: true, shared: Shared::Joined, ..plain },
+            Target::Tensorrt => Profile { codes: Codes::S8, real_bias: true, ..plain },
+            Target::TfliteRules => Profile {
+                codes: if recipe.activations == Activations::S8 { Codes::S8 } else { S8_ANYWHERE },
+                single_functions: true,
+                whole: true,
+                matrices_by_tensor: true,
+                shared: Shared::Averaged,
+                ..plain
+            },
+        }
+    }
+}
