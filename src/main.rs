@@ -38,6 +38,8 @@ enum Command {
     Inspect(cli::inspect::Inspect),
     /// Writes a model anew, as one ONNX file.
     Convert(cli::convert::Convert),
+    /// Tells what is different between two reports, manifests or artifacts.
+    Diff(cli::diff::Diff),
     /// Runs cases of the ONNX backend tests: for those who work on the engine.
     #[command(hide = true)]
     Conformance(cli::conformance::Conformance),
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Command::Bench(command) => command.run(),
         Command::Inspect(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Diff(command) => command.run(),
         Command::Conformance(command) => command.run(),
         Command::Openapi => cli::print(&octet::api::http::router::openapi()),
     };

@@ -1,6 +1,8 @@
-//! What a job found out: the words of the report. `rows` fills them in, `advice` draws conclusions, `html` draws pictures.
+//! What a job found out: the words of the report. `rows` fills them in, `advice` draws conclusions, `html` draws pictures,
+//! `diff` compares two.
 
 pub mod advice;
+pub mod diff;
 pub mod html;
 pub mod rows;
 

@@ -4,6 +4,7 @@
 pub mod accuracy;
 pub mod activations;
 pub mod data;
+pub mod difference;
 pub mod layers;
 pub mod page;
 pub mod search;
