@@ -40,6 +40,8 @@ enum Command {
     Lint(cli::lint::Lint),
     /// Writes a model anew, as one ONNX file.
     Convert(cli::convert::Convert),
+    /// Tells what is different between two reports, manifests or artifacts.
+    Diff(cli::diff::Diff),
     /// Runs cases of the ONNX backend tests: for those who work on the engine.
     #[command(hide = true)]
     Conformance(cli::conformance::Conformance),
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Inspect(command) => command.run(),
         Command::Lint(command) => command.run(),
         Command::Convert(command) => command.run(),
+        Command::Diff(command) => command.run(),
         Command::Conformance(command) => command.run(),
         Command::Openapi => cli::print(&octet::api::http::router::openapi()),
     };

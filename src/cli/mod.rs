@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod conformance;
 pub(crate) mod convert;
 pub(crate) mod demo;
+pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod lint;
 pub(crate) mod quantize;

@@ -61,3 +61,26 @@ async fn what_an_endpoint_serves_is_not_deleted() {
     app.delete(&format!("/v1/artifacts/{id}")).await.expect(204);
     app.delete("/v1/models/linear").await.expect(204);
 }
+
+#[tokio::test]
+async fn two_artifacts_are_compared_as_json_and_as_a_page() {
+    let app = TestApp::start().await;
+    let mut ids = Vec::new();
+    for recipe in [json!({}), json!({ "weights": { "max_code": 64 } })] {
+        let job = app.quantize(json!({ "recipe": recipe })).await;
+        ids.push(job["result"]["artifact"]["id"].as_str().unwrap().to_owned());
+    }
+    let path = format!("/v1/artifacts/{}/diff/{}", ids[0], ids[1]);
+    let found = app.get(&path).await.expect(200).json();
+    assert_eq!(found["same_model"], true, "{found:#}");
+    assert_eq!(found["recipe"], json!([{ "field": "weights.max_code", "a": 127, "b": 64 }]));
+    assert_eq!(found["layers"][0]["node"], "gemm", "{found:#}");
+    assert!(found["layers"][0]["changed"].as_array().unwrap().contains(&json!("max_code")), "{found:#}");
+    let page = app.get_with(&path, "accept", "text/html,*/*;q=0.8").await.expect(200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    assert!(page.text().contains("weights.max_code"));
+    let same = app.get(&format!("/v1/artifacts/{0}/diff/{0}", ids[0])).await.expect(200).json();
+    assert_eq!((&same["layers"], &same["recipe"]), (&json!([]), &json!([])));
+    let nobody = "art_00000000000000000000000000000000";
+    app.get(&format!("/v1/artifacts/{}/diff/{nobody}", ids[0])).await.problem(404, "not_found", &[nobody]);
+}

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
@@ -14,9 +14,13 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::{Code, Problem};
 use crate::api::http::{Listing, ProblemBody, Shared, etag, header_text, listing, none_match, page};
+use crate::engine::pipeline::compare;
 use crate::service::store::{
     AccuracySummary, Artifact, ArtifactFilter, ArtifactId, Digest, LatencySummary, Name,
 };
+
+/// Longest report that is read to be compared.
+const REPORT_BYTES_MAX: u64 = 256 << 20;
 
 /// The INT8 product of a job: a QDQ ONNX file. Never changes.
 #[derive(Serialize, ToSchema)]
@@ -232,6 +236,34 @@ pub(crate) async fn statistics(
     })?;
     let file_name = format!("{}-{}.statistics.bin", artifact.model.name, artifact.model.version);
     download(&shared, &headers, Download { digest, file_name }).await
+}
+
+/// Compares two artifacts by their reports: recipes, figures, and the layers that changed, the most changed first. As
+/// JSON, or as a page for `Accept: text/html`.
+#[utoipa::path(get, path = "/v1/artifacts/{id}/diff/{other}", tag = "artifacts",
+    params(("id" = String, Path, description = "The one before"), ("other" = String, Path, description = "The one after")),
+    responses((status = 200, description = "What is different", body = serde_json::Value),
+        (status = 404, description = "No such artifact", body = ProblemBody)))]
+pub(crate) async fn diff(
+    State(shared): State<Shared>,
+    Path((id, other)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let before = report_value(&shared, &id).await?;
+    let after = report_value(&shared, &other).await?;
+    let (found, page) = compare::compare(&before, &after, [&id, &other]);
+    // The media type of a page first or alone: what a browser asks for.
+    let html =
+        header_text(&headers, "accept").is_some_and(|accept| accept.trim_start().starts_with("text/html"));
+    let vary = (header::VARY, HeaderValue::from_static("accept"));
+    Ok(if html { ([vary], Html(page)).into_response() } else { ([vary], Json(found)).into_response() })
+}
+
+/// The report of an artifact.
+async fn report_value(shared: &Shared, id: &str) -> Result<serde_json::Value, Problem> {
+    let artifact = find(shared, id).await?;
+    let bytes = shared.blobs.read(artifact.report, REPORT_BYTES_MAX).await?;
+    serde_json::from_slice(&bytes).map_err(Problem::internal)
 }
 
 /// Deletes an artifact. One that an endpoint serves is not deleted.

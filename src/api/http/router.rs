@@ -71,6 +71,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(artifacts::report))
         .routes(routes!(artifacts::report_html))
         .routes(routes!(artifacts::statistics))
+        .routes(routes!(artifacts::diff))
         .routes(routes!(endpoints::list))
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
         .routes(routes!(system::metadata))

@@ -18,7 +18,7 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
-use crate::engine::quant::report::{self, Coverage, FloatRow};
+use crate::engine::quant::report::{Coverage, FloatRow, rows};
 use crate::engine::quant::rewrite::rewrite;
 use crate::engine::quant::targets::{Profile, planner};
 use crate::engine::quant::{MaxCode, Recipe, statistics};
@@ -164,9 +164,9 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     });
     Ok(DryRun {
         model_sha256,
-        coverage: report::coverage(&plan),
+        coverage: rows::coverage(&plan),
         integer: integer_rows(&graph, &plan),
-        float: report::float_rows(&graph, &plan),
+        float: rows::float_rows(&graph, &plan),
         recipe,
         shapes,
         macs,

@@ -139,6 +139,7 @@ mod tests {
             worst: Vec::new(),
             classes: Vec::new(),
             slices: vec![slice("night", 500, -0.03), slice("few", 3, -0.9)],
+            confusion: None,
         }
     }
 

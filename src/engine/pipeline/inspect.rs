@@ -15,7 +15,8 @@ use crate::engine::graph::op::Op;
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::quant::plan::{self, Decision};
-use crate::engine::quant::{self, Recipe, report};
+use crate::engine::quant::report::{self, rows};
+use crate::engine::quant::{self, Recipe};
 use crate::engine::tensor::npy;
 
 /// Whether a file is a model that can be run, and what it is: what an upload is checked with. Gives `inputs`, `outputs`
@@ -41,7 +42,7 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
         *operators.entry(node.op.name()).or_default() += 1;
     }
     let quantized = is_quantized(&graph);
-    let (parameters, name) = (report::parameters(&graph), graph.name.clone());
+    let (parameters, name) = (rows::parameters(&graph), graph.name.clone());
     let (mut integer, mut float) = (Vec::new(), Vec::new());
     if !quantized {
         fold_constants(&mut graph);
@@ -53,7 +54,7 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
             .zip(&plan.decisions)
             .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Lookup));
         integer = named.map(|(n, _)| n.name.clone()).collect();
-        float = report::float_rows(&graph, &plan);
+        float = rows::float_rows(&graph, &plan);
     }
     // No value is allocated yet: a session plans, and packs weights.
     let constants =

@@ -17,20 +17,24 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::onnx::import;
 use crate::engine::quant::calibrate::{self, calibrate, needed};
+use crate::engine::quant::checks::around;
+use crate::engine::quant::checks::convergence::SampleRanges;
+use crate::engine::quant::checks::normalization::{FirstLayer, first_layers};
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::{self, Effects};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::plan::{Coded, Kept, Plan};
 use crate::engine::quant::ranges::Method;
 use crate::engine::quant::reconstruct::{self, Reconstructed};
-use crate::engine::quant::report::{self, Findings};
+use crate::engine::quant::report::html::page;
+use crate::engine::quant::report::{self, Findings, advice, rows};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
 use crate::engine::quant::samples::{self, Samples};
 use crate::engine::quant::schemes::{any, float16};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::targets::Profile;
-use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme, report_html};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
 use crate::engine::tensor::qparams::QuantParams;
@@ -88,11 +92,13 @@ struct Prepared {
     parameters: u64,
     /// What was done otherwise than asked.
     notes: Vec<String>,
+    /// What the first layers tell of the data that the model was trained on.
+    first_layers: Vec<FirstLayer>,
 }
 
 impl Job<'_> {
     fn run(&self) -> Result<Outcome, Error> {
-        let Prepared { graph, plan, recipe, model, parameters, notes } = self.prepare()?;
+        let Prepared { graph, plan, recipe, model, parameters, notes, first_layers } = self.prepare()?;
         let float = self.session(graph.clone())?;
         let ports = ports(float.inputs());
         let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
@@ -102,11 +108,14 @@ impl Job<'_> {
             (None, Some(data)) => (data, "calibration"),
             (None, None) => return Err(no_samples()),
         };
+        let before = around::before(&first_layers, &float, calibration.as_ref(), evaluation.as_ref());
+        let before = before.map_err(|(which, e)| run_error(e, which))?;
+        let mut ranges = SampleRanges::default();
         let (statistics, kept) = match self.request.statistics {
             Some(path) => self.earlier(path, &model)?,
             None => {
                 let calibration = calibration.as_ref().ok_or_else(no_samples)?;
-                let found = self.calibrate(&float, &graph, &plan, calibration, &model)?;
+                let found = self.calibrate(&float, &graph, &plan, calibration, &model, &mut ranges)?;
                 let kept = found.encode();
                 (found, kept)
             }
@@ -143,6 +152,8 @@ impl Job<'_> {
         let int8 = self.session(int8)?;
         let found = self.evaluate(&float, &int8, judged, which)?;
         let noise = self.layers(&float, &int8, judged, which, &rewritten)?;
+        let checked = around::after(before, &ranges, &float, judged, &found);
+        let (data_checks, convergence) = checked.map_err(|e| run_error(e, which))?;
         let latency = self.measure(&float, &int8, judged, which)?;
 
         self.step(Phase::Export, 0, 1)?;
@@ -152,14 +163,18 @@ impl Job<'_> {
             .iter()
             .map(|(root, choice)| {
                 let name = &graph.value(*root).name;
-                report::activation(name, &statistics.values[name], choice)
+                rows::activation(name, &statistics.values[name], choice)
             })
             .collect();
-        let layers = report::layer_rows(&rewritten.layers, &noise);
+        let from = rows::Source { graph, plan, recipe: &recipe, activations: &activations };
+        let layers = rows::layer_rows(&rewritten.layers, &noise, from);
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
             model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
+            data_checks,
+            convergence,
+            advice: advice::advice(&layers, &activations, &sensitivities, &recipe),
             recipe,
             notes,
             evaluated_on: which,
@@ -173,18 +188,17 @@ impl Job<'_> {
                 int8_bytes: bytes.len() as u64,
                 ratio: size_ratio,
             },
-            coverage: report::coverage(plan),
-            advice: report::advice(&layers, &activations),
+            coverage: rows::coverage(plan),
             layers,
             activations,
-            float_nodes: report::float_rows(graph, plan),
+            float_nodes: rows::float_rows(graph, plan),
             gate_failure: gate_failure.clone(),
             evaluation: found,
             sensitivity: sensitivities,
             trials,
         };
         let accuracy = accuracy(&findings.evaluation);
-        let report_html = report_html::page(&findings);
+        let report_html = page::page(&findings);
         let report = serde_json::to_value(&findings).expect("findings are finite numbers and texts");
         self.step(Phase::Export, 1, 1)?;
         Ok(Outcome {
@@ -232,17 +246,18 @@ impl Job<'_> {
             let reason = "it is quantized already (it has QuantizeLinear or DequantizeLinear nodes)";
             return Err(Error::Model(reason.to_owned()));
         }
-        let parameters = report::parameters(&graph);
+        let parameters = rows::parameters(&graph);
         fold_constants(&mut graph);
+        let first_layers = first_layers(&graph);
         simplify(&mut graph, Passes::ALL);
         let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
         if plan.quantized_nodes() == 0 {
-            let why = report::float_rows(&graph, &plan).into_iter().take(3);
+            let why = rows::float_rows(&graph, &plan).into_iter().take(3);
             let why: Vec<String> = why.map(|r| format!("`{}` ({}): {}", r.node, r.op, r.reason)).collect();
             return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
         }
         self.step(Phase::Import, 1, 1)?;
-        Ok(Prepared { graph, plan, recipe, model, parameters, notes })
+        Ok(Prepared { graph, plan, recipe, model, parameters, notes, first_layers })
     }
 
     pub(super) fn session(&self, graph: Graph) -> Result<Session, Error> {
@@ -281,6 +296,7 @@ impl Job<'_> {
         plan: &Plan,
         data: &Dataset,
         model: &Source,
+        ranges: &mut SampleRanges,
     ) -> Result<Statistics, Error> {
         let mut wanted: Vec<ValueId> =
             plan.coded.iter().map(|c| c.value).chain(statistics::wanted(graph)).collect();
@@ -294,7 +310,7 @@ impl Job<'_> {
         self.step(Phase::Calibrate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Calibrate, done, total);
         let batch = batch_for(float);
-        calibrate(float, data, &wanted, digest, batch, &mut on_samples)
+        calibrate(float, data, &wanted, digest, batch, ranges, &mut on_samples)
             .map_err(|e| run_error(e, "calibration"))
     }
 

@@ -1,6 +1,7 @@
 //! The whole job: import, simplify, calibrate, quantize, evaluate, export. Here is what it speaks of: what is asked,
 //! how it reports progress and is stopped, what it makes.
 
+pub mod compare;
 pub mod dry_run;
 pub mod files;
 mod gate;

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, ShapesOf, Tap};
 use crate::engine::graph::Dim;
+use crate::engine::quant::checks::convergence::SampleRanges;
 use crate::engine::quant::observed::{Observed, Samples};
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::dataset::{self, Dataset};
@@ -61,7 +62,7 @@ pub fn batch_size(input_bytes: usize) -> usize {
 /// Runs the data through a float model and observes the values named in `wanted`.
 ///
 /// The result depends on the samples only, not on their order nor on batches. A value that does not appear, or is no
-/// f32, is left out: see [`needed`]. `model` is the SHA-256 of the model file.
+/// f32, is left out: see [`needed`]. `model` is the SHA-256 of the model file. What each sample spans goes to `ranges`.
 ///
 /// # Errors
 /// [`Error::Data`], [`Error::Run`], [`Error::Cancelled`].
@@ -71,6 +72,7 @@ pub fn calibrate(
     wanted: &[String],
     model: [u8; 32],
     batch: usize,
+    ranges: &mut SampleRanges,
     on_samples: OnSamples<'_>,
 ) -> Result<Statistics, Error> {
     let inputs: Vec<&str> = session.inputs().iter().map(|p| p.name.as_str()).collect();
@@ -87,7 +89,7 @@ pub fn calibrate(
             Some(_) => axes_of_samples(session, &batch.inputs),
             None => Axes::default(),
         });
-        let mut counter = Counter { values: &mut values, inputs: &inputs, axes, count };
+        let mut counter = Counter { values: &mut values, inputs: &inputs, axes, count, ranges: &mut *ranges };
         batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
         let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let run = session.run_tapped(&feeds, &mut counter);
@@ -156,6 +158,7 @@ struct Counter<'a> {
     axes: &'a Axes,
     /// Samples of the run; `None` where it is one sample as a whole.
     count: Option<usize>,
+    ranges: &'a mut SampleRanges,
 }
 
 impl Counter<'_> {
@@ -172,6 +175,7 @@ impl Counter<'_> {
             },
         };
         observed.observe(tensor, samples);
+        self.ranges.observe(value, samples, tensor);
     }
 }
 
@@ -233,7 +237,8 @@ mod tests {
         let port = dataset::Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![None, Some(4)] };
         let data = Dataset::open(file.path(), &[port]).unwrap();
         let wanted = ["x", "g", "t", "r", "nowhere"].map(str::to_owned);
-        calibrate(session, &data, &wanted, [7; 32], batch, &mut |_| true).unwrap()
+        calibrate(session, &data, &wanted, [7; 32], batch, &mut SampleRanges::default(), &mut |_| true)
+            .unwrap()
     }
 
     #[test]

@@ -8,7 +8,9 @@ use serde::Serialize;
 use crate::engine::exec::Tap;
 use crate::engine::exec::session::Session;
 use crate::engine::quant::calibrate::{Error, OnSamples};
+use crate::engine::quant::confusion::Confusion;
 use crate::engine::quant::rewrite::Layer;
+use crate::engine::quant::spread::Channels;
 use crate::engine::tensor::dataset::{Batch, Dataset};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
@@ -67,6 +69,8 @@ pub struct Evaluation {
     pub classes: Vec<Group>,
     /// By slice of the data.
     pub slices: Vec<Group>,
+    /// What the float model chooses for each label, where there are labels and classes.
+    pub confusion: Option<Confusion>,
 }
 
 /// A sample that changed much.
@@ -110,6 +114,9 @@ pub struct LayerNoise {
     pub cosine: f64,
     /// Largest difference.
     pub max_abs_error: f64,
+    /// Size of the channels in the float model.
+    #[serde(skip)]
+    pub channels: Channels,
 }
 
 /// Compares two models on data: on at least the first `samples_min` samples, whole batches being taken.
@@ -161,6 +168,7 @@ struct Judge<'a> {
     worst: Vec<WorstSample>,
     classes: BTreeMap<i64, Counts>,
     slices: BTreeMap<String, Counts>,
+    confusion: Option<Confusion>,
 }
 
 /// How two outputs are told to agree.
@@ -206,6 +214,7 @@ impl<'a> Judge<'a> {
             worst: Vec::new(),
             classes: BTreeMap::new(),
             slices: BTreeMap::new(),
+            confusion: None,
         }
     }
 
@@ -264,6 +273,9 @@ impl<'a> Judge<'a> {
             Some(label) => (float_class == Some(label), int8_class == Some(label)),
             None => (true, agrees),
         };
+        if let (Some(label), Some(class)) = (label, float_class) {
+            self.confusion.get_or_insert_default().add(label, class);
+        }
         self.samples += 1;
         self.counts.add(float_right, int8_right, agrees);
         if let Some(class) = label.or(float_class)
@@ -325,6 +337,7 @@ impl<'a> Judge<'a> {
             worst: self.worst,
             classes: self.classes.iter().map(|(class, c)| group(class.to_string(), c)).collect(),
             slices: self.slices.iter().map(|(slice, c)| group(slice.clone(), c)).collect(),
+            confusion: self.confusion,
         }
     }
 }
@@ -430,7 +443,7 @@ pub fn layers(
     samples_max: usize,
     on_samples: OnSamples<'_>,
 ) -> Result<Vec<Option<LayerNoise>>, Error> {
-    let mut sums: Vec<Option<Noise>> = vec![None; layers.len()];
+    let mut sums: Vec<Option<(Noise, Channels)>> = vec![None; layers.len()];
     let mut reader = data.reader()?;
     for batch in reader.batches(4)? {
         let batch = batch?;
@@ -449,8 +462,12 @@ pub fn layers(
             return Err(Error::Cancelled);
         }
     }
-    let noise =
-        |n: Noise| LayerNoise { sqnr_db: n.sqnr_db(), cosine: n.cosine(), max_abs_error: n.max_abs_error };
+    let noise = |(n, channels): (Noise, Channels)| LayerNoise {
+        sqnr_db: n.sqnr_db(),
+        cosine: n.cosine(),
+        max_abs_error: n.max_abs_error,
+        channels,
+    };
     Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
 }
 
@@ -478,7 +495,7 @@ struct Comparer<'a> {
     layers: &'a [Layer],
     places: HashMap<&'a str, usize>,
     float: &'a HashMap<String, Option<Vec<f32>>>,
-    sums: &'a mut [Option<Noise>],
+    sums: &'a mut [Option<(Noise, Channels)>],
 }
 
 impl Tap for Comparer<'_> {
@@ -492,10 +509,23 @@ impl Tap for Comparer<'_> {
         if tensor.dtype != DType::F32 || tensor.len() != float.len() {
             return;
         }
-        let sum = self.sums[place].get_or_insert_default();
+        let (sum, channels) = self.sums[place].get_or_insert_default();
+        let axis = channel_axis(self.layers[place].op, tensor.shape.len());
+        if let Some(axis) = axis {
+            channels.observe(float, tensor.shape[axis], tensor.shape[axis + 1..].iter().product());
+        }
         for (a, b) in float.iter().zip(tensor.slice::<f32>()) {
             sum.add(f64::from(*a), f64::from(*b));
         }
+    }
+}
+
+/// Where the channels of a layer's result are; `None` where it has none.
+fn channel_axis(op: &str, rank: usize) -> Option<usize> {
+    match (op, rank) {
+        (_, 0 | 1) => None,
+        ("Gemm" | "MatMul", _) | (_, 2 | 3) => Some(rank - 1),
+        _ => Some(1),
     }
 }
 

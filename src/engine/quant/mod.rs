@@ -2,6 +2,8 @@
 //! Float graph in, QDQ graph and figures out; no files, no ONNX bytes.
 
 pub mod calibrate;
+pub mod checks;
+pub mod confusion;
 pub mod dial;
 pub mod effect;
 pub mod evaluate;
@@ -13,13 +15,13 @@ pub mod plan;
 pub mod ranges;
 pub mod reconstruct;
 pub mod report;
-pub mod report_html;
 pub mod rewrite;
 pub mod rounding;
 pub mod rows;
 pub mod samples;
 pub mod schemes;
 pub mod search;
+pub mod spread;
 pub mod statistics;
 pub mod targets;
 pub mod walk;
