@@ -374,20 +374,17 @@ impl Job<'_> {
             }
             let all = roots(&plan).count();
             let mut on_value = |done| self.going(Phase::Quantize, done, all);
-            let values = &statistics.values;
-            let batches = &samples.batches;
-            let found = effect::choose(
+            let asked = effect::Asked {
                 graph,
-                &plan,
+                plan: &plan,
                 float,
-                values,
+                observed: &statistics.values,
                 candidates,
-                Profile::of(recipe).codes,
-                batches,
-                &self.options(),
-                &mut on_value,
-            )
-            .map_err(|e| run_error(e, "calibration"))?;
+                codes: Profile::of(recipe).codes,
+                batches: &samples.batches,
+                options: &self.options(),
+            };
+            let found = effect::choose(asked, &mut on_value).map_err(|e| run_error(e, "calibration"))?;
             // What eight bits do not hold stays in float; what is behind it is looked at again.
             let before = kept.len();
             kept.extend(effect::unsafe_nodes(graph, &plan, &found));

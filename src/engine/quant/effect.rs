@@ -21,6 +21,9 @@ pub const CANDIDATES: [Method; 3] = [Method::MinMax, Method::Percentile(99.999),
 /// Below this, in dB, an operator is said not to be held by its codes: where a tenth of the items has less.
 const HELD_DB: f64 = 10.0;
 
+/// Batches that the damage is measured over where there is one candidate.
+const FEW_BATCHES: usize = 2;
+
 /// What the codes of one value do to one operator that reads them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Damage {
@@ -60,23 +63,35 @@ struct Sums {
     items: Vec<(f64, f64)>,
 }
 
-/// Chooses among `candidates` (a fixed method is a list of one) for every root of a plan.
-///
-/// `float` is a session of `graph`; `observed` has every root by name.
+/// What is chosen from, and what it is judged by.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// The float graph.
+    pub graph: &'a Graph,
+    /// Which of its values get codes.
+    pub plan: &'a Plan,
+    /// A session of the graph.
+    pub float: &'a Session,
+    /// What was seen of every root, by name.
+    pub observed: &'a BTreeMap<String, Observed>,
+    /// What is tried; a fixed method is a list of one.
+    pub candidates: &'a [Method],
+    /// The codes.
+    pub codes: Codes,
+    /// The samples.
+    pub batches: &'a [Feeds],
+    /// How the operators are run.
+    pub options: &'a Options,
+}
+
+/// Chooses among the candidates for every root of a plan.
 ///
 /// # Errors
 /// Where the model cannot be run, or the caller wants to stop.
-pub fn choose(
-    graph: &Graph,
-    plan: &Plan,
-    float: &Session,
-    observed: &BTreeMap<String, Observed>,
-    candidates: &[Method],
-    codes: Codes,
-    batches: &[Feeds],
-    options: &Options,
-    on_value: &mut dyn FnMut(usize) -> bool,
-) -> Result<Effects, Error> {
+pub fn choose(asked: Asked<'_>, on_value: &mut dyn FnMut(usize) -> bool) -> Result<Effects, Error> {
+    let Asked { graph, plan, float, observed, candidates, codes, batches, options } = asked;
+    // Where there is nothing to choose, a few samples tell the damage.
+    let batches = if candidates.len() == 1 { &batches[..batches.len().min(FEW_BATCHES)] } else { batches };
     let failed = |source| Error::Run { sample: 0, source };
     let readers = readers(graph, plan, options).map_err(failed)?;
     let roots: Vec<ValueId> = plan.coded.iter().filter(|c| c.value == c.root).map(|c| c.value).collect();

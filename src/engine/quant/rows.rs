@@ -4,7 +4,7 @@
 use ndarray::Array2;
 
 use crate::engine::graph::Node;
-use crate::engine::graph::op::Op;
+use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::reach::Reach;
 use crate::engine::graph::shapes::windows;
 use crate::engine::tensor::Tensor;
@@ -24,7 +24,7 @@ pub struct Geometry {
 #[derive(Clone, Debug)]
 enum Form {
     /// `[N, C, spatial…]`, with a kernel.
-    Windows { node: Node, kernel: Vec<usize> },
+    Windows { sliding: Box<Sliding>, kernel: Vec<usize> },
     /// `[…, K]`, with weights `[K, N]` or `[N, K]`.
     Matrix { transposed: bool },
 }
@@ -33,11 +33,11 @@ impl Geometry {
     /// The form of a node with weights of this shape; `None` for others than Conv, Gemm and MatMul.
     pub fn of(node: &Node, weights: &[usize]) -> Option<Geometry> {
         match (&node.op, weights) {
-            (Op::Conv { groups, .. }, [outputs, inner, kernel @ ..]) => Some(Geometry {
+            (Op::Conv { groups, sliding }, [outputs, inner, kernel @ ..]) => Some(Geometry {
                 groups: *groups,
                 outputs: outputs / groups,
                 terms: inner * kernel.iter().product::<usize>(),
-                form: Form::Windows { node: node.clone(), kernel: kernel.to_vec() },
+                form: Form::Windows { sliding: Box::new(sliding.clone()), kernel: kernel.to_vec() },
             }),
             (Op::Gemm { trans_b, .. }, &[a, b]) => {
                 let (outputs, terms) = if *trans_b { (a, b) } else { (b, a) };
@@ -72,8 +72,7 @@ impl Geometry {
     }
 
     fn reach(&self, x: &Tensor) -> Option<Reach> {
-        let Form::Windows { node, kernel } = &self.form else { return None };
-        let Op::Conv { sliding, .. } = &node.op else { return None };
+        let Form::Windows { sliding, kernel } = &self.form else { return None };
         let spatial = x.shape().get(2..)?;
         let windows = windows(sliding, spatial, kernel).ok()?;
         Some(Reach::new(&windows, spatial))
@@ -130,7 +129,6 @@ pub fn spread(count: usize, wanted: usize) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::graph::op::Sliding;
 
     fn node(op: Op) -> Node {
         Node::new("n".to_owned(), op, Vec::new(), Vec::new())

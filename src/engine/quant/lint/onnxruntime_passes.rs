@@ -149,7 +149,7 @@ impl Prepared {
             }
             let known = |l: &Length| matches!(l, Length::Known(_));
             let flat = of_a.len() == 2;
-            if !flat && !(of_a.iter().all(known) && of_b.iter().all(known)) {
+            if !(flat || of_a.iter().all(known) && of_b.iter().all(known)) {
                 continue;
             }
             let columns = &of_b[1];

@@ -32,7 +32,7 @@ fn judge(net: &Net, n: usize) -> Judged {
     if let Some(by) = followed(net, n) {
         return Judged::absorbed(format!("the kernel of `{}` does it", net.name(by)));
     }
-    if !net.touches_codes(n) && !(moves(&node.op) && leads_to_quantizer(net, n)) {
+    if !(net.touches_codes(n) || moves(&node.op) && leads_to_quantizer(net, n)) {
         return Judged::float("not_quantized", "nothing around it is quantized", "");
     }
     let before: Vec<bool> = (0..node.inputs.len()).map(|i| net.dequantizer(n, i).is_some()).collect();
