@@ -66,7 +66,9 @@ async fn what_an_endpoint_serves_is_not_deleted() {
 async fn two_artifacts_are_compared_as_json_and_as_a_page() {
     let app = TestApp::start().await;
     let mut ids = Vec::new();
-    for recipe in [json!({}), json!({ "weights": { "max_code": 64 } })] {
+    for recipe in
+        [json!({ "scheme": "static" }), json!({ "scheme": "static", "weights": { "max_code": 64 } })]
+    {
         let job = app.quantize(json!({ "recipe": recipe })).await;
         ids.push(job["result"]["artifact"]["id"].as_str().unwrap().to_owned());
     }

@@ -14,7 +14,7 @@ fn targets(found: &Value) -> Vec<&str> {
 #[tokio::test]
 async fn a_file_is_linted_as_sent_and_as_kept() {
     let app = TestApp::start().await;
-    let job = app.quantize(json!({})).await;
+    let job = app.quantize(json!({ "recipe": { "scheme": "static" } })).await;
     let id = job["result"]["artifact"]["id"].as_str().unwrap();
     let file = app.get(&format!("/v1/artifacts/{id}/download")).await.expect(200).body;
 

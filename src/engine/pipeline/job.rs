@@ -6,12 +6,13 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::files::{batch_for, data_error, is_quantized, load, ports, read, read_own, run_error};
+use super::running::Job;
 use super::trials::{Bench, DialTrials, FloatTrials, Planned};
 use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate};
 use crate::engine::artifact::{self, Origin, Source};
+use crate::engine::exec::Port;
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{Options, Port};
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Graph, ValueId};
@@ -66,12 +67,6 @@ pub fn quantize(request: &Request<'_>, progress: &dyn Progress) -> Result<Outcom
     let pool =
         pool.map_err(|e| Error::Io { path: "thread pool".to_owned(), source: std::io::Error::other(e) })?;
     pool.install(|| Job { request, progress }.run())
-}
-
-/// A job that runs.
-pub(super) struct Job<'a> {
-    request: &'a Request<'a>,
-    progress: &'a dyn Progress,
 }
 
 /// The INT8 side of a job.
@@ -214,17 +209,6 @@ impl Job<'_> {
         })
     }
 
-    /// Tells of progress; an error where the caller wants to stop.
-    pub(super) fn step(&self, phase: Phase, done: usize, total: usize) -> Result<(), Error> {
-        self.progress.update(phase, done as u64, total as u64);
-        if self.progress.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
-    }
-
-    /// The same for loops that ask whether to go on.
-    pub(super) fn going(&self, phase: Phase, done: usize, total: usize) -> bool {
-        self.step(phase, done, total).is_ok()
-    }
-
     fn prepare(&self) -> Result<Prepared, Error> {
         let mut recipe = Recipe::parse(self.request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
         let mut notes = Vec::new();
@@ -258,11 +242,6 @@ impl Job<'_> {
         }
         self.step(Phase::Import, 1, 1)?;
         Ok(Prepared { graph, plan, recipe, model, parameters, notes, first_layers })
-    }
-
-    pub(super) fn session(&self, graph: Graph) -> Result<Session, Error> {
-        let options = Options { threads: self.request.threads.max(1), ..Options::default() };
-        Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
     }
 
     fn dataset(
@@ -324,10 +303,6 @@ impl Job<'_> {
         let mut on_samples = |_| !self.progress.cancelled();
         samples::select(data, count, CLOSE_BYTES as usize / 2, CLOSE_BATCH, &mut on_samples)
             .map_err(|e| run_error(e, "calibration"))
-    }
-
-    fn options(&self) -> Options {
-        Options { threads: self.request.threads.max(1), ..Options::default() }
     }
 
     /// The model in float16.

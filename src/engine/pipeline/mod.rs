@@ -8,6 +8,7 @@ mod gate;
 pub mod inspect;
 pub mod job;
 pub mod lint;
+mod running;
 mod trials;
 
 use std::path::Path;

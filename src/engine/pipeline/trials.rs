@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use super::files::{batch_for, run_error};
-use super::job::Job;
+use super::running::Job;
 use super::{Error, Phase, gate};
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Port};

@@ -29,6 +29,7 @@ fn what_is_asked_is_kept() {
 #[test]
 fn every_scheme_is_known() {
     for (name, scheme) in [
+        ("auto", Scheme::Auto),
         ("static", Scheme::Static),
         ("dynamic", Scheme::Dynamic),
         ("weight_only", Scheme::WeightOnly),

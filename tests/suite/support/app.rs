@@ -177,7 +177,9 @@ impl TestApp {
 
     /// Uploads the tiny model as `linear` and 16 samples for it as `samples`.
     pub(crate) async fn upload(&self) {
-        self.put("/v1/models/linear", files::linear()).await.expect(201);
+        // The data go with each job, the model stays.
+        let model = self.put("/v1/models/linear", files::linear()).await;
+        assert!([200, 201].contains(&model.status.as_u16()), "{}", model.text());
         self.put("/v1/datasets/samples", files::samples(16)).await.expect(201);
     }
 

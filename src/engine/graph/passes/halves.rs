@@ -23,8 +23,8 @@ const TYPED: [&str; 11] = [
     "DequantizeLinear",
 ];
 
-/// Widens all values between inputs and outputs. A graph with bodies, or with operators whose types it cannot tell, stays
-/// as it is.
+/// Widens all values between inputs and outputs. A graph with bodies, or with outputs or operators whose types it cannot
+/// tell, stays as it is.
 pub(super) fn widen_halves(graph: &mut Graph) {
     let is_port = |id: &ValueId| graph.inputs.contains(id) || graph.constant(*id).is_some();
     let typed = |node: &Node| match &node.op {
@@ -32,7 +32,8 @@ pub(super) fn widen_halves(graph: &mut Graph) {
         _ => !node.bodies.is_empty(),
     };
     let any = graph.values.iter().any(has_halves) || graph.nodes.iter().any(|n| makes_halves(&n.op));
-    if !any || graph.outputs.iter().any(is_port) || graph.nodes.iter().any(typed) {
+    let untold = |id: &ValueId| graph.value(*id).dtype.is_none();
+    if !any || graph.outputs.iter().any(|id| is_port(id) || untold(id)) || graph.nodes.iter().any(typed) {
         return;
     }
     let (inputs, outputs) = (graph.inputs.clone(), graph.outputs.clone());
