@@ -53,16 +53,16 @@ def older(path, *others):
     return not path.exists() or any(path.stat().st_mtime < o.stat().st_mtime for o in others)
 
 
-def set_up_python():
-    """A virtual environment with the versions of requirements.txt."""
-    wanted = HERE / "requirements.txt"
-    stamp = TARGET / "venv/requirements.sha256"
+def set_up_python(wanted=HERE / "requirements.txt", venv=TARGET / "venv"):
+    """A virtual environment with the versions of a requirements.txt."""
+    stamp = venv / "requirements.sha256"
     digest = hashlib.sha256(wanted.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return
     say("Setting up Python: venv")
-    subprocess.run([sys.executable, "-m", "venv", "--clear", TARGET / "venv"], check=True)
-    subprocess.run([PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--clear", venv], check=True)
+    subprocess.run([venv / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", wanted],
+                   check=True)
     stamp.write_text(digest)
 
 

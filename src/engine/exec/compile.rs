@@ -103,6 +103,9 @@ pub(super) fn compile(
             ops_product_int8::conv_integer(context, weights, (index, node), graph, (sliding, *groups), inputs)
         }
         Op::MatMulInteger => ops_product_int8::matmul_integer(context, weights, (index, node), graph, inputs),
+        Op::RowProduct => {
+            ops_product_int8::row_product(context, weights, (index, node), graph, inputs, fused)
+        }
         Op::Recode => Ok(ops_int8::recode(context)),
         Op::QBinary { op, clamp } => ops_int8::binary(context, node, graph, (*op, *clamp), inputs, shape),
         Op::QTable { table } => Ok(ops_int8::table(context, table)),

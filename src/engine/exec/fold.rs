@@ -97,13 +97,53 @@ fn known_shape(graph: &Graph, node: &Node) -> Option<Tensor> {
     Some(Tensor::from_slice(&[numbers.len()], &numbers))
 }
 
+/// Makes reals of the codes of weights that no integer operator reads, once for all plans of a session, and moves
+/// them on where nodes only turn or reshape them. Reals are at most so many times longer than codes, so there is no
+/// budget.
+pub(super) fn fold_weights(graph: &mut Graph) {
+    let mut folded: HashSet<usize> = HashSet::new();
+    for index in 0..graph.nodes.len() {
+        let node = graph.nodes[index].clone();
+        let turns = matches!(
+            node.op,
+            Op::Reshape { .. } | Op::Transpose { .. } | Op::Squeeze | Op::Unsqueeze | Op::Flatten { .. }
+        );
+        let is_weight = matches!(node.op, Op::DequantizeLinear { .. });
+        if !(is_weight || turns) {
+            continue;
+        }
+        if let Some(tensor) = computed(graph, index, &node, |_, _, _| true) {
+            graph.value_mut(node.outputs[0]).constant = Some(Arc::new(tensor));
+            folded.insert(index);
+        }
+    }
+    let kept = graph.nodes.drain(..).enumerate().filter(|(i, _)| !folded.contains(i)).map(|(_, n)| n);
+    graph.nodes = kept.collect();
+}
+
 fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Option<Tensor> {
-    let fact = |id: &ValueId| graph.constant(*id).map(|t| Fact::constant(t.clone()));
     let skipped = matches!(
         node.op,
         Op::DequantizeLinear { .. } | Op::QuantizeLinear { .. } | Op::Split { .. } | Op::Shape { .. }
     );
-    if skipped || node.outputs.len() != 1 || rule(&node.op) == Rule::ChannelsLast {
+    if skipped {
+        return None;
+    }
+    computed(graph, index, node, |facts, made, results| {
+        let taken: usize = facts.iter().flatten().map(Fact::bytes).sum();
+        made <= taken.max(GROWTH_BYTES_MAX) && budget.admits(&node.op, facts, results)
+    })
+}
+
+/// The result of a node over constants, if `admits` says so of its operands, the bytes of its result, and its result.
+fn computed(
+    graph: &Graph,
+    index: usize,
+    node: &Node,
+    admits: impl FnOnce(&[Option<Fact>], usize, &Results) -> bool,
+) -> Option<Tensor> {
+    let fact = |id: &ValueId| graph.constant(*id).map(|t| Fact::constant(t.clone()));
+    if node.outputs.len() != 1 || rule(&node.op) == Rule::ChannelsLast {
         return None;
     }
     let facts: Option<Vec<Option<Fact>>> = node
@@ -117,10 +157,9 @@ fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Opt
     let facts = facts?;
     let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
     let (dtype, shape) = infer(&node.op, &refs, 1).ok()?.into_iter().next()?;
-    let taken: usize = facts.iter().flatten().map(Fact::bytes).sum();
     let made = Fact::computed(dtype, shape.clone()).bytes();
     let results = vec![(dtype, shape.clone())];
-    if made > taken.max(GROWTH_BYTES_MAX) || !budget.admits(&node.op, &facts, &results) {
+    if !admits(&facts, made, &results) {
         return None;
     }
     if let Op::Other(other) = &node.op {
@@ -158,7 +197,7 @@ pub(super) fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
     let shape = |i: usize| facts.get(i).and_then(Option::as_ref).map_or(&[][..], |f| f.shape.as_slice());
     let depth: usize = match op {
         Op::Conv { .. } | Op::QConv { .. } | Op::ConvInteger { .. } => shape(1).iter().skip(1).product(),
-        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger => {
+        Op::MatMul | Op::QMatMul { .. } | Op::QProduct { .. } | Op::MatMulInteger | Op::RowProduct => {
             shape(0).last().copied().unwrap_or(0)
         }
         Op::Gemm { trans_a, .. } => shape(0).get(usize::from(!*trans_a)).copied().unwrap_or(0),

@@ -7,7 +7,7 @@ use crate::engine::graph::op::{Binary, Clamp, Op};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
-use super::lower_qoperator::operator_form;
+use super::lower_qoperator::{integer_matmul, operator_form};
 use super::lowering::{Codes, FULL, Lowering, Target, Weight};
 
 /// A graph that the planner takes.
@@ -62,7 +62,8 @@ impl Lowering {
                 self.product(&node, 1, op).or_else(|| self.computed_product(&node))
             }
             Op::Binary(op @ (Binary::Add | Binary::Mul)) => {
-                self.binary(&node, *op).or_else(|| self.scaled_sums(&node))
+                let sums = |pass: &mut Lowering| pass.scaled_sums(&node).or_else(|| pass.row_product(&node));
+                self.binary(&node, *op).or_else(|| sums(self))
             }
             Op::AveragePool { sliding, count_include_pad } => {
                 let op = Op::QAveragePool { sliding: sliding.clone(), count_include_pad: *count_include_pad };
@@ -85,6 +86,7 @@ impl Lowering {
             | Op::Identity => self.on_codes(&node).or_else(|| self.on_twin(&node)),
             Op::Other(other) if other.name == "Resize" => self.on_codes(&node),
             Op::Other(other) => operator_form(self, &node, other),
+            Op::MatMulInteger => integer_matmul(self, &node),
             _ => None,
         }
     }
@@ -92,8 +94,8 @@ impl Lowering {
     /// A Q or DQ node that stays: over `u8`, whatever the file has.
     fn boundary(&mut self, node: &Node) -> Option<Node> {
         let quantizes = matches!(node.op, Op::QuantizeLinear { .. });
-        if quantizes && let Some(table) = self.table(node) {
-            return Some(table);
+        if quantizes && let Some(other) = self.table(node).or_else(|| self.row_codes(node)) {
+            return Some(other);
         }
         let codes = match quantizes {
             true => self.quantizer(self.current)?,

@@ -188,6 +188,14 @@ fn integer_product(pass: &mut Lowering, node: &Node, other: &Other) -> Option<No
     Some(Node::new(node.name.clone(), op, vec![Some(x), Some(weight), x_zero_point], node.outputs.clone()))
 }
 
+/// A MatMulInteger of a graph that was never a file.
+pub(super) fn integer_matmul(pass: &mut Lowering, node: &Node) -> Option<Node> {
+    let rank = pass.graph.constant(node.input(1)?)?.shape().len();
+    let Integers { x, x_zero_point, weight } = integers(pass, node, [2, 3], 1).filter(|_| rank == 2)?;
+    let inputs = vec![Some(x), Some(weight), x_zero_point];
+    Some(Node::new(node.name.clone(), Op::MatMulInteger, inputs, node.outputs.clone()))
+}
+
 /// MatMulIntegerToFloat: the product of the two scales is a node of its own, and so is the bias.
 fn product_to_float(pass: &mut Lowering, node: &Node) -> Option<Node> {
     let weights = pass.graph.constant(node.input(1)?)?;

@@ -8,6 +8,7 @@ mod half;
 pub mod integers;
 mod layout;
 mod lower;
+mod lower_by_row;
 mod lower_qoperator;
 mod lower_table;
 mod lowering;

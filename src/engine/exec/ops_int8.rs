@@ -202,6 +202,15 @@ pub(super) fn quantize(
     let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads, .. } = context;
     if let Some(q) = constant_params(axis, inputs, x.shape.len(), to)?
+        && (q.axis, to, x.dtype) == (None, DType::U16, DType::F32)
+    {
+        let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u16);
+        return Ok(Box::new(move |operands, mut out, _| {
+            requant::quantize_u16(isa, operands.need(0).slice(), scale, zero_point, out.slice_mut(), threads);
+            Ok(())
+        }));
+    }
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), to)?
         && (q.axis, to, x.dtype) == (None, DType::U8, DType::F32)
     {
         let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
@@ -229,6 +238,22 @@ pub(super) fn dequantize(context: Context, axis: i64, inputs: &[Option<&Fact>]) 
     let x = inputs[0].ok_or("input 0 is missing")?;
     let spread = granularity(axis, inputs, x)?;
     let Context { isa, threads, .. } = context;
+    if let Some(q) = constant_params(axis, inputs, x.shape.len(), x.dtype)?
+        && (q.axis, x.dtype) == (None, DType::U16)
+    {
+        let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u16);
+        return Ok(Box::new(move |operands, mut out, _| {
+            requant::dequantize_u16(
+                isa,
+                operands.need(0).slice(),
+                scale,
+                zero_point,
+                out.slice_mut(),
+                threads,
+            );
+            Ok(())
+        }));
+    }
     if let Some(q) = constant_params(axis, inputs, x.shape.len(), x.dtype)?
         && (q.axis, x.dtype) == (None, DType::U8)
     {

@@ -83,7 +83,7 @@ pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>]) -> Option<bool> {
         Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
         Op::Gemm { .. } => (packed && gemm_is_packed(op, inputs)).then_some(false),
         // A convolution lies channels-last, but a list to add along the last axis of the model does not.
-        Op::QMatMul { .. } => Some(true),
+        Op::QMatMul { .. } | Op::RowProduct => Some(true),
         Op::QConv { .. } => Some(false),
         _ => None,
     }

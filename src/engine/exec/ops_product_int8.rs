@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::engine::graph::fact::{Fact, broadcast};
 use crate::engine::graph::op::{Clamp, Sliding};
 use crate::engine::graph::{Graph, Node};
+use crate::engine::kernels::by_row::{self, ByRow};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::finish::{RowSums, finish};
 use crate::engine::kernels::gemm_int8::PackedInt8;
@@ -371,6 +372,32 @@ pub(super) fn matmul_integer(
     inputs: &[Option<&Fact>],
 ) -> Result<Kernel, String> {
     Ok(at_run(by_matrix(context, weights, (index, node), graph, false, inputs)?))
+}
+
+/// RowProduct: the rows of the left operand have parameters of their own.
+pub(super) fn row_product(
+    context: Context,
+    weights: &Weights,
+    (index, node): (usize, &Node),
+    graph: &Graph,
+    inputs: &[Option<&Fact>],
+    fused: Fused,
+) -> Result<Kernel, String> {
+    let product = by_matrix(context, weights, (index, node), graph, false, inputs)?;
+    let plain = Epilogue::sums(product.outputs);
+    Ok(Box::new(move |operands, mut out, _| {
+        let shape = out.shape;
+        // Sums and the reals that they become take the same room.
+        let mut sums = TensorViewMut { dtype: DType::I32, shape, bytes: &mut *out.bytes };
+        product.run(operands.need(0).slice(), operands, 0, &plain, &mut sums);
+        let list = |i: usize| operands.need(i).slice::<f32>();
+        let at = |position: Option<usize>| position.map(list);
+        let Fused { bias, activation, residual, clamp: (lo, hi) } = fused;
+        let then = kernels::Epilogue { bias: at(bias), activation, residual: at(residual), lo, hi };
+        let by_row = ByRow { low: list(2), step: list(3), sums: list(4), scale: list(5), then };
+        by_row::reals(context.isa, out.slice_mut::<f32>(), &by_row, context.threads);
+        Ok(())
+    }))
 }
 
 fn at_run(product: Product) -> Kernel {

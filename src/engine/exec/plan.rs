@@ -23,7 +23,7 @@ use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
 use super::step::{Context, Kernel, Operand, Operands, Scratch, Source};
 use super::weights::Weights;
-use super::{Error, ops_move, ops_product, others};
+use super::{Error, lower_by_row, ops_move, ops_product, others};
 
 /// One compiled step.
 pub(super) struct Step {
@@ -375,7 +375,8 @@ impl Builder<'_> {
         }
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
         let (ranges, bytes) = others::ranges(&results);
-        let kernel = others::kernel(other, &refs, results.clone());
+        let kernel = lower_by_row::kernel(self.source.context, other, &results)
+            .unwrap_or_else(|| others::kernel(other, &refs, results.clone()));
         let Form { place: Place::Buffer { index: buffer, .. }, .. } =
             self.emit((index, other.name, 0), kernel, operands, DType::U8, vec![bytes])
         else {

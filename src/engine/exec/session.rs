@@ -13,7 +13,7 @@ use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
-use super::fold::fold_constants;
+use super::fold::{fold_constants, fold_weights};
 use super::layout::{Layout, convert};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
@@ -125,8 +125,11 @@ impl Session {
         };
         let inputs: Vec<Port> = graph.inputs.iter().map(port).collect();
         let outputs: Vec<Port> = graph.outputs.iter().map(port).collect();
-        let Lowered { graph, real_names } =
+        let Lowered { mut graph, real_names } =
             if options.integers { lower(graph) } else { Lowered::unchanged(graph) };
+        if options.passes.has(Pass::FoldConstants) {
+            fold_weights(&mut graph);
+        }
         let mut bodies = HashMap::new();
         for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !n.bodies.is_empty()) {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));

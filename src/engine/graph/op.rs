@@ -245,6 +245,9 @@ pub enum Op {
     ConvInteger { sliding: Sliding, groups: usize },
     /// As [`Op::ConvInteger`]: `x: u8 [.., K], weight: i8 [K, N] [, zero_point: u8] [, scale: f32]`.
     MatMulInteger,
+    /// Codes of rows that have parameters of their own: `x: u8 [.., K], weight: i8 [K, N], low: f32 [.., 1],
+    /// step: f32 [.., 1], sums: f32 [N], scale: f32 [N]`: `(x · weight + low · sums) · scale · step`, a real.
+    RowProduct,
     /// `a: u8, b: u8`, broadcasting.
     QBinary { op: Binary, clamp: Clamp },
     /// `x: u8`: `table[x]`.
@@ -330,6 +333,7 @@ impl Op {
             Op::QProduct { .. } => "QProduct",
             Op::ConvInteger { .. } => "ConvInteger",
             Op::MatMulInteger => "MatMulInteger",
+            Op::RowProduct => "RowProduct",
             Op::QBinary { op: Binary::Add, .. } => "QAdd",
             Op::QBinary { .. } => "QMul",
             Op::QTable { .. } => "QTable",
@@ -348,6 +352,7 @@ impl Op {
                 | Op::QProduct { .. }
                 | Op::ConvInteger { .. }
                 | Op::MatMulInteger
+                | Op::RowProduct
                 | Op::QBinary { .. }
                 | Op::QTable { .. }
                 | Op::QAveragePool { .. }

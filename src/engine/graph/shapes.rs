@@ -240,6 +240,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
             Ok(vec![(to, matmul(&x.shape, &needed(inputs, 1)?.shape)?)])
         }
+        Op::RowProduct => Ok(vec![(DType::F32, matmul(&x.shape, &needed(inputs, 1)?.shape)?)]),
         Op::Recode => match dtype {
             DType::I8 => Ok(vec![(DType::U8, x.shape.clone())]),
             DType::U8 => Ok(vec![(DType::I8, x.shape.clone())]),

@@ -5,6 +5,7 @@
 //! set gives the same bits, for integers and for floats, whatever the tile, the batch or the number of threads.
 
 mod activate;
+pub mod by_row;
 pub mod depthwise;
 pub mod depthwise_f32;
 pub mod eltwise;

@@ -46,6 +46,44 @@ pub fn dequantize(isa: Isa, q: &[u8], scale: f32, zero_point: u8, out: &mut [f32
     });
 }
 
+/// As [`quantize`], to `u16`.
+pub fn quantize_u16(isa: Isa, x: &[f32], scale: f32, zero_point: u16, out: &mut [u16], threads: usize) {
+    assert_eq!(x.len(), out.len(), "one code an element");
+    let parts = parts(threads, x.len() / 4);
+    let zero = f32::from(zero_point);
+    split_rows(out, 0..x.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [u16]| {
+        let x = &x[range];
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for (q, &x) in out.iter_mut().zip(x) {
+                    let scaled = x / scale;
+                    let scaled = if scaled.is_nan() { 0.0 } else { scaled };
+                    let clamped = scaled.max(0.0 - zero).min(65535.0 - zero);
+                    *q = (round_half_even_small(clamped) + i32::from(zero_point)) as u16;
+                }
+            },
+        );
+    });
+}
+
+/// As [`dequantize`], from `u16`.
+pub fn dequantize_u16(isa: Isa, q: &[u16], scale: f32, zero_point: u16, out: &mut [f32], threads: usize) {
+    assert_eq!(q.len(), out.len(), "one element a code");
+    let parts = parts(threads, q.len() / 8);
+    split_rows(out, 0..q.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [f32]| {
+        let q = &q[range];
+        isa.vectorize(
+            #[inline(always)]
+            || {
+                for (x, &q) in out.iter_mut().zip(q) {
+                    *x = (i32::from(q) - i32::from(zero_point)) as f32 * scale;
+                }
+            },
+        );
+    });
+}
+
 /// `clamp(round_half_even(x / scale) + zero_point, lo, hi)`; not-a-number counts as 0.
 #[inline(always)]
 pub(super) fn code_of(x: f32, scale: f32, zero_point: u8, lo: u8, hi: u8) -> u8 {

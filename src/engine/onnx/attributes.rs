@@ -153,6 +153,7 @@ pub(super) fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::Expand
         | Op::Tile
         | Op::Where
+        | Op::MatMulInteger
         | Op::Identity => {}
         Op::QConv { .. }
         | Op::QMatMul { .. }
@@ -163,7 +164,7 @@ pub(super) fn attributes(op: &Op) -> Vec<AttributeProto> {
         | Op::Recode
         | Op::QProduct { .. }
         | Op::ConvInteger { .. }
-        | Op::MatMulInteger
+        | Op::RowProduct
         | Op::QConcat { .. } => panic!("{} is the executor's and has no ONNX form", op.name()),
     }
     all

@@ -8,6 +8,7 @@ use prost::Message;
 
 use crate::engine::graph::op::{Op, PadMode, Reduce, Unary};
 use crate::engine::graph::{Dim, Graph, Node, ValueId};
+use crate::engine::tensor::DType;
 
 use super::attributes::{attributes, graph, int, ints};
 use super::tensors::{dtype_to_onnx, tensor_to_proto};
@@ -59,6 +60,7 @@ pub fn export(graph: &Graph, metadata: &[(String, String)]) -> Vec<u8> {
 /// The opset in which the form that we write appeared.
 fn needed_opset(graph: &Graph, node: &Node) -> i64 {
     match &node.op {
+        Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } if has_sixteen_bits(graph, node) => 21,
         Op::LayerNorm { .. } => 17,
         Op::Unary(Unary::Gelu { .. }) => 20,
         Op::Unary(Unary::HardSwish) => 14,
@@ -79,6 +81,12 @@ fn needed_opset(graph: &Graph, node: &Node) -> i64 {
         },
         _ => OPSET_MIN,
     }
+}
+
+/// Whether the codes of a Q or DQ node have 16 bits.
+fn has_sixteen_bits(graph: &Graph, node: &Node) -> bool {
+    let type_of = |id| graph.constant(id).map_or(graph.value(id).dtype, |t| Some(t.dtype()));
+    matches!(node.input(2).and_then(type_of), Some(DType::U16 | DType::I16))
 }
 
 /// A graph that is being written, and those around it, whose values it can read by name.

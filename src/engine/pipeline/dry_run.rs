@@ -20,7 +20,8 @@ use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::report::{self, Coverage, FloatRow};
 use crate::engine::quant::rewrite::rewrite;
-use crate::engine::quant::targets::{Profile, planner};
+use crate::engine::quant::schemes::any;
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Recipe, statistics};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
@@ -116,7 +117,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     }
     fold_constants(&mut graph);
     simplify(&mut graph, Passes::ALL);
-    let plan = planner::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
+    let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
     let session = |graph| Session::new(graph, options.clone()).map_err(|e| Error::Model(e.to_string()));
     let float = session(graph.clone())?;
@@ -245,7 +246,11 @@ fn seconds(float: &[Layer], int8: &[Layer], elements: f64, samples: (u64, u64), 
 
 /// The share of the multiply-accumulates whose nodes would compute on integers.
 fn integer_share(graph: &Graph, plan: &Plan, steps: &[Layer]) -> f64 {
-    let on_integers = graph.nodes.iter().zip(&plan.decisions).filter(|(_, d)| **d == Decision::Integer);
+    let on_integers = graph
+        .nodes
+        .iter()
+        .zip(&plan.decisions)
+        .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Dynamic));
     let names: HashSet<&str> = on_integers.map(|(node, _)| node.name.as_str()).collect();
     let sum = |which: &dyn Fn(&Layer) -> bool| {
         steps.iter().filter(|step| which(step)).map(|step| step.macs as f64).sum::<f64>()
@@ -263,6 +268,10 @@ fn integer_rows(graph: &Graph, plan: &Plan) -> Vec<IntegerRow> {
                 format!("the codes of `{}` saturate where it would clamp", name(*into))
             }
             Decision::Inner { of } => format!("a table of codes together with `{}`", name(*of)),
+            Decision::Dynamic => "computes on codes of rows that get their range in each run".to_owned(),
+            Decision::Stored => "computes on reals, its weights are stored in codes".to_owned(),
+            Decision::Sixteen => "reads codes of 16 bits, its weights are stored in codes".to_owned(),
+            Decision::Half => "computes in float16".to_owned(),
             Decision::Float(_) | Decision::Data => return None,
         };
         Some(IntegerRow { node: node.name.clone(), op: node.op.name(), becomes })

@@ -26,11 +26,11 @@ use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::{self, Findings};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
 use crate::engine::quant::samples::{self, Samples};
+use crate::engine::quant::schemes::{any, float16};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::targets::Profile;
-use crate::engine::quant::targets::planner;
-use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, report_html};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme, report_html};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
 use crate::engine::tensor::qparams::QuantParams;
@@ -126,7 +126,12 @@ impl Job<'_> {
             which,
             samples: &samples,
         };
-        let Made { planned, rewritten, sensitivities, trials } = self.make(bench)?;
+        let Made { planned, rewritten, sensitivities, trials } = match recipe.scheme {
+            Scheme::Float16 => {
+                self.halves(&float, &graph, &recipe, calibration.as_ref().unwrap_or(judged))?
+            }
+            Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => self.make(bench)?,
+        };
         self.step(Phase::Quantize, 1, 1)?;
         let (graph, plan, params, choices) = (&graph, &planned.plan, &planned.params, &planned.choices);
         let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
@@ -230,8 +235,8 @@ impl Job<'_> {
         let parameters = report::parameters(&graph);
         fold_constants(&mut graph);
         simplify(&mut graph, Passes::ALL);
-        let plan = planner::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
-        if plan.integer_nodes() == 0 {
+        let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
+        if plan.quantized_nodes() == 0 {
             let why = report::float_rows(&graph, &plan).into_iter().take(3);
             let why: Vec<String> = why.map(|r| format!("`{}` ({}): {}", r.node, r.op, r.reason)).collect();
             return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
@@ -279,6 +284,7 @@ impl Job<'_> {
     ) -> Result<Statistics, Error> {
         let mut wanted: Vec<ValueId> =
             plan.coded.iter().map(|c| c.value).chain(statistics::wanted(graph)).collect();
+        wanted.extend(plan.sixteen.keys());
         wanted.sort_unstable();
         wanted.dedup();
         let wanted: Vec<String> = wanted.into_iter().map(|v| graph.value(v).name.clone()).collect();
@@ -306,6 +312,18 @@ impl Job<'_> {
 
     fn options(&self) -> Options {
         Options { threads: self.request.threads.max(1), ..Options::default() }
+    }
+
+    /// The model in float16.
+    fn halves(&self, float: &Session, graph: &Graph, recipe: &Recipe, data: &Dataset) -> Result<Made, Error> {
+        let total = data.samples();
+        let mut on_samples = |done| self.going(Phase::Calibrate, done, total);
+        let seen = float16::look(float, data, batch_for(float), &mut on_samples)
+            .map_err(|e| run_error(e, "calibration"))?;
+        let (plan, rewritten) =
+            float16::rewrite(graph, recipe, &seen).map_err(|e| Error::Recipe(e.to_string()))?;
+        let planned = Planned { plan, params: HashMap::new(), choices: Vec::new() };
+        Ok(Made { planned, rewritten, sensitivities: Vec::new(), trials: Vec::new() })
     }
 
     fn choose(
@@ -360,7 +378,7 @@ impl Job<'_> {
             if kept.len() == before {
                 return Ok((found, kept));
             }
-            plan = planner::plan(graph, recipe, &kept).map_err(|e| Error::Recipe(e.to_string()))?;
+            plan = any::plan(graph, recipe, &kept).map_err(|e| Error::Recipe(e.to_string()))?;
         }
     }
 
@@ -394,6 +412,10 @@ impl Job<'_> {
     ) -> Result<(Vec<u8>, Value), Error> {
         let values: Vec<(String, QuantParams)> =
             plan.coded.iter().map(|c| (graph.value(c.value).name.clone(), params[&c.root].clone())).collect();
+        let of_sixteen = |(id, params): (&ValueId, &Option<QuantParams>)| {
+            Some((graph.value(*id).name.clone(), params.clone()?))
+        };
+        let values = values.into_iter().chain(plan.sixteen.iter().filter_map(of_sixteen)).collect::<Vec<_>>();
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
         let Statistics { data: digest, samples, .. } = *used.statistics;

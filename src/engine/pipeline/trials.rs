@@ -19,10 +19,11 @@ use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::samples::Samples;
+use crate::engine::quant::schemes::{any, sixteen};
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::targets::settle::settle;
-use crate::engine::quant::targets::{Profile, planner};
 use crate::engine::tensor::dataset::Dataset;
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor};
@@ -63,7 +64,13 @@ impl Bench<'_> {
     pub(super) fn plan(&self, kept: &Kept) -> Result<Option<Planned>, Error> {
         let mut all = self.kept.clone();
         all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
-        let plan = planner::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
+        let mut plan = any::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
+        for (id, params) in &mut plan.sixteen {
+            let name = &self.graph.value(*id).name;
+            let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
+            let (min, max) = observed.histogram.range().unwrap_or((0.0, 0.0));
+            *params = Some(sixteen::params(min, max));
+        }
         let profile = Profile::of(self.recipe);
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
@@ -114,7 +121,9 @@ impl Bench<'_> {
         let macs = self.macs();
         let layers: Vec<usize> = (0..self.graph.nodes.len())
             .filter(|&n| {
-                plan.decisions[n] == Decision::Integer && !plan::passes_codes(&self.graph.nodes[n].op)
+                use Decision::{Dynamic, Integer, Sixteen, Stored};
+                let coded = matches!(plan.decisions[n], Integer | Dynamic | Sixteen | Stored);
+                coded && !plan::passes_codes(&self.graph.nodes[n].op)
             })
             .collect();
         let batches = &self.samples.batches[..self.samples.batches.len().min(SENSITIVITY_BATCHES)];
@@ -191,6 +200,7 @@ pub(super) fn take_over(from: &Rewritten, to: &mut Rewritten) {
         let Some(theirs) = from.layers.iter().find(|l| l.node == layer.node) else { continue };
         let Some(found) = &theirs.constants else { continue };
         if own.bias.is_some() != found.bias.is_some()
+            || own.by_row.is_some() != found.by_row.is_some()
             || operand_scale(&from.graph, &layer.node) != operand_scale(&to.graph, &layer.node)
         {
             continue;
@@ -198,6 +208,10 @@ pub(super) fn take_over(from: &Rewritten, to: &mut Rewritten) {
         let mut pairs = vec![(&own.codes, &found.codes), (&own.scales, &found.scales)];
         if let (Some(own), Some(found)) = (&own.bias, &found.bias) {
             pairs.extend([(&own.0, &found.0), (&own.1, &found.1)]);
+        }
+        if let (Some(own), Some(found)) = (&own.by_row, &found.by_row) {
+            pairs.push((&own.sums, &found.sums));
+            pairs.extend(own.bias.as_ref().zip(found.bias.as_ref()));
         }
         for (own, found) in pairs {
             if let (Some(&own), Some(&found)) = (by_name.get(own), from_by_name.get(found.as_str())) {
@@ -283,9 +297,13 @@ impl FloatTrials<'_> {
         let of = |n: usize| self.macs.get(&graph.nodes[n].name).copied().unwrap_or(0);
         let nodes = || 0..graph.nodes.len();
         let all: u64 = nodes().map(of).sum();
-        let integer: u64 = nodes().filter(|&n| plan.decisions[n] == Decision::Integer).map(of).sum();
+        let integer: u64 = nodes()
+            .filter(|&n| matches!(plan.decisions[n], Decision::Integer | Decision::Dynamic))
+            .map(of)
+            .sum();
         let bytes = |n: usize| match plan.decisions[n] {
-            Decision::Integer | Decision::Lookup => weight_bytes(graph, n) / 4,
+            Decision::Integer | Decision::Dynamic | Decision::Lookup => weight_bytes(graph, n) / 4,
+            Decision::Stored | Decision::Sixteen => weight_bytes(graph, n) / 4,
             _ => weight_bytes(graph, n),
         };
         Ok(Trial {

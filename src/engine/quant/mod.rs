@@ -18,6 +18,7 @@ pub mod rewrite;
 pub mod rounding;
 pub mod rows;
 pub mod samples;
+pub mod schemes;
 pub mod search;
 pub mod statistics;
 pub mod targets;
@@ -86,8 +87,10 @@ impl Default for Recipe {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scheme {
-    /// Weights and activations, with ranges from calibration data.
+    /// As `static` where the codes of a convolution flow on; products of other reals as `dynamic`.
     #[default]
+    Auto,
+    /// Weights and activations, with ranges from calibration data.
     Static,
     /// Weights and activations, with the ranges of each row of each run.
     Dynamic,
@@ -392,8 +395,6 @@ impl Recipe {
     /// What is planned is refused by name, not as something unknown.
     fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
         let to_come = match field {
-            "scheme" => self.scheme != Scheme::Static,
-            "sixteen_bit" => !self.sixteen_bit.is_empty(),
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
             "complete" => self.complete,
@@ -429,6 +430,13 @@ impl Recipe {
         if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
             return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
         }
+        if self.scheme != Scheme::Static && !self.sixteen_bit.is_empty() {
+            return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
+        }
+        if self.target != Target::Octet && !matches!(self.scheme, Scheme::Auto | Scheme::Static) {
+            let text = "other targets than octet have a form for the static scheme only";
+            return fault("target", text.to_owned());
+        }
         if self.weights.max_code == MaxCode::Auto && *gate == Gate::default() {
             return fault(
                 "weights",
@@ -441,6 +449,16 @@ impl Recipe {
             return fault("search", "it looks for what keeps the gate: give a gate".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether the activations of a node have 16 bits by name.
+    pub fn has_sixteen_bits(&self, node: &str) -> bool {
+        self.sixteen_bit.iter().any(|pattern| matches(pattern, node))
+    }
+
+    /// Whether products among real operators get the ranges of their rows in each run.
+    pub fn ranges_by_row(&self) -> bool {
+        self.scheme == Scheme::Auto && self.target == Target::Octet && self.activations == Activations::U8
     }
 
     /// Whether a node stays in float by name.

@@ -16,6 +16,7 @@
 //! - Pools and reshapes pass codes on where they get them; MaxPool and reshapes keep the parameters of their input.
 //! - Gather from a large constant table of reals: the table is stored as `i8` with a scale a column, its rows become
 //!   reals after they are read. Embeddings are most of a small language model's bytes.
+//! - LSTM, GRU and RNN: weights are stored as `i8` with a scale a gate, and made reals before they are used.
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
 
 use std::collections::hash_map::Entry;
@@ -24,9 +25,11 @@ use std::collections::{BTreeMap, HashMap};
 use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::quant::schemes::stored;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::DType;
+use crate::engine::tensor::qparams::QuantParams;
 
 /// Elements from which on a table is worth a scale and a zero point a column.
 const TABLE_MIN: usize = 1 << 12;
@@ -38,6 +41,10 @@ pub enum Decision {
     Integer,
     /// Reads rows of a table that is stored in `i8`; the result is real.
     Lookup,
+    /// Multiplies codes of rows that get their range in each run; the result is real.
+    Dynamic,
+    /// Computes on reals, with weights that are stored in `i8`.
+    Stored,
     /// A Relu or Clip that the codes of the node before it take over.
     Absorbed {
         /// Position of that node in the graph.
@@ -48,6 +55,10 @@ pub enum Decision {
         /// Position of the last step in the graph.
         of: usize,
     },
+    /// Computes on reals that were rounded to 16-bit codes, with weights that are stored in `i8`.
+    Sixteen,
+    /// Computes in float16.
+    Half,
     /// Computes on reals, for a reason.
     Float(String),
     /// Moves data or computes shapes; there is nothing to gain.
@@ -85,6 +96,9 @@ pub struct Plan {
     pub coded: Vec<Coded>,
     /// For nodes on reals that read one operand through codes all the same: which.
     pub skips: BTreeMap<usize, usize>,
+    /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters once they are
+    /// chosen.
+    pub sixteen: BTreeMap<ValueId, Option<QuantParams>>,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
     /// Functions of one value, by their last node.
@@ -128,9 +142,10 @@ impl Plan {
         clamps
     }
 
-    /// Number of nodes that compute on codes.
-    pub fn integer_nodes(&self) -> usize {
-        self.decisions.iter().filter(|d| **d == Decision::Integer).count()
+    /// Number of nodes that compute on codes or have weights in codes.
+    pub fn quantized_nodes(&self) -> usize {
+        let plain = |d: &&Decision| matches!(d, Decision::Float(_) | Decision::Data);
+        self.decisions.iter().filter(|d| !plain(d)).count()
     }
 }
 
@@ -151,6 +166,7 @@ pub type Kept = BTreeMap<usize, String>;
 /// As [`plan`].
 pub fn plan_keeping(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
     names_exist(graph, "keep_float", &recipe.keep_float)?;
+    names_exist(graph, "sixteen_bit", &recipe.sixteen_bit)?;
     let mut planner = Planner::new(graph, recipe, kept);
     planner.find_candidates();
     planner.drop_useless();
@@ -227,7 +243,7 @@ pub fn multiplies(graph: &Graph, node: &Node) -> Result<(), String> {
 
 /// The constant table `[rows, columns]` of reals that a Gather reads rows of, if it is worth storing in codes.
 pub fn table_of(graph: &Graph, node: &Node) -> Option<ValueId> {
-    let operand = node.input(0)?;
+    let operand = node.input(0).filter(|_| matches!(node.op, Op::Gather { axis: 0 }))?;
     let table = graph.constant(operand)?;
     let large = table.shape().len() == 2 && table.len() >= TABLE_MIN && table.dtype() == DType::F32;
     (large && table.slice::<f32>().iter().all(|x| x.is_finite())).then_some(operand)
@@ -303,6 +319,8 @@ impl<'a> Planner<'a> {
                 Decision::Absorbed { into: self.absorbed[&n] }
             } else if let Some(reason) = self.keeps(n) {
                 Decision::Float(reason)
+            } else if self.recipe.has_sixteen_bits(&node.name) && computes_on_reals(self.graph, node) {
+                Decision::Sixteen
             } else {
                 self.candidate(n, node)
             };
@@ -326,13 +344,19 @@ impl<'a> Planner<'a> {
                 if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
                 }
-                let result = self.absorb(n);
                 let conv = matches!(node.op, Op::Conv { .. });
+                if !conv && self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
+                    return Decision::Dynamic;
+                }
+                let result = self.absorb(n);
                 self.codeable.insert(result, if conv { Behind::Convolution } else { Behind::Product });
             }
             Op::MatMul => {
                 if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
+                }
+                if self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
+                    return Decision::Dynamic;
                 }
                 if self.profile.whole {
                     self.codeable.insert(node.outputs[0], Behind::Product);
@@ -361,7 +385,7 @@ impl<'a> Planner<'a> {
                 None if passes_codes(op) && !matches!(op, Op::MaxPool { .. }) => return Decision::Data,
                 None => return Decision::Float("its input is not in codes".to_owned()),
             },
-            Op::Gather { axis: 0 } if table_of(self.graph, node).is_some() => return Decision::Lookup,
+            Op::Gather { .. } if table_of(self.graph, node).is_some() => return Decision::Lookup,
             op if moves_data(op) || counts(self.graph, node) => return Decision::Data,
             Op::Unary(Unary::Relu) | Op::Clip => {
                 let coded = node.input(0).is_some_and(|v| self.codeable.contains_key(&v));
@@ -370,6 +394,9 @@ impl<'a> Planner<'a> {
             }
             Op::LayerNorm { .. } | Op::Softmax { .. } | Op::BatchNorm { .. } => {
                 return Decision::Float("normalizes: integers would cost accuracy".to_owned());
+            }
+            _ if stored::is_recurrent(node) && !stored::operands(self.graph, node).is_empty() => {
+                return Decision::Stored;
             }
             op => return Decision::Float(format!("{} is computed in float", op.name())),
         }
@@ -507,8 +534,24 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+        let sixteen = self.sixteen();
         let skips = BTreeMap::new();
-        Plan { decisions: self.decisions, coded, skips, results: self.results, functions: self.functions }
+        let (results, functions) = (self.results, self.functions);
+        Plan { decisions: self.decisions, coded, skips, sixteen, results, functions }
+    }
+
+    /// What goes into the nodes with 16-bit activations, and what they make.
+    fn sixteen(&self) -> BTreeMap<ValueId, Option<QuantParams>> {
+        let real = |id: &ValueId| {
+            let dtype = self.graph.value(*id).dtype.unwrap_or(DType::F32);
+            dtype == DType::F32 && self.graph.constant(*id).is_none()
+        };
+        let truth: Vec<ValueId> =
+            self.graph.nodes.iter().filter(|n| is_logical(&n.op)).map(|n| n.outputs[0]).collect();
+        let used = |id: &ValueId| self.graph.outputs.contains(id) || !self.readers[id.0 as usize].is_empty();
+        let nodes = self.graph.nodes.iter().zip(&self.decisions).filter(|(_, d)| **d == Decision::Sixteen);
+        let values = nodes.flat_map(|(node, _)| node.inputs.iter().flatten().chain(&node.outputs));
+        values.filter(|id| real(id) && used(id) && !truth.contains(id)).map(|&id| (id, None)).collect()
     }
 }
 
@@ -578,6 +621,22 @@ pub fn is_data(graph: &Graph, node: &Node) -> bool {
     moves_data(&node.op) || passes || counts(graph, node)
 }
 
+/// Whether a node certainly takes reals and makes one.
+fn computes_on_reals(graph: &Graph, node: &Node) -> bool {
+    let reals = match &node.op {
+        Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul | Op::LayerNorm { .. } | Op::BatchNorm { .. } => true,
+        Op::Softmax { .. } | Op::Reduce { .. } | Op::AveragePool { .. } | Op::GlobalAveragePool => true,
+        Op::Unary(_) | Op::Binary(_) | Op::Clip => !is_logical(&node.op),
+        _ => !stored::operands(graph, node).is_empty(),
+    };
+    reals && !counts(graph, node)
+}
+
+/// Whether an operator makes truth values.
+fn is_logical(op: &Op) -> bool {
+    matches!(op, Op::Unary(Unary::Not)) || matches!(op, Op::Binary(binary) if binary.is_comparison())
+}
+
 /// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
 fn counts(graph: &Graph, node: &Node) -> bool {
     let whole = |id: &ValueId| graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
@@ -611,6 +670,7 @@ mod tests {
     use super::*;
     use crate::engine::graph::Value;
     use crate::engine::graph::op::Sliding;
+    use crate::engine::quant::Scheme;
     use crate::engine::tensor::Tensor;
 
     /// Builds a graph from lines `result = Op(operand, …)`; `w*` are `[8, 8, 1, 1]` or `[8, 8]` constants.
@@ -675,10 +735,16 @@ mod tests {
     /// One letter a node (Integer, Absorbed, Float, Data), and the coded values, `a<b` where `a` has `b`'s parameters.
     fn check(lines: &str, outputs: &[&str], recipe: serde_json::Value, want: &str) {
         let graph = graph(lines, outputs);
-        let plan = plan(&graph, &Recipe::parse(&recipe).unwrap()).unwrap();
+        let mut recipe = Recipe::parse(&recipe).unwrap();
+        recipe.scheme = Scheme::Static;
+        let plan = plan(&graph, &recipe).unwrap();
         let letter = |d: &Decision| match d {
             Decision::Integer => 'I',
             Decision::Lookup => 'L',
+            Decision::Stored => 'S',
+            Decision::Half => 'H',
+            Decision::Sixteen => 'X',
+            Decision::Dynamic => 'Y',
             Decision::Absorbed { .. } => 'A',
             Decision::Inner { .. } => 'i',
             Decision::Float(_) => 'F',

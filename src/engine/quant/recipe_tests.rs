@@ -27,6 +27,20 @@ fn what_is_asked_is_kept() {
 }
 
 #[test]
+fn every_scheme_is_known() {
+    for (name, scheme) in [
+        ("static", Scheme::Static),
+        ("dynamic", Scheme::Dynamic),
+        ("weight_only", Scheme::WeightOnly),
+        ("float16", Scheme::Float16),
+    ] {
+        assert_eq!(Recipe::parse(&json!({"scheme": name})).unwrap().scheme, scheme);
+    }
+    let recipe = Recipe::parse(&json!({"sixteen_bit": ["/stft/*"]})).unwrap();
+    assert!(recipe.has_sixteen_bits("/stft/Conv") && !recipe.has_sixteen_bits("/encoder/Conv"));
+}
+
+#[test]
 fn a_wrong_recipe_is_refused_with_its_field() {
     for (json, says) in [
         (json!([]), "expected an object"),
@@ -36,7 +50,9 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"weights": {"max_code": 63}}), "max_code is 63, not \"auto\" or a number from 64 to 127"),
         (json!({"weights": {"max_code": "best"}}), "max_code is \"best\""),
         (json!({"weights": {"max_code": "auto"}}), "give a gate"),
+        (json!({"target": "openvino", "scheme": "dynamic"}), "`target`: other targets than octet"),
         (json!({"target": "tpu"}), "`target`: unknown variant `tpu`"),
+        (json!({"scheme": "dynamic", "sixteen_bit": ["a"]}), "`sixteen_bit`: only the static scheme"),
         (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
         (json!({"ranges": {"percentile": 20}}), "percentile 20 is not above 50"),
         (json!({"ranges": "best"}), "`ranges`: \"best\" is not \"auto\", \"minmax\""),

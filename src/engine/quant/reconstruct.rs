@@ -150,6 +150,16 @@ struct Task<'a> {
     max_code: u8,
     rounding: Rounding,
     node: &'a Node,
+    /// Where rows get their range in each run: the constants of sums and bias, the values of least code and step.
+    by_row: Option<Rowwise>,
+}
+
+/// The ids of [`ByRow`].
+struct Rowwise {
+    sums: ValueId,
+    low: ValueId,
+    step: ValueId,
+    bias: Option<ValueId>,
 }
 
 /// Operands of a layer at sampled positions.
@@ -190,6 +200,38 @@ impl<'a> Task<'a> {
         let channels = tensor.shape()[axis];
         let bias = plan::bias_of(float, node, channels).ok()?;
         let id = |name: &String| places.values.get(name).copied();
+        if let Some(by_row) = &constants.by_row {
+            let bias_id = by_row.bias.as_ref().map(id);
+            let turned = axis == 0;
+            let w: Vec<f32> = tensor.slice::<f32>().iter().map(|w| w * alpha).collect();
+            let (terms, outputs) = (w.len() / channels, channels);
+            let at = |k: usize, n: usize| if turned { n * terms + k } else { k * outputs + n };
+            let w = (0..w.len()).map(|i| w[at(i / outputs, i % outputs)]).collect();
+            let product = Node::new(String::new(), Op::MatMul, Vec::new(), Vec::new());
+            return Some(Task {
+                geometry: Geometry::of(&product, &[terms, outputs])?,
+                w,
+                shape: vec![terms, outputs],
+                axis: recipe.weights.per_channel.then_some(1),
+                bias,
+                corrects: recipe.bias_correction && bias_id.is_some(),
+                bias_ids: None,
+                codes_id: id(&constants.codes)?,
+                scales_id: id(&constants.scales)?,
+                scale_x: 1.0,
+                zero_x: 0,
+                x: (node.input(0)?, coded.nodes[at_coded].input(0)?),
+                max_code: layer.weights.as_ref()?.max_code,
+                rounding: recipe.rounding,
+                node,
+                by_row: Some(Rowwise {
+                    sums: id(&by_row.sums)?,
+                    low: id(&by_row.low)?,
+                    step: id(&by_row.step)?,
+                    bias: bias_id.flatten(),
+                }),
+            });
+        }
         let bias_ids = match &constants.bias {
             Some((codes, scales)) => Some((id(codes)?, id(scales)?)),
             None => None,
@@ -198,11 +240,15 @@ impl<'a> Task<'a> {
             Some(_) => Some(bias.unwrap_or_else(|| vec![0.0; channels])),
             None => bias,
         };
-        // What it reads is made of codes: QuantizeLinear, DequantizeLinear.
+        // What it reads is made of codes (QuantizeLinear, DequantizeLinear), or real where only weights are codes.
         let reals = coded.nodes[at_coded].input(0)?;
-        let inline = &coded.nodes[*places.producers.get(&reals)?];
-        let Op::DequantizeLinear { .. } = inline.op else { return None };
-        let parameter = |i: usize| coded.constant(inline.input(i)?).map(|t| t.to_f64()[0]);
+        let inline = places.producers.get(&reals).map(|&n| &coded.nodes[n]);
+        let inline = inline.filter(|n| matches!(n.op, Op::DequantizeLinear { .. }));
+        let parameter = |i: usize| match inline {
+            // The rows of a table have a scale a column; what reads them stays as it was.
+            Some(inline) => coded.constant(inline.input(i)?).filter(|t| t.len() == 1).map(|t| t.to_f64()[0]),
+            None => Some(0.0),
+        };
         Some(Task {
             geometry,
             w: tensor.slice::<f32>().iter().map(|w| w * alpha).collect(),
@@ -215,15 +261,16 @@ impl<'a> Task<'a> {
             scales_id: id(&constants.scales)?,
             scale_x: parameter(1)? as f32,
             zero_x: parameter(2).unwrap_or(0.0) as i32,
-            x: (node.input(0)?, inline.input(0)?),
+            x: (node.input(0)?, inline.map_or(Some(reals), |inline| inline.input(0))?),
             max_code: layer.weights.as_ref()?.max_code,
             rounding: recipe.rounding,
             node,
+            by_row: None,
         })
     }
 
-    fn rows(&self, real: &Walk, coded: &Walk) -> Option<Rows> {
-        let (real, coded) = (real.value(self.x.0)?, coded.value(self.x.1)?);
+    fn rows(&self, real: &Walk, walk: &Walk) -> Option<Rows> {
+        let (real, coded) = (real.value(self.x.0)?, walk.value(self.x.1)?);
         let count: Vec<usize> = real.iter().map(|x| self.geometry.rows(x)).collect();
         let all: usize = count.iter().sum();
         let wanted = (ROWS_PER_TERM * self.geometry.terms.min(rounding::BLOCK)).clamp(ROWS_MIN, ROWS_MAX);
@@ -237,8 +284,14 @@ impl<'a> Task<'a> {
             }
             batches[batch].0.push(row - before);
         }
-        let reals = |codes: &Tensor| self.reals(codes);
-        let tensors = real.iter().zip(coded).map(|(real, codes)| Some((real.clone(), reals(codes)?)));
+        let reals = |batch: usize, codes: &Tensor| match &self.by_row {
+            None => self.reals(codes),
+            Some(by_row) => {
+                rows_of_codes(codes, &walk.value(by_row.low)?[batch], &walk.value(by_row.step)?[batch])
+            }
+        };
+        let pairs = real.iter().zip(coded).enumerate();
+        let tensors = pairs.map(|(batch, (real, codes))| Some((real.clone(), reals(batch, codes)?)));
         Some(Rows { batches, tensors: tensors.collect::<Option<_>>()? })
     }
 
@@ -247,6 +300,7 @@ impl<'a> Task<'a> {
         let reals: Vec<f32> = match codes.dtype() {
             DType::U8 => codes.slice::<u8>().iter().map(|&c| real(c.into())).collect(),
             DType::I8 => codes.slice::<i8>().iter().map(|&c| real(c.into())).collect(),
+            DType::F32 => return Some(codes.clone()),
             _ => return None,
         };
         Some(Tensor::from_slice(codes.shape(), &reals))
@@ -280,7 +334,8 @@ impl<'a> Task<'a> {
         let mut scales = weights::scales(&tensor, self.axis, self.max_code);
         let mut least = vec![0f32; scales.len()];
         // Room for a bias that is somewhat larger than the model's.
-        let bias: Vec<f32> = self.bias.iter().flatten().map(|b| 1.5 * b).collect();
+        let coded = self.bias.iter().filter(|_| self.bias_ids.is_some());
+        let bias: Vec<f32> = coded.flatten().map(|b| 1.5 * b).collect();
         weights::raise_for_bias(&mut least, self.scale_x, &bias, g.terms);
         for (scale, least) in scales.iter_mut().zip(&mut least) {
             *scale = scale.max(*least);
@@ -291,7 +346,11 @@ impl<'a> Task<'a> {
         let mut solved = Solved {
             codes: vec![0; self.w.len()],
             scales: scales.clone(),
-            bias: self.bias_ids.and(self.bias.clone()),
+            bias: if self.by_row.is_some() {
+                self.bias.clone()
+            } else {
+                self.bias_ids.and(self.bias.clone())
+            },
             optimal: 0,
             judged: 0,
             signal: 0.0,
@@ -450,7 +509,7 @@ impl<'a> Task<'a> {
             weights_db: db(solved.weight_noise),
             operand_db: db(solved.operand_noise),
         };
-        if let Some(bias) = &solved.bias {
+        if let (Some(bias), None) = (&solved.bias, &self.by_row) {
             let mut raised = solved.scales.clone();
             weights::raise_for_bias(&mut raised, self.scale_x, bias, self.geometry.terms);
             if raised != solved.scales {
@@ -459,6 +518,10 @@ impl<'a> Task<'a> {
             }
         }
         let graph = &mut rewritten.graph;
+        if let Some(by_row) = &self.by_row {
+            put_rowwise(graph, self, &solved, by_row);
+            return done;
+        }
         let mut put =
             |id: ValueId, tensor: Tensor| graph.value_mut(id).constant = Some(std::sync::Arc::new(tensor));
         let codes = Tensor::from_slice(&self.shape, &solved.codes);
@@ -474,6 +537,38 @@ impl<'a> Task<'a> {
         put(self.codes_id, codes);
         done
     }
+}
+
+/// Puts what was found for a product by rows into the graph.
+fn put_rowwise(graph: &mut Graph, task: &Task<'_>, solved: &Solved, by_row: &Rowwise) {
+    let outputs = task.shape[1];
+    let mut put =
+        |id: ValueId, tensor: Tensor| graph.value_mut(id).constant = Some(std::sync::Arc::new(tensor));
+    let mut sums = vec![0f32; outputs];
+    for row in solved.codes.chunks_exact(outputs) {
+        sums.iter_mut().zip(row).for_each(|(sum, &code)| *sum += f32::from(code));
+    }
+    let scales: Vec<f32> = (0..outputs).map(|n| solved.scales[n % solved.scales.len()]).collect();
+    put(task.codes_id, Tensor::from_slice(&task.shape, &solved.codes));
+    put(task.scales_id, Tensor::from_slice(&[outputs], &scales));
+    put(by_row.sums, Tensor::from_slice(&[outputs], &sums));
+    if let (Some(id), Some(bias)) = (by_row.bias, &solved.bias) {
+        put(id, Tensor::from_slice(&[outputs], bias));
+    }
+}
+
+/// The reals of codes `[…, K]` whose rows have a least code and a step each: `(code + low) · step`.
+fn rows_of_codes(codes: &Tensor, low: &Tensor, step: &Tensor) -> Option<Tensor> {
+    let width = *codes.shape().last()?;
+    let fits = codes.dtype() == DType::U8 && low.len() == step.len() && low.len() * width == codes.len();
+    if !fits || width == 0 {
+        return None;
+    }
+    let rows =
+        codes.slice::<u8>().chunks_exact(width).zip(low.slice::<f32>().iter().zip(step.slice::<f32>()));
+    let reals: Vec<f32> =
+        rows.flat_map(|(row, (low, step))| row.iter().map(move |&c| (f32::from(c) + low) * step)).collect();
+    Some(Tensor::from_slice(codes.shape(), &reals))
 }
 
 /// Rows of the float operand and of its codes.

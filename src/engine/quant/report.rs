@@ -226,11 +226,15 @@ pub fn activation(value: &str, observed: &Observed, choice: &Choice) -> Activati
 
 /// The nodes that compute on reals, with their reasons.
 pub fn float_rows(graph: &Graph, plan: &Plan) -> Vec<FloatRow> {
-    let row = |(node, decision): (&crate::engine::graph::Node, &Decision)| match decision {
-        Decision::Float(reason) => {
-            Some(FloatRow { node: node.name.clone(), op: node.op.name(), reason: reason.clone() })
-        }
-        _ => None,
+    let row = |(node, decision): (&Node, &Decision)| {
+        let reason = match decision {
+            Decision::Float(reason) => reason.as_str(),
+            Decision::Stored => "its weights are stored in 8 bits, it computes on reals",
+            Decision::Sixteen => "its activations have 16 bits, its weights 8",
+            Decision::Half => "it computes in float16",
+            _ => return None,
+        };
+        Some(FloatRow { node: node.name.clone(), op: node.op.name(), reason: reason.to_owned() })
     };
     graph.nodes.iter().zip(&plan.decisions).filter_map(row).collect()
 }
@@ -240,10 +244,12 @@ pub fn coverage(plan: &Plan) -> Coverage {
     let count = |f: fn(&Decision) -> bool| plan.decisions.iter().filter(|d| f(d)).count();
     Coverage {
         integer: count(|d| {
-            use Decision::{Absorbed, Inner, Integer, Lookup};
-            matches!(d, Integer | Lookup | Absorbed { .. } | Inner { .. })
+            use Decision::{Absorbed, Dynamic, Inner, Integer, Lookup};
+            matches!(d, Integer | Dynamic | Lookup | Absorbed { .. } | Inner { .. })
         }),
-        float: count(|d| matches!(d, Decision::Float(_))),
+        float: count(|d| {
+            matches!(d, Decision::Float(_) | Decision::Stored | Decision::Sixteen | Decision::Half)
+        }),
         data: count(|d| matches!(d, Decision::Data)),
     }
 }

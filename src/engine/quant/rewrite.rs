@@ -52,6 +52,21 @@ pub struct Constants {
     pub scales: String,
     /// Codes of the bias and their scales.
     pub bias: Option<(String, String)>,
+    /// Where rows get their range in each run.
+    pub by_row: Option<ByRow>,
+}
+
+/// What a product needs whose rows get their range in each run, by name. The weights are `[K, N]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ByRow {
+    /// Sums of the weight codes of each column.
+    pub sums: String,
+    /// The least code of each row: a real value is `(code + low) · step`.
+    pub low: String,
+    /// The width of a code of each row.
+    pub step: String,
+    /// The bias, in reals.
+    pub bias: Option<String>,
 }
 
 /// What became of the weights of a layer.
@@ -95,6 +110,9 @@ pub fn rewrite(
         constants: HashMap::new(),
         weights: HashMap::new(),
         tables: HashMap::new(),
+        rows: HashMap::new(),
+        numbers: HashMap::new(),
+        sixteen: HashMap::new(),
         layers: Vec::new(),
     };
     for &input in &graph.inputs {
@@ -105,17 +123,22 @@ pub fn rewrite(
             Decision::Absorbed { .. } | Decision::Inner { .. } => {}
             Decision::Integer => writer.integer(n, node),
             Decision::Lookup => writer.lookup(node),
-            Decision::Float(_) | Decision::Data => writer.float(n, node),
+            Decision::Stored => writer.stored(node),
+            Decision::Sixteen => writer.sixteen(node),
+            Decision::Dynamic => writer.dynamic(node),
+            // What computes in float16 is written by its own scheme.
+            Decision::Float(_) | Decision::Data | Decision::Half => writer.float(n, node),
         }
     }
     Rewritten { graph: compact(writer.out), layers: writer.layers }
 }
 
-struct Writer<'a> {
-    source: &'a Graph,
-    plan: &'a Plan,
+/// A QDQ graph that is being written. The schemes add to it what they need, in files of their own.
+pub(super) struct Writer<'a> {
+    pub(super) source: &'a Graph,
+    pub(super) plan: &'a Plan,
     params: &'a HashMap<ValueId, QuantParams>,
-    per_channel: bool,
+    pub(super) per_channel: bool,
     profile: Profile,
     /// For each node the clamps that it takes over.
     clamps: HashMap<usize, Vec<usize>>,
@@ -123,7 +146,7 @@ struct Writer<'a> {
     with_bias: bool,
     dial: &'a Dial,
     names: HashSet<String>,
-    out: Graph,
+    pub(super) out: Graph,
     /// For each value that has codes the reals that they stand for.
     dequantized: HashMap<ValueId, ValueId>,
     /// Scale and zero point of each root.
@@ -132,28 +155,30 @@ struct Writer<'a> {
     weights: HashMap<(ValueId, Vec<u32>), (Integers, LayerWeights)>,
     /// Codes, scales and zero points of each table.
     tables: HashMap<ValueId, [ValueId; 3]>,
-    layers: Vec<Layer>,
+    /// Codes, least code and step of values whose rows get their range in each run.
+    pub(super) rows: HashMap<ValueId, [ValueId; 3]>,
+    /// Constants that the form of those rows needs, once for all, by what they are.
+    pub(super) numbers: HashMap<&'static str, ValueId>,
+    /// For each value that has 16-bit codes the reals that they stand for.
+    pub(super) sixteen: HashMap<ValueId, ValueId>,
+    pub(super) layers: Vec<Layer>,
 }
 
 /// Codes that stand for reals: the reals, and the names of the constants.
 #[derive(Clone, Debug)]
-struct Integers {
-    reals: ValueId,
-    codes: String,
-    scales: String,
+pub(super) struct Integers {
+    pub(super) reals: ValueId,
+    pub(super) codes: String,
+    pub(super) scales: String,
 }
 
 /// A bias: the reals, and the names of codes and scales where it has them.
 type Bias = (ValueId, Option<(String, String)>);
 
 impl Writer<'_> {
-    /// A node on reals. It reads the reals behind codes that an integer node made, else the value as it is.
+    /// A node on reals.
     fn float(&mut self, n: usize, node: &Node) {
-        let read = |v: &ValueId| match self.plan.coded(*v) {
-            Some(coded) if coded.by_integer => self.dequantized[v],
-            _ => *v,
-        };
-        let mut inputs: Vec<_> = node.inputs.iter().map(|v| v.as_ref().map(read)).collect();
+        let mut inputs = self.reals(node);
         if let Some(&skip) = self.plan.skips.get(&n) {
             inputs[skip] = node.input(skip).map(|v| self.dequantized[&v]);
         }
@@ -183,6 +208,15 @@ impl Writer<'_> {
         if clamps.iter().all(done) { Vec::new() } else { clamps.clone() }
     }
 
+    /// What a node on reals reads: the reals behind codes that an integer node made, else the value as it is.
+    pub(super) fn reals(&self, node: &Node) -> Vec<Option<ValueId>> {
+        let read = |v: &ValueId| match self.plan.coded(*v) {
+            Some(coded) if coded.by_integer => self.dequantized[v],
+            _ => *v,
+        };
+        node.inputs.iter().map(|v| v.as_ref().map(read)).collect()
+    }
+
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
     fn integer(&mut self, n: usize, node: &Node) {
         if let Some(function) = self.plan.function(n) {
@@ -202,6 +236,7 @@ impl Writer<'_> {
                 codes: weight.codes,
                 scales: weight.scales,
                 bias: bias.and_then(|(_, names)| names),
+                by_row: None,
             });
             layer_weights = Some(summary);
             if let Op::Gemm { alpha, beta, .. } = &mut op {
@@ -318,7 +353,7 @@ impl Writer<'_> {
     }
 
     /// Quantizes `made` and dequantizes it again, if `value` has codes; the two differ for graph outputs.
-    fn codes(&mut self, value: ValueId, made: ValueId) {
+    pub(super) fn codes(&mut self, value: ValueId, made: ValueId) {
         let Some(coded) = self.plan.coded(value) else { return };
         let (scale, zero) = self.parameters(coded.root);
         let codes = self.value_like(value, "q", self.params[&coded.root].dtype);
@@ -332,7 +367,14 @@ impl Writer<'_> {
         self.dequantized.insert(value, reals);
     }
 
-    fn quantization(&mut self, quantize: bool, from: ValueId, scale: ValueId, zero: ValueId, to: ValueId) {
+    pub(super) fn quantization(
+        &mut self,
+        quantize: bool,
+        from: ValueId,
+        scale: ValueId,
+        zero: ValueId,
+        to: ValueId,
+    ) {
         let op = if quantize { Op::QuantizeLinear { axis: 1 } } else { Op::DequantizeLinear { axis: 1 } };
         let name = self.out.value(to).name.clone();
         self.out.nodes.push(Node::new(name, op, vec![Some(from), Some(scale), Some(zero)], vec![to]));
@@ -396,7 +438,7 @@ impl Writer<'_> {
         (weight, biased, summary)
     }
 
-    fn shared_weights(
+    pub(super) fn shared_weights(
         &mut self,
         operand: ValueId,
         tensor: &Tensor,
@@ -443,26 +485,31 @@ impl Writer<'_> {
         Integers { reals, codes: codes_name, scales: scales_name }
     }
 
-    fn constant(&mut self, named: ValueId, suffix: &str, tensor: Tensor) -> ValueId {
+    pub(super) fn constant(&mut self, named: ValueId, suffix: &str, tensor: Tensor) -> ValueId {
         let name = self.name(named, suffix);
         self.out.add_constant(&name, tensor)
     }
 
     /// A value of the shape of another.
-    fn value_like(&mut self, like: ValueId, suffix: &str, dtype: DType) -> ValueId {
+    pub(super) fn value_like(&mut self, like: ValueId, suffix: &str, dtype: DType) -> ValueId {
         let name = self.name(like, suffix);
         let dims = self.source.value(like).dims.clone();
         self.out.add_value(Value { name, dtype: Some(dtype), dims, ..Value::default() })
     }
 
     /// A name that no value has, after that of a value.
-    fn name(&mut self, named: ValueId, suffix: &str) -> String {
+    pub(super) fn name(&mut self, named: ValueId, suffix: &str) -> String {
         unused(&mut self.names, &self.source.value(named).name, suffix)
+    }
+
+    /// A name that no value has.
+    pub(super) fn unused(&mut self, stem: &str, suffix: &str) -> String {
+        unused(&mut self.names, stem, suffix)
     }
 }
 
 /// `STEM_SUFFIX`, or with a number where that is taken; then it is taken.
-fn unused(names: &mut HashSet<String>, stem: &str, suffix: &str) -> String {
+pub(super) fn unused(names: &mut HashSet<String>, stem: &str, suffix: &str) -> String {
     let base = format!("{stem}_{suffix}");
     let mut name = base.clone();
     for i in 1.. {
@@ -475,7 +522,7 @@ fn unused(names: &mut HashSet<String>, stem: &str, suffix: &str) -> String {
 }
 
 /// Largest scale over the median.
-fn spread(scales: &[f32]) -> f64 {
+pub(super) fn spread(scales: &[f32]) -> f64 {
     let mut sorted = scales.to_vec();
     sorted.sort_by(f32::total_cmp);
     match (sorted.last(), sorted.get(sorted.len() / 2)) {
@@ -485,7 +532,7 @@ fn spread(scales: &[f32]) -> f64 {
 }
 
 /// Leaves out values that nothing reads or makes.
-fn compact(mut graph: Graph) -> Graph {
+pub(super) fn compact(mut graph: Graph) -> Graph {
     let mut places: HashMap<ValueId, ValueId> = HashMap::new();
     let mut values = Vec::new();
     let mut move_value = |id: &mut ValueId| {

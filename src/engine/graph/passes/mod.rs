@@ -1,6 +1,7 @@
 //! Rewrites of a graph that keep its answer. Each has a name and can be switched off.
 
 mod affine;
+mod halves;
 mod identities;
 mod pads;
 pub mod simplify;
@@ -14,8 +15,10 @@ pub enum Pass {
     FoldConstants,
     /// Identity nodes go.
     RemoveIdentities,
-    /// BatchNormalization, Mul and Add by channel move into the weights of the Conv before them. The one rewrite
-    /// that rounds otherwise than the nodes it replaces.
+    /// Values in float16 and bfloat16 become float32, but for inputs and outputs. Rounds less often than the nodes do.
+    WidenHalves,
+    /// BatchNormalization, Mul and Add by channel move into the weights of the Conv before them. Rounds otherwise than
+    /// the nodes it replaces, as does `WidenHalves` and no other pass.
     FoldAffine,
     /// Pads of zeros move into the Conv or AveragePool after them.
     FoldPads,
@@ -30,9 +33,10 @@ pub enum Pass {
 }
 
 /// Name and meaning, for people.
-const NAMES: [(Pass, &str); 8] = [
+const NAMES: [(Pass, &str); 9] = [
     (Pass::FoldConstants, "fold_constants"),
     (Pass::RemoveIdentities, "remove_identities"),
+    (Pass::WidenHalves, "widen_halves"),
     (Pass::FoldAffine, "fold_affine"),
     (Pass::FoldPads, "fold_pads"),
     (Pass::MergeTransposes, "merge_transposes"),
