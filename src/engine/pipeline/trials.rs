@@ -65,13 +65,13 @@ impl Bench<'_> {
         let mut all = self.kept.clone();
         all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
         let mut plan = any::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
+        let profile = Profile::of(self.recipe);
         for (id, params) in &mut plan.sixteen {
             let name = &self.graph.value(*id).name;
             let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
             let (min, max) = observed.histogram.range().unwrap_or((0.0, 0.0));
             *params = Some(sixteen::params(min, max));
         }
-        let profile = Profile::of(self.recipe);
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
             let known = self.effects.choices.iter().find(|(root, _)| *root == coded.value);

@@ -430,7 +430,7 @@ impl Recipe {
         if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
             return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
         }
-        if self.scheme != Scheme::Static && !self.sixteen_bit.is_empty() {
+        if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
         }
         if self.target != Target::Octet && !matches!(self.scheme, Scheme::Auto | Scheme::Static) {

@@ -94,11 +94,11 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     /// Values that get codes: graph inputs first, then in execution order.
     pub coded: Vec<Coded>,
-    /// For nodes on reals that read one operand through codes all the same: which.
-    pub skips: BTreeMap<usize, usize>,
     /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters once they are
     /// chosen.
     pub sixteen: BTreeMap<ValueId, Option<QuantParams>>,
+    /// For nodes on reals that read one operand through codes all the same: which.
+    pub skips: BTreeMap<usize, usize>,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
     /// Functions of one value, by their last node.
@@ -131,6 +131,12 @@ impl Plan {
         self.coded.iter().find(|c| c.value == value)
     }
 
+    /// Number of nodes that compute on codes or have weights in codes.
+    pub fn quantized_nodes(&self) -> usize {
+        let plain = |d: &&Decision| matches!(d, Decision::Float(_) | Decision::Data);
+        self.decisions.iter().filter(|d| !plain(d)).count()
+    }
+
     /// For each node that takes over clamps those, in execution order.
     pub fn clamps(&self) -> HashMap<usize, Vec<usize>> {
         let mut clamps: HashMap<usize, Vec<usize>> = HashMap::new();
@@ -142,10 +148,9 @@ impl Plan {
         clamps
     }
 
-    /// Number of nodes that compute on codes or have weights in codes.
-    pub fn quantized_nodes(&self) -> usize {
-        let plain = |d: &&Decision| matches!(d, Decision::Float(_) | Decision::Data);
-        self.decisions.iter().filter(|d| !plain(d)).count()
+    /// Number of nodes that compute on codes.
+    pub fn integer_nodes(&self) -> usize {
+        self.decisions.iter().filter(|d| **d == Decision::Integer).count()
     }
 }
 
@@ -355,11 +360,11 @@ impl<'a> Planner<'a> {
                 if let Err(reason) = multiplies(self.graph, node) {
                     return Decision::Float(reason);
                 }
-                if self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
-                    return Decision::Dynamic;
-                }
                 if self.profile.whole {
                     self.codeable.insert(node.outputs[0], Behind::Product);
+                }
+                if self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
+                    return Decision::Dynamic;
                 }
             }
             Op::Binary(Binary::Add | Binary::Mul) => {
@@ -534,10 +539,15 @@ impl<'a> Planner<'a> {
                 }
             }
         }
-        let sixteen = self.sixteen();
-        let skips = BTreeMap::new();
-        let (results, functions) = (self.results, self.functions);
-        Plan { decisions: self.decisions, coded, skips, sixteen, results, functions }
+        let (sixteen, skips) = (self.sixteen(), BTreeMap::new());
+        Plan {
+            decisions: self.decisions,
+            coded,
+            sixteen,
+            skips,
+            results: self.results,
+            functions: self.functions,
+        }
     }
 
     /// What goes into the nodes with 16-bit activations, and what they make.

@@ -188,6 +188,15 @@ impl Writer<'_> {
         }
     }
 
+    /// What a node on reals reads: the reals behind codes that an integer node made, else the value as it is.
+    pub(super) fn reals(&self, node: &Node) -> Vec<Option<ValueId>> {
+        let read = |v: &ValueId| match self.plan.coded(*v) {
+            Some(coded) if coded.by_integer => self.dequantized[v],
+            _ => *v,
+        };
+        node.inputs.iter().map(|v| v.as_ref().map(read)).collect()
+    }
+
     /// The clamps that a node takes over and that codes alone would not do: they stand behind it.
     fn written_clamps(&self, n: usize, result: ValueId) -> Vec<usize> {
         let Some(clamps) = self.clamps.get(&n) else { return Vec::new() };
@@ -206,15 +215,6 @@ impl Writer<'_> {
             }
         };
         if clamps.iter().all(done) { Vec::new() } else { clamps.clone() }
-    }
-
-    /// What a node on reals reads: the reals behind codes that an integer node made, else the value as it is.
-    pub(super) fn reals(&self, node: &Node) -> Vec<Option<ValueId>> {
-        let read = |v: &ValueId| match self.plan.coded(*v) {
-            Some(coded) if coded.by_integer => self.dequantized[v],
-            _ => *v,
-        };
-        node.inputs.iter().map(|v| v.as_ref().map(read)).collect()
     }
 
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.

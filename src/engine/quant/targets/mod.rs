@@ -59,7 +59,7 @@ impl Profile {
             shared: Shared::Passed,
         };
         match recipe.target {
-            Target::Octet => plain,
+            Target::Octet => Profile { real_results: recipe.ranges_by_row(), ..plain },
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
             Target::Openvino => Profile { real_results: true, shared: Shared::Joined, ..plain },
             Target::Tensorrt => Profile { codes: Codes::S8, real_bias: true, ..plain },
