@@ -89,7 +89,7 @@ def tensorrt_rules(path):
         zero = file.constants.get(node.input[2]) if len(node.input) > 2 else None
         if zero is None or zero.dtype != np.int8:
             wrong.append(f"{node.name}: its zero point is no constant int8")
-        elif np.any(zero != 0):
+        if zero is not None and np.any(zero != 0):
             wrong.append(f"{node.name}: its zero point is not 0")
         scale = file.constants.get(node.input[1])
         if scale is None or np.any(scale <= 0):

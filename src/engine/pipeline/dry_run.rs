@@ -20,7 +20,8 @@ use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::report::{Coverage, FloatRow, rows};
 use crate::engine::quant::rewrite::rewrite;
-use crate::engine::quant::targets::{Profile, planner};
+use crate::engine::quant::schemes::any;
+use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Recipe, statistics};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
@@ -116,7 +117,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     }
     fold_constants(&mut graph);
     simplify(&mut graph, Passes::ALL);
-    let plan = planner::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
+    let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
     let session = |graph| Session::new(graph, options.clone()).map_err(|e| Error::Model(e.to_string()));
     let float = session(graph.clone())?;

@@ -435,6 +435,10 @@ impl Recipe {
         if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
         }
+        if self.target != Target::Octet && !matches!(self.scheme, Scheme::Auto | Scheme::Static) {
+            let text = "other targets than octet have a form for the static scheme only";
+            return fault("target", text.to_owned());
+        }
         if self.weights.max_code == MaxCode::Auto && *gate == Gate::default() {
             return fault(
                 "weights",

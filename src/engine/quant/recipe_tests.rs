@@ -51,6 +51,7 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"weights": {"max_code": 63}}), "max_code is 63, not \"auto\" or a number from 64 to 127"),
         (json!({"weights": {"max_code": "best"}}), "max_code is \"best\""),
         (json!({"weights": {"max_code": "auto"}}), "give a gate"),
+        (json!({"target": "openvino", "scheme": "dynamic"}), "`target`: other targets than octet"),
         (json!({"target": "tpu"}), "`target`: unknown variant `tpu`"),
         (json!({"scheme": "dynamic", "sixteen_bit": ["a"]}), "`sixteen_bit`: only the static scheme"),
         (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
