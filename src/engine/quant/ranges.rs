@@ -129,8 +129,10 @@ fn levels(histogram: &Histogram, codes: Codes) -> usize {
 /// of the magnitudes up to there, what lies beyond heaped on the last bin, and what the levels tell of it is least
 /// (Migacz 2017). The largest of several that are as good.
 ///
-/// Two peaks at zero would decide alone and are not the matter, as zero has a code of its own: exact zeros (ReLU) do not
-/// count, and the first bin (GELU) counts no more than the second. On codes of sixteen bits nothing is told badly.
+/// Peaks would decide alone and are not the matter, as one code tells each of them: exact zeros (ReLU) do not count, the
+/// first bin (GELU) counts no more than the second, and a bin that holds a large part of all values (the background of
+/// images, the end of a clamp) no more than those around it. Without the last, the best threshold for a picture on a white
+/// ground was the white: what lies beyond, heaped on that bin, did not show. On codes of sixteen bits nothing is told badly.
 fn most_telling_magnitude(histogram: &Histogram, codes: Codes) -> f32 {
     /// Thresholds that are tried, about.
     const TRIALS: usize = 2048;
@@ -148,6 +150,7 @@ fn most_telling_magnitude(histogram: &Histogram, codes: Codes) -> f32 {
         return largest;
     }
     counts[0] = counts[1];
+    level_peaks(&mut counts);
     let levels = levels(histogram, codes);
     let bins = counts.len();
     // Before each bin: values, bins that hold some, Σ n ln n.
@@ -159,6 +162,9 @@ fn most_telling_magnitude(histogram: &Histogram, codes: Codes) -> f32 {
         logs.push(logs[i] + if count > 0.0 { count * count.ln() } else { 0.0 });
     }
     let all = values[bins];
+    if all == 0.0 {
+        return largest;
+    }
     let log_of: Vec<f64> = (0..=bins / levels + 2).map(|n| f64::from(n as u32).max(1.0).ln()).collect();
     let step = bins.div_ceil(TRIALS);
     let (mut best, mut least) = (bins, f64::INFINITY);
@@ -194,6 +200,20 @@ fn most_telling_magnitude(histogram: &Histogram, codes: Codes) -> f32 {
         end = end.saturating_sub(step);
     }
     if best == bins { largest } else { (best as f64 * width) as f32 }
+}
+
+/// Levels bins that hold more than a 32nd of all values with the mean of the eight on each side.
+fn level_peaks(counts: &mut [u64]) {
+    let most = counts.iter().sum::<u64>() / 32;
+    let peaks: Vec<usize> = (0..counts.len()).filter(|&i| counts[i] > most).collect();
+    let around = |i: usize| {
+        let bins = i.saturating_sub(8)..(i + 9).min(counts.len());
+        let others = bins.filter(|bin| !peaks.contains(bin)).map(|bin| counts[bin]);
+        let (n, sum) = others.fold((0, 0), |(n, sum), count| (n + 1, sum + count));
+        sum.checked_div(n).unwrap_or(0)
+    };
+    let levelled: Vec<u64> = peaks.iter().map(|&i| around(i).min(counts[i])).collect();
+    peaks.into_iter().zip(levelled).for_each(|(i, count)| counts[i] = count);
 }
 
 fn xlnx(x: f64) -> f64 {
@@ -468,6 +488,12 @@ mod tests {
         let relu: Vec<f32> = normal(100_000).into_iter().map(|x| x.max(0.0)).collect();
         let most = relu.iter().copied().fold(0.0, f32::max);
         let found = choose(&of(&relu), Method::Entropy, Codes::U8).hi as f32;
+        assert!(found > 0.5 * most, "{found} of {most}");
+        // A picture whose background is one value within the range.
+        let mut picture: Vec<f32> = normal(20_000).into_iter().map(|x| x.abs()).collect();
+        let most = picture.iter().copied().fold(0.0, f32::max);
+        picture.extend(vec![0.81; 20_000]);
+        let found = choose(&of(&picture), Method::Entropy, Codes::U8).hi as f32;
         assert!(found > 0.5 * most, "{found} of {most}");
         // A hundred values far apart: codes tell them, so nothing may be cut.
         let levels: Vec<f32> = (0..50_000).map(|i| (i % 100) as f32).collect();

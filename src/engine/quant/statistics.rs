@@ -11,10 +11,11 @@ use zip::write::SimpleFileOptions;
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, ValueId};
+use crate::engine::quant::Recipe;
 use crate::engine::quant::extremes::{ExactSum, Extremes};
 use crate::engine::quant::histogram::{Histogram, State};
 use crate::engine::quant::observed::Observed;
-use crate::engine::quant::plan;
+use crate::engine::quant::plan::{self, Decision};
 
 /// First bytes of the member; the last of them is the version of the form.
 const MAGIC: [u8; 8] = *b"OCTSTAT\x01";
@@ -59,9 +60,18 @@ pub enum Error {
 
 /// The values of a simplified float graph that some recipe could give codes to: what operators that compute read and make.
 /// More than one plan needs, so that statistics serve the next recipe too. In the order of the graph.
+///
+/// What a clamp takes over from a product is not among them: no target gives it codes, it would need a recipe that keeps
+/// the clamp alone in float, and it is a third of the values of a network of convolutions.
 pub fn wanted(graph: &Graph) -> Vec<ValueId> {
     let mut seen = vec![false; graph.values.len()];
     let mut all = Vec::new();
+    let plan = plan::plan(graph, &Recipe::default()).expect("the default recipe names no node");
+    for (node, decision) in graph.nodes.iter().zip(&plan.decisions) {
+        if let (Decision::Absorbed { .. }, Some(value)) = (decision, node.input(0)) {
+            seen[value.0 as usize] = true;
+        }
+    }
     for node in &graph.nodes {
         // What moves data has codes only where a neighbour that computes has them.
         if plan::moves_data(&node.op) && !matches!(node.op, Op::Concat { .. }) || takes_shape_only(&node.op) {
