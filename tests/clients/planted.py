@@ -103,7 +103,7 @@ def check_one_channel_a_thousand_times_the_others_is_named(server):
         for per_channel in (True, False):
             what = f"{model}, per_channel={per_channel}"
             got, page = report(server, planted, calibration(), data(), weights={"per_channel": per_channel},
-                               rounding="nearest")
+                               rounding="nearest", ranges="mse")
             first = got["advice"][0]
             assert (first["node"], first["cause"]) == (node, "channel_spread"), f"{what}: {json.dumps(got['advice'], indent=1)}"
             assert "channel 3 of" in first["finding"], f"{what}: {first}"

@@ -153,9 +153,11 @@ impl Lowering {
             return None;
         }
         let made: Option<Vec<usize>> = chain.iter().map(|id| self.producers.get(id).copied()).collect();
+        // The product has the name that the model gives it, not that of the last factor.
+        let name = multiplied.name.clone();
         self.absorbed.extend(made?);
         let inputs = [q, weight, low, step, sums, scale].map(Some).to_vec();
-        Some(Node::new(node.name.clone(), Op::RowProduct, inputs, node.outputs.clone()))
+        Some(Node::new(name, Op::RowProduct, inputs, node.outputs.clone()))
     }
 
     /// The operands of the node that makes a value, where it is one of this kind.

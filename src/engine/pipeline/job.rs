@@ -360,8 +360,12 @@ impl Job<'_> {
                 options: &self.options(),
             };
             let found = effect::choose(asked, &mut on_value).map_err(|e| run_error(e, "calibration"))?;
-            // What eight bits do not hold stays in float; what is behind it is looked at again.
+            // What eight bits do not hold stays in float; what is behind it is looked at again. A method that the recipe
+            // names is taken at its word: what it makes does not depend on samples that may be gone.
             let before = kept.len();
+            if recipe.ranges != Ranges::Auto {
+                return Ok((found, kept));
+            }
             kept.extend(effect::unsafe_nodes(graph, &plan, &found));
             if kept.len() == before {
                 return Ok((found, kept));

@@ -253,7 +253,8 @@ impl<'a> Task<'a> {
             geometry,
             w: tensor.slice::<f32>().iter().map(|w| w * alpha).collect(),
             shape: tensor.shape().to_vec(),
-            axis: recipe.weights.per_channel.then_some(axis),
+            // Whether there is a scale a channel is for the writer to say: some targets have one for a matrix.
+            axis: coded.constant(id(&constants.scales)?).filter(|t| !t.shape().is_empty()).map(|_| axis),
             bias,
             corrects: recipe.bias_correction && bias_ids.is_some(),
             bias_ids,
