@@ -159,7 +159,7 @@ fn dynamic_rows_are_two_steps_and_keep_their_bits() {
 #[test]
 fn sixteen_bits_stand_around_the_nodes_that_are_named() {
     let graph = perceptron();
-    let recipe = Recipe::parse(&json!({"sixteen_bit": ["first"]})).unwrap();
+    let recipe = Recipe::parse(&json!({"scheme": "static", "sixteen_bit": ["first"]})).unwrap();
     let mut plan = plan::plan(&graph, &recipe).unwrap();
     let names: Vec<&str> = plan.sixteen.keys().map(|id| graph.value(*id).name.as_str()).collect();
     assert_eq!(names, ["x", "h"]);
