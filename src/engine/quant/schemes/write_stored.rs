@@ -2,7 +2,7 @@
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Node, ValueId};
-use crate::engine::quant::plan::{Decision, weights_of};
+use crate::engine::quant::plan::weights_of;
 use crate::engine::quant::rewrite::{Constants, Integers, Layer, LayerWeights, Writer};
 use crate::engine::quant::{MaxCode, weights};
 use crate::engine::tensor::{DType, Tensor};
@@ -30,10 +30,7 @@ impl Writer<'_> {
     ) -> (Option<LayerWeights>, Option<Constants>) {
         let (mut summary, mut constants) = (None, None);
         let all = stored::operands(self.source, node);
-        // Between products of rows that get their range in each run, weights are rounded to the nearest code only.
-        let alone = all.len() == 1
-            && !matches!(node.op, Op::Gemm { alpha, .. } if alpha != 1.0)
-            && !self.plan.decisions.contains(&Decision::Dynamic);
+        let alone = all.len() == 1 && !matches!(node.op, Op::Gemm { alpha, .. } if alpha != 1.0);
         for Stored { input, value, channels } in all {
             let tensor = self.source.constant(value).expect("the plan checked the weights").clone();
             let (integers, weights) = match channels {
