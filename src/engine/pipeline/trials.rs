@@ -32,6 +32,9 @@ use crate::engine::tensor::{DType, Tensor};
 const TRIAL_SAMPLES: usize = 16;
 /// Batches of samples over which the noise of one layer is measured.
 const SENSITIVITY_BATCHES: usize = 2;
+/// Least share of the multiply-accumulates on integers: a gate that more layers in float would keep is not kept, because
+/// what is left is the float model.
+const INTEGER_LEAST: f64 = 0.5;
 /// Why a layer is in float that the search has kept.
 pub(super) const KEPT: &str = "kept in float so that the gate holds";
 
@@ -306,15 +309,17 @@ impl FloatTrials<'_> {
             Decision::Stored | Decision::Sixteen => weight_bytes(graph, n) / 4,
             _ => weight_bytes(graph, n),
         };
+        let integer_mac_share = integer as f64 / all.max(1) as f64;
+        let enough = kept.is_empty() || integer_mac_share >= INTEGER_LEAST;
         Ok(Trial {
             keeps_float: self.names(kept),
             metric: gate::metric(&recipe.gate, &e).map_or(e.int8.value, |(_, _, int8)| int8.value),
             agreement: e.agreement.value,
             sqnr_db: e.sqnr_db,
-            integer_mac_share: integer as f64 / all.max(1) as f64,
+            integer_mac_share,
             bytes: nodes().map(bytes).sum(),
-            passes: verdict.failure.is_none(),
-            margin: verdict.margin,
+            passes: verdict.failure.is_none() && enough,
+            margin: if enough { verdict.margin } else { f64::NEG_INFINITY },
         })
     }
 }
