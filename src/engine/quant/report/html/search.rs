@@ -63,16 +63,32 @@ pub fn trials(page: &mut String, f: &Findings) {
     if trials.is_empty() {
         return;
     }
+    let (measure, limit) = measure(f);
     let passing = trials.iter().filter(|t| t.passes).count();
     let what = format!(
-        "{} models were tried, {passing} keep the gate. Right is cheaper, up is better; the line joins those that none beats in both.",
-        trials.len()
+        "{} models were tried, {passing} keep the gate. Right is cheaper, up is better ({}); the line joins those that none beats in both.",
+        trials.len(),
+        measure.name()
     );
     heading(page, "What was tried", &what);
-    // Without labels the metric is the agreement; noise tells more where all agree.
-    let by_noise = f.evaluation.metric == "agreement" && f.recipe.gate.min_sqnr_db.is_some();
-    let good = |t: &Trial| if by_noise { t.sqnr_db } else { 100.0 * t.metric };
-    let shown = |t: &Trial| if by_noise { decibels(t.sqnr_db) } else { percent(t.metric) };
+    put(
+        page,
+        format_args!(
+            "<div class=\"box\"><div class=\"key\"><span><i class=\"good\"></i>keeps the gate</span><span><i class=\"hollow\" style=\"border-color:var(--bad)\"></i>does not</span>{}</div>{}</div>",
+            limit.map_or_else(String::new, |l| format!(
+                "<span>dashed: the gate, {l:.1} {}</span>",
+                measure.unit()
+            )),
+            picture(trials, measure, limit)
+        ),
+    );
+    folded(page, trials.len() <= SHOWN, "All trials, in order", &table(trials));
+}
+
+/// The trials: what the gate speaks of against what is cheap, with the limit of the gate.
+fn picture(trials: &[Trial], measure: Measure, limit: Option<f64>) -> String {
+    let good = |t: &Trial| measure.of(t);
+    let unit = measure.unit();
     let cheap = |t: &Trial| 100.0 * t.integer_mac_share;
     let ends = |of: &dyn Fn(&Trial) -> f64| {
         let (lo, hi) =
@@ -80,13 +96,18 @@ pub fn trials(page: &mut String, f: &Findings) {
         let room = 0.08 * (hi - lo).max(0.2);
         (lo - room, hi + room)
     };
-    let (x, y) = (ends(&cheap), ends(&good));
-    let (x, y) = ((x.0, x.1.min(100.0)), if by_noise { y } else { (y.0, y.1.min(100.0)) });
+    let (x, mut y) = (ends(&cheap), ends(&good));
+    if let Some(limit) = limit {
+        y = (y.0.min(limit - 0.1), y.1.max(limit + 0.1));
+    }
+    let (x, y) = ((x.0, x.1.min(100.0)), if unit == "dB" { y } else { (y.0, y.1.min(100.0)) });
     let mut plot = Plot::new(x, y);
-    let unit = if by_noise { "dB" } else { "%" };
     for part in [0.0, 0.5, 1.0] {
         let at = y.0 + part * (y.1 - y.0);
         plot.across(at, &format!("{at:.1} {unit}"));
+    }
+    if let Some(limit) = limit {
+        plot.line("limit", [(x.0, limit), (x.1, limit)]);
     }
     let mut frontier: Vec<&Trial> = trials
         .iter()
@@ -104,7 +125,7 @@ pub fn trials(page: &mut String, f: &Findings) {
         plot.dot("chosen", cheap(t), good(t), "the cheapest that keeps the gate");
     }
     for t in trials {
-        let title = format!("{} · {:.1} % of MACs in integers · {}", shown(t), cheap(t), kept(t));
+        let title = format!("{} · {:.1} % of MACs in integers · {}", measure.words(t), cheap(t), kept(t));
         plot.dot(if t.passes { "good" } else { "poor" }, cheap(t), good(t), &title);
         if !t.passes {
             plot.dot("ring", cheap(t), good(t), &title);
@@ -114,13 +135,10 @@ pub fn trials(page: &mut String, f: &Findings) {
         let at = x.0 + part * (x.1 - x.0);
         plot.below(at, &format!("{at:.0} % of MACs"));
     }
-    put(
-        page,
-        format_args!(
-            "<div class=\"box\"><div class=\"key\"><span><i class=\"good\"></i>keeps the gate</span><span><i class=\"hollow\" style=\"border-color:var(--bad)\"></i>does not</span></div>{}</div>",
-            plot.finish("accuracy against the share of multiplications in integers")
-        ),
-    );
+    plot.finish(&format!("{} against the share of multiplications in integers", measure.name()))
+}
+
+fn table(trials: &[Trial]) -> String {
     let mut body = "<div class=\"wrap\"><table><tr><th>Gate<th class=\"r\">Metric<th class=\"r\">Agreement<th class=\"r\">Signal to noise<th class=\"r\">Integer MACs<th class=\"r\">Weights<th>Stays in float".to_owned();
     for t in trials {
         let gate = if t.passes {
@@ -135,14 +153,69 @@ pub fn trials(page: &mut String, f: &Findings) {
                 percent(t.metric),
                 percent(t.agreement),
                 decibels(t.sqnr_db),
-                cheap(t),
+                100.0 * t.integer_mac_share,
                 bytes(t.bytes),
                 escape(&kept(t))
             ),
         );
     }
     body.push_str("</table></div>");
-    folded(page, trials.len() <= SHOWN, "All trials, in order", &body);
+    body
+}
+
+/// What a gate speaks of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Measure {
+    Metric,
+    Agreement,
+    Noise,
+}
+
+impl Measure {
+    fn of(self, t: &Trial) -> f64 {
+        match self {
+            Measure::Metric => 100.0 * t.metric,
+            Measure::Agreement => 100.0 * t.agreement,
+            Measure::Noise => t.sqnr_db,
+        }
+    }
+
+    fn unit(self) -> &'static str {
+        match self {
+            Measure::Metric | Measure::Agreement => "%",
+            Measure::Noise => "dB",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Measure::Metric => "the metric",
+            Measure::Agreement => "agreement with float",
+            Measure::Noise => "signal to noise of the output",
+        }
+    }
+
+    fn words(self, t: &Trial) -> String {
+        match self {
+            Measure::Metric => percent(t.metric),
+            Measure::Agreement => percent(t.agreement),
+            Measure::Noise => decibels(t.sqnr_db),
+        }
+    }
+}
+
+/// What trials are judged by, and the limit of the gate in its unit, where there is one for all samples.
+fn measure(f: &Findings) -> (Measure, Option<f64>) {
+    let gate = &f.recipe.gate;
+    // Another metric than that of the evaluation has another float figure.
+    let float = gate.metric.is_none().then_some(f.evaluation.float.value);
+    let drop = gate.max_drop.zip(float).map(|(drop, float)| 100.0 * (float - drop));
+    match (gate.max_drop, gate.min_sqnr_db, gate.min_agreement) {
+        (Some(_), _, _) => (Measure::Metric, drop),
+        (None, Some(db), _) => (Measure::Noise, Some(db)),
+        (None, None, Some(share)) => (Measure::Agreement, Some(100.0 * share)),
+        (None, None, None) => (Measure::Metric, None),
+    }
 }
 
 fn kept(t: &Trial) -> String {
@@ -150,5 +223,35 @@ fn kept(t: &Trial) -> String {
         [] => "all in integers".to_owned(),
         names if names.len() <= 6 => names.join(", "),
         names => format!("{}, … {} more", names[..5].join(", "), names.len() - 5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trial_is_a_dot_and_the_gate_a_line() {
+        let trial = |metric: f64, sqnr_db: f64, share: f64, passes: bool| Trial {
+            keeps_float: vec!["<a>".to_owned()],
+            metric,
+            agreement: metric,
+            sqnr_db,
+            integer_mac_share: share,
+            bytes: 1000,
+            passes,
+            margin: 0.0,
+        };
+        let trials = [trial(0.9, 30.0, 1.0, false), trial(0.9, 45.0, 0.5, true), trial(0.9, 41.0, 0.4, true)];
+        for (measure, limit, lines) in [(Measure::Noise, Some(40.0), 2), (Measure::Metric, None, 1)] {
+            let svg = picture(&trials, measure, limit);
+            assert_eq!(svg.matches("class=\"line").count(), lines, "{measure:?}");
+            assert_eq!(svg.matches("class=\"dot good").count(), 2, "{measure:?}");
+            // One that does not pass is hollow; the cheapest that passes has a halo.
+            assert_eq!(svg.matches("class=\"dot ring").count(), 1, "{measure:?}");
+            assert_eq!(svg.matches("class=\"dot chosen").count(), 1, "{measure:?}");
+            assert!(!svg.contains("<a>") && !svg.contains("NaN"), "{svg}");
+        }
+        assert!(table(&trials).contains("30.0 dB"));
     }
 }

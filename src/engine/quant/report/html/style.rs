@@ -40,7 +40,7 @@ details{margin-top:12px}summary{cursor:pointer;color:var(--accent);font-size:14p
 .plot .x:last-of-type{transform:translateX(-90%)}
 .band{fill:none}.band.bad{fill:var(--tint-bad)}.band.fair{fill:var(--tint-fair)}
 .rule,.line,.dot{fill:none;vector-effect:non-scaling-stroke}.rule{stroke:var(--line)}.line{stroke-width:2;stroke-linejoin:round;stroke:var(--accent)}
-.line.faint{opacity:.35}.dot{stroke-linecap:round;stroke-width:8;stroke:var(--accent)}.dot.good{stroke:var(--good)}.dot.poor{stroke:var(--bad)}
+.line.faint{opacity:.35}.line.limit{stroke:var(--dim);stroke-width:1.5;stroke-dasharray:5 4}.dot{stroke-linecap:round;stroke-width:8;stroke:var(--accent)}.dot.good{stroke:var(--good)}.dot.poor{stroke:var(--bad)}
 .dot.one{stroke:var(--second);stroke-width:6}.dot.two{stroke:var(--third);stroke-width:6}.dot.ring{stroke:var(--card);stroke-width:4}.dot.chosen{stroke:var(--accent);stroke-width:18;opacity:.3}
 .key{display:flex;flex-wrap:wrap;gap:4px 18px;font-size:13px;color:var(--dim);margin:0 0 10px}.key i{display:inline-block;width:10px;height:10px;border-radius:50%;margin-right:6px}
 i.main{background:var(--accent)}i.hollow{background:none;border:2px solid var(--accent)}
