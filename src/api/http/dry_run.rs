@@ -43,7 +43,7 @@ pub(crate) struct DryRunView {
     integer_share: Option<f64>,
     /// Predicted times; `null` where only a run tells.
     seconds: Option<SecondsView>,
-    /// Predicted peak of the job's memory in bytes, about; `null` where only a run tells.
+    /// Predicted peak of the job's memory in bytes, within a factor of about two; `null` where only a run tells.
     memory_bytes: Option<u64>,
     /// What the predictions rest on.
     basis: String,
