@@ -105,26 +105,31 @@ pub(super) fn same_memory(logical: &[usize]) -> bool {
 
 /// A step that brings a value of shape `logical` into `layout` from the other order.
 pub(super) fn convert(context: Context, layout: Layout, dtype: DType, logical: &[usize]) -> Kernel {
+    let logical = logical.to_vec();
+    Box::new(move |operands, out, _| {
+        bring(layout, dtype, &logical, operands.need(0).bytes, out.bytes, context.threads);
+        Ok(())
+    })
+}
+
+/// Brings the bytes of a value of shape `logical` into `layout` from the other order.
+pub(super) fn bring(layout: Layout, dtype: DType, logical: &[usize], x: &[u8], y: &mut [u8], threads: usize) {
     let (batch, channels, pixels) = (logical[0], logical[1], logical[2..].iter().product::<usize>());
-    let threads = context.threads;
-    macro_rules! convert {
-        ($t:ty) => {
-            Box::new(move |operands, out, _| {
-                let x: &[$t] = bytemuck::cast_slice(operands.need(0).bytes);
-                let y: &mut [$t] = bytemuck::cast_slice_mut(out.bytes);
-                match layout {
-                    Layout::ChannelsLast => nchw_to_nhwc(x, batch, channels, pixels, y, threads),
-                    Layout::RowMajor => nhwc_to_nchw(x, batch, channels, pixels, y, threads),
-                }
-                Ok(())
-            })
-        };
+    macro_rules! bring {
+        ($t:ty) => {{
+            let x: &[$t] = bytemuck::cast_slice(x);
+            let y: &mut [$t] = bytemuck::cast_slice_mut(y);
+            match layout {
+                Layout::ChannelsLast => nchw_to_nhwc(x, batch, channels, pixels, y, threads),
+                Layout::RowMajor => nhwc_to_nchw(x, batch, channels, pixels, y, threads),
+            }
+        }};
     }
     match dtype.size() {
-        1 => convert!(u8),
-        2 => convert!(u16),
-        4 => convert!(u32),
-        _ => convert!(u64),
+        1 => bring!(u8),
+        2 => bring!(u16),
+        4 => bring!(u32),
+        _ => bring!(u64),
     }
 }
 

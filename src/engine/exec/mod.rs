@@ -152,6 +152,11 @@ pub trait Tap {
     /// One value of one run, in the shape the model gives it (`[N, C, H, W]` even where the memory order
     /// was another). Called in execution order.
     fn observe(&mut self, value: &str, tensor: TensorView<'_>);
+    /// Whether the order of the elements matters to it. Where it does not, `observe` gets them in the order in memory with
+    /// the shape of that order, which keeps the first axis: this saves moving them.
+    fn wants_order(&self, _value: &str) -> bool {
+        true
+    }
 }
 
 /// Why a model cannot be loaded or run.

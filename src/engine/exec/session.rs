@@ -14,10 +14,10 @@ use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
 use super::fold::{fold_constants, fold_weights};
-use super::layout::{Layout, convert};
+use super::layout::{Layout, bring};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
-use super::step::{Context, Operand, Operands, Scratch, Source};
+use super::step::{Context, Operands, Scratch};
 use super::weights::Weights;
 use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
 
@@ -612,17 +612,15 @@ impl Session {
         let view = Operands::read(&operands, given, arena).need(0);
         let name = self.real_name(sight.value);
         let moved;
-        let view = if sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape) {
-            let context = Context { threads: 1, ..Context::new(&self.options) };
-            let kernel = convert(context, Layout::RowMajor, view.dtype, &sight.shape);
-            let source = Source::Constant(Arc::new(view.to_tensor()));
-            let operand = Operand { source, dtype: view.dtype, shape: view.shape.to_vec() };
+        let other = sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape);
+        let view = if other && tap.wants_order(name) {
             let mut tensor = Tensor::zeros(view.dtype, &sight.shape);
-            let done =
-                kernel(&Operands::constants(&[Some(operand)]), tensor.view_mut(), &mut Scratch::default());
-            done.expect("a change of order cannot fail");
+            let (out, threads) = (tensor.view_mut().bytes, self.options.threads);
+            bring(Layout::RowMajor, view.dtype, &sight.shape, view.bytes, out, threads);
             moved = tensor;
             moved.view()
+        } else if other {
+            view
         } else {
             TensorView { shape: &sight.shape, ..view }
         };

@@ -117,7 +117,7 @@ impl Job<'_> {
         };
 
         let samples = self.samples(&float, calibration.as_ref())?;
-        let (effects, unsafe_) = self.choose(&float, &graph, plan, &recipe, &statistics, &samples)?;
+        let (effects, unsafe_) = self.choose(&graph, plan, &recipe, &statistics, &samples)?;
         let bench = Bench {
             job: self,
             float: &float,
@@ -319,7 +319,6 @@ impl Job<'_> {
 
     fn choose(
         &self,
-        float: &Session,
         graph: &Graph,
         plan: Plan,
         recipe: &Recipe,
@@ -347,19 +346,17 @@ impl Job<'_> {
                     (e, _) => run_error(e, "calibration"),
                 })?;
             }
-            let all = roots(&plan).count();
-            let mut on_value = |done| self.going(Phase::Quantize, done, all);
+            let mut on_reader = |done, all| self.going(Phase::Quantize, done, all);
             let asked = effect::Asked {
                 graph,
                 plan: &plan,
-                float,
                 observed: &statistics.values,
                 candidates,
                 codes: Profile::of(recipe).codes,
                 batches: &samples.batches,
                 options: &self.options(),
             };
-            let found = effect::choose(asked, &mut on_value).map_err(|e| run_error(e, "calibration"))?;
+            let found = effect::choose(asked, &mut on_reader).map_err(|e| run_error(e, "calibration"))?;
             // What eight bits do not hold stays in float; what is behind it is looked at again. A method that the recipe
             // names is taken at its word: what it makes does not depend on samples that may be gone.
             let before = kept.len();

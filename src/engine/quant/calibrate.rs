@@ -174,8 +174,7 @@ impl Counter<'_> {
                 None => Samples::Mixed,
             },
         };
-        observed.observe(tensor, samples);
-        self.ranges.observe(value, samples, tensor);
+        self.ranges.observe(value, &observed.observe(tensor, samples));
     }
 }
 
@@ -186,6 +185,12 @@ impl Tap for Counter<'_> {
 
     fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
         self.count(value, tensor);
+    }
+
+    /// Counts know no order, and samples along the first axis stay where they are.
+    fn wants_order(&self, value: &str) -> bool {
+        let axis = self.axes.as_ref().and_then(|axes| axes.get(value));
+        self.count.is_some() && axis.is_some_and(|&axis| axis > 0)
     }
 }
 

@@ -3,6 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::engine::kernels::isa::Isa;
+
+/// So many values are looked at on two threads.
+const MANY: usize = 1 << 17;
 /// Bits of the significand of an f32, the implicit one among them.
 const SIGNIFICAND: u32 = 24;
 
@@ -81,17 +85,11 @@ pub struct Extremes {
 }
 
 impl Extremes {
-    /// Adds a sample's values, in pieces where it is not contiguous. NaN and infinities have no effect.
-    pub fn observe<'a>(&mut self, pieces: impl Iterator<Item = &'a [f32]>) {
-        let (mut least, mut largest) = (f32::INFINITY, f32::NEG_INFINITY);
-        for piece in pieces {
-            (least, largest) = extremes(piece, least, largest);
-        }
-        if least <= largest {
-            self.samples += 1;
-            self.least.add(least);
-            self.largest.add(largest);
-        }
+    /// Adds a sample by its least and its largest value.
+    pub fn add(&mut self, (least, largest): (f32, f32)) {
+        self.samples += 1;
+        self.least.add(least);
+        self.largest.add(largest);
     }
 
     /// Adds the samples of another.
@@ -110,21 +108,43 @@ impl Extremes {
     }
 }
 
-/// Least and largest finite value, and those that came before.
-fn extremes(values: &[f32], least: f32, largest: f32) -> (f32, f32) {
+/// Least and largest of the finite values of a sample, in pieces where it is not contiguous; `None` where there are none.
+pub fn of_finite<'a>(pieces: impl Iterator<Item = &'a [f32]>) -> Option<(f32, f32)> {
+    let isa = Isa::best();
+    let none = (f32::INFINITY, f32::NEG_INFINITY);
+    let range = pieces.fold(none, |range, piece| widened(isa, range, piece));
+    (range.0 <= range.1).then_some(range)
+}
+
+fn widened(isa: Isa, range: (f32, f32), values: &[f32]) -> (f32, f32) {
+    if values.len() >= MANY && rayon::current_num_threads() > 1 {
+        let (left, right) = values.split_at(values.len() / 2);
+        let ((a, b), (c, d)) = rayon::join(|| widened(isa, range, left), || widened(isa, range, right));
+        return (a.min(c), b.max(d));
+    }
+    isa.vectorize(
+        #[inline(always)]
+        || widened_by(range, values),
+    )
+}
+
+#[inline(always)]
+fn widened_by((least, largest): (f32, f32), values: &[f32]) -> (f32, f32) {
     let (mut lo, mut hi) = ([least; 16], [largest; 16]);
     let (blocks, rest) = values.as_chunks::<16>();
-    // `min` and `max` pass NaN over; infinities must not count either.
-    let finite_or = |x: f32, other: f32| if x.is_finite() { x } else { other };
+    // NaN and infinities fail the comparison with the largest real.
+    let mut see = |i: usize, x: f32| {
+        let finite = x.abs() <= f32::MAX;
+        lo[i] = if finite & (x < lo[i]) { x } else { lo[i] };
+        hi[i] = if finite & (x > hi[i]) { x } else { hi[i] };
+    };
     for block in blocks {
-        for i in 0..16 {
-            lo[i] = lo[i].min(finite_or(block[i], f32::INFINITY));
-            hi[i] = hi[i].max(finite_or(block[i], f32::NEG_INFINITY));
+        for (i, &x) in block.iter().enumerate() {
+            see(i, x);
         }
     }
     for &x in rest {
-        lo[0] = lo[0].min(finite_or(x, f32::INFINITY));
-        hi[0] = hi[0].max(finite_or(x, f32::NEG_INFINITY));
+        see(0, x);
     }
     (lo.into_iter().fold(f32::INFINITY, f32::min), hi.into_iter().fold(f32::NEG_INFINITY, f32::max))
 }
@@ -171,13 +191,17 @@ mod tests {
         }
     }
 
+    fn see(extremes: &mut Extremes, pieces: &[&[f32]]) {
+        of_finite(pieces.iter().copied()).into_iter().for_each(|range| extremes.add(range));
+    }
+
     #[test]
     fn the_means_are_those_of_the_samples() {
         let mut extremes = Extremes::default();
         assert_eq!(extremes.means(), None);
-        extremes.observe([&[1.0f32, 5.0][..], &[-3.0]].into_iter());
-        extremes.observe([&[f32::NAN, 2.0, f32::INFINITY, f32::NEG_INFINITY][..]].into_iter());
-        extremes.observe([&[f32::NAN][..]].into_iter());
+        see(&mut extremes, &[&[1.0f32, 5.0][..], &[-3.0]]);
+        see(&mut extremes, &[&[f32::NAN, 2.0, f32::INFINITY, f32::NEG_INFINITY]]);
+        see(&mut extremes, &[&[f32::NAN]]);
         assert_eq!(extremes.samples, 2);
         assert_eq!(extremes.means(), Some((-0.5, 3.5)));
         extremes.merge(&Extremes { mixed: true, ..Extremes::default() });
@@ -195,7 +219,7 @@ mod tests {
             .collect();
         let of = |samples: &[Vec<f32>]| {
             let mut all = Extremes::default();
-            samples.iter().for_each(|s| all.observe([&s[..]].into_iter()));
+            samples.iter().for_each(|s| see(&mut all, &[s]));
             all
         };
         let want = of(&samples);

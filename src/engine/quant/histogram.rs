@@ -30,6 +30,10 @@ impl Default for Histogram {
     }
 }
 
+use crate::engine::kernels::isa::Isa;
+
+/// So many values are counted on two threads.
+const MANY: usize = 1 << 17;
 /// So few values are counted one by one: clearing the little memory takes longer.
 const FEW: usize = 1024;
 /// Values that are looked at together.
@@ -127,16 +131,27 @@ impl Histogram {
         if values.len() < FEW {
             return self.observe_one_by_one(values);
         }
+        if values.len() >= MANY && rayon::current_num_threads() > 1 {
+            let (left, right) = values.split_at(values.len() / 2);
+            let mut other = Histogram::default();
+            rayon::join(|| self.observe(left), || other.observe(right));
+            return self.merge(&other);
+        }
+        let isa = Isa::best();
         let mut counted = Counted::default();
         // Blocks that stay in the first-level cache between the looks at them.
         for block in values.chunks(BLOCK) {
-            self.observe_block(block, &mut counted);
+            self.observe_block(block, &mut counted, isa);
         }
         self.take(&mut counted);
     }
 
-    fn observe_block(&mut self, values: &[f32], counted: &mut Counted) {
-        let Some((min, max)) = extremes_of_finite(values) else {
+    fn observe_block(&mut self, values: &[f32], counted: &mut Counted, isa: Isa) {
+        let extremes = isa.vectorize(
+            #[inline(always)]
+            || extremes_of_finite(values),
+        );
+        let Some((min, max)) = extremes else {
             self.take(counted);
             return self.observe_one_by_one(values);
         };
@@ -150,18 +165,11 @@ impl Histogram {
             return;
         }
         let per_unit = self.bins_per_unit();
-        let mut zeros = 0u32;
-        for (i, (place, &x)) in counted.places.iter_mut().zip(values).enumerate() {
-            let bin = (x.abs() * per_unit) as i32;
-            // Of a negative number −1: then this is `BINS − 1 − bin`.
-            let sign = (x.to_bits() as i32) >> 31;
-            let zero = x == 0.0;
-            zeros += u32::from(zero);
-            // Zeros go to places in turn that nobody reads: a count that is added to again at once would wait for
-            // itself, and half of the values behind a ReLU are zero.
-            let spare = (2 * BINS + i % 16) as i32;
-            *place = (if zero { spare } else { BINS as i32 + (bin ^ sign) }) as u16;
-        }
+        let places = &mut counted.places[..values.len()];
+        let zeros = isa.vectorize(
+            #[inline(always)]
+            || place(values, per_unit, places),
+        );
         for &place in &counted.places[..values.len()] {
             counted.bins[usize::from(place) % PLACES] += 1;
         }
@@ -308,7 +316,26 @@ impl Histogram {
     }
 }
 
+/// Finds the bin of each value, and how many values are zero.
+#[inline(always)]
+fn place(values: &[f32], per_unit: f32, places: &mut [u16]) -> u32 {
+    let mut zeros = 0u32;
+    for (i, (place, &x)) in places.iter_mut().zip(values).enumerate() {
+        let bin = (x.abs() * per_unit) as i32;
+        // Of a negative number −1: then this is `BINS − 1 − bin`.
+        let sign = (x.to_bits() as i32) >> 31;
+        let zero = x == 0.0;
+        zeros += u32::from(zero);
+        // Zeros go to places in turn that nobody reads: a count that is added to again at once would wait for
+        // itself, and half of the values behind a ReLU are zero.
+        let spare = (2 * BINS + i % 16) as i32;
+        *place = (if zero { spare } else { BINS as i32 + (bin ^ sign) }) as u16;
+    }
+    zeros
+}
+
 /// Least and largest value; `None` where one is not finite.
+#[inline(always)]
 fn extremes_of_finite(values: &[f32]) -> Option<(f32, f32)> {
     const LANES: usize = 16;
     let (mut lo, mut hi) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);

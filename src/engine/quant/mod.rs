@@ -4,6 +4,7 @@
 pub mod calibrate;
 pub mod checks;
 pub mod confusion;
+pub mod dense;
 pub mod dial;
 pub mod effect;
 pub mod evaluate;

@@ -1,6 +1,6 @@
 //! What calibration keeps of a value: its histogram and the extremes of its samples. Knows nothing of graphs.
 
-use crate::engine::quant::extremes::Extremes;
+use crate::engine::quant::extremes::{self, Extremes};
 use crate::engine::quant::histogram::Histogram;
 use crate::engine::tensor::TensorView;
 
@@ -30,22 +30,29 @@ pub struct Observed {
 }
 
 impl Observed {
-    /// Adds the values of a run; `tensor` holds f32.
-    pub fn observe(&mut self, tensor: TensorView<'_>, samples: Samples) {
+    /// Adds the values of a run; `tensor` holds f32. Gives the least and the largest finite value of each sample, `None`
+    /// for one without; nothing where nobody can tell samples apart.
+    pub fn observe(&mut self, tensor: TensorView<'_>, samples: Samples) -> Vec<Option<(f32, f32)>> {
         let values = tensor.slice::<f32>();
         self.histogram.observe(values);
-        match samples {
-            Samples::One => self.extremes.observe([values].into_iter()),
-            Samples::Along { axis, count } => match stretch(tensor.shape, axis, count) {
-                // A stretch of the inner dimensions for each index of the outer ones belongs to one sample.
-                Some(stretch) => (0..count).for_each(|sample| {
-                    let pieces = values.chunks_exact(stretch).skip(sample).step_by(count);
-                    self.extremes.observe(pieces);
-                }),
-                None => self.extremes.mixed |= !values.is_empty(),
-            },
-            Samples::Mixed => self.extremes.mixed |= !values.is_empty(),
-        }
+        let pieces = match samples {
+            Samples::One => Some((values.len(), 1)),
+            Samples::Along { axis, count } => {
+                stretch(tensor.shape, axis, count).map(|length| (length, count))
+            }
+            Samples::Mixed => None,
+        };
+        let Some((length, count)) = pieces else {
+            self.extremes.mixed |= !values.is_empty();
+            return Vec::new();
+        };
+        // A stretch of the inner dimensions for each index of the outer ones belongs to one sample.
+        let of_sample = |sample: usize| {
+            extremes::of_finite(values.chunks_exact(length.max(1)).skip(sample).step_by(count))
+        };
+        let ranges: Vec<_> = (0..count).map(of_sample).collect();
+        ranges.iter().flatten().for_each(|&range| self.extremes.add(range));
+        ranges
     }
 
     /// Adds what another has seen.

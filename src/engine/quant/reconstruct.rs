@@ -8,11 +8,13 @@
 use std::collections::{HashMap, HashSet};
 
 use ndarray::{Array1, Array2, Axis, s};
+use rayon::prelude::*;
 
 use crate::engine::exec::Options;
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::calibrate::Error;
+use crate::engine::quant::dense::{Dense, moments};
 use crate::engine::quant::plan;
 use crate::engine::quant::rewrite::{Layer, Rewritten};
 use crate::engine::quant::rounding::{self, Factor, Limits};
@@ -62,6 +64,7 @@ pub fn reconstruct(
 ) -> Result<Vec<Reconstructed>, Error> {
     let failed = |source| Error::Run { sample: 0, source };
     let mut done = Vec::new();
+    let dense = Dense { isa: options.isa, threads: options.threads };
     let places = Places::of(float, &rewritten.graph);
     let shared = shared(&rewritten.layers);
     let mut real = Walk::new(float, &samples.batches, options.clone());
@@ -84,8 +87,9 @@ pub fn reconstruct(
             continue;
         };
         let Some(rows) = task.rows(&real, &coded) else { continue };
-        let Some(solved) = task.solve(&rows) else { continue };
-        done.push(task.keep(solved, rewritten));
+        let Some(solved) = task.solve(&rows, dense) else { continue };
+        let found = task.keep(solved, &mut rewritten.graph);
+        done.push(found);
     }
     Ok(done)
 }
@@ -131,6 +135,7 @@ impl Places {
 
 /// A layer to be rounded.
 struct Task<'a> {
+    name: &'a str,
     geometry: Geometry,
     /// `[N, K]` by [`Geometry::place`], with `alpha` of a Gemm.
     w: Vec<f32>,
@@ -149,7 +154,6 @@ struct Task<'a> {
     x: (ValueId, ValueId),
     max_code: u8,
     rounding: Rounding,
-    node: &'a Node,
     /// Where rows get their range in each run: the constants of sums and bias, the values of least code and step.
     by_row: Option<Rowwise>,
 }
@@ -163,11 +167,21 @@ struct Rowwise {
 }
 
 /// Operands of a layer at sampled positions.
-struct Rows {
-    /// Batches with the rows that are taken of each; whether to judge by them.
-    batches: Vec<(Vec<usize>, bool)>,
-    /// The float model's operand and that of the codes, one a batch.
-    tensors: Vec<(Tensor, Tensor)>,
+struct Rows<'w> {
+    batches: Vec<Sampled<'w>>,
+}
+
+/// Those of a batch.
+struct Sampled<'w> {
+    /// The rows that are taken.
+    rows: Vec<usize>,
+    /// Whether to judge by them.
+    judged: bool,
+    /// The operand in the float model, and its codes.
+    real: &'w Tensor,
+    coded: &'w Tensor,
+    /// Least code and step of each row, where rows have their own: `(code + least) · step`.
+    ranges: Option<(&'w Tensor, &'w Tensor)>,
 }
 
 /// What was found for a layer.
@@ -186,7 +200,7 @@ impl<'a> Task<'a> {
     fn of(
         float: &'a Graph,
         coded: &Graph,
-        layer: &Layer,
+        layer: &'a Layer,
         (at_real, at_coded): (usize, usize),
         recipe: &Recipe,
         places: &Places,
@@ -196,52 +210,56 @@ impl<'a> Task<'a> {
         let (operand, axis, _) = plan::weights_of(float, node).ok()?;
         let tensor = float.constant(operand)?;
         let alpha = if let Op::Gemm { alpha, .. } = node.op { alpha } else { 1.0 };
-        let geometry = Geometry::of(node, tensor.shape())?;
         let channels = tensor.shape()[axis];
         let bias = plan::bias_of(float, node, channels).ok()?;
         let id = |name: &String| places.values.get(name).copied();
+        let scales_id = id(&constants.scales)?;
+        let w: Vec<f32> = tensor.slice::<f32>().iter().map(|w| w * alpha).collect();
+        let reals = coded.nodes[at_coded].input(0)?;
+        let plain = Task {
+            name: &layer.node,
+            geometry: Geometry::of(node, tensor.shape())?,
+            w,
+            shape: tensor.shape().to_vec(),
+            // Whether there is a scale a channel is for the writer to say: some targets have one for a matrix.
+            axis: coded.constant(scales_id).filter(|t| !t.shape().is_empty()).map(|_| axis),
+            bias,
+            corrects: false,
+            bias_ids: None,
+            codes_id: id(&constants.codes)?,
+            scales_id,
+            scale_x: 1.0,
+            zero_x: 0,
+            x: (node.input(0)?, reals),
+            max_code: layer.weights.as_ref()?.max_code,
+            rounding: recipe.rounding,
+            by_row: None,
+        };
         if let Some(by_row) = &constants.by_row {
-            let bias_id = by_row.bias.as_ref().map(id);
-            let turned = axis == 0;
-            let w: Vec<f32> = tensor.slice::<f32>().iter().map(|w| w * alpha).collect();
-            let (terms, outputs) = (w.len() / channels, channels);
-            let at = |k: usize, n: usize| if turned { n * terms + k } else { k * outputs + n };
-            let w = (0..w.len()).map(|i| w[at(i / outputs, i % outputs)]).collect();
+            let bias = by_row.bias.as_ref().map(id);
+            let (terms, outputs) = (plain.w.len() / channels, channels);
+            let at = |k: usize, n: usize| if axis == 0 { n * terms + k } else { k * outputs + n };
             let product = Node::new(String::new(), Op::MatMul, Vec::new(), Vec::new());
             return Some(Task {
                 geometry: Geometry::of(&product, &[terms, outputs])?,
-                w,
+                w: (0..plain.w.len()).map(|i| plain.w[at(i / outputs, i % outputs)]).collect(),
                 shape: vec![terms, outputs],
                 axis: recipe.weights.per_channel.then_some(1),
-                bias,
-                corrects: recipe.bias_correction && bias_id.is_some(),
-                bias_ids: None,
-                codes_id: id(&constants.codes)?,
-                scales_id: id(&constants.scales)?,
-                scale_x: 1.0,
-                zero_x: 0,
-                x: (node.input(0)?, coded.nodes[at_coded].input(0)?),
-                max_code: layer.weights.as_ref()?.max_code,
-                rounding: recipe.rounding,
-                node,
+                corrects: recipe.bias_correction && bias.is_some(),
                 by_row: Some(Rowwise {
                     sums: id(&by_row.sums)?,
                     low: id(&by_row.low)?,
                     step: id(&by_row.step)?,
-                    bias: bias_id.flatten(),
+                    bias: bias.flatten(),
                 }),
+                ..plain
             });
         }
         let bias_ids = match &constants.bias {
             Some((codes, scales)) => Some((id(codes)?, id(scales)?)),
             None => None,
         };
-        let bias = match bias_ids {
-            Some(_) => Some(bias.unwrap_or_else(|| vec![0.0; channels])),
-            None => bias,
-        };
         // What it reads is made of codes (QuantizeLinear, DequantizeLinear), or real where only weights are codes.
-        let reals = coded.nodes[at_coded].input(0)?;
         let inline = places.producers.get(&reals).map(|&n| &coded.nodes[n]);
         let inline = inline.filter(|n| matches!(n.op, Op::DequantizeLinear { .. }));
         let parameter = |i: usize| match inline {
@@ -250,77 +268,98 @@ impl<'a> Task<'a> {
             None => Some(0.0),
         };
         Some(Task {
-            geometry,
-            w: tensor.slice::<f32>().iter().map(|w| w * alpha).collect(),
-            shape: tensor.shape().to_vec(),
-            // Whether there is a scale a channel is for the writer to say: some targets have one for a matrix.
-            axis: coded.constant(id(&constants.scales)?).filter(|t| !t.shape().is_empty()).map(|_| axis),
-            bias,
+            bias: match bias_ids {
+                Some(_) => Some(plain.bias.unwrap_or_else(|| vec![0.0; channels])),
+                None => plain.bias,
+            },
             corrects: recipe.bias_correction && bias_ids.is_some(),
             bias_ids,
-            codes_id: id(&constants.codes)?,
-            scales_id: id(&constants.scales)?,
             scale_x: parameter(1)? as f32,
             zero_x: parameter(2).unwrap_or(0.0) as i32,
-            x: (node.input(0)?, inline.map_or(Some(reals), |inline| inline.input(0))?),
-            max_code: layer.weights.as_ref()?.max_code,
-            rounding: recipe.rounding,
-            node,
-            by_row: None,
+            x: (plain.x.0, inline.map_or(Some(reals), |inline| inline.input(0))?),
+            ..plain
         })
     }
 
-    fn rows(&self, real: &Walk, walk: &Walk) -> Option<Rows> {
+    fn rows<'w>(&self, real: &'w Walk, walk: &'w Walk) -> Option<Rows<'w>> {
         let (real, coded) = (real.value(self.x.0)?, walk.value(self.x.1)?);
+        let ranges = match &self.by_row {
+            Some(by_row) => Some((walk.value(by_row.low)?, walk.value(by_row.step)?)),
+            None => None,
+        };
         let count: Vec<usize> = real.iter().map(|x| self.geometry.rows(x)).collect();
         let all: usize = count.iter().sum();
         let wanted = (ROWS_PER_TERM * self.geometry.terms.min(rounding::BLOCK)).clamp(ROWS_MIN, ROWS_MAX);
-        let mut batches: Vec<(Vec<usize>, bool)> =
-            (0..count.len()).map(|b| (Vec::new(), is_judged(b, count.len()))).collect();
+        let batch = |b: usize| {
+            let ranges = ranges.map(|(low, step)| (&low[b], &step[b]));
+            Sampled {
+                rows: Vec::new(),
+                judged: is_judged(b, count.len()),
+                real: &real[b],
+                coded: &coded[b],
+                ranges,
+            }
+        };
+        let mut batches: Vec<Sampled<'w>> = (0..count.len()).map(batch).collect();
+        if !batches.iter().all(|batch| self.fits(batch)) {
+            return None;
+        }
         let (mut batch, mut before) = (0, 0);
         for row in spread(all, wanted) {
             while row - before >= count[batch] {
                 before += count[batch];
                 batch += 1;
             }
-            batches[batch].0.push(row - before);
+            batches[batch].rows.push(row - before);
         }
-        let reals = |batch: usize, codes: &Tensor| match &self.by_row {
-            None => self.reals(codes),
-            Some(by_row) => {
-                rows_of_codes(codes, &walk.value(by_row.low)?[batch], &walk.value(by_row.step)?[batch])
-            }
-        };
-        let pairs = real.iter().zip(coded).enumerate();
-        let tensors = pairs.map(|(batch, (real, codes))| Some((real.clone(), reals(batch, codes)?)));
-        Some(Rows { batches, tensors: tensors.collect::<Option<_>>()? })
+        Some(Rows { batches })
     }
 
-    fn reals(&self, codes: &Tensor) -> Option<Tensor> {
+    /// Whether the codes of an operand are of a type and shape that is known here.
+    fn fits(&self, Sampled { coded, ranges, .. }: &Sampled<'_>) -> bool {
+        match ranges {
+            None => matches!(coded.dtype(), DType::U8 | DType::I8 | DType::F32),
+            Some((low, step)) => {
+                let rows = coded.len() / self.geometry.terms.max(1);
+                coded.dtype() == DType::U8 && low.len() == rows && step.len() == rows
+            }
+        }
+    }
+
+    /// Rows of an operand as its codes stand for them.
+    fn reals(
+        &self,
+        Sampled { rows, coded, ranges, .. }: &Sampled<'_>,
+        groups: (usize, usize),
+    ) -> Array2<f32> {
+        let g = &self.geometry;
         let real = |code: i32| (code - self.zero_x) as f32 * self.scale_x;
-        let reals: Vec<f32> = match codes.dtype() {
-            DType::U8 => codes.slice::<u8>().iter().map(|&c| real(c.into())).collect(),
-            DType::I8 => codes.slice::<i8>().iter().map(|&c| real(c.into())).collect(),
-            DType::F32 => return Some(codes.clone()),
-            _ => return None,
-        };
-        Some(Tensor::from_slice(codes.shape(), &reals))
+        match (coded.dtype(), ranges) {
+            (DType::F32, _) => g.gather(coded, rows, groups, 0f32),
+            (DType::I8, _) => g.gather(coded, rows, groups, self.zero_x as i8).mapv(|code| real(code.into())),
+            (_, None) => g.gather(coded, rows, groups, self.zero_x as u8).mapv(|code| real(code.into())),
+            (_, Some((low, step))) => {
+                let codes = g.gather(coded, rows, groups, 0u8);
+                let (low, step) = (low.slice::<f32>(), step.slice::<f32>());
+                Array2::from_shape_fn(codes.raw_dim(), |(i, k)| {
+                    (f32::from(codes[[i, k]]) + low[rows[i]]) * step[rows[i]]
+                })
+            }
+        }
     }
 
     /// Rows of some groups: `(float, codes)` to find by, and to judge by.
-    fn gather(&self, rows: &Rows, group: usize, groups: usize) -> [Pair; 2] {
+    fn gather(&self, rows: &Rows<'_>, groups: (usize, usize)) -> [Pair; 2] {
         let take = |judge: bool| {
             let (mut real, mut coded) = (Vec::new(), Vec::new());
-            for ((rows, judged), (a, b)) in rows.batches.iter().zip(&rows.tensors) {
-                if *judged == judge {
-                    real.push(self.geometry.gather(a, rows, group, groups));
-                    coded.push(self.geometry.gather(b, rows, group, groups));
-                }
+            for batch in rows.batches.iter().filter(|batch| batch.judged == judge) {
+                real.push(self.geometry.gather(batch.real, &batch.rows, groups, 0f32));
+                coded.push(self.reals(batch, groups));
             }
             let join = |parts: Vec<Array2<f32>>| {
                 let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
                 ndarray::concatenate(Axis(0), &views)
-                    .unwrap_or_else(|_| Array2::zeros((0, groups * self.geometry.terms)))
+                    .unwrap_or_else(|_| Array2::zeros((0, groups.1 * self.geometry.terms)))
             };
             (join(real), join(coded))
         };
@@ -328,7 +367,7 @@ impl<'a> Task<'a> {
     }
 
     /// Looks for codes, scales and bias; `None` where there is nothing to look at.
-    fn solve(&self, rows: &Rows) -> Option<Solved> {
+    fn solve(&self, rows: &Rows<'_>, dense: Dense) -> Option<Solved> {
         let g = &self.geometry;
         let channels = g.groups * g.outputs;
         let tensor = Tensor::from_slice(&self.shape, &self.w);
@@ -347,11 +386,7 @@ impl<'a> Task<'a> {
         let mut solved = Solved {
             codes: vec![0; self.w.len()],
             scales: scales.clone(),
-            bias: if self.by_row.is_some() {
-                self.bias.clone()
-            } else {
-                self.bias_ids.and(self.bias.clone())
-            },
+            bias: self.bias.clone().filter(|_| self.by_row.is_some() || self.bias_ids.is_some()),
             optimal: 0,
             judged: 0,
             signal: 0.0,
@@ -361,13 +396,13 @@ impl<'a> Task<'a> {
         let together = (COLUMNS / g.terms.max(1)).clamp(1, g.groups);
         for first in (0..g.groups).step_by(together) {
             let groups = together.min(g.groups - first);
-            let [find, judge] = self.gather(rows, first, groups);
-            let parts: Vec<usize> =
-                rows.batches.iter().filter(|(_, judged)| !judged).map(|(rows, _)| rows.len()).collect();
+            let [find, judge] = self.gather(rows, (first, groups));
+            let found_on = rows.batches.iter().filter(|batch| !batch.judged);
+            let parts: Vec<usize> = found_on.map(|batch| batch.rows.len()).collect();
             if find.0.nrows() == 0 {
                 return None;
             }
-            for group in first..first + groups {
+            let solve = |group: usize| {
                 let columns = s![.., (group - first) * g.terms..(group - first + 1) * g.terms];
                 let part = |(a, b): &Pair| (a.slice(columns).to_owned(), b.slice(columns).to_owned());
                 let (find, judge) = (part(&find), part(&judge));
@@ -375,7 +410,10 @@ impl<'a> Task<'a> {
                 let of_group: Vec<f32> =
                     (0..g.outputs).map(|n| own(&scales, group * g.outputs + n)).collect();
                 let least: Vec<f32> = (0..g.outputs).map(|n| own(&least, group * g.outputs + n)).collect();
-                let found = self.solve_group(&w, &find, &judge, &parts, &of_group, &least)?;
+                self.solve_group(&w, &find, &judge, &parts, (&of_group, &least), dense)
+            };
+            let found: Option<Vec<Group>> = (first..first + groups).into_par_iter().map(solve).collect();
+            for (group, found) in (first..).zip(found?) {
                 for n in 0..g.outputs {
                     let channel = group * g.outputs + n;
                     for k in 0..g.terms {
@@ -404,8 +442,8 @@ impl<'a> Task<'a> {
         find: &Pair,
         judge: &Pair,
         parts: &[usize],
-        scales: &[f32],
-        least: &[f32],
+        (scales, least): (&[f32], &[f32]),
+        dense: Dense,
     ) -> Option<Group> {
         let most = f32::from(self.max_code);
         let nearest = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
@@ -413,42 +451,43 @@ impl<'a> Task<'a> {
         });
         let mut candidates = vec![(nearest, scales.to_vec())];
         if self.rounding == Rounding::Optimal {
-            candidates.extend(self.optimal(w, find, scales, least)?);
+            candidates.extend(self.optimal(w, find, scales, least, dense)?);
         }
         let weigh = |(codes, scales): &(Array2<f64>, Vec<f32>)| {
             Array2::from_shape_fn(codes.raw_dim(), |(k, n)| codes[[k, n]] as f32 * scales[n])
         };
+        let dot = |a: &Array2<f32>, b: &Array2<f32>| dense.dot(&a.view(), &b.view());
         let judged = if judge.0.nrows() > 0 { judge } else { find };
-        let (y_find, y_judge) = (find.0.dot(w), judged.0.dot(w));
-        let power = |a: &Array2<f32>| a.mapv(|x| f64::from(x) * f64::from(x)).sum();
+        let rows = judged.0.nrows() as f64;
+        let (y_find, y_judge) = (dot(&find.0, w), dot(&judged.0, w));
         // Each as it is, and with its mean error taken out.
         let mut best: Option<(f64, usize, Array1<f32>)> = None;
         for (c, candidate) in candidates.iter().enumerate() {
             let weights = weigh(candidate);
-            let off = judged.1.dot(&weights) - &y_judge;
+            let (off, squares) = moments(&(dot(&judged.1, &weights) - &y_judge));
             let mut shifts = vec![Array1::zeros(w.ncols())];
             if self.corrects {
-                shifts.push(mean_error(&(&y_find - &find.1.dot(&weights)), parts));
+                shifts.push(mean_error(&(&y_find - &dot(&find.1, &weights)), parts));
             }
             for shift in shifts {
-                let error = power(&(&off + &shift));
+                let wide = shift.mapv(f64::from);
+                let error = (&squares + &(&wide * &(2.0 * &off + &(rows * &wide)))).sum();
                 if best.as_ref().is_none_or(|(least, ..)| error < *least) {
                     best = Some((error, c, shift));
                 }
             }
         }
         let (_, c, shift) = best?;
-        let weights = weigh(&candidates[c]);
-        let mean = |a: &Array2<f32>| a.mean_axis(Axis(0)).expect("there are rows");
-        let spread_of = |a: Array2<f32>| power(&(&a - &mean(&a)));
-        let operand = (&judged.1 - &judged.0).dot(w);
+        let lost = weigh(&candidates[c]) - w;
+        let (sums, squares) = moments(&dot(&judged.0, &lost));
+        let operand = dot(&(&judged.1 - &judged.0), w);
         let (codes, scales) = candidates.swap_remove(c);
         Some(Group {
             shift,
             optimal: if c > 0 { w.ncols() } else { 0 },
-            signal: power(&y_judge),
-            weight_noise: spread_of(judged.0.dot(&(&weights - w))),
-            operand_noise: power(&operand),
+            signal: moments(&y_judge).1.sum(),
+            weight_noise: (squares - &sums * &sums / rows).sum().max(0.0),
+            operand_noise: moments(&operand).1.sum(),
             codes,
             scales,
         })
@@ -462,6 +501,7 @@ impl<'a> Task<'a> {
         (real, coded): &Pair,
         scales: &[f32],
         least: &[f32],
+        dense: Dense,
     ) -> Option<Vec<(Array2<f64>, Vec<f32>)>> {
         let centre = |a: &Array2<f32>| match (self.corrects, a.mean_axis(Axis(0))) {
             (true, Some(mean)) => a - &mean,
@@ -472,24 +512,25 @@ impl<'a> Task<'a> {
         let free = terms <= rounding::BLOCK && self.axis.is_some();
         let limits = Limits { max_code: self.max_code, scales: if free { least } else { scales }, free };
         // What the float weights miss on the operand as it comes.
-        let missed = centre(&real.dot(w)) - x.dot(w);
+        let dot = |a: &Array2<f32>, b: &Array2<f32>| dense.dot(&a.view(), &b.view());
+        let missed = centre(&dot(real, w)) - dot(&x, w);
         let mut missing = [missed, Array2::zeros((x.nrows(), outputs))];
         let mut found = vec![(Array2::zeros((terms, outputs)), scales.to_vec()); missing.len()];
         for from in (0..terms).step_by(rounding::BLOCK) {
             let to = (from + rounding::BLOCK).min(terms);
             let (x, w) = (x.slice(s![.., from..to]), w.slice(s![from..to, ..]));
             let wide = w.mapv(f64::from);
-            let gram = product(&x, &x);
+            let gram = dense.product(&x, &x);
             let factor = Factor::of(&gram, DAMPING)?;
             for (missing, (codes, scales)) in missing.iter_mut().zip(&mut found) {
-                let cross = product(&x, &missing.view()) + gram.dot(&wide);
+                let cross = dense.product(&x, &missing.view()) + gram.dot(&wide);
                 let target = rounding::target(&factor, &cross, wide.view());
                 let rounded = rounding::round(&target, &factor, limits);
                 if to < terms {
                     let off = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
                         w[[k, n]] - rounded.codes[[k, n]] as f32 * rounded.scales[n]
                     });
-                    *missing += &x.dot(&off);
+                    *missing += &dense.dot(&x, &off.view());
                 }
                 codes.slice_mut(s![from..to, ..]).assign(&rounded.codes);
                 *scales = rounded.scales;
@@ -499,13 +540,13 @@ impl<'a> Task<'a> {
     }
 
     /// Puts what was found into the graph.
-    fn keep(&self, solved: Solved, rewritten: &mut Rewritten) -> Reconstructed {
+    fn keep(&self, solved: Solved, graph: &mut Graph) -> Reconstructed {
         let db = |noise: f64| match noise > 0.0 && solved.signal > 0.0 {
             true => 10.0 * (solved.signal / noise).log10(),
             false => f64::INFINITY,
         };
         let done = Reconstructed {
-            node: self.node.name.clone(),
+            node: self.name.to_owned(),
             optimal: solved.optimal as f64 / solved.judged.max(1) as f64,
             weights_db: db(solved.weight_noise),
             operand_db: db(solved.operand_noise),
@@ -518,7 +559,6 @@ impl<'a> Task<'a> {
                 return Reconstructed { optimal: 0.0, ..done };
             }
         }
-        let graph = &mut rewritten.graph;
         if let Some(by_row) = &self.by_row {
             put_rowwise(graph, self, &solved, by_row);
             return done;
@@ -558,20 +598,6 @@ fn put_rowwise(graph: &mut Graph, task: &Task<'_>, solved: &Solved, by_row: &Row
     }
 }
 
-/// The reals of codes `[…, K]` whose rows have a least code and a step each: `(code + low) · step`.
-fn rows_of_codes(codes: &Tensor, low: &Tensor, step: &Tensor) -> Option<Tensor> {
-    let width = *codes.shape().last()?;
-    let fits = codes.dtype() == DType::U8 && low.len() == step.len() && low.len() * width == codes.len();
-    if !fits || width == 0 {
-        return None;
-    }
-    let rows =
-        codes.slice::<u8>().chunks_exact(width).zip(low.slice::<f32>().iter().zip(step.slice::<f32>()));
-    let reals: Vec<f32> =
-        rows.flat_map(|(row, (low, step))| row.iter().map(move |&c| (f32::from(c) + low) * step)).collect();
-    Some(Tensor::from_slice(codes.shape(), &reals))
-}
-
 /// Rows of the float operand and of its codes.
 type Pair = (Array2<f32>, Array2<f32>);
 
@@ -605,14 +631,4 @@ struct Group {
     signal: f64,
     weight_noise: f64,
     operand_noise: f64,
-}
-
-/// `aᵀ b / rows` in f64 of sums over parts in f32.
-fn product(a: &ndarray::ArrayView2<'_, f32>, b: &ndarray::ArrayView2<'_, f32>) -> Array2<f64> {
-    const PART: usize = 512;
-    let mut sum = Array2::<f64>::zeros((a.ncols(), b.ncols()));
-    for (a, b) in a.axis_chunks_iter(Axis(0), PART).zip(b.axis_chunks_iter(Axis(0), PART)) {
-        sum += &a.t().dot(&b).mapv(f64::from);
-    }
-    sum / a.nrows().max(1) as f64
 }

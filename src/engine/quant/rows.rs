@@ -7,7 +7,7 @@ use crate::engine::graph::Node;
 use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::reach::Reach;
 use crate::engine::graph::shapes::windows;
-use crate::engine::tensor::Tensor;
+use crate::engine::tensor::{Element, Tensor};
 
 /// A layer as a product: `y[row, n] = Σ_k x[row, k] · w[n, k]`, apart for each group of channels.
 #[derive(Clone, Debug)]
@@ -78,11 +78,17 @@ impl Geometry {
         Some(Reach::new(&windows, spatial))
     }
 
-    /// Rows of an operand for some groups from `group` on: `[rows, groups · terms]`; taps in pads are 0.
-    pub fn gather(&self, x: &Tensor, rows: &[usize], group: usize, groups: usize) -> Array2<f32> {
+    /// Rows of an operand for some groups from `group` on: `[rows, groups · terms]`; taps in pads are `pad`.
+    pub fn gather<T: Element>(
+        &self,
+        x: &Tensor,
+        rows: &[usize],
+        (group, groups): (usize, usize),
+        pad: T,
+    ) -> Array2<T> {
         let width = groups * self.terms;
-        let mut out = Array2::<f32>::zeros((rows.len(), width));
-        let (data, to) = (x.slice::<f32>(), out.as_slice_mut().expect("rows lie one after the other"));
+        let mut out = Array2::from_elem((rows.len(), width), pad);
+        let (data, to) = (x.slice::<T>(), out.as_slice_mut().expect("rows lie one after the other"));
         match &self.form {
             Form::Matrix { .. } => {
                 for (row, to) in rows.iter().zip(to.chunks_exact_mut(width.max(1))) {
@@ -141,9 +147,9 @@ mod tests {
         assert_eq!((conv.groups, conv.outputs, conv.terms), (2, 1, 3));
         let x = Tensor::from_slice(&[1, 2, 1, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!(conv.rows(&x), 3);
-        let got = conv.gather(&x, &[0, 2], 0, 2);
+        let got = conv.gather(&x, &[0, 2], (0, 2), 0f32);
         assert_eq!(got.as_slice().unwrap(), [0., 1., 2., 0., 4., 5., 2., 3., 0., 5., 6., 0.]);
-        assert_eq!(conv.gather(&x, &[1], 1, 1).as_slice().unwrap(), [4., 5., 6.]);
+        assert_eq!(conv.gather(&x, &[1], (1, 1), 0f32).as_slice().unwrap(), [4., 5., 6.]);
         assert_eq!(conv.place(1, 0, 2), 5);
     }
 

@@ -8,8 +8,6 @@ use std::collections::HashMap;
 use serde::Serialize;
 
 use super::{Check, Severity};
-use crate::engine::quant::observed::Samples;
-use crate::engine::tensor::TensorView;
 
 /// Most samples that are kept a value: more tell nothing new.
 const SAMPLES_MAX: usize = 4096;
@@ -44,36 +42,22 @@ pub struct Convergence {
 }
 
 impl SampleRanges {
-    /// Notes a value of a run. A value of which nobody can say which sample it belongs to is left out.
-    pub fn observe(&mut self, value: &str, samples: Samples, tensor: TensorView<'_>) {
+    /// Notes the least and the largest value of each sample of a run; there are none where nobody can tell samples apart,
+    /// then the value is left out.
+    pub fn observe(&mut self, value: &str, samples: &[Option<(f32, f32)>]) {
         if !self.values.contains_key(value) {
             self.values.insert(value.to_owned(), Some(Vec::new()));
         }
         let Some(entry) = self.values.get_mut(value) else { return };
-        let Some(ranges) = entry else { return };
-        let (axis, count) = match samples {
-            Samples::One => (0, 1),
-            Samples::Along { axis, count } => (axis, count),
-            Samples::Mixed => (0, 0),
-        };
-        let along = tensor.shape.get(axis).copied().unwrap_or(1);
-        if count == 0 || along == 0 || along % count != 0 || tensor.is_empty() {
+        if samples.is_empty() {
             *entry = None;
-            return;
         }
-        let values = tensor.slice::<f32>();
-        let inner: usize = tensor.shape.iter().skip(axis + 1).product();
-        // Whole where it is one sample: then the axis does not matter.
-        let stretch = if count == 1 { values.len() } else { along / count * inner };
-        let first = ranges.len();
-        let room = count.min(SAMPLES_MAX.saturating_sub(first));
+        let Some(ranges) = entry else { return };
+        let room = SAMPLES_MAX.saturating_sub(ranges.len());
         // Every range holds zero.
-        ranges.resize(first + room, (0f32, 0f32));
-        for (n, piece) in values.chunks_exact(stretch).enumerate() {
-            if let Some(range) = ranges.get_mut(first + n % count).filter(|_| n % count < room) {
-                *range = piece.iter().fold(*range, |(lo, hi), &x| (lo.min(x), hi.max(x)));
-            }
-        }
+        let with_zero =
+            |range: &Option<(f32, f32)>| range.map_or((0.0, 0.0), |(lo, hi)| (lo.min(0.0), hi.max(0.0)));
+        ranges.extend(samples.iter().take(room).map(with_zero));
     }
 
     /// How wide ranges are with fewer samples; `None` where nothing can be told.
@@ -191,7 +175,6 @@ pub fn enough(samples: usize, found: Option<&Convergence>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::tensor::Tensor;
 
     #[test]
     fn the_largest_of_some_is_the_mean_over_all_choices() {
@@ -209,8 +192,8 @@ mod tests {
         let check = |value_of: fn(usize) -> f32, samples: usize| {
             let mut ranges = SampleRanges::default();
             for i in 0..samples {
-                let tensor = Tensor::from_slice(&[1, 2], &[0.5f32, value_of(i)]);
-                ranges.observe("x", Samples::One, tensor.view());
+                let x = value_of(i);
+                ranges.observe("x", &[Some((x.min(0.5), x.max(0.5)))]);
             }
             enough(samples, ranges.convergence().as_ref())
         };
@@ -222,19 +205,14 @@ mod tests {
     }
 
     #[test]
-    fn samples_lie_along_any_axis_and_what_is_mixed_is_left_out() {
-        let tensor = Tensor::from_slice(&[2, 4, 1], &[0.0f32, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, -13.0]);
-        for (samples, want) in [
-            (Samples::One, Some(vec![(-13.0, 12.0)])),
-            (Samples::Along { axis: 0, count: 2 }, Some(vec![(0.0, 3.0), (-13.0, 12.0)])),
-            (Samples::Along { axis: 1, count: 2 }, Some(vec![(0.0, 11.0), (-13.0, 12.0)])),
-            (Samples::Along { axis: 1, count: 3 }, None),
-            (Samples::Mixed, None),
-        ] {
-            let mut ranges = SampleRanges::default();
-            ranges.observe("x", samples, tensor.view());
-            assert_eq!(ranges.values["x"], want, "{samples:?}");
-        }
+    fn ranges_hold_zero_and_what_is_mixed_is_left_out() {
+        let mut ranges = SampleRanges::default();
+        ranges.observe("x", &[Some((1.0, 2.0)), None, Some((-3.0, -1.0))]);
+        ranges.observe("mixed", &[Some((1.0, 2.0))]);
+        ranges.observe("mixed", &[]);
+        ranges.observe("mixed", &[Some((1.0, 2.0))]);
+        assert_eq!(ranges.values["x"], Some(vec![(0.0, 2.0), (0.0, 0.0), (-3.0, 0.0)]));
+        assert_eq!(ranges.values["mixed"], None);
         assert_eq!(SampleRanges::default().convergence(), None);
     }
 }
