@@ -52,7 +52,7 @@ const CLOSE_BATCH: usize = 4;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
-const TIMED_SECONDS: f64 = 3.0;
+const TIMED_SECONDS: f64 = 1.0;
 
 /// What a recipe does without where there are statistics and no samples.
 const WITHOUT_SAMPLES: &str = "ranges come from the statistics of an earlier job and no calibration samples were \
