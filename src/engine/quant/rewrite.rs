@@ -12,8 +12,9 @@ use crate::engine::graph::op::{Op, Unary};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::schemes::Table;
 use crate::engine::quant::targets::Profile;
-use crate::engine::quant::{MaxCode, Recipe, weights};
+use crate::engine::quant::{Recipe, weights};
 use crate::engine::tensor::qparams::{QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
@@ -139,7 +140,7 @@ pub(super) struct Writer<'a> {
     pub(super) plan: &'a Plan,
     params: &'a HashMap<ValueId, QuantParams>,
     pub(super) per_channel: bool,
-    profile: Profile,
+    pub(super) profile: Profile,
     /// For each node the clamps that it takes over.
     clamps: HashMap<usize, Vec<usize>>,
     /// Whether layers that could have a bias get one, so that their mean error can be taken out.
@@ -153,8 +154,8 @@ pub(super) struct Writer<'a> {
     constants: HashMap<ValueId, (ValueId, ValueId)>,
     /// Dequantized weights by operand and scales: a weight that several nodes share is written once.
     weights: HashMap<(ValueId, Vec<u32>), (Integers, LayerWeights)>,
-    /// Codes, scales and zero points of each table.
-    tables: HashMap<ValueId, [ValueId; 3]>,
+    /// What was made of each table.
+    pub(super) tables: HashMap<ValueId, Table>,
     /// Codes, least code and step of values whose rows get their range in each run.
     pub(super) rows: HashMap<ValueId, [ValueId; 3]>,
     /// Constants that the form of those rows needs, once for all, by what they are.
@@ -303,53 +304,6 @@ impl Writer<'_> {
             constants: None,
         });
         self.codes(result, made);
-    }
-
-    /// Rows of a table in codes, dequantized after they are read: no runtime has to write the table out in reals.
-    fn lookup(&mut self, node: &Node) {
-        let operand = plan::table_of(self.source, node).expect("the plan checked the table");
-        let table = self.source.constant(operand).expect("the plan checked the table").clone();
-        let axis = self.per_channel.then_some(1);
-        let quantized =
-            weights::quantize(&table, axis, weights::scales(&table, axis, MaxCode::MOST), MaxCode::MOST);
-        let scale = &quantized.params.scale;
-        let shape: &[usize] = if axis.is_some() { &[scale.len()] } else { &[] };
-        let [codes, scales, zeros] = *self.tables.entry(operand).or_insert_with(|| {
-            let names = &mut self.names;
-            let name = |suffix| unused(names, &self.source.value(operand).name, suffix);
-            let [q, s, z] = ["q", "s", "z"].map(name);
-            [
-                self.out.add_constant(&q, quantized.codes.clone()),
-                self.out.add_constant(&s, Tensor::from_slice(shape, scale)),
-                self.out.add_constant(&z, Tensor::zeros(DType::I8, shape)),
-            ]
-        });
-        let result = node.outputs[0];
-        let rows = self.value_like(result, "r", DType::I8);
-        let inputs = vec![Some(codes), node.input(1)];
-        self.out.nodes.push(Node { inputs, outputs: vec![rows], ..node.clone() });
-        // The columns are the last axis, whatever the shape of the indices.
-        let op = Op::DequantizeLinear { axis: if axis.is_some() { -1 } else { 1 } };
-        let name = self.out.value(result).name.clone();
-        let inputs = vec![Some(rows), Some(scales), Some(zeros)];
-        self.out.nodes.push(Node::new(format!("{name}_d"), op, inputs, vec![result]));
-        let weights = LayerWeights {
-            shape: table.shape().to_vec(),
-            max_code: MaxCode::MOST,
-            sqnr_db: weights::sqnr_db(&table, &quantized),
-            raised_channels: 0,
-            scale_spread: spread(scale),
-        };
-        let layer = Layer {
-            node: node.name.clone(),
-            op: node.op.name(),
-            float_value: name.clone(),
-            int8_value: name,
-            weights: Some(weights),
-            constants: None,
-        };
-        self.layers.push(layer);
-        self.codes(result, result);
     }
 
     /// Quantizes `made` and dequantizes it again, if `value` has codes; the two differ for graph outputs.
@@ -554,9 +508,10 @@ pub(super) fn compact(mut graph: Graph) -> Graph {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::graph::op::{Sliding, Unary};
+    use crate::engine::quant::Target;
 
     /// `x → Conv → Relu → Flatten → Gemm → y`, with a second output `r` on request.
     fn small(relu_is_output: bool) -> Graph {
@@ -580,7 +535,7 @@ mod tests {
         g
     }
 
-    fn lines(graph: &Graph) -> Vec<String> {
+    pub(in crate::engine::quant) fn lines(graph: &Graph) -> Vec<String> {
         let name = |v: &ValueId| graph.value(*v).name.as_str();
         let line = |n: &Node| {
             let inputs: Vec<&str> = n.inputs.iter().flatten().map(name).collect();
@@ -590,7 +545,11 @@ mod tests {
     }
 
     fn rewritten(graph: &Graph) -> Rewritten {
-        let recipe = Recipe::default();
+        rewritten_by(graph, Recipe::default().target)
+    }
+
+    pub(in crate::engine::quant) fn rewritten_by(graph: &Graph, target: Target) -> Rewritten {
+        let recipe = Recipe { target, ..Recipe::default() };
         let plan = plan::plan(graph, &recipe).unwrap();
         let params =
             plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.5, 0, DType::U8))).collect();
@@ -652,32 +611,6 @@ mod tests {
         }
         assert_eq!(result.layers[0].int8_value, "r_f");
         assert_eq!(result.layers[0].float_value, "r");
-    }
-
-    #[test]
-    fn a_table_in_codes_is_dequantized_after_its_rows_are_read() {
-        let mut g = Graph::default();
-        let [i, a, b] =
-            ["i", "a", "b"].map(|n| g.add_value(Value { name: n.to_owned(), ..Value::default() }));
-        let table: Vec<f32> = (0..4096).map(|x| (x % 4) as f32).collect();
-        let t = g.add_constant("t", Tensor::from_slice(&[1024, 4], &table));
-        for (name, output) in [("g1", a), ("g2", b)] {
-            let (op, inputs) = (Op::Gather { axis: 0 }, vec![Some(t), Some(i)]);
-            g.nodes.push(Node::new(name.to_owned(), op, inputs, vec![output]));
-        }
-        (g.inputs, g.outputs) = (vec![i], vec![a, b]);
-        let result = rewritten(&g);
-        let want = [
-            "a_r = Gather(t_q, i)",
-            "a = DequantizeLinear(a_r, t_s, t_z)",
-            "b_r = Gather(t_q, i)",
-            "b = DequantizeLinear(b_r, t_s, t_z)",
-        ];
-        assert_eq!(lines(&result.graph), want);
-        assert!(matches!(result.graph.nodes[1].op, Op::DequantizeLinear { axis: -1 }));
-        // A column of zeros has a scale of its own, and its codes are zeros.
-        let codes = result.graph.values.iter().find(|v| v.name == "t_q").unwrap().constant.clone().unwrap();
-        assert_eq!(&codes.slice::<i8>()[..4], [0, 127, 127, 127]);
     }
 
     #[test]

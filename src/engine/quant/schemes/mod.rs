@@ -4,9 +4,12 @@
 pub mod any;
 pub mod dynamic;
 pub mod float16;
+mod lookup;
 pub mod sixteen;
 pub mod stored;
 #[cfg(test)]
 mod tests;
 pub mod weight_only;
 mod write_stored;
+
+pub(in crate::engine::quant) use lookup::Table;

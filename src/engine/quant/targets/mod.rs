@@ -38,6 +38,8 @@ pub struct Profile {
     pub whole: bool,
     /// Whether matrices have one scale, and only kernels of convolutions one a channel.
     pub matrices_by_tensor: bool,
+    /// Whether the rows of a table may have a scale each, in operators that compute on reals.
+    pub tables_by_row: bool,
     /// Which values have one scale.
     pub shared: Shared,
 }
@@ -56,10 +58,11 @@ impl Profile {
             single_functions: false,
             whole: false,
             matrices_by_tensor: false,
+            tables_by_row: false,
             shared: Shared::Passed,
         };
         match recipe.target {
-            Target::Octet => Profile { real_results: recipe.ranges_by_row(), ..plain },
+            Target::Octet => Profile { real_results: recipe.ranges_by_row(), tables_by_row: true, ..plain },
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
             Target::Openvino => Profile { real_results: true, shared: Shared::Joined, ..plain },
             Target::Tensorrt => Profile { codes: Codes::S8, real_bias: true, ..plain },
