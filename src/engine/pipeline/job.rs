@@ -31,7 +31,7 @@ use crate::engine::quant::report::html::page;
 use crate::engine::quant::report::{self, Findings, advice, rows};
 use crate::engine::quant::rewrite::{Layer, Rewritten, rewrite};
 use crate::engine::quant::samples::{self, Samples};
-use crate::engine::quant::schemes::{any, float16};
+use crate::engine::quant::schemes::{any, float16, windows};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::targets::Profile;
@@ -94,6 +94,7 @@ struct Prepared {
 impl Job<'_> {
     fn run(&self) -> Result<Outcome, Error> {
         let Prepared { graph, plan, recipe, model, parameters, notes, first_layers } = self.prepare()?;
+        let known = self.request.statistics.map(|path| self.earlier(path, &model)).transpose()?;
         let float = self.session(graph.clone())?;
         let ports = ports(float.inputs());
         let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
@@ -106,8 +107,8 @@ impl Job<'_> {
         let before = around::before(&first_layers, &float, calibration.as_ref(), evaluation.as_ref());
         let before = before.map_err(|(which, e)| run_error(e, which))?;
         let mut ranges = SampleRanges::default();
-        let (statistics, kept) = match self.request.statistics {
-            Some(path) => self.earlier(path, &model)?,
+        let (statistics, kept) = match known {
+            Some(known) => known,
             None => {
                 let calibration = calibration.as_ref().ok_or_else(no_samples)?;
                 let found = self.calibrate(&float, &graph, &plan, calibration, &model, &mut ranges)?;
@@ -234,7 +235,14 @@ impl Job<'_> {
         fold_constants(&mut graph);
         let first_layers = first_layers(&graph);
         simplify(&mut graph, Passes::ALL);
-        let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
+        let plan_of = |graph: &Graph| any::plan(graph, &recipe, &Kept::new());
+        let mut plan = plan_of(&graph).map_err(|e| Error::Recipe(e.to_string()))?;
+        if recipe.ranges_by_row()
+            && let Some(unrolled) = windows::unrolled(&graph, &plan)
+        {
+            graph = unrolled;
+            plan = plan_of(&graph).map_err(|e| Error::Recipe(e.to_string()))?;
+        }
         if plan.quantized_nodes() == 0 {
             let why = rows::float_rows(&graph, &plan).into_iter().take(3);
             let why: Vec<String> = why.map(|r| format!("`{}` ({}): {}", r.node, r.op, r.reason)).collect();

@@ -10,6 +10,7 @@ pub mod stored;
 #[cfg(test)]
 mod tests;
 pub mod weight_only;
+pub mod windows;
 mod write_stored;
 
 pub(in crate::engine::quant) use lookup::Table;
