@@ -45,6 +45,7 @@ impl Operator for RowCodes {
             codes.slice_mut::<u8>(),
             low.slice_mut::<f32>(),
             step.slice_mut::<f32>(),
+            1,
         );
         Ok(vec![codes, low, step])
     }
@@ -65,7 +66,8 @@ pub(super) fn kernel(context: Context, other: &Other, results: &Results) -> Opti
         let mut low = reals(&mut low[..ranges[1].len()]);
         let mut step = reals(&mut step[..ranges[2].len()]);
         let codes = &mut codes[ranges[0].clone()];
-        by_row::codes(context.isa, x.slice(), k, codes, low.slice_mut::<f32>(), step.slice_mut::<f32>());
+        let (low, step) = (low.slice_mut::<f32>(), step.slice_mut::<f32>());
+        by_row::codes(context.isa, x.slice(), k, codes, low, step, context.threads);
         Ok(())
     }))
 }

@@ -20,9 +20,30 @@ pub const STEPS: f32 = 255.0;
 /// ```
 ///
 /// so that `(code + low) · step` is about `x`, and zero is exact. What is not a number has code 0.
-pub fn codes(isa: Isa, x: &[f32], k: usize, codes: &mut [u8], low: &mut [f32], step: &mut [f32]) {
+#[expect(clippy::too_many_arguments, reason = "rows are their operand and three results")]
+pub fn codes(
+    isa: Isa,
+    x: &[f32],
+    k: usize,
+    codes: &mut [u8],
+    low: &mut [f32],
+    step: &mut [f32],
+    threads: usize,
+) {
     assert_eq!((x.len(), low.len(), step.len()), (codes.len(), x.len() / k.max(1), x.len() / k.max(1)));
     if k == 0 {
+        return;
+    }
+    let parts = parts(threads, x.len()).min(low.len());
+    if parts > 1 {
+        let rows = low.len() * (parts / 2) / parts;
+        let (x, rest) = x.split_at(rows * k);
+        let (codes, other) = codes.split_at_mut(rows * k);
+        let ((low, lows), (step, steps)) = (low.split_at_mut(rows), step.split_at_mut(rows));
+        rayon::join(
+            || self::codes(isa, x, k, codes, low, step, parts / 2),
+            || self::codes(isa, rest, k, other, lows, steps, parts - parts / 2),
+        );
         return;
     }
     isa.vectorize(
@@ -140,7 +161,7 @@ mod tests {
         let x = [0.0f32, 1.0, 2.0, -1.0, 0.0, 1.0, 5.0, 6.0, 7.0, 0.0, 0.0, 0.0];
         for isa in Isa::available() {
             let (mut got, mut low, mut step) = ([0u8; 12], [0f32; 4], [0f32; 4]);
-            codes(isa, &x, 3, &mut got, &mut low, &mut step);
+            codes(isa, &x, 3, &mut got, &mut low, &mut step, 1);
             // −127.5 is rounded to even.
             assert_eq!(got, [0, 128, 255, 0, 128, 255, 182, 219, 255, 0, 0, 0], "{isa:?}");
             assert_eq!(low, [0.0, -128.0, 0.0, 0.0], "{isa:?}");
@@ -156,7 +177,7 @@ mod tests {
             let mut first: Option<(Vec<u8>, Vec<f32>, Vec<f32>)> = None;
             for isa in Isa::available() {
                 let (mut q, mut low, mut step) = (vec![0u8; 5 * k], vec![0f32; 5], vec![0f32; 5]);
-                codes(isa, &x, k, &mut q, &mut low, &mut step);
+                codes(isa, &x, k, &mut q, &mut low, &mut step, 3);
                 for (i, (&q, &x)) in q.iter().zip(&x).enumerate() {
                     let back = (f32::from(q) + low[i / k]) * step[i / k];
                     // The row's ends lie up to half a step outside where `low` was rounded.

@@ -12,7 +12,6 @@ use crate::engine::graph::op::{Op, Unary};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::dial::Dial;
 use crate::engine::quant::plan::{self, Decision, Plan};
-use crate::engine::quant::schemes::Table;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{Recipe, weights};
 use crate::engine::tensor::qparams::{QuantParams, code_range};
@@ -163,6 +162,15 @@ pub(super) struct Writer<'a> {
     /// For each value that has 16-bit codes the reals that they stand for.
     pub(super) sixteen: HashMap<ValueId, ValueId>,
     pub(super) layers: Vec<Layer>,
+}
+
+/// The constants of a table in codes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Table {
+    pub(super) codes: ValueId,
+    pub(super) scales: ValueId,
+    /// Zero points, where columns have the scales.
+    pub(super) zeros: Option<ValueId>,
 }
 
 /// Codes that stand for reals: the reals, and the names of the constants.

@@ -158,7 +158,7 @@ mod tests {
         let x = Tensor::from_slice(&[2, 2, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         let matmul = Geometry::of(&node(Op::MatMul), &[2, 5]).unwrap();
         assert_eq!((matmul.rows(&x), matmul.place(0, 3, 1)), (4, 8));
-        assert_eq!(matmul.gather(&x, &[3], 0, 1).as_slice().unwrap(), [7., 8.]);
+        assert_eq!(matmul.gather(&x, &[3], (0, 1), 0f32).as_slice().unwrap(), [7., 8.]);
         let op = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
         let gemm = Geometry::of(&node(op), &[5, 2]).unwrap();
         assert_eq!((gemm.outputs, gemm.place(0, 3, 1)), (5, 7));

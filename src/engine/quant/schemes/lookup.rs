@@ -11,18 +11,9 @@
 use crate::engine::graph::op::{Binary, Op};
 use crate::engine::graph::{Node, ValueId};
 use crate::engine::quant::plan;
-use crate::engine::quant::rewrite::{Layer, LayerWeights, Writer, spread};
+use crate::engine::quant::rewrite::{Layer, LayerWeights, Table, Writer, spread};
 use crate::engine::quant::{MaxCode, weights};
 use crate::engine::tensor::{DType, Tensor};
-
-/// The constants of a table in codes.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::engine::quant) struct Table {
-    codes: ValueId,
-    scales: ValueId,
-    /// Zero points, where columns have the scales.
-    zeros: Option<ValueId>,
-}
 
 impl Writer<'_> {
     /// Rows of a table in codes.

@@ -12,5 +12,3 @@ mod tests;
 pub mod weight_only;
 pub mod windows;
 mod write_stored;
-
-pub(in crate::engine::quant) use lookup::Table;
