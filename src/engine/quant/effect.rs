@@ -11,6 +11,7 @@ use crate::engine::exec::{self, Options};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::quant::calibrate::Error;
+use crate::engine::quant::flat;
 use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Kept, Plan, passes_codes};
 use crate::engine::quant::ranges::{self, Choice, Method};
@@ -51,9 +52,12 @@ pub struct Effects {
     pub damages: Vec<Damage>,
 }
 
-/// An operator that reads a value in codes, with what it does behind it.
+/// An operator or a function that reads a value in codes, with what it does behind it.
 struct Reader<'a> {
+    /// Its place in the graph: that of its last node, for a function.
     node: usize,
+    /// The first of its nodes.
+    first: usize,
     value: ValueId,
     nodes: Vec<&'a Node>,
     result: ValueId,
@@ -103,8 +107,13 @@ pub fn choose(asked: Asked<'_>, on_reader: &mut dyn FnMut(usize, usize) -> bool)
     let batches = if candidates.len() == 1 { &batches[..batches.len().min(FEW_BATCHES)] } else { batches };
     let failed = |source| Error::Run { sample: 0, source };
     let readers = readers(graph, plan);
-    let mut roots: Vec<Root> =
-        plan.coded.iter().filter(|c| c.value == c.root).map(|c| asked.root(c.value)).collect();
+    let mut roots: Vec<Root> = plan
+        .coded
+        .iter()
+        .filter(|c| c.value == c.root)
+        .map(|c| asked.root(c.value))
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
     let place: HashMap<ValueId, usize> = roots.iter().enumerate().map(|(i, root)| (root.value, i)).collect();
     let mut walk = Walk::new(graph, batches, options.clone());
     for (done, reader) in readers.iter().enumerate() {
@@ -113,7 +122,7 @@ pub fn choose(asked: Asked<'_>, on_reader: &mut dyn FnMut(usize, usize) -> bool)
         }
         let root = plan.coded(reader.value).and_then(|coded| place.get(&coded.root));
         let Some(&root) = root else { continue };
-        walk.advance(graph, reader.node).map_err(failed)?;
+        walk.advance(graph, reader.first).map_err(failed)?;
         let tried = &roots[root].tried;
         let (signal, sums) = reader.judge(graph, &walk, batches.len(), tried, options).map_err(failed)?;
         roots[root].readers.push((done, signal, sums));
@@ -133,16 +142,38 @@ pub fn choose(asked: Asked<'_>, on_reader: &mut dyn FnMut(usize, usize) -> bool)
 
 impl Asked<'_> {
     /// A root with the ranges that the candidates give it, each but once.
-    fn root(&self, value: ValueId) -> Root {
+    fn root(&self, value: ValueId) -> Result<Root, exec::Error> {
         let observed = &self.observed[&self.graph.value(value).name];
+        // A range that the recipe names is taken at its word.
+        let telling = if self.candidates.len() > 1 { self.telling_range(value, observed)? } else { None };
+        let cut = telling.map(|(lo, hi)| {
+            let histogram = observed.histogram.clamped(lo, hi);
+            Observed { histogram, extremes: observed.extremes.clone() }
+        });
         let mut tried: Vec<Choice> = Vec::new();
         for &method in self.candidates {
-            let choice = ranges::choose(observed, method, self.codes);
+            let choice = ranges::choose(cut.as_ref().unwrap_or(observed), method, self.codes);
             if tried.iter().all(|c| c.params != choice.params) {
                 tried.push(choice);
             }
         }
-        Root { value, tried, readers: Vec::new() }
+        Ok(Root { value, tried, readers: Vec::new() })
+    }
+
+    /// Where a value is read by one function only, the range that tells it anything.
+    fn telling_range(&self, value: ValueId, observed: &Observed) -> Result<Option<(f32, f32)>, exec::Error> {
+        let functions = (0..self.graph.nodes.len()).filter_map(|n| self.plan.function(n));
+        let mut functions = functions.filter(|f| f.sources == [value]);
+        let (Some(function), Some((min, max))) = (functions.next(), observed.histogram.range()) else {
+            return Ok(None);
+        };
+        // The range of codes holds zero.
+        let (min, max) = (min.min(0.0), max.max(0.0));
+        if !flat::reads_alone(self.graph, function, value) {
+            return Ok(None);
+        }
+        let found = flat::telling_range(self.graph, function, (min, max), self.options)?;
+        Ok(found.map(|(lo, hi)| (lo.min(0.0), hi.max(0.0))))
     }
 }
 
@@ -179,7 +210,8 @@ pub fn unsafe_nodes(graph: &Graph, plan: &Plan, effects: &Effects) -> Kept {
     .collect()
 }
 
-/// The operators that compute with codes; those that only pass them on are looked through. In the order of the graph.
+/// The operators that compute with codes; those that only pass them on are looked through. In the order of their
+/// first nodes.
 fn readers<'a>(graph: &'a Graph, plan: &Plan) -> Vec<Reader<'a>> {
     let clamps = plan.clamps();
     let mut readers = Vec::new();
@@ -187,25 +219,33 @@ fn readers<'a>(graph: &'a Graph, plan: &Plan) -> Vec<Reader<'a>> {
         if passes_codes(&node.op) || matches!(plan.decisions[n], Decision::Absorbed { .. }) {
             continue;
         }
-        // A clamp behind it is a part of what it does.
-        let result = match plan.decisions[n] {
-            Decision::Integer if plan.function(n).is_none() => plan.result(graph, n),
-            _ => node.outputs[0],
+        // What a function does on the way nobody sees; a clamp behind an operator is a part of what it does.
+        let (own, result) = match (plan.function(n), &plan.decisions[n]) {
+            (_, Decision::Inner { .. }) => continue,
+            (Some(function), _) => (function.nodes.clone(), node.outputs[0]),
+            (None, Decision::Integer) => (vec![n], plan.result(graph, n)),
+            (None, _) => (vec![n], node.outputs[0]),
         };
-        let mut nodes: Vec<&Node> = vec![node];
-        nodes.extend(clamps.get(&n).into_iter().flatten().map(|&m| &graph.nodes[m]));
-        let mut values: Vec<ValueId> = node.inputs.iter().flatten().copied().collect();
+        // Of several sources some may not be there before the last node.
+        let first = if plan.function(n).is_some_and(|f| f.sources.len() == 1) { own[0] } else { n };
+        let clamps = clamps.get(&n).into_iter().flatten();
+        let nodes: Vec<&Node> = own.iter().chain(clamps).map(|&m| &graph.nodes[m]).collect();
+        let mut values: Vec<ValueId> = match plan.function(n) {
+            Some(function) => function.sources.clone(),
+            None => node.inputs.iter().flatten().copied().collect(),
+        };
         values.sort_unstable();
         values.dedup();
         for value in values {
-            let reads_codes = plan.coded(value).is_some_and(|coded| {
-                coded.by_integer || matches!(plan.decisions[n], Decision::Integer | Decision::Inner { .. })
-            });
+            let reads_codes = plan
+                .coded(value)
+                .is_some_and(|coded| coded.by_integer || plan.decisions[n] == Decision::Integer);
             if reads_codes {
-                readers.push(Reader { node: n, value, nodes: nodes.clone(), result });
+                readers.push(Reader { node: n, first, value, nodes: nodes.clone(), result });
             }
         }
     }
+    readers.sort_by_key(|reader| (reader.first, reader.node));
     readers
 }
 

@@ -263,6 +263,33 @@ impl Histogram {
         }
     }
 
+    /// The histogram of the values cut to `[lo, hi]`, which holds zero; bins that lie across an end stay.
+    pub fn clamped(&self, lo: f32, hi: f32) -> Histogram {
+        let mut cut = self.clone();
+        let (lo, hi) = (lo.max(self.min), hi.min(self.max));
+        if cut.counts.is_empty() || lo > 0.0 || hi < 0.0 {
+            return cut;
+        }
+        let bin = |x: f32| ((x.abs() * self.bins_per_unit()) as usize).min(BINS - 1);
+        let (first, last) = (BINS - 1 - bin(lo), BINS + bin(hi));
+        let (first, last) = (if lo == 0.0 { BINS } else { first }, if hi == 0.0 { BINS - 1 } else { last });
+        let below: u64 = cut.counts[..first].iter_mut().map(std::mem::take).sum();
+        let above: u64 = cut.counts[last + 1..].iter_mut().map(std::mem::take).sum();
+        // What is cut to zero is zero.
+        if lo == 0.0 {
+            cut.zeros += below
+        } else {
+            cut.counts[first] += below
+        }
+        if hi == 0.0 {
+            cut.zeros += above
+        } else {
+            cut.counts[last] += above
+        }
+        (cut.min, cut.max) = (lo + 0.0, hi + 0.0);
+        cut
+    }
+
     /// Number of finite values.
     pub fn count(&self) -> u64 {
         self.zeros + self.counts.iter().sum::<u64>()
@@ -438,6 +465,18 @@ mod tests {
         for x in [1.0f32, 1.5, 1.999, 2.0, 1000.0] {
             let bin = of(&[x]).bins().next().unwrap();
             assert!(f64::from(x) / (bin.hi - bin.lo) >= BINS as f64 / 2.0, "{x}");
+        }
+    }
+
+    #[test]
+    fn values_are_cut_to_a_range() {
+        let values = [-4.0f32, -1.5, -0.25, 0.0, 0.5, 3.0, 7.0];
+        for (lo, hi) in [(-2.0, 5.0), (0.0, 5.0), (-2.0, 0.0), (-9.0, 9.0)] {
+            let cut = of(&values).clamped(lo, hi);
+            let want = of(&values.map(|x| x.clamp(lo, hi)));
+            let sum = |h: &Histogram| h.bins().map(|b| 0.5 * (b.lo + b.hi) * b.count as f64).sum::<f64>();
+            assert_eq!((cut.count(), cut.zeros(), cut.range()), (want.count(), want.zeros(), want.range()));
+            assert!((sum(&cut) - sum(&want)).abs() < 0.02, "{lo} {hi}");
         }
     }
 

@@ -9,6 +9,7 @@ pub mod dial;
 pub mod effect;
 pub mod evaluate;
 pub mod extremes;
+pub mod flat;
 pub mod histogram;
 pub mod lint;
 pub mod observed;
