@@ -164,13 +164,17 @@ impl Job<'_> {
             .collect();
         let from = rows::Source { graph, plan, recipe: &recipe, activations: &activations };
         let layers = rows::layer_rows(&rewritten.layers, &noise, from);
+        let unheld: Vec<(String, String)> =
+            unsafe_.iter().map(|(&n, why)| (graph.nodes[n].name.clone(), why.clone())).collect();
+        let mut advice = advice::of_unheld(&unheld, &recipe);
+        advice.extend(advice::advice(&layers, &activations, &sensitivities, &recipe));
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
             model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
             data_checks,
             convergence,
-            advice: advice::advice(&layers, &activations, &sensitivities, &recipe),
+            advice,
             recipe,
             notes,
             evaluated_on: which,
@@ -459,8 +463,7 @@ impl Job<'_> {
     /// Plans and writes the QDQ graph; where a gate is not kept, with layers in float that are searched for.
     fn make(&self, bench: Bench<'_>) -> Result<Made, Error> {
         let Bench { graph, recipe, samples, .. } = bench;
-        let seen = "every value that the plan needs was counted";
-        let planned = bench.plan(&Kept::new())?.expect(seen);
+        let planned = bench.plan(&Kept::new())?.ok_or_else(unknown_value)?;
         let layers = dial::layers(graph, &planned.plan);
         let dial = match recipe.weights.max_code {
             MaxCode::Fixed(code) => Dial::fixed(&layers, code),
@@ -551,6 +554,12 @@ struct Used<'a> {
     model: &'a Source,
     statistics: &'a Statistics,
     evaluation: Option<&'a Dataset>,
+}
+
+/// Statistics of an earlier job know what some recipes give codes to, not what each does.
+fn unknown_value() -> Error {
+    let reason = "they do not know all values that this recipe gives codes to: calibrate again";
+    Error::Data { which: "statistics", reason: reason.to_owned() }
 }
 
 fn no_samples() -> Error {

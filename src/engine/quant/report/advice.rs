@@ -64,6 +64,27 @@ pub fn advice(
     found.into_iter().take(ADVICE_MAX).map(|(_, advice)| advice).collect()
 }
 
+/// What to do about nodes that stay in float because eight bits do not hold what they read: `(node, why)`.
+pub fn of_unheld(kept: &[(String, String)], recipe: &Recipe) -> Vec<Advice> {
+    let advice = |(node, why): &(String, String)| {
+        let wide = json!({"sixteen_bit": [node]});
+        let alike = json!({"equalize": true});
+        let (remedy, first, others) = match recipe.equalize {
+            true => ("more bits for what it reads", wide, vec![]),
+            false => ("channels that are made alike", alike, vec![wide]),
+        };
+        Advice {
+            node: node.clone(),
+            cause: Cause::Unheld,
+            finding: format!("it stays in float: {why}"),
+            remedy: remedy.to_owned(),
+            recipe: first,
+            alternatives: others,
+        }
+    };
+    kept.iter().take(ADVICE_MAX).map(advice).collect()
+}
+
 /// Where no layer stands out and the end is noisy all the same: the layers that add most by themselves.
 fn noisiest(
     layers: &[LayerRow],
@@ -253,6 +274,20 @@ mod tests {
 
     fn on(rows: &[LayerRow], recipe: &Value) -> Vec<Advice> {
         advice(rows, &[], &[], &Recipe::parse(recipe).unwrap())
+    }
+
+    #[test]
+    fn what_eight_bits_do_not_hold_is_named() {
+        let kept = [("conv".to_owned(), "8 bits do not hold `x`".to_owned())];
+        let found = of_unheld(&kept, &Recipe::default());
+        assert_eq!((found[0].node.as_str(), found[0].cause), ("conv", Cause::Unheld));
+        assert_eq!(
+            (&found[0].recipe, &found[0].alternatives[..]),
+            (&json!({"equalize": true}), &[json!({"sixteen_bit": ["conv"]})][..])
+        );
+        let again = of_unheld(&kept, &Recipe { equalize: true, ..Recipe::default() });
+        assert_eq!(again[0].recipe, json!({"sixteen_bit": ["conv"]}));
+        assert_eq!(of_unheld(&vec![kept[0].clone(); 99], &Recipe::default()).len(), ADVICE_MAX);
     }
 
     #[test]

@@ -201,6 +201,8 @@ pub enum Cause {
     BiasOverflow,
     /// Nothing of its own: noise of the layers before adds up.
     Gathered,
+    /// Eight bits do not hold what it reads, so it stays in float.
+    Unheld,
 }
 
 impl Cause {
@@ -213,6 +215,7 @@ impl Cause {
             Cause::Clipping => "clipping",
             Cause::BiasOverflow => "bias overflow",
             Cause::Gathered => "gathered noise",
+            Cause::Unheld => "kept in float",
         }
     }
 }

@@ -50,11 +50,16 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
     left_out(page, rows.len());
 }
 
+/// Whether a group lost more than chance would take: each share lies outside of the other's interval.
+fn lost(g: &Group) -> bool {
+    let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
+    g.delta < 0.0 && (g.int8.high < g.float || g.int8.value < float.low)
+}
+
 fn group(page: &mut String, g: &Group, least: f64, labelled: bool) {
     let at = |share: f64| (100.0 * (share - least) / (1.0 - least).max(1e-9)).clamp(0.0, 100.0);
     let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
-    // Outside of each other's interval: more than chance.
-    let bad = g.int8.high < g.float || g.int8.value < float.low;
+    let bad = lost(g);
     let class = if bad { "span bad" } else { "span" };
     let (low, high) = (at(g.int8.low), at(g.int8.high));
     let tick = if labelled { format!("<s style=\"left:{:.1}%\"></s>", at(g.float)) } else { String::new() };
@@ -198,4 +203,26 @@ pub fn worst(page: &mut String, f: &Findings) {
         &escape(&format!("{} samples, {changed} of them with another decision", rows.len())),
         &body,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_lost_nothing_is_not_painted() {
+        for (samples, float, int8, want) in [
+            (53, 53, 53, false),
+            (1, 1, 1, false),
+            (53, 0, 0, false),
+            (53, 53, 40, true),
+            (53, 50, 49, false),
+            (53, 40, 53, false),
+        ] {
+            let share = |count: u64| count as f64 / samples as f64;
+            let (name, delta) = (String::new(), share(int8) - share(float));
+            let group = Group { name, samples, float: share(float), int8: wilson(int8, samples), delta };
+            assert_eq!(lost(&group), want, "{float} and {int8} of {samples}");
+        }
+    }
 }
