@@ -47,8 +47,10 @@ const CLOSE_MIN: usize = 4;
 const CLOSE_MAX: usize = 64;
 /// What they may take in memory, by the values of a run.
 const CLOSE_BYTES: u64 = 512 << 20;
-/// Samples that are run together while layers are looked at.
+/// Samples that are run together while layers are looked at, at most.
 const CLOSE_BATCH: usize = 4;
+/// Batches of them that are wanted at least, where there are so many samples.
+const CLOSE_BATCHES: usize = 8;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
@@ -312,8 +314,10 @@ impl Job<'_> {
         let one = float.arena_bytes(&float.inputs().iter().map(shape).collect::<Vec<_>>()).unwrap_or(0);
         let room = usize::try_from(CLOSE_BYTES / one.max(1)).unwrap_or(usize::MAX);
         let count = room.clamp(CLOSE_MIN, CLOSE_MAX);
+        // Some batches are there to judge what was found on the others.
+        let batch = (count.min(data.samples()) / CLOSE_BATCHES).clamp(1, CLOSE_BATCH);
         let mut on_samples = |_| !self.progress.cancelled();
-        samples::select(data, count, CLOSE_BYTES as usize / 2, CLOSE_BATCH, &mut on_samples)
+        samples::select(data, count, CLOSE_BYTES as usize / 2, batch, &mut on_samples)
             .map_err(|e| run_error(e, "calibration"))
     }
 
