@@ -7,7 +7,8 @@ import sys
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
 import support
 
@@ -112,6 +113,80 @@ def check_one_channel_a_thousand_times_the_others_is_named(server):
             assert any(node in r.get("keep_float", []) for r in remedies), f"{what}: {remedies}"
             assert ({"weights": {"per_channel": True}} in remedies) == (not per_channel), f"{what}: {remedies}"
             assert "channel spread" in page and warned(got) == [], f"{what}: {warned(got)}"
+
+
+def check_what_eight_bits_do_not_hold_stays_in_float_and_is_named(server):
+    planted = spread(support.model_path("fm_resnet8"), 3, 1000, ["body.0.b1.weight", "body.0.b1.bias"], "body.0.c2.weight")
+    got, page = report(server, planted, calibration(), data())
+    unheld = [a for a in got["advice"] if a["cause"] == "unheld"]
+    assert any("/body/body.0/c1" in a["finding"] or "/body/body.0/c2" in a["node"] for a in unheld), json.dumps(got["advice"], indent=1)
+    assert "kept in float" in page
+
+
+def detector():
+    """A head that joins boxes of 0 to 640 and scores of 0 to 1: one scale for both would leave no score."""
+    random = np.random.default_rng(3)
+    images = (data(256)["input_u8"].astype(np.float32) / 255 - MEAN) / STD
+    constants, nodes = {}, []
+
+    def node(op, inputs, output, **attributes):
+        nodes.append(helper.make_node(op, inputs, [output], name=f"n_{output}", **attributes))
+
+    def conv(x, channels, inner, output, kernel):
+        constants[f"{output}_w"] = random.normal(0, (inner * kernel**2) ** -0.5, (channels, inner, kernel, kernel)).astype(np.float32)
+        constants[f"{output}_b"] = np.zeros(channels, np.float32)
+        node("Conv", [x, f"{output}_w", f"{output}_b"], output, kernel_shape=[kernel] * 2, pads=[kernel // 2] * 4)
+
+    conv("input", 16, 1, "a", 3)
+    node("Relu", ["a"], "r")
+    conv("r", 16, 16, "b", 3)
+    node("Relu", ["b"], "s")
+    conv("s", 4, 16, "box", 1)
+    conv("s", 10, 16, "class", 1)
+    node("Sigmoid", ["box"], "place")
+    constants["side"], constants["flat"] = np.float32(640), np.array([0, 14, -1], np.int64)
+    node("Mul", ["place", "side"], "boxes")
+    node("Sigmoid", ["class"], "scores")
+    node("Concat", ["boxes", "scores"], "joined", axis=1)
+    node("Reshape", ["joined", "flat"], "found")
+
+    def model(outputs):
+        value = lambda name, shape: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+        graph = helper.make_graph(nodes, "detector", [value("input", ["n", 1, 28, 28])],
+                                  [value(name, shape) for name, shape in outputs.items()], tensors)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.checker.check_model(made)
+        return made.SerializeToString()
+
+    # Logits as a trained head has them: few scores above a half.
+    logits = run(model({"box": ["n", 4, 28, 28], "class": ["n", 10, 28, 28]}), images)
+    for name, values, deviation, mean in zip(["box", "class"], logits, [1.5, 1.3], [0, -3]):
+        gain = deviation / values.std((0, 2, 3))
+        constants[f"{name}_w"] *= gain[:, None, None, None].astype(np.float32)
+        constants[f"{name}_b"] = (mean - gain * values.mean((0, 2, 3))).astype(np.float32)
+    return model({"found": ["n", 14, 784]}), images
+
+
+def run(model, images):
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": images})
+
+
+def check_a_detector_keeps_its_scores(server):
+    model, images = detector()
+    job = quantize(server, model, calibration(), data(256, labels=False), {})
+    assert job["state"] == "succeeded", json.dumps(job, indent=1)
+    (float_found,), (int8_found,) = run(model, images), run(server.download(job), images)
+    for what, rows, least in [("boxes", slice(4), 25), ("scores", slice(4, None), 20)]:
+        a, b = float_found[:, rows], int8_found[:, rows]
+        db = 10 * np.log10((a**2).sum() / ((a - b) ** 2).sum())
+        assert db >= least, f"{what}: {db:.1f} dB"
+    float_hits, int8_hits = (found[:, 4:].max(1) > 0.5 for found in (float_found, int8_found))
+    lost = (float_hits & ~int8_hits).sum() / float_hits.sum()
+    assert float_hits.mean() > 0.01 and lost < 0.05, f"{lost:.3f} of {float_hits.sum()} boxes are lost"
 
 
 def check_a_wrong_mean_is_named_normalization(server):
