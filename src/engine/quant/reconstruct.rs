@@ -147,6 +147,8 @@ struct Task<'a> {
     zero_x: i32,
     /// Operand in the float graph, and its codes in the QDQ graph.
     x: (ValueId, ValueId),
+    /// Whether the operand in the float graph is the same codes: where the model itself has them.
+    both_codes: bool,
     max_code: u8,
     rounding: Rounding,
     node: &'a Node,
@@ -221,6 +223,7 @@ impl<'a> Task<'a> {
                 scale_x: 1.0,
                 zero_x: 0,
                 x: (node.input(0)?, coded.nodes[at_coded].input(0)?),
+                both_codes: false,
                 max_code: layer.weights.as_ref()?.max_code,
                 rounding: recipe.rounding,
                 node,
@@ -244,6 +247,8 @@ impl<'a> Task<'a> {
         let reals = coded.nodes[at_coded].input(0)?;
         let inline = places.producers.get(&reals).map(|&n| &coded.nodes[n]);
         let inline = inline.filter(|n| matches!(n.op, Op::DequantizeLinear { .. }));
+        let made = float.nodes.iter().find(|n| node.input(0).is_some_and(|x| n.outputs.contains(&x)));
+        let own = made.filter(|n| matches!(n.op, Op::DequantizeLinear { .. })).and_then(|n| n.input(0));
         let parameter = |i: usize| match inline {
             // The rows of a table have a scale a column; what reads them stays as it was.
             Some(inline) => coded.constant(inline.input(i)?).filter(|t| t.len() == 1).map(|t| t.to_f64()[0]),
@@ -262,7 +267,8 @@ impl<'a> Task<'a> {
             scales_id: id(&constants.scales)?,
             scale_x: parameter(1)? as f32,
             zero_x: parameter(2).unwrap_or(0.0) as i32,
-            x: (node.input(0)?, inline.map_or(Some(reals), |inline| inline.input(0))?),
+            x: (own.or(node.input(0))?, inline.map_or(Some(reals), |inline| inline.input(0))?),
+            both_codes: own.is_some(),
             max_code: layer.weights.as_ref()?.max_code,
             rounding: recipe.rounding,
             node,
@@ -292,7 +298,8 @@ impl<'a> Task<'a> {
             }
         };
         let pairs = real.iter().zip(coded).enumerate();
-        let tensors = pairs.map(|(batch, (real, codes))| Some((real.clone(), reals(batch, codes)?)));
+        let own = |real: &Tensor| if self.both_codes { self.reals(real) } else { Some(real.clone()) };
+        let tensors = pairs.map(|(batch, (real, codes))| Some((own(real)?, reals(batch, codes)?)));
         Some(Rows { batches, tensors: tensors.collect::<Option<_>>()? })
     }
 
