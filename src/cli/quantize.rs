@@ -13,10 +13,10 @@ use crate::cli::{Error, cores, pool, print, read, write};
 /// Arguments of `octet quantize`.
 #[derive(clap::Args)]
 pub(crate) struct Quantize {
-    /// The float ONNX model.
+    /// The ONNX model: in float, or quantized already.
     model: PathBuf,
     /// `.npz` or `.npy` with the samples that ranges are taken from.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["statistics", "dry_run"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["statistics", "evaluation", "dry_run"])]
     calibration: Option<PathBuf>,
     /// `statistics.bin` of an earlier job on the same model: ranges come from it, no calibration samples are needed.
     #[arg(long, value_name = "FILE")]

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::engine::graph::op::{Clamp, Op, Unary};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
 use crate::engine::tensor::linear::{Spread, codes, quantize, tensor_of_codes};
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
 use super::ops_int8::linear_params;
@@ -101,6 +101,10 @@ impl Lowering {
     /// mind leaves behind.
     pub(super) fn fold_quantized_constants(&mut self) {
         for index in 0..self.graph.nodes.len() {
+            if let Some((output, tensor)) = self.clipped_codes(index) {
+                self.graph.value_mut(output).constant = Some(Arc::new(tensor));
+                self.absorbed.insert(index);
+            }
             let node = &self.graph.nodes[index];
             let Op::QuantizeLinear { axis } = node.op else { continue };
             let real = node.input(0).and_then(|id| self.graph.constant(id)).cloned();
@@ -117,6 +121,29 @@ impl Lowering {
             value.constant = Some(Arc::new(tensor));
             self.absorbed.insert(index);
         }
+    }
+
+    /// The result of a Clip over constant codes: where training leaves out the lowest code.
+    fn clipped_codes(&self, index: usize) -> Option<(ValueId, Tensor)> {
+        let node = &self.graph.nodes[index];
+        let Op::Clip = node.op else { return None };
+        let all = self.graph.constant(node.input(0)?)?;
+        let dtype = all.dtype();
+        let bound = |i: usize, none: i64| match node.input(i) {
+            None => Some(none),
+            Some(id) => {
+                self.graph.constant(id).filter(|t| t.len() == 1 && t.dtype() == dtype).map(|t| t.to_i64()[0])
+            }
+        };
+        let (least, most) = code_range(dtype);
+        let (lo, hi) = (bound(1, least)?, bound(2, most)?);
+        if !matches!(dtype, DType::I8 | DType::U8) {
+            return None;
+        }
+        // As `Clip` has it where the bounds are crossed.
+        let clip = |q: i64| q.max(lo).min(hi) as i32;
+        let clipped: Vec<i32> = all.to_i64().into_iter().map(clip).collect();
+        Some((node.outputs[0], tensor_of_codes(dtype, all.shape(), &clipped)))
     }
 
     /// The parameters of a Q or DQ node over a value of `rank` dimensions, where they are constants. `codes` is their

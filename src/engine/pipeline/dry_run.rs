@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::files::{batch_for, data_error, is_quantized, load, ports, read, read_own};
-use super::{Error, Request};
+use super::files::{batch_for, data_error, load, ports, read, read_own};
+use super::{Error, Request, trained};
 use crate::engine::artifact;
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
@@ -109,20 +109,21 @@ pub struct Seconds {
 /// # Errors
 /// As the job itself up to where the model would run.
 pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, Error> {
-    let recipe = Recipe::parse(request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+    let mut recipe = Recipe::parse(request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
     let bytes = if request.beside { read_own(request.model)? } else { read(request.model)? };
     let (model_sha256, model_bytes) = (artifact::sha256(&bytes), bytes.len() as u64);
     let mut graph = load(&bytes)?;
     drop(bytes);
-    if is_quantized(&graph) {
-        return Err(Error::Model("it is quantized already".to_owned()));
-    }
+    let reference = trained::take(&mut graph, &mut recipe)?;
+    let as_trained = reference.is_some() && !recipe.complete;
     fold_constants(&mut graph);
-    simplify(&mut graph, Passes::ALL);
+    if !as_trained {
+        simplify(&mut graph, Passes::ALL);
+    }
     let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
     let session = |graph| Session::new(graph, options.clone()).map_err(|e| Error::Model(e.to_string()));
-    let float = session(graph.clone())?;
+    let float = session(reference.unwrap_or_else(|| graph.clone()))?;
     let ports = ports(float.inputs());
     let calibration = open(request.calibration, &ports, "calibration")?;
     let evaluation = open(request.evaluation, &ports, "evaluation")?;
@@ -144,7 +145,9 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     let steps = float.steps(&one).ok().zip(int8.steps(&one).ok());
     let count = |data: &Option<Dataset>| data.as_ref().map(|data| data.samples() as u64);
     let calibrated = count(&calibration).unwrap_or(SAMPLES);
-    let samples = (calibrated, count(&evaluation).unwrap_or(calibrated));
+    let evaluated = count(&evaluation).unwrap_or(calibrated);
+    // What is kept as it was trained needs no ranges.
+    let samples = (if as_trained { 0 } else { calibrated }, evaluated);
     let observed = statistics::wanted(&graph);
     let observed: HashSet<&str> = observed.iter().map(|&v| graph.value(v).name.as_str()).collect();
     let seconds = steps.as_ref().map(|(float_steps, int8_steps)| {
@@ -255,7 +258,7 @@ fn integer_share(graph: &Graph, plan: &Plan, steps: &[Layer]) -> f64 {
         .nodes
         .iter()
         .zip(&plan.decisions)
-        .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Dynamic));
+        .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Dynamic | Decision::Trained));
     let names: HashSet<&str> = on_integers.map(|(node, _)| node.name.as_str()).collect();
     let sum = |which: &dyn Fn(&Layer) -> bool| {
         steps.iter().filter(|step| which(step)).map(|step| step.macs as f64).sum::<f64>()
@@ -277,6 +280,7 @@ fn integer_rows(graph: &Graph, plan: &Plan) -> Vec<IntegerRow> {
             Decision::Stored => "computes on reals, its weights are stored in codes".to_owned(),
             Decision::Sixteen => "reads codes of 16 bits, its weights are stored in codes".to_owned(),
             Decision::Half => "computes in float16".to_owned(),
+            Decision::Trained => "computes on codes, as it was trained".to_owned(),
             Decision::Float(_) | Decision::Data => return None,
         };
         Some(IntegerRow { node: node.name.clone(), op: node.op.name(), becomes })

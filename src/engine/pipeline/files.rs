@@ -5,7 +5,6 @@ use std::path::Path;
 use super::Error;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Port};
-use crate::engine::graph::op::Op;
 use crate::engine::graph::{Dim, Graph};
 use crate::engine::onnx::{external, import};
 use crate::engine::quant::calibrate::{self, batch_size};
@@ -39,16 +38,6 @@ pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
 
 pub(super) fn load(bytes: &[u8]) -> Result<Graph, Error> {
     import::import(bytes).map_err(|e| Error::Model(e.to_string()))
-}
-
-pub(super) fn is_quantized(graph: &Graph) -> bool {
-    let on_codes = |op: &Op| match op {
-        Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. } => true,
-        // QLinearConv, QGemm, MatMulInteger, DynamicQuantizeLinear and their like.
-        Op::Other(o) => ["QLinear", "QGemm", "Integer", "Quantize"].iter().any(|part| o.name.contains(part)),
-        op => op.is_integer(),
-    };
-    graph.nodes.iter().any(|n| on_codes(&n.op))
 }
 
 /// The inputs of a model as a dataset sees them.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files::{data_error, is_quantized, load, read};
+use super::files::{data_error, load, read};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Port};
@@ -16,6 +16,7 @@ use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::quant::plan::{self, Decision};
 use crate::engine::quant::report::{self, rows};
+use crate::engine::quant::trained::is_quantized;
 use crate::engine::quant::{self, Recipe};
 use crate::engine::tensor::npy;
 

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::files::{batch_for, data_error, is_quantized, load, ports, read, read_own, run_error};
+use super::files::{batch_for, data_error, load, ports, read, read_own, run_error};
 use super::running::Job;
 use super::trials::{Bench, DialTrials, FloatTrials, Planned};
-use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate};
+use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate, trained};
 use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::Port;
 use crate::engine::exec::fold::fold_constants;
@@ -82,6 +82,8 @@ struct Made {
 /// The float side of a job.
 struct Prepared {
     graph: Graph,
+    /// Where the model comes quantized, the float model that it is compared with.
+    reference: Option<Graph>,
     plan: Plan,
     recipe: Recipe,
     model: Source,
@@ -95,9 +97,16 @@ struct Prepared {
 
 impl Job<'_> {
     fn run(&self) -> Result<Outcome, Error> {
-        let Prepared { graph, plan, recipe, model, parameters, notes, first_layers } = self.prepare()?;
+        let prepared = self.prepare()?;
+        let Prepared { graph, reference, plan, recipe, model, parameters, mut notes, first_layers } =
+            prepared;
         let known = self.request.statistics.map(|path| self.earlier(path, &model)).transpose()?;
-        let float = self.session(graph.clone())?;
+        let as_trained = reference.is_some() && !recipe.complete;
+        // What is left to quantize of a quantized model is looked at in that model.
+        let whole =
+            (reference.is_some() && recipe.complete).then(|| self.unfused(graph.clone())).transpose()?;
+        let float = self.session(reference.unwrap_or_else(|| graph.clone()))?;
+        let seen = whole.as_ref().unwrap_or(&float);
         let ports = ports(float.inputs());
         let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
         let evaluation = self.dataset(self.request.evaluation, &ports, "evaluation")?;
@@ -111,9 +120,14 @@ impl Job<'_> {
         let mut ranges = SampleRanges::default();
         let (statistics, kept) = match known {
             Some(known) => known,
+            None if as_trained => {
+                let nothing = trained::nothing_seen(&model);
+                let kept = nothing.encode();
+                (nothing, kept)
+            }
             None => {
-                let calibration = calibration.as_ref().ok_or_else(no_samples)?;
-                let found = self.calibrate(&float, &graph, &plan, calibration, &model, &mut ranges)?;
+                let calibration = calibration.as_ref().ok_or_else(no_calibration)?;
+                let found = self.calibrate(seen, &graph, &plan, calibration, &model, &mut ranges)?;
                 let kept = found.encode();
                 (found, kept)
             }
@@ -141,6 +155,7 @@ impl Job<'_> {
         };
         self.step(Phase::Quantize, 1, 1)?;
         let (graph, plan, params, choices) = (&graph, &planned.plan, &planned.params, &planned.choices);
+        notes.extend(trained::notes(plan, &recipe));
         let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
         let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
 
@@ -169,7 +184,8 @@ impl Job<'_> {
         let unheld: Vec<(String, String)> =
             unsafe_.iter().map(|(&n, why)| (graph.nodes[n].name.clone(), why.clone())).collect();
         let mut advice = advice::of_unheld(&unheld, &recipe);
-        advice.extend(advice::advice(&layers, &activations, &sensitivities, &recipe));
+        let others = advice::advice(&layers, &activations, &sensitivities, &recipe);
+        advice.extend(trained::of_own(others, graph, plan));
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
@@ -220,6 +236,7 @@ impl Job<'_> {
         let mut recipe = Recipe::parse(self.request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
         let mut notes = Vec::new();
         if self.request.calibration.is_none()
+            && self.request.statistics.is_some()
             && (recipe.rounding != Rounding::Nearest || recipe.bias_correction)
         {
             (recipe.rounding, recipe.bias_correction) = (Rounding::Nearest, false);
@@ -233,17 +250,17 @@ impl Job<'_> {
         let model = Source { sha256: artifact::sha256(&bytes), bytes: bytes.len() as u64 };
         let mut graph = load(&bytes)?;
         drop(bytes);
-        if is_quantized(&graph) {
-            let reason = "it is quantized already (it has QuantizeLinear or DequantizeLinear nodes)";
-            return Err(Error::Model(reason.to_owned()));
-        }
-        let parameters = rows::parameters(&graph);
+        let reference = trained::take(&mut graph, &mut recipe)?;
+        let parameters = rows::parameters(reference.as_ref().unwrap_or(&graph));
         fold_constants(&mut graph);
-        let first_layers = first_layers(&graph);
-        simplify(&mut graph, Passes::ALL);
+        let first_layers = first_layers(reference.as_ref().unwrap_or(&graph));
+        if reference.is_none() || recipe.complete {
+            simplify(&mut graph, Passes::ALL);
+        }
         let plan_of = |graph: &Graph| any::plan(graph, &recipe, &Kept::new());
         let mut plan = plan_of(&graph).map_err(|e| Error::Recipe(e.to_string()))?;
-        if recipe.ranges_by_row()
+        if reference.is_none()
+            && recipe.ranges_by_row()
             && let Some(unrolled) = windows::unrolled(&graph, &plan)
         {
             graph = unrolled;
@@ -255,7 +272,7 @@ impl Job<'_> {
             return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
         }
         self.step(Phase::Import, 1, 1)?;
-        Ok(Prepared { graph, plan, recipe, model, parameters, notes, first_layers })
+        Ok(Prepared { graph, reference, plan, recipe, model, parameters, notes, first_layers })
     }
 
     fn dataset(
@@ -420,7 +437,10 @@ impl Job<'_> {
         let of_sixteen = |(id, params): (&ValueId, &Option<QuantParams>)| {
             Some((graph.value(*id).name.clone(), params.clone()?))
         };
-        let values = values.into_iter().chain(plan.sixteen.iter().filter_map(of_sixteen)).collect::<Vec<_>>();
+        let trained = plan.trained.values().filter(|(id, _)| plan.coded(*id).is_none());
+        let trained = trained.map(|(id, params)| (graph.value(id).name.clone(), params.clone()));
+        let sixteen = plan.sixteen.iter().filter_map(of_sixteen);
+        let values: Vec<_> = trained.chain(values).chain(sixteen).collect();
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
         let Statistics { data: digest, samples, .. } = *used.statistics;
@@ -569,6 +589,11 @@ fn unknown_value() -> Error {
 fn no_samples() -> Error {
     let reason = "there are none: statistics hold no samples to compare float and INT8 on";
     Error::Data { which: "evaluation", reason: reason.to_owned() }
+}
+
+fn no_calibration() -> Error {
+    let reason = "there are none, and ranges are chosen by them";
+    Error::Data { which: "calibration", reason: reason.to_owned() }
 }
 
 /// The values whose parameters are chosen; the others take over those of a root.

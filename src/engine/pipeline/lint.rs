@@ -5,9 +5,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files::{is_quantized, load, read};
+use super::files::{load, read};
 use crate::engine::quant::Target;
 use crate::engine::quant::lint::check;
+use crate::engine::quant::trained::is_quantized;
 
 /// Whose rules a file is held against.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod job;
 pub mod lint;
 mod running;
+mod trained;
 mod trials;
 
 use std::path::Path;
@@ -46,9 +47,10 @@ pub trait Progress: Sync {
 /// What a job works on. Files on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
-    /// The float ONNX model.
+    /// The ONNX model, in float or quantized already.
     pub model: &'a Path,
-    /// `.npz` or `.npy` with the calibration samples; not needed where there are statistics and evaluation samples.
+    /// `.npz` or `.npy` with the calibration samples; not needed where there are statistics and evaluation samples,
+    /// nor where a model comes quantized and is not completed.
     pub calibration: Option<&'a Path>,
     /// [`Outcome::statistics`] of an earlier job on the same model: ranges are chosen by them, and the model does not
     /// run over the calibration samples.

@@ -29,6 +29,12 @@ impl Job<'_> {
         Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
     }
 
+    /// The same, where each value is to be seen as the file has it: nothing of a quantized model is fused.
+    pub(super) fn unfused(&self, graph: Graph) -> Result<Session, Error> {
+        let options = Options { integers: false, ..self.options() };
+        Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
+    }
+
     /// How it runs.
     pub(super) fn options(&self) -> Options {
         Options { threads: self.request.threads.max(1), ..Options::default() }

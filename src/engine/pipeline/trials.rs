@@ -85,10 +85,16 @@ impl Bench<'_> {
                     None => return Ok(None),
                 },
             };
+            let observed = self.statistics.values.get(&self.graph.value(coded.value).name);
+            let choice = match plan.trained.params(coded.value).zip(observed) {
+                Some((params, observed)) => ranges::given(observed, params.clone()),
+                None => choice,
+            };
             choices.push((coded.value, choice));
         }
         let mut params = choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
         settle(self.graph, &plan, &profile, &mut params);
+        let params = plan.with_trained(&params);
         Ok(Some(Planned { plan, params, choices }))
     }
 
@@ -301,7 +307,9 @@ impl FloatTrials<'_> {
         let nodes = || 0..graph.nodes.len();
         let all: u64 = nodes().map(of).sum();
         let integer: u64 = nodes()
-            .filter(|&n| matches!(plan.decisions[n], Decision::Integer | Decision::Dynamic))
+            .filter(|&n| {
+                matches!(plan.decisions[n], Decision::Integer | Decision::Dynamic | Decision::Trained)
+            })
             .map(of)
             .sum();
         let bytes = |n: usize| match plan.decisions[n] {

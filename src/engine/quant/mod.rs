@@ -26,6 +26,7 @@ pub mod search;
 pub mod spread;
 pub mod statistics;
 pub mod targets;
+pub mod trained;
 pub mod walk;
 pub mod weights;
 
@@ -401,7 +402,6 @@ impl Recipe {
         let to_come = match field {
             "equalize" => self.equalize,
             "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
-            "complete" => self.complete,
             _ => false,
         };
         match to_come {

@@ -18,6 +18,8 @@
 //!   reals after they are read. Embeddings are most of a small language model's bytes.
 //! - LSTM, GRU and RNN: weights are stored as `i8` with a scale a gate, and made reals before they are used.
 //! - Codes end where nobody computes with them: a pool, reshape or Add before a float operator stays in float.
+//! - What training with quantization in mind has quantized stays as it is. What it left in float stays in float too,
+//!   unless the recipe asks to complete it: then values that were trained keep their parameters.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -27,12 +29,16 @@ use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::schemes::stored;
 use crate::engine::quant::targets::Profile;
+use crate::engine::quant::trained::roles::{Role, Trained};
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::QuantParams;
 
 /// Elements from which on a table is worth a scale and a zero point a column.
 const TABLE_MIN: usize = 1 << 12;
+
+/// Why a node of a model that comes quantized is in float.
+const LEFT: &str = "left in float by what quantized the model; `complete` quantizes it";
 
 /// What becomes of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +65,8 @@ pub enum Decision {
     Sixteen,
     /// Computes in float16.
     Half,
+    /// Stands between codes in the model itself, and stays as it is.
+    Trained,
     /// Computes on reals, for a reason.
     Float(String),
     /// Moves data or computes shapes; there is nothing to gain.
@@ -99,6 +107,8 @@ pub struct Plan {
     pub sixteen: BTreeMap<ValueId, Option<QuantParams>>,
     /// For nodes on reals that read one operand through codes all the same: which.
     pub skips: BTreeMap<usize, usize>,
+    /// What the model itself has quantized.
+    pub trained: Trained,
     /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
     results: HashMap<usize, ValueId>,
     /// Functions of one value, by their last node.
@@ -129,6 +139,14 @@ impl Plan {
     /// The entry of a value that gets codes.
     pub fn coded(&self, value: ValueId) -> Option<&Coded> {
         self.coded.iter().find(|c| c.value == value)
+    }
+
+    /// These parameters, but for roots that the model itself has parameters for: those.
+    pub fn with_trained(&self, params: &HashMap<ValueId, QuantParams>) -> HashMap<ValueId, QuantParams> {
+        let own = |(root, params): (&ValueId, &QuantParams)| {
+            (*root, self.trained.params(*root).unwrap_or(params).clone())
+        };
+        params.iter().map(own).collect()
     }
 
     /// Number of nodes that compute on codes or have weights in codes.
@@ -283,6 +301,7 @@ struct Planner<'a> {
     recipe: &'a Recipe,
     kept: &'a Kept,
     profile: Profile,
+    trained: Trained,
     readers: Vec<Vec<usize>>,
     producers: HashMap<ValueId, usize>,
     decisions: Vec<Decision>,
@@ -307,6 +326,7 @@ impl<'a> Planner<'a> {
             recipe,
             kept,
             profile: Profile::of(recipe),
+            trained: Trained::of(graph),
             readers: graph.consumers(),
             producers: graph.producers(),
             decisions: vec![Decision::Data; graph.nodes.len()],
@@ -322,6 +342,8 @@ impl<'a> Planner<'a> {
         for (n, node) in self.graph.nodes.iter().enumerate() {
             self.decisions[n] = if self.absorbed.contains_key(&n) {
                 Decision::Absorbed { into: self.absorbed[&n] }
+            } else if let Some(decision) = self.trained(n, node) {
+                decision
             } else if let Some(reason) = self.keeps(n) {
                 Decision::Float(reason)
             } else if self.recipe.has_sixteen_bits(&node.name) && computes_on_reals(self.graph, node) {
@@ -329,6 +351,24 @@ impl<'a> Planner<'a> {
             } else {
                 self.candidate(n, node)
             };
+        }
+    }
+
+    /// What becomes of a node of a model that comes quantized, where that is no matter of its own.
+    fn trained(&mut self, n: usize, node: &Node) -> Option<Decision> {
+        if self.trained.is_empty() {
+            return None;
+        }
+        match self.trained.role(n) {
+            Role::Boundary => {
+                let reals = node.outputs.iter().filter(|&&v| self.trained.is_dequantized(v));
+                self.codeable.extend(reals.map(|&v| (v, Behind::Convolution)));
+                Some(Decision::Data)
+            }
+            Role::Computes | Role::Clamps => Some(Decision::Trained),
+            Role::Left if self.recipe.complete => None,
+            Role::Left if is_data(self.graph, node) => Some(Decision::Data),
+            Role::Left => Some(Decision::Float(LEFT.to_owned())),
         }
     }
 
@@ -461,7 +501,7 @@ impl<'a> Planner<'a> {
             self.decisions[n] == Decision::Integer
                 && (!multiplies || self.graph.nodes[n].input(0) == Some(value))
         };
-        self.readers[value.0 as usize].iter().any(wants)
+        self.trained.goes_to_codes(value) || self.readers[value.0 as usize].iter().any(wants)
     }
 
     /// Back to front: what nobody computes with stays in float, and so does what lives from it.
@@ -535,7 +575,10 @@ impl<'a> Planner<'a> {
                     let input = node.input(0).filter(|_| passes_codes(&node.op));
                     let root = input.map_or(result, |input| roots[&input]);
                     roots.insert(result, root);
-                    coded.push(Coded { value: result, root, by_integer: true, region: region(result) });
+                    // Codes of the model's own follow.
+                    if !self.trained.goes_to_codes(result) {
+                        coded.push(Coded { value: result, root, by_integer: true, region: region(result) });
+                    }
                 }
             }
         }
@@ -545,6 +588,7 @@ impl<'a> Planner<'a> {
             coded,
             sixteen,
             skips,
+            trained: self.trained,
             results: self.results,
             functions: self.functions,
         }
@@ -755,6 +799,7 @@ mod tests {
             Decision::Half => 'H',
             Decision::Sixteen => 'X',
             Decision::Dynamic => 'Y',
+            Decision::Trained => 'T',
             Decision::Absorbed { .. } => 'A',
             Decision::Inner { .. } => 'i',
             Decision::Float(_) => 'F',

@@ -20,6 +20,8 @@ pub enum Method {
     Entropy,
     /// The range with the least expected square error.
     Mse,
+    /// None: the model itself has parameters for the value. Where it has none, [`Method::MinMax`].
+    Trained,
 }
 
 impl Method {
@@ -35,6 +37,7 @@ impl Method {
             Method::Percentile(share) => format!("percentile {share}").into(),
             Method::Entropy => "entropy".into(),
             Method::Mse => "mse".into(),
+            Method::Trained => "trained".into(),
         }
     }
 }
@@ -68,7 +71,7 @@ pub fn choose(observed: &Observed, method: Method, codes: Codes) -> Choice {
         (method, means) => (means.unwrap_or((min, max)), method),
     };
     let params = match method {
-        Method::MinMax => QuantParams::from_range(codes, min, max),
+        Method::MinMax | Method::Trained => QuantParams::from_range(codes, min, max),
         Method::MeanMinmax => QuantParams::from_range(codes, means.0, means.1),
         Method::Percentile(share) => {
             let (lo, hi) = percentiles(histogram, share);
@@ -80,6 +83,16 @@ pub fn choose(observed: &Observed, method: Method, codes: Codes) -> Choice {
         }
         Method::Mse => least_square_error(&sums, codes, min, max),
     };
+    judged(histogram, &sums, params, method)
+}
+
+/// What parameters that the model has do to a value.
+pub fn given(observed: &Observed, params: QuantParams) -> Choice {
+    let histogram = &observed.histogram;
+    judged(histogram, &Sums::of(histogram), params, Method::Trained)
+}
+
+fn judged(histogram: &Histogram, sums: &Sums, params: QuantParams, method: Method) -> Choice {
     let (lo, hi) = params.reals();
     let error = sums.error(&params);
     let all = histogram.count().max(1) as f64;

@@ -16,11 +16,11 @@ fn nothing_means_the_defaults() {
 
 #[test]
 fn what_is_asked_is_kept() {
-    let json = json!({"weights": {"per_channel": false, "max_code": "auto"}, "ranges": "minmax", "keep_float": ["/head/*"],
+    let json = json!({"weights": {"per_channel": false, "max_code": "auto"}, "ranges": "minmax", "keep_float": ["/head/*"], "complete": true,
         "gate": {"max_drop": 0.01, "min_agreement": 0.98}});
     let recipe = Recipe::parse(&json).unwrap();
     assert_eq!(recipe.weights, WeightRecipe { per_channel: false, max_code: MaxCode::Auto });
-    assert!(recipe.ranges == Ranges::Minmax);
+    assert!(recipe.ranges == Ranges::Minmax && recipe.complete);
     assert!(recipe.keeps_float("/head/MatMul") && !recipe.keeps_float("/body/MatMul"));
     let gate = Gate { max_drop: Some(0.01), min_agreement: Some(0.98), ..Gate::default() };
     assert_eq!(recipe.gate, gate);
@@ -59,6 +59,7 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"ranges": "best"}), "`ranges`: \"best\" is not \"auto\", \"minmax\""),
         (json!({"smooth": {"alpha": 2}}), "`smooth`: {\"alpha\":2} is not \"off\""),
         (json!({"keep_float": "a"}), "`keep_float`: invalid type"),
+        (json!({"complete": "all"}), "`complete`: invalid type"),
         (json!({"gate": {"max_drop": 1.5}}), "`gate.max_drop`: 1.5"),
         (json!({"gate": {"min_sqnr_db": 200}}), "200 is not between 0 and 100 dB"),
         (json!({"gate": {"metric": "top5"}}), "give max_drop"),

@@ -150,7 +150,7 @@ struct Task<'a> {
     scales_id: ValueId,
     scale_x: f32,
     zero_x: i32,
-    /// Operand in the float graph, and its codes in the QDQ graph.
+    /// Operand in the float graph, or its codes where the model came with them, and its codes in the QDQ graph.
     x: (ValueId, ValueId),
     max_code: u8,
     rounding: Rounding,
@@ -262,6 +262,8 @@ impl<'a> Task<'a> {
         // What it reads is made of codes (QuantizeLinear, DequantizeLinear), or real where only weights are codes.
         let inline = places.producers.get(&reals).map(|&n| &coded.nodes[n]);
         let inline = inline.filter(|n| matches!(n.op, Op::DequantizeLinear { .. }));
+        let made = float.nodes.iter().find(|n| node.input(0).is_some_and(|x| n.outputs.contains(&x)));
+        let own = made.filter(|n| matches!(n.op, Op::DequantizeLinear { .. })).and_then(|n| n.input(0));
         let parameter = |i: usize| match inline {
             // The rows of a table have a scale a column; what reads them stays as it was.
             Some(inline) => coded.constant(inline.input(i)?).filter(|t| t.len() == 1).map(|t| t.to_f64()[0]),
@@ -276,7 +278,7 @@ impl<'a> Task<'a> {
             bias_ids,
             scale_x: parameter(1)? as f32,
             zero_x: parameter(2).unwrap_or(0.0) as i32,
-            x: (plain.x.0, inline.map_or(Some(reals), |inline| inline.input(0))?),
+            x: (own.unwrap_or(plain.x.0), inline.map_or(Some(reals), |inline| inline.input(0))?),
             ..plain
         })
     }
@@ -316,9 +318,10 @@ impl<'a> Task<'a> {
     }
 
     /// Whether the codes of an operand are of a type and shape that is known here.
-    fn fits(&self, Sampled { coded, ranges, .. }: &Sampled<'_>) -> bool {
+    fn fits(&self, Sampled { real, coded, ranges, .. }: &Sampled<'_>) -> bool {
+        let known = |codes: &Tensor| matches!(codes.dtype(), DType::U8 | DType::I8 | DType::F32);
         match ranges {
-            None => matches!(coded.dtype(), DType::U8 | DType::I8 | DType::F32),
+            None => known(coded) && known(real),
             Some((low, step)) => {
                 let rows = coded.len() / self.geometry.terms.max(1);
                 coded.dtype() == DType::U8 && low.len() == rows && step.len() == rows
@@ -329,17 +332,19 @@ impl<'a> Task<'a> {
     /// Rows of an operand as its codes stand for them.
     fn reals(
         &self,
-        Sampled { rows, coded, ranges, .. }: &Sampled<'_>,
+        codes: &Tensor,
+        ranges: Option<(&Tensor, &Tensor)>,
+        rows: &[usize],
         groups: (usize, usize),
     ) -> Array2<f32> {
         let g = &self.geometry;
         let real = |code: i32| (code - self.zero_x) as f32 * self.scale_x;
-        match (coded.dtype(), ranges) {
-            (DType::F32, _) => g.gather(coded, rows, groups, 0f32),
-            (DType::I8, _) => g.gather(coded, rows, groups, self.zero_x as i8).mapv(|code| real(code.into())),
-            (_, None) => g.gather(coded, rows, groups, self.zero_x as u8).mapv(|code| real(code.into())),
+        match (codes.dtype(), ranges) {
+            (DType::F32, _) => g.gather(codes, rows, groups, 0f32),
+            (DType::I8, _) => g.gather(codes, rows, groups, self.zero_x as i8).mapv(|code| real(code.into())),
+            (_, None) => g.gather(codes, rows, groups, self.zero_x as u8).mapv(|code| real(code.into())),
             (_, Some((low, step))) => {
-                let codes = g.gather(coded, rows, groups, 0u8);
+                let codes = g.gather(codes, rows, groups, 0u8);
                 let (low, step) = (low.slice::<f32>(), step.slice::<f32>());
                 Array2::from_shape_fn(codes.raw_dim(), |(i, k)| {
                     (f32::from(codes[[i, k]]) + low[rows[i]]) * step[rows[i]]
@@ -353,8 +358,8 @@ impl<'a> Task<'a> {
         let take = |judge: bool| {
             let (mut real, mut coded) = (Vec::new(), Vec::new());
             for batch in rows.batches.iter().filter(|batch| batch.judged == judge) {
-                real.push(self.geometry.gather(batch.real, &batch.rows, groups, 0f32));
-                coded.push(self.reals(batch, groups));
+                real.push(self.reals(batch.real, None, &batch.rows, groups));
+                coded.push(self.reals(batch.coded, batch.ranges, &batch.rows, groups));
             }
             let join = |parts: Vec<Array2<f32>>| {
                 let views: Vec<_> = parts.iter().map(|part| part.view()).collect();

@@ -95,10 +95,11 @@ pub fn rewrite(
     recipe: &Recipe,
     dial: &Dial,
 ) -> Rewritten {
+    let params = plan.with_trained(params);
     let mut writer = Writer {
         source: graph,
         plan,
-        params,
+        params: &params,
         per_channel: recipe.weights.per_channel,
         profile: Profile::of(recipe),
         clamps: plan.clamps(),
@@ -126,6 +127,7 @@ pub fn rewrite(
             Decision::Stored => writer.stored(node),
             Decision::Sixteen => writer.sixteen(node),
             Decision::Dynamic => writer.dynamic(node),
+            Decision::Trained => writer.trained(n, node),
             // What computes in float16 is written by its own scheme.
             Decision::Float(_) | Decision::Data | Decision::Half => writer.float(n, node),
         }
@@ -197,6 +199,21 @@ impl Writer<'_> {
         }
     }
 
+    /// A node that the model itself has between codes: as it is.
+    fn trained(&mut self, n: usize, node: &Node) {
+        self.float(n, node);
+        let Some(result) = self.plan.trained.result(n) else { return };
+        let value = self.source.value(result).name.clone();
+        self.layers.push(Layer {
+            node: node.name.clone(),
+            op: node.op.name(),
+            float_value: value.clone(),
+            int8_value: value,
+            weights: None,
+            constants: None,
+        });
+    }
+
     /// What a node on reals reads: the reals behind codes that an integer node made, else the value as it is.
     pub(super) fn reals(&self, node: &Node) -> Vec<Option<ValueId>> {
         let read = |v: &ValueId| match self.plan.coded(*v) {
@@ -209,7 +226,8 @@ impl Writer<'_> {
     /// The clamps that a node takes over and that codes alone would not do: they stand behind it.
     fn written_clamps(&self, n: usize, result: ValueId) -> Vec<usize> {
         let Some(clamps) = self.clamps.get(&n) else { return Vec::new() };
-        let Some(coded) = self.plan.coded(result) else { return Vec::new() };
+        // What goes to codes of the model's own: nobody knows here whether those do it.
+        let Some(coded) = self.plan.coded(result) else { return clamps.clone() };
         let params = &self.params[&coded.root];
         let (least, most) = code_range(params.dtype);
         let done = |&clamp: &usize| {
@@ -317,6 +335,11 @@ impl Writer<'_> {
     /// Quantizes `made` and dequantizes it again, if `value` has codes; the two differ for graph outputs.
     pub(super) fn codes(&mut self, value: ValueId, made: ValueId) {
         let Some(coded) = self.plan.coded(value) else { return };
+        if coded.root == value && self.plan.trained.is_dequantized(value) {
+            // It comes from codes with these parameters.
+            self.dequantized.insert(value, made);
+            return;
+        }
         let (scale, zero) = self.parameters(coded.root);
         let codes = self.value_like(value, "q", self.params[&coded.root].dtype);
         self.quantization(true, made, scale, zero, codes);

@@ -108,8 +108,8 @@ pub fn coverage(plan: &Plan) -> Coverage {
     let count = |f: fn(&Decision) -> bool| plan.decisions.iter().filter(|d| f(d)).count();
     Coverage {
         integer: count(|d| {
-            use Decision::{Absorbed, Dynamic, Inner, Integer, Lookup};
-            matches!(d, Integer | Dynamic | Lookup | Absorbed { .. } | Inner { .. })
+            use Decision::{Absorbed, Dynamic, Inner, Integer, Lookup, Trained};
+            matches!(d, Integer | Dynamic | Lookup | Trained | Absorbed { .. } | Inner { .. })
         }),
         float: count(|d| {
             matches!(d, Decision::Float(_) | Decision::Stored | Decision::Sixteen | Decision::Half)

@@ -8,6 +8,7 @@ use crate::engine::quant::lint::check::lint;
 use crate::engine::quant::lint::{Report, Verdict};
 use crate::engine::quant::plan::{Decision, Kept, Plan, plan_keeping};
 use crate::engine::quant::rewrite::rewrite;
+use crate::engine::quant::trained::is_quantized;
 use crate::engine::quant::{Error, Recipe, Target};
 use crate::engine::tensor::qparams::{QuantParams, code_range};
 
@@ -24,6 +25,8 @@ const ROUNDS: usize = 8;
 /// [`Error::NoMatch`] where a pattern of the recipe names no node.
 pub fn plan(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
     match recipe.target {
+        // What is kept as it was trained follows the rules of those who trained it.
+        _ if !recipe.complete && is_quantized(graph) => plan_keeping(graph, recipe, kept),
         Target::Octet => plan_keeping(graph, recipe, kept),
         Target::Tensorrt => tensorrt::plan(graph, recipe, kept),
         Target::Onnxruntime | Target::Openvino | Target::TfliteRules => fitted(graph, recipe, kept),
