@@ -2,10 +2,12 @@
 //! Float graph in, QDQ graph and figures out; no files, no ONNX bytes.
 
 pub mod calibrate;
+pub mod channels;
 pub mod checks;
 pub mod confusion;
 pub mod dial;
 pub mod effect;
+pub mod equalize;
 pub mod evaluate;
 pub mod extremes;
 pub mod histogram;
@@ -21,6 +23,7 @@ pub mod rows;
 pub mod samples;
 pub mod schemes;
 pub mod search;
+pub mod smooth;
 pub mod spread;
 pub mod statistics;
 pub mod targets;
@@ -397,8 +400,6 @@ impl Recipe {
     /// What is planned is refused by name, not as something unknown.
     fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
         let to_come = match field {
-            "equalize" => self.equalize,
-            "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
             "complete" => self.complete,
             _ => false,
         };
@@ -431,6 +432,15 @@ impl Recipe {
         }
         if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
             return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
+        }
+        if self.scheme == Scheme::Float16 {
+            let text = "float16 has no codes that channels would share";
+            if self.equalize {
+                return fault("equalize", text.to_owned());
+            }
+            if let Smooth::Alpha(_) = self.smooth {
+                return fault("smooth", text.to_owned());
+            }
         }
         if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
@@ -585,3 +595,5 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod recipe_tests;
+#[cfg(test)]
+mod smooth_tests;
