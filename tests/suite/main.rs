@@ -2,6 +2,7 @@
 
 mod allocations;
 mod artifacts;
+mod channels;
 mod datasets;
 mod endpoints;
 mod infer;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::even::Even;
 use super::files::{batch_for, data_error, load, ports, read, read_own, run_error};
 use super::running::Job;
 use super::trials::{Bench, DialTrials, FloatTrials, Planned};
@@ -101,10 +102,10 @@ impl Job<'_> {
         let Prepared { graph, reference, plan, recipe, model, parameters, mut notes, first_layers } =
             prepared;
         let known = self.request.statistics.map(|path| self.earlier(path, &model)).transpose()?;
-        let as_trained = reference.is_some() && !recipe.complete;
+        let quantized = reference.is_some();
+        let as_trained = quantized && !recipe.complete;
         // What is left to quantize of a quantized model is looked at in that model.
-        let whole =
-            (reference.is_some() && recipe.complete).then(|| self.unfused(graph.clone())).transpose()?;
+        let whole = (quantized && recipe.complete).then(|| self.unfused(graph.clone())).transpose()?;
         let float = self.session(reference.unwrap_or_else(|| graph.clone()))?;
         let seen = whole.as_ref().unwrap_or(&float);
         let ports = ports(float.inputs());
@@ -117,6 +118,13 @@ impl Job<'_> {
         };
         let before = around::before(&first_layers, &float, calibration.as_ref(), evaluation.as_ref());
         let before = before.map_err(|(which, e)| run_error(e, which))?;
+        let samples = self.samples(&float, calibration.as_ref())?;
+        let even = match quantized {
+            true => Even::unchanged(graph, Vec::new()),
+            false => self.even(graph, &plan, &recipe, &float, &samples)?,
+        };
+        notes.extend_from_slice(&even.notes);
+        let (graph, own) = (&even.graph, even.session(&float));
         let mut ranges = SampleRanges::default();
         let (statistics, kept) = match known {
             Some(known) => known,
@@ -127,18 +135,17 @@ impl Job<'_> {
             }
             None => {
                 let calibration = calibration.as_ref().ok_or_else(no_calibration)?;
-                let found = self.calibrate(seen, &graph, &plan, calibration, &model, &mut ranges)?;
+                let found = self.calibrate(seen, &even, &plan, calibration, &model, &mut ranges)?;
                 let kept = found.encode();
                 (found, kept)
             }
         };
 
-        let samples = self.samples(&float, calibration.as_ref())?;
-        let (effects, unsafe_) = self.choose(&graph, plan, &recipe, &statistics, &samples)?;
+        let (effects, unsafe_) = self.choose(graph, plan, &recipe, &statistics, &samples)?;
         let bench = Bench {
             job: self,
             float: &float,
-            graph: &graph,
+            graph,
             recipe: &recipe,
             statistics: &statistics,
             effects: &effects,
@@ -148,13 +155,11 @@ impl Job<'_> {
             samples: &samples,
         };
         let Made { planned, rewritten, sensitivities, trials } = match recipe.scheme {
-            Scheme::Float16 => {
-                self.halves(&float, &graph, &recipe, calibration.as_ref().unwrap_or(judged))?
-            }
+            Scheme::Float16 => self.halves(&float, graph, &recipe, calibration.as_ref().unwrap_or(judged))?,
             Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => self.make(bench)?,
         };
         self.step(Phase::Quantize, 1, 1)?;
-        let (graph, plan, params, choices) = (&graph, &planned.plan, &planned.params, &planned.choices);
+        let (plan, params, choices) = (&planned.plan, &planned.params, &planned.choices);
         notes.extend(trained::notes(plan, &recipe));
         let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
         let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
@@ -164,7 +169,7 @@ impl Job<'_> {
             .map_err(|e| Error::Model(format!("the artifact does not read back: {e}")))?;
         let int8 = self.session(int8)?;
         let found = self.evaluate(&float, &int8, judged, which)?;
-        let noise = self.layers(&float, &int8, judged, which, &rewritten)?;
+        let noise = self.layers(own, &int8, judged, which, &rewritten)?;
         let checked = around::after(before, &ranges, &float, judged, &found);
         let (data_checks, convergence) = checked.map_err(|e| run_error(e, which))?;
         let latency = self.measure(&float, &int8, judged, which)?;
@@ -302,18 +307,20 @@ impl Job<'_> {
     fn calibrate(
         &self,
         float: &Session,
-        graph: &Graph,
+        even: &Even,
         plan: &Plan,
         data: &Dataset,
         model: &Source,
         ranges: &mut SampleRanges,
     ) -> Result<Statistics, Error> {
+        let (graph, float) = (&even.graph, even.observer(float));
         let mut wanted: Vec<ValueId> =
             plan.coded.iter().map(|c| c.value).chain(statistics::wanted(graph)).collect();
         wanted.extend(plan.sixteen.keys());
         wanted.sort_unstable();
         wanted.dedup();
-        let wanted: Vec<String> = wanted.into_iter().map(|v| graph.value(v).name.clone()).collect();
+        let wanted = wanted.into_iter().map(|v| graph.value(v).name.clone());
+        let wanted: Vec<String> = wanted.chain(even.before().iter().cloned()).collect();
         let mut digest = [0; 32];
         hex::decode_to_slice(&model.sha256, &mut digest).expect("a digest is 64 hexadecimal digits");
         let total = data.samples();

@@ -3,6 +3,7 @@
 
 pub mod compare;
 pub mod dry_run;
+mod even;
 pub mod files;
 mod gate;
 pub mod inspect;

@@ -2,11 +2,13 @@
 //! Float graph in, QDQ graph and figures out; no files, no ONNX bytes.
 
 pub mod calibrate;
+pub mod channels;
 pub mod checks;
 pub mod confusion;
 pub mod dense;
 pub mod dial;
 pub mod effect;
+pub mod equalize;
 pub mod evaluate;
 pub mod extremes;
 pub mod flat;
@@ -23,6 +25,7 @@ pub mod rows;
 pub mod samples;
 pub mod schemes;
 pub mod search;
+pub mod smooth;
 pub mod spread;
 pub mod statistics;
 pub mod targets;
@@ -317,14 +320,6 @@ pub enum Error {
         /// Those that are known.
         known: String,
     },
-    /// A value that is planned.
-    #[error("`{field}`: {value} is not supported yet")]
-    NotYet {
-        /// The field.
-        field: String,
-        /// What was asked.
-        value: String,
-    },
     /// A value that does not fit its field.
     #[error("`{field}`: {reason}")]
     Field {
@@ -391,23 +386,9 @@ impl Recipe {
                 "complete" => recipe.complete = read(field, value)?,
                 _ => return Err(Error::Unknown { field: field.clone(), known: FIELDS.join(", ") }),
             }
-            recipe.refuse_what_is_to_come(field, value)?;
         }
         recipe.check()?;
         Ok(recipe)
-    }
-
-    /// What is planned is refused by name, not as something unknown.
-    fn refuse_what_is_to_come(&self, field: &str, value: &Value) -> Result<(), Error> {
-        let to_come = match field {
-            "equalize" => self.equalize,
-            "smooth" => matches!(self.smooth, Smooth::Alpha(_)),
-            _ => false,
-        };
-        match to_come {
-            true => Err(Error::NotYet { field: field.to_owned(), value: value.to_string() }),
-            false => Ok(()),
-        }
     }
 
     /// Checks what a type does not say.
@@ -433,6 +414,15 @@ impl Recipe {
         }
         if gate.metric.is_some() && gate.max_drop.or(gate.max_drop_per_slice).is_none() {
             return fault("gate.metric", "it says what max_drop speaks of: give max_drop".to_owned());
+        }
+        if self.scheme == Scheme::Float16 {
+            let text = "float16 has no codes that channels would share";
+            if self.equalize {
+                return fault("equalize", text.to_owned());
+            }
+            if let Smooth::Alpha(_) = self.smooth {
+                return fault("smooth", text.to_owned());
+            }
         }
         if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
@@ -587,3 +577,5 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 
 #[cfg(test)]
 mod recipe_tests;
+#[cfg(test)]
+mod smooth_tests;

@@ -42,6 +42,22 @@ fn every_scheme_is_known() {
 }
 
 #[test]
+fn channels_are_scaled_as_it_is_asked() {
+    for (json, equalize, smooth) in [
+        (json!({}), false, Smooth::Auto),
+        (json!({"equalize": true}), true, Smooth::Auto),
+        (json!({"smooth": "off"}), false, Smooth::Off),
+        (json!({"smooth": {"alpha": 0.65}, "scheme": "weight_only"}), false, Smooth::Alpha(0.65)),
+        (json!({"smooth": {"alpha": 0}}), false, Smooth::Alpha(0.0)),
+    ] {
+        let recipe = Recipe::parse(&json).unwrap();
+        assert_eq!((recipe.equalize, recipe.smooth), (equalize, smooth), "{json}");
+        let full = serde_json::to_value(&recipe).unwrap();
+        assert_eq!(Recipe::parse(&full), Ok(recipe), "{full} reads back");
+    }
+}
+
+#[test]
 fn a_wrong_recipe_is_refused_with_its_field() {
     for (json, says) in [
         (json!([]), "expected an object"),
@@ -57,6 +73,10 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
         (json!({"ranges": {"percentile": 20}}), "percentile 20 is not above 50"),
         (json!({"ranges": "best"}), "`ranges`: \"best\" is not \"auto\", \"minmax\""),
+        (json!({"equalize": 1}), "`equalize`: invalid type"),
+        (json!({"scheme": "float16", "equalize": true}), "`equalize`: float16 has no codes"),
+        (json!({"scheme": "float16", "smooth": {"alpha": 0.5}}), "`smooth`: float16 has no codes"),
+        (json!({"complete": true}), "`complete`: true is not supported yet"),
         (json!({"smooth": {"alpha": 2}}), "`smooth`: {\"alpha\":2} is not \"off\""),
         (json!({"keep_float": "a"}), "`keep_float`: invalid type"),
         (json!({"complete": "all"}), "`complete`: invalid type"),
