@@ -76,7 +76,6 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"equalize": 1}), "`equalize`: invalid type"),
         (json!({"scheme": "float16", "equalize": true}), "`equalize`: float16 has no codes"),
         (json!({"scheme": "float16", "smooth": {"alpha": 0.5}}), "`smooth`: float16 has no codes"),
-        (json!({"complete": true}), "`complete`: true is not supported yet"),
         (json!({"smooth": {"alpha": 2}}), "`smooth`: {\"alpha\":2} is not \"off\""),
         (json!({"keep_float": "a"}), "`keep_float`: invalid type"),
         (json!({"complete": "all"}), "`complete`: invalid type"),
