@@ -25,8 +25,7 @@ impl Job<'_> {
 
     /// A model that is ready to run.
     pub(super) fn session(&self, graph: Graph) -> Result<Session, Error> {
-        let options = Options { threads: self.request.threads.max(1), ..Options::default() };
-        Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))
+        Session::new(graph, self.options()).map_err(|e| Error::Model(e.to_string()))
     }
 
     /// The same, where each value is to be seen as the file has it: nothing of a quantized model is fused.

@@ -196,6 +196,26 @@ pub fn plan_keeping(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan,
     Ok(planner.finish())
 }
 
+/// A plan without codes of activations, by a decision for each node; the nodes of `kept`, and those that the recipe names,
+/// stay in float.
+///
+/// # Errors
+/// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
+pub fn plan_each(
+    graph: &Graph,
+    recipe: &Recipe,
+    kept: &Kept,
+    decide: impl Fn(&Node) -> Decision,
+) -> Result<Plan, Error> {
+    names_exist(graph, "keep_float", &recipe.keep_float)?;
+    let decide = |(n, node): (usize, &Node)| match kept.get(&n) {
+        Some(reason) => Decision::Float(reason.clone()),
+        None if recipe.keeps_float(&node.name) => Decision::Float("kept by the recipe".to_owned()),
+        None => decide(node),
+    };
+    Ok(Plan::of_decisions(graph.nodes.iter().enumerate().map(decide).collect()))
+}
+
 /// Checks that each pattern of a field of a recipe names a node.
 ///
 /// # Errors

@@ -17,7 +17,7 @@
 use crate::engine::graph::op::{Binary, Op, Reduce, Unary};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
 use crate::engine::quant::plan::{
-    Decision, Kept, Plan, bias_of, is_data, multiplies, names_exist, table_of, weights_of,
+    Decision, Kept, Plan, bias_of, is_data, multiplies, plan_each, table_of, weights_of,
 };
 use crate::engine::quant::rewrite::{ByRow, Constants, LayerWeights, Writer, spread};
 use crate::engine::quant::{Error, MaxCode, Recipe, weights};
@@ -34,18 +34,10 @@ const STEPS: f32 = 255.0;
 /// # Errors
 /// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
 pub fn plan(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
-    names_exist(graph, "keep_float", &recipe.keep_float)?;
-    let decide = |(n, node)| match kept.get(&n) {
-        Some(reason) => Decision::Float(reason.clone()),
-        None => decide(graph, recipe, node),
-    };
-    Ok(Plan::of_decisions(graph.nodes.iter().enumerate().map(decide).collect()))
+    plan_each(graph, recipe, kept, |node| decide(graph, node))
 }
 
-fn decide(graph: &Graph, recipe: &Recipe, node: &Node) -> Decision {
-    if recipe.keeps_float(&node.name) {
-        return Decision::Float("kept by the recipe".to_owned());
-    }
+fn decide(graph: &Graph, node: &Node) -> Decision {
     let reason = match &node.op {
         Op::Gemm { .. } | Op::MatMul => match multiplies(graph, node) {
             Ok(()) => return Decision::Dynamic,

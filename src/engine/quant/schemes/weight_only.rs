@@ -2,7 +2,7 @@
 //! become reals again before they are used. Nothing is asked of activations, so no calibration data are needed.
 
 use crate::engine::graph::{Graph, Node};
-use crate::engine::quant::plan::{Decision, Kept, Plan, is_data, names_exist, table_of};
+use crate::engine::quant::plan::{Decision, Kept, Plan, is_data, plan_each, table_of};
 use crate::engine::quant::{Error, Recipe};
 
 use super::stored;
@@ -12,18 +12,10 @@ use super::stored;
 /// # Errors
 /// [`Error::NoMatch`] where a pattern of `keep_float` names no node.
 pub fn plan(graph: &Graph, recipe: &Recipe, kept: &Kept) -> Result<Plan, Error> {
-    names_exist(graph, "keep_float", &recipe.keep_float)?;
-    let decide = |(n, node)| match kept.get(&n) {
-        Some(reason) => Decision::Float(reason.clone()),
-        None => decide(graph, recipe, node),
-    };
-    Ok(Plan::of_decisions(graph.nodes.iter().enumerate().map(decide).collect()))
+    plan_each(graph, recipe, kept, |node| decide(graph, node))
 }
 
-fn decide(graph: &Graph, recipe: &Recipe, node: &Node) -> Decision {
-    if recipe.keeps_float(&node.name) {
-        return Decision::Float("kept by the recipe".to_owned());
-    }
+fn decide(graph: &Graph, node: &Node) -> Decision {
     if !stored::operands(graph, node).is_empty() {
         return Decision::Stored;
     }
