@@ -20,7 +20,6 @@ pub const STEPS: f32 = 255.0;
 /// ```
 ///
 /// so that `(code + low) · step` is about `x`, and zero is exact. What is not a number has code 0.
-#[expect(clippy::too_many_arguments, reason = "rows are their operand and three results")]
 pub fn codes(
     isa: Isa,
     x: &[f32],

@@ -33,17 +33,15 @@ pub fn select(
     on_samples: OnSamples<'_>,
 ) -> Result<Samples, Error> {
     let mut kept: BTreeMap<([u8; 32], usize), Feeds> = BTreeMap::new();
-    let mut place = 0;
     let mut count_max = count_max.max(1);
     let mut reader = data.reader()?;
-    for unit in reader.batches(1)? {
+    for (place, unit) in reader.batches(1)?.enumerate() {
         let unit = unit?;
         let bytes: usize = unit.inputs.iter().map(|(_, tensor)| tensor.view().bytes.len()).sum();
         count_max = count_max.min((bytes_max / bytes.max(1)).max(1));
         let digest = digest_of(&unit.inputs);
         // Equal samples are told apart by their place: whichever of them is taken, it is the same sample.
         kept.insert((digest, place), unit.inputs);
-        place += 1;
         while kept.len() > count_max {
             kept.pop_last();
         }
