@@ -346,19 +346,36 @@ impl Histogram {
 /// Finds the bin of each value, and how many values are zero.
 #[inline(always)]
 fn place(values: &[f32], per_unit: f32, places: &mut [u16]) -> u32 {
-    let mut zeros = 0u32;
-    for (i, (place, &x)) in places.iter_mut().zip(values).enumerate() {
-        let bin = (x.abs() * per_unit) as i32;
-        // Of a negative number −1: then this is `BINS − 1 − bin`.
-        let sign = (x.to_bits() as i32) >> 31;
-        let zero = x == 0.0;
-        zeros += u32::from(zero);
-        // Zeros go to places in turn that nobody reads: a count that is added to again at once would wait for
-        // itself, and half of the values behind a ReLU are zero.
-        let spare = (2 * BINS + i % 16) as i32;
-        *place = (if zero { spare } else { BINS as i32 + (bin ^ sign) }) as u16;
+    const LANES: usize = 16;
+    let mut zeros = [0u32; LANES];
+    let (blocks, rest) = values.as_chunks::<LANES>();
+    let (places, last) = places.as_chunks_mut::<LANES>();
+    for (places, block) in places.iter_mut().zip(blocks) {
+        for lane in 0..LANES {
+            places[lane] = place_of(block[lane], per_unit, lane);
+            zeros[lane] += u32::from(block[lane] == 0.0);
+        }
     }
-    zeros
+    for (lane, (place, &x)) in last.iter_mut().zip(rest).enumerate() {
+        *place = place_of(x, per_unit, lane);
+        zeros[lane] += u32::from(x == 0.0);
+    }
+    zeros.iter().sum()
+}
+
+#[inline(always)]
+fn place_of(x: f32, per_unit: f32, lane: usize) -> u16 {
+    // Below 2^23 the sum has the nearest whole number in its last bits; a cast would be made one by one, as it saturates.
+    const SHIFT: f32 = 8_388_608.0;
+    let scaled = x.abs() * per_unit;
+    let nearest = scaled + SHIFT;
+    let bin = (nearest.to_bits() & 0x7f_ffff) as i32 - i32::from(nearest - SHIFT > scaled);
+    // Of a negative number −1: then this is `BINS − 1 − bin`.
+    let sign = (x.to_bits() as i32) >> 31;
+    // Zeros go to places in turn that nobody reads: a count that is added to again at once would wait for itself, and
+    // half of the values behind a ReLU are zero.
+    let spare = (2 * BINS + lane) as i32;
+    (if x == 0.0 { spare } else { BINS as i32 + (bin ^ sign) }) as u16
 }
 
 /// Least and largest value; `None` where one is not finite.
