@@ -6,22 +6,10 @@ use octet::engine::exec::session::Session;
 use octet::engine::exec::{Memory, Options};
 use octet::engine::kernels::isa::Isa;
 use octet::engine::onnx::import;
-use octet::engine::pipeline::{self, Phase, Progress, Request};
+use octet::engine::pipeline::{self, Request};
 use octet::engine::tensor::{DType, Tensor};
 
-use crate::support::memory;
-
-struct Silent;
-
-impl Progress for Silent {
-    fn update(&self, _: Phase, _: u64, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn seconds(&self) -> f64 {
-        0.0
-    }
-}
+use crate::support::{Silent, memory};
 
 #[test]
 fn a_warm_run_allocates_nothing() {

@@ -6,23 +6,11 @@ use std::path::PathBuf;
 use octet::engine::graph::op::{Op, Unary};
 use octet::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use octet::engine::onnx::export;
-use octet::engine::pipeline::{self, Error, Outcome, Phase, Progress, Request};
+use octet::engine::pipeline::{self, Error, Outcome, Request};
 use octet::engine::tensor::{DType, Tensor};
 use serde_json::{Value as Json, json};
 
-use crate::support::files;
-
-struct Silent;
-
-impl Progress for Silent {
-    fn update(&self, _: Phase, _: u64, _: u64) {}
-    fn cancelled(&self) -> bool {
-        false
-    }
-    fn seconds(&self) -> f64 {
-        0.0
-    }
-}
+use crate::support::{Silent, files};
 
 /// Numbers that look random, about -1 to 1.
 fn numbers(count: usize, seed: usize) -> Vec<f32> {

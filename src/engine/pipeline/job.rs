@@ -26,7 +26,6 @@ use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::{self, Effects};
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::plan::{Coded, Kept, Plan};
-use crate::engine::quant::ranges::Method;
 use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::html::page;
 use crate::engine::quant::report::{self, Findings, advice, rows};
@@ -365,14 +364,7 @@ impl Job<'_> {
         statistics: &Statistics,
         samples: &Samples,
     ) -> Result<(Effects, Kept), Error> {
-        let candidates: &[Method] = match recipe.ranges {
-            Ranges::Auto => &effect::CANDIDATES,
-            Ranges::Minmax => &[Method::MinMax],
-            Ranges::MeanMinmax => &[Method::MeanMinmax],
-            Ranges::Percentile(share) => &[Method::Percentile(share)],
-            Ranges::Entropy => &[Method::Entropy],
-            Ranges::Mse => &[Method::Mse],
-        };
+        let candidates = effect::candidates(&recipe.ranges);
         let mut kept = Kept::new();
         let mut plan = plan;
         loop {
@@ -391,7 +383,7 @@ impl Job<'_> {
                 graph,
                 plan: &plan,
                 observed: &statistics.values,
-                candidates,
+                candidates: &candidates,
                 codes: Profile::of(recipe).codes,
                 batches: &samples.batches,
                 options: &self.options(),

@@ -11,17 +11,18 @@ use crate::engine::exec::{self, Options};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::quant::calibrate::Error;
-use crate::engine::quant::flat;
 use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Kept, Plan, passes_codes};
 use crate::engine::quant::ranges::{self, Choice, Method};
 use crate::engine::quant::samples::Feeds;
 use crate::engine::quant::walk::{Walk, session_of};
+use crate::engine::quant::{Ranges, flat};
 use crate::engine::tensor::qparams::{Codes, QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
-/// What is tried: ranges that come from all of the calibration data. Ranges that clip more look good on a few samples.
-pub const CANDIDATES: [Method; 3] = [Method::MinMax, Method::Percentile(99.999), Method::Mse];
+/// What is tried for `auto`: ranges that come from all of the calibration data. Ranges that clip more look good on a few
+/// samples.
+const CANDIDATES: [Method; 3] = [Method::MinMax, Method::Percentile(99.999), Method::Mse];
 /// Below this, in dB, an operator is said not to be held by its codes: where a tenth of the items has less.
 const HELD_DB: f64 = 10.0;
 
@@ -87,6 +88,18 @@ pub struct Asked<'a> {
     pub batches: &'a [Feeds],
     /// How the operators are run.
     pub options: &'a Options,
+}
+
+/// What is chosen from under a recipe; a method that it names is taken at its word.
+pub fn candidates(ranges: &Ranges) -> Vec<Method> {
+    match *ranges {
+        Ranges::Auto => CANDIDATES.to_vec(),
+        Ranges::Minmax => vec![Method::MinMax],
+        Ranges::MeanMinmax => vec![Method::MeanMinmax],
+        Ranges::Percentile(share) => vec![Method::Percentile(share)],
+        Ranges::Entropy => vec![Method::Entropy],
+        Ranges::Mse => vec![Method::Mse],
+    }
 }
 
 /// What is tried for a root, and what each of its readers makes of it.

@@ -280,7 +280,7 @@ impl Magnitudes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::engine::exec::Options;
     use crate::engine::exec::session::Session;
@@ -290,7 +290,7 @@ mod tests {
     use crate::engine::tensor::DType;
 
     /// Numbers that look random, about -1 to 1.
-    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+    pub(in crate::engine::quant) fn numbers(count: usize, seed: usize) -> Vec<f32> {
         let mut state = seed as u64 ^ 0x9e37_79b9_7f4a_7c15;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -19,7 +19,7 @@ use crate::engine::quant::plan;
 use crate::engine::quant::rewrite::{Layer, Rewritten};
 use crate::engine::quant::rounding::{self, Factor, Limits};
 use crate::engine::quant::rows::{Geometry, spread};
-use crate::engine::quant::samples::Samples;
+use crate::engine::quant::samples::{Samples, is_judged};
 use crate::engine::quant::walk::Walk;
 use crate::engine::quant::{Recipe, Rounding, weights};
 use crate::engine::tensor::{DType, Tensor};
@@ -34,8 +34,6 @@ const DAMPING: f64 = 0.01;
 const SCALE_LEAST: f32 = 0.5;
 /// Columns that groups of channels are taken together for.
 const COLUMNS: usize = 1152;
-/// One batch in so many is kept to judge by.
-const JUDGED: usize = 4;
 
 /// What was done to a layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -92,11 +90,6 @@ pub fn reconstruct(
         done.push(found);
     }
     Ok(done)
-}
-
-/// Whether a batch is one to judge by: each fourth, or the last of a few.
-fn is_judged(batch: usize, batches: usize) -> bool {
-    batch % JUDGED == JUDGED - 1 || (batches > 1 && batches < JUDGED && batch == batches - 1)
 }
 
 /// Codes that more than one layer multiplies with.

@@ -9,6 +9,9 @@ use crate::engine::quant::calibrate::{Error, OnSamples};
 use crate::engine::tensor::Tensor;
 use crate::engine::tensor::dataset::Dataset;
 
+/// One batch in so many is kept to judge by.
+const JUDGED: usize = 4;
+
 /// Inputs of one run, by name.
 pub type Feeds = Vec<(String, Tensor)>;
 
@@ -19,6 +22,12 @@ pub struct Samples {
     pub batches: Vec<Feeds>,
     /// Number of samples in all batches; a whole run or a batch of fixed length counts as one.
     pub count: usize,
+}
+
+/// Whether a batch is one to judge by: each fourth, or the last of a few. What is found on the others is kept where it is good
+/// on these.
+pub fn is_judged(batch: usize, batches: usize) -> bool {
+    batch % JUDGED == JUDGED - 1 || (batches > 1 && batches < JUDGED && batch == batches - 1)
 }
 
 /// Takes the `count_max` samples whose digests are the least, at most about `bytes_max`, in batches of `batch`.

@@ -20,14 +20,14 @@ use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::quant::calibrate::Error;
 use crate::engine::quant::channels::{Link, Scaled, Wiring, link};
-use crate::engine::quant::effect::CANDIDATES;
+use crate::engine::quant::effect::candidates;
 use crate::engine::quant::observed::{Observed, Samples};
 use crate::engine::quant::plan::{Decision, Plan, weights_of};
-use crate::engine::quant::ranges::{self, Method};
+use crate::engine::quant::ranges;
 use crate::engine::quant::rows::spread;
-use crate::engine::quant::samples::Feeds;
+use crate::engine::quant::samples::{Feeds, is_judged};
 use crate::engine::quant::targets::Profile;
-use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Smooth, weights};
+use crate::engine::quant::{MaxCode, Recipe, Rounding, Smooth, weights};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
@@ -40,9 +40,8 @@ const GAIN_DB: f64 = 0.5;
 const GAIN_BY_TENSOR_DB: f64 = 2.0;
 /// Part of the noise of weights rounded to the nearest code that is left where they are rounded for their results.
 const OPTIMAL_LEFT: f64 = 0.5;
-/// Batches that are looked at, at most, and one in so many that is kept to judge by.
+/// Batches that are looked at, at most.
 const BATCHES: usize = 16;
-const JUDGED: usize = 4;
 /// Rows of each batch and columns of each matrix that noise is measured over, at most.
 const ROWS: usize = 96;
 const COLUMNS: usize = 256;
@@ -142,11 +141,6 @@ pub fn smooth(graph: &mut Graph, places: &[Link], asked: Asked<'_>) -> Result<Sm
         _ => {}
     }
     Ok(done)
-}
-
-/// Whether a batch is one to judge by: each fourth, or the last of a few.
-fn is_judged(batch: usize, batches: usize) -> bool {
-    batch % JUDGED == JUDGED - 1 || (batches > 1 && batches < JUDGED && batch == batches - 1)
 }
 
 /// Rows of an activation.
@@ -356,24 +350,13 @@ impl<'a> Task<'a> {
 
     /// The parameters that one range for all can have under the recipe.
     fn ranges(&self, rows: &Array2<f32>) -> Vec<QuantParams> {
-        let fixed;
-        let methods: &[Method] = match self.recipe.ranges {
-            Ranges::Auto => &CANDIDATES,
-            Ranges::Minmax => &[Method::MinMax],
-            Ranges::MeanMinmax => &[Method::MeanMinmax],
-            Ranges::Percentile(share) => {
-                fixed = [Method::Percentile(share)];
-                &fixed
-            }
-            Ranges::Entropy => &[Method::Entropy],
-            Ranges::Mse => &[Method::Mse],
-        };
+        let methods = candidates(&self.recipe.ranges);
         let list: Vec<f32> = rows.iter().copied().collect();
         let tensor = Tensor::from_slice(&[list.len()], &list);
         let mut observed = Observed::default();
         observed.observe(tensor.view(), Samples::One);
         let codes = Profile::of(self.recipe).codes;
-        methods.iter().map(|&method| ranges::choose(&observed, method, codes).params).collect()
+        methods.into_iter().map(|method| ranges::choose(&observed, method, codes).params).collect()
     }
 }
 

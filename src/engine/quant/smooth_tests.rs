@@ -11,20 +11,11 @@ use crate::engine::exec::session::Session;
 use crate::engine::graph::op::{Binary, Op};
 use crate::engine::graph::{Dim, Graph, Node, Value};
 use crate::engine::quant::dial::Dial;
+use crate::engine::quant::equalize::tests::numbers;
 use crate::engine::quant::plan;
 use crate::engine::quant::rewrite::rewrite;
 use crate::engine::quant::samples::Feeds;
 use crate::engine::tensor::{DType, Tensor};
-
-/// Numbers that look random, about -1 to 1.
-fn numbers(count: usize, seed: usize) -> Vec<f32> {
-    let mut state = seed as u64 ^ 0x9e37_79b9_7f4a_7c15;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1u32 << 23) as f32 - 1.0
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 /// `x [rows, 24] → LayerNorm → two products`, with some channels `outlier` times as large as the others.
 fn block(outlier: f32) -> Graph {
