@@ -18,11 +18,11 @@ use crate::api::wire::request::{decode, framing};
 use crate::api::wire::response::{Encoded, InferAnswer, encode};
 use crate::api::wire::{self, Framing, InferRequest, datatype_name};
 use crate::engine::tensor::Tensor;
-use crate::service::infer::Port;
 use crate::service::infer::registry::State as Loaded;
 use crate::service::infer::served::{Served, Ticket};
 use crate::service::infer::stats::{BatchTally, Figures, Spent, Tally};
-use crate::service::metrics::Outcome;
+use crate::service::infer::{Ask, Port};
+use crate::service::metrics::{Outcome, Protocol};
 
 const JSON_BYTES: HeaderName = HeaderName::from_static("inference-header-content-length");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -129,9 +129,8 @@ async fn answer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let served = shared.registry.find(name, version)?;
-    let mut ticket = Ticket::new(Arc::clone(&served));
-    let result = answer_served(shared, served, &mut ticket, headers, body).await;
+    let mut ticket = shared.registry.admit(name, version, Protocol::Http)?;
+    let result = answer_ticket(shared, &mut ticket, headers, body).await;
     match result {
         Ok((response, spent)) => {
             ticket.answered((shared.clock)().0, &spent);
@@ -154,9 +153,8 @@ fn outcome(code: Code) -> Outcome {
     }
 }
 
-async fn answer_served(
+async fn answer_ticket(
     shared: &Shared,
-    served: Arc<Served>,
     ticket: &mut Ticket,
     headers: &HeaderMap,
     body: Body,
@@ -164,13 +162,15 @@ async fn answer_served(
     let framing = request_framing(headers)?;
     let bytes = read_body(headers, body, shared.limits.infer_body_bytes).await?;
     let start = Instant::now();
+    let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, bytes, &served).await?;
     let decode_time = start.elapsed();
-    let deadline = request.timeout_us.map(|us| start + Duration::from_micros(us));
-    ticket.precision(request.precision.as_deref());
-    let inputs = std::mem::take(&mut request.inputs);
-    let batcher = shared.registry.batcher();
-    let answer = served.infer(batcher, inputs, request.precision.as_deref(), deadline).await?;
+    let ask = Ask {
+        precision: request.precision.clone(),
+        deadline: request.timeout_us.map(|us| start + Duration::from_micros(us)),
+        priority: request.priority,
+    };
+    let answer = ticket.infer(std::mem::take(&mut request.inputs), &ask).await?;
     let encode_start = Instant::now();
     let timing = answer.timing;
     let encoded = encode_aside(request, answer.outputs, &served).await?;

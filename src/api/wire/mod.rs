@@ -80,6 +80,8 @@ pub(crate) struct InferRequest {
     pub(crate) precision: Option<String>,
     /// `parameters.timeout`, microseconds: how long the request may wait in the queue.
     pub(crate) timeout_us: Option<u64>,
+    /// `parameters.priority`: 1 goes first, 0 leaves it to the server.
+    pub(crate) priority: u64,
 }
 
 /// One output that was asked for.

@@ -125,6 +125,11 @@ fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Err
             us.ok_or_else(|| Error::Field("`timeout` must be microseconds, a whole number".to_owned()))?;
         request.timeout_us = Some(us).filter(|&us| us > 0);
     }
+    if let Some(priority) = value.get("priority") {
+        request.priority = priority
+            .as_u64()
+            .ok_or_else(|| Error::Field("`priority` must be a whole number, 1 goes first".to_owned()))?;
+    }
     Ok(())
 }
 

@@ -6,7 +6,7 @@ pub mod served;
 pub mod stats;
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::exec;
 use crate::engine::graph::Dim;
@@ -67,6 +67,20 @@ impl fmt::Display for Port {
         write!(f, "{}[{}]", self.dtype, self.dims.join(", "))
     }
 }
+
+/// What a request asks for beside its tensors.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// `fp32` asks for the float twin of an INT8 version; `None` for what is served.
+    pub precision: Option<String>,
+    /// When the answer is of no more use: a request that still waits then is refused.
+    pub deadline: Option<Instant>,
+    /// 1 goes first; 0 is [`PRIORITY_DEFAULT`].
+    pub priority: u64,
+}
+
+/// The priority of a request that names none.
+pub const PRIORITY_DEFAULT: u64 = 100;
 
 /// Inputs by name.
 pub type Inputs = Vec<(String, Tensor)>;

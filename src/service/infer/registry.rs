@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use crate::engine::exec::Options;
 use crate::service::infer::Error;
 use crate::service::infer::batcher::Batcher;
-use crate::service::infer::served::{Files, Served};
-use crate::service::metrics::Metrics;
+use crate::service::infer::served::{Files, Served, Ticket};
+use crate::service::metrics::{Metrics, Protocol};
 use crate::service::store::blobs::{self, Blobs};
 use crate::service::store::{self, Catalog, Endpoint, EndpointVersion, Page, Version, Wanted};
 
@@ -97,6 +97,15 @@ impl Registry {
                 reason: state.map_or_else(|| "it is being loaded".to_owned(), State::reason),
             }),
         }
+    }
+
+    /// A request begins: at the version it names, else at one that the routes of the endpoint choose.
+    ///
+    /// # Errors
+    /// As [`Registry::find`].
+    pub fn admit(&self, name: &str, version: Option<&str>, protocol: Protocol) -> Result<Ticket, Error> {
+        let served = self.find(name, version)?;
+        Ok(Ticket::new(served, Arc::clone(&self.batcher), protocol))
     }
 
     /// An endpoint, and the number of the version that is meant.

@@ -10,7 +10,7 @@ use crate::engine::onnx::import;
 use crate::engine::tensor::{DType, Tensor};
 use crate::service::infer::batcher::{Batcher, Lane, Run};
 use crate::service::infer::stats::{Spent, Stats};
-use crate::service::infer::{Answer, Error, Inputs, Limits, Port};
+use crate::service::infer::{Answer, Ask, Error, Inputs, Limits, Port};
 use crate::service::metrics::{EndpointMetrics, InFlight, Metrics, Outcome, Protocol};
 use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
@@ -127,25 +127,15 @@ impl Served {
         }
     }
 
-    /// Answers a request.
-    ///
-    /// # Errors
-    /// Inputs that do not fit the model are refused before they are queued.
-    pub async fn infer(
-        &self,
-        batcher: &Arc<Batcher>,
-        inputs: Inputs,
-        precision: Option<&str>,
-        deadline: Option<Instant>,
-    ) -> Result<Answer, Error> {
-        let lane = self.lane(precision)?;
+    async fn infer(&self, batcher: &Arc<Batcher>, inputs: Inputs, ask: &Ask) -> Result<Answer, Error> {
+        let lane = self.lane(ask.precision.as_deref())?;
         let inputs = self.fit(inputs)?;
         let first_dim_is_sample = self.inputs.first().is_some_and(|p| p.shape.first() == Some(&None));
         let samples = match inputs.first() {
             Some((_, tensor)) if first_dim_is_sample => tensor.shape().first().copied().unwrap_or(1),
             _ => 1,
         };
-        batcher.infer(lane, inputs, samples.max(1), deadline).await
+        batcher.infer(lane, inputs, samples.max(1), ask.deadline).await
     }
 
     fn lane(&self, precision: Option<&str>) -> Result<&Arc<Lane>, Error> {
@@ -205,25 +195,43 @@ impl Served {
 /// counts as cancelled: the client has gone.
 pub struct Ticket {
     served: Arc<Served>,
+    batcher: Arc<Batcher>,
+    protocol: Protocol,
     start: Instant,
     // `None` once the request has ended.
     counted: Option<(EndpointMetrics, InFlight)>,
 }
 
 impl Ticket {
-    /// A request begins.
-    #[must_use]
-    pub fn new(served: Arc<Served>) -> Ticket {
+    /// A request for `served` begins: see [`Registry::admit`](super::registry::Registry::admit).
+    pub(super) fn new(served: Arc<Served>, batcher: Arc<Batcher>, protocol: Protocol) -> Ticket {
         let metrics = served.lanes[0].metrics.clone();
         let in_flight = metrics.begin();
-        Ticket { served, start: Instant::now(), counted: Some((metrics, in_flight)) }
+        Ticket { served, batcher, protocol, start: Instant::now(), counted: Some((metrics, in_flight)) }
     }
 
-    /// The request asks for a precision; one that there is not leaves the figures where they are.
-    pub fn precision(&mut self, asked: Option<&str>) {
-        if let (Some(_), Some(track)) = (asked, self.served.track(asked)) {
+    /// The version that answers.
+    #[must_use]
+    pub fn served(&self) -> &Arc<Served> {
+        &self.served
+    }
+
+    /// When the request began.
+    #[must_use]
+    pub fn start(&self) -> Instant {
+        self.start
+    }
+
+    /// Answers the request; it is counted with the precision that it asks for.
+    ///
+    /// # Errors
+    /// Inputs that do not fit the model are refused before they are queued; else as [`Batcher::infer`].
+    pub async fn infer(&mut self, inputs: Inputs, ask: &Ask) -> Result<Answer, Error> {
+        // One that there is not leaves the figures where they are.
+        if let (Some(_), Some(track)) = (&ask.precision, self.served.track(ask.precision.as_deref())) {
             self.counted = Some((track.metrics.clone(), track.metrics.begin()));
         }
+        self.served.infer(&self.batcher, inputs, ask).await
     }
 
     /// Notes how long the parts took.
@@ -249,7 +257,7 @@ impl Ticket {
 
     fn end(&mut self, outcome: Outcome) {
         if let Some((metrics, _)) = self.counted.take() {
-            metrics.request(Protocol::Http, outcome, self.start.elapsed().as_secs_f64());
+            metrics.request(self.protocol, outcome, self.start.elapsed().as_secs_f64());
         }
     }
 }
