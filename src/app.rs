@@ -17,6 +17,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
 use crate::service::infer::batcher::Batcher;
 use crate::service::infer::registry::Registry;
+use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
 use crate::service::jobs::worker::{self, Workers};
@@ -65,6 +66,7 @@ pub struct Server {
     http: JoinHandle<()>,
     workers: JoinHandle<()>,
     following: JoinHandle<()>,
+    watching: JoinHandle<()>,
 }
 
 /// Starts a server. When it answers, endpoints of an earlier run may still be loading: see
@@ -87,6 +89,7 @@ pub async fn start(settings: &Settings) -> Result<Server, Error> {
     let (stop, stopping) = watch::channel(false);
     let workers = workers(settings, &queue, &catalog, &blobs, &metrics)?;
     let readiness = Readiness::default();
+    let watch = Watch::new(Arc::clone(&registry), Arc::clone(&catalog));
     let context = Context {
         catalog,
         blobs,
@@ -102,6 +105,7 @@ pub async fn start(settings: &Settings) -> Result<Server, Error> {
     let http = tokio::spawn(connections::serve(listener, app, stopping.clone()));
     let workers = tokio::spawn(workers.run(stopping));
     let following = tokio::spawn(follow(registry, readiness.clone()));
+    let watching = tokio::spawn(watch.run());
     info!(%address, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}");
     Ok(Server {
         address,
@@ -112,6 +116,7 @@ pub async fn start(settings: &Settings) -> Result<Server, Error> {
         http,
         workers,
         following,
+        watching,
     })
 }
 
@@ -143,9 +148,11 @@ impl Server {
             http.abort();
             workers.abort();
         }
-        self.following.abort();
-        // It ends with an error that says it was aborted.
-        let _ = self.following.await;
+        for task in [self.following, self.watching] {
+            task.abort();
+            // It ends with an error that says it was aborted.
+            let _ = task.await;
+        }
         info!("Octet has stopped");
     }
 }

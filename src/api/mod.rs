@@ -61,6 +61,18 @@ pub struct Limits {
     pub requests_in_flight: usize,
 }
 
+impl Context {
+    /// Why the server takes no requests; `None` where it does.
+    #[must_use]
+    pub fn unready(&self) -> Option<String> {
+        if !self.readiness.get() {
+            return Some("the server is starting or stopping".to_owned());
+        }
+        let missing = self.registry.missing();
+        (!missing.is_empty()).then(|| format!("required endpoints do not answer: {}", missing.join(", ")))
+    }
+}
+
 /// Whether the server takes requests: `/v2/health/ready`.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<AtomicBool>);

@@ -35,6 +35,8 @@ pub enum Buckets {
     Attempts,
     /// Sizes against each other: 0.05 to 1.5.
     Ratio,
+    /// Differences of outputs: 0.000001 to 10.
+    Difference,
 }
 
 impl Buckets {
@@ -53,6 +55,9 @@ impl Buckets {
             }
             Buckets::Batch => &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0],
             Buckets::Attempts => &[1.0, 2.0, 3.0, 5.0, 10.0],
+            Buckets::Difference => {
+                &[1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]
+            }
             Buckets::Ratio => &[0.05, 0.1, 0.2, 0.25, 0.26, 0.28, 0.3, 0.35, 0.4, 0.5, 0.75, 1.0, 1.5],
         }
     }
@@ -89,7 +94,7 @@ macro_rules! declare {
     };
 }
 
-use self::Buckets::{Attempts, Batch, Job, Queue, Ratio, Request};
+use self::Buckets::{Attempts, Batch, Difference, Job, Queue, Ratio, Request};
 use self::Kind::{Counter, Gauge, Histogram as Histo};
 
 declare! {
@@ -124,11 +129,36 @@ declare! {
     "inference_queue_limit" Gauge, "requests", ["endpoint", "version", "precision"],
         "So many inference requests may wait; further ones are refused.", "When does refusal begin?";
 
+    "inference_elements_total" Counter, "samples", ["endpoint", "version", "precision"],
+        "Samples that were run.", "How many samples are answered, however they are packed?";
+    "inference_executions_total" Counter, "runs", ["endpoint", "version", "precision"],
+        "Runs of the model, of one request or several.", "How many runs does that take?";
+    "endpoint_route_weight" Gauge, "ratio", ["endpoint", "version"],
+        "Share of the requests that name no version, as the routes say.", "How far is the rollout?";
+    "endpoint_rollbacks_total" Counter, "rollbacks", ["endpoint"],
+        "Versions that lost their requests because of their rule.", "Did a rollout fail?";
+
+    "shadow_comparisons_total" Counter, "samples", ["endpoint", "version", "outcome"],
+        "Samples that were also run in float: match, mismatch, error, skipped for want of time.",
+        "How much of the traffic is compared, and does it agree?";
+    "shadow_agreement_ratio" Gauge, "ratio", ["endpoint", "version"],
+        "Share of the last 1000 compared samples on which INT8 and float agree; NaN before the first.",
+        "Is INT8 as good on today's traffic as on the evaluation data?";
+    "shadow_cosine_distance" Histo(Difference), "1", ["endpoint", "version"],
+        "One minus the cosine of the INT8 and the float output of a sample.", "How far apart are the outputs?";
+    "shadow_absolute_error" Histo(Difference), "1", ["endpoint", "version"],
+        "Largest difference of an INT8 and a float output of a sample.", "How wrong is the worst value?";
+    "input_out_of_range_ratio" Gauge, "ratio", ["endpoint", "version", "input"],
+        "Share of the recent values of an input outside of what calibration saw; NaN before the first.",
+        "Does today's traffic look like the calibration data?";
+
     "model_accuracy" Gauge, "ratio", ["endpoint", "version", "precision", "metric"],
         "Accuracy on the evaluation data of the job.", "How good is what is served?";
     "model_accuracy_delta" Gauge, "ratio", ["endpoint", "version", "metric"],
         "Accuracy of INT8 minus accuracy of float, on the evaluation data of the job.",
         "What did quantization cost?";
+    "model_last_inference_timestamp_seconds" Gauge, "seconds", ["endpoint", "version"],
+        "Unix time of the last answer; 0 before the first.", "Is this version still in use?";
     "models_loaded" Gauge, "models", ["precision"], "Versions of endpoints that are in memory.",
         "What is ready to serve?";
     "model_memory_bytes" Gauge, "bytes", ["endpoint", "version", "precision", "kind"],
@@ -268,6 +298,16 @@ struct Endpoints {
     in_flight: IntGaugeVec,
     queue_depth: IntGaugeVec,
     queue_limit: IntGaugeVec,
+    elements: IntCounterVec,
+    executions: IntCounterVec,
+    route_weight: GaugeVec,
+    rollbacks: IntCounterVec,
+    comparisons: IntCounterVec,
+    agreement: GaugeVec,
+    cosine_distance: HistogramVec,
+    absolute_error: HistogramVec,
+    out_of_range: GaugeVec,
+    last_inference: GaugeVec,
     accuracy: GaugeVec,
     accuracy_delta: GaugeVec,
     memory: IntGaugeVec,
@@ -286,6 +326,7 @@ struct EndpointLabels {
 struct Loaded {
     handles: usize,
     accuracy_metrics: HashSet<String>,
+    inputs: HashSet<String>,
 }
 
 impl Metrics {
@@ -312,6 +353,16 @@ impl Metrics {
                 in_flight: make.int_gauges("octet_inference_in_flight"),
                 queue_depth: make.int_gauges("octet_inference_queue_depth"),
                 queue_limit: make.int_gauges("octet_inference_queue_limit"),
+                elements: make.counters("octet_inference_elements_total"),
+                executions: make.counters("octet_inference_executions_total"),
+                route_weight: make.gauges("octet_endpoint_route_weight"),
+                rollbacks: make.counters("octet_endpoint_rollbacks_total"),
+                comparisons: make.counters("octet_shadow_comparisons_total"),
+                agreement: make.gauges("octet_shadow_agreement_ratio"),
+                cosine_distance: make.histograms("octet_shadow_cosine_distance"),
+                absolute_error: make.histograms("octet_shadow_absolute_error"),
+                out_of_range: make.gauges("octet_input_out_of_range_ratio"),
+                last_inference: make.gauges("octet_model_last_inference_timestamp_seconds"),
                 accuracy: make.gauges("octet_model_accuracy"),
                 accuracy_delta: make.gauges("octet_model_accuracy_delta"),
                 memory: make.int_gauges("octet_model_memory_bytes"),
@@ -515,7 +566,62 @@ struct EndpointSeries {
     in_flight: IntGauge,
     queue_depth: IntGauge,
     queue_limit: IntGauge,
+    elements: IntCounter,
+    executions: IntCounter,
     models_loaded: IntGauge,
+}
+
+/// What became of a sample that was to be compared with float.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compared {
+    /// Both say the same.
+    Match,
+    /// They do not.
+    Mismatch,
+    /// The float model failed, or its output has another shape.
+    Error,
+    /// There was no time.
+    Skipped,
+}
+
+impl Compared {
+    const ALL: [Compared; 4] = [Compared::Match, Compared::Mismatch, Compared::Error, Compared::Skipped];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Compared::Match => "match",
+            Compared::Mismatch => "mismatch",
+            Compared::Error => "error",
+            Compared::Skipped => "skipped",
+        }
+    }
+}
+
+/// The series of the comparison of a version with its float twin. They go with those of the version.
+#[derive(Clone)]
+pub struct ShadowMetrics {
+    comparisons: [IntCounter; 4],
+    agreement: prometheus::Gauge,
+    cosine_distance: Histogram,
+    absolute_error: Histogram,
+}
+
+impl ShadowMetrics {
+    /// So many samples ended like this.
+    pub fn compared(&self, outcome: Compared, samples: u64) {
+        self.comparisons[outcome as usize].inc_by(samples);
+    }
+
+    /// The outputs of a sample are so far apart.
+    pub fn differs(&self, cosine_distance: f64, absolute_error: f64) {
+        self.cosine_distance.observe(cosine_distance);
+        self.absolute_error.observe(absolute_error);
+    }
+
+    /// The recent samples agree so far.
+    pub fn set_agreement(&self, ratio: f64) {
+        self.agreement.set(ratio);
+    }
 }
 
 impl EndpointSeries {
@@ -553,6 +659,8 @@ impl EndpointSeries {
             in_flight: shared.in_flight.with_label_values(&three),
             queue_depth: shared.queue_depth.with_label_values(&three),
             queue_limit: shared.queue_limit.with_label_values(&three),
+            elements: shared.elements.with_label_values(&three),
+            executions: shared.executions.with_label_values(&three),
             models_loaded,
             shared: Arc::clone(shared),
             labels: labels.clone(),
@@ -571,6 +679,7 @@ impl Drop for EndpointSeries {
             return;
         }
         let accuracy_metrics = std::mem::take(&mut entry.accuracy_metrics);
+        let inputs = std::mem::take(&mut entry.inputs);
         loaded.remove(&self.labels);
         let EndpointLabels { endpoint, version, precision } = &self.labels;
         let three = [endpoint.as_str(), version.as_str(), precision];
@@ -582,6 +691,25 @@ impl Drop for EndpointSeries {
         }
         for gauge in [&shared.in_flight, &shared.queue_depth, &shared.queue_limit] {
             let _ = gauge.remove_label_values(&three);
+        }
+        for counter in [&shared.elements, &shared.executions] {
+            let _ = counter.remove_label_values(&three);
+        }
+        let two = [endpoint.as_str(), version.as_str()];
+        for gauge in [&shared.route_weight, &shared.agreement, &shared.last_inference] {
+            let _ = gauge.remove_label_values(&two);
+        }
+        for histogram in [&shared.cosine_distance, &shared.absolute_error] {
+            let _ = histogram.remove_label_values(&two);
+        }
+        for outcome in Compared::ALL {
+            let _ = shared.comparisons.remove_label_values(&[endpoint, version, outcome.as_str()]);
+        }
+        for input in inputs {
+            let _ = shared.out_of_range.remove_label_values(&[endpoint, version, &input]);
+        }
+        if !loaded.keys().any(|labels| labels.endpoint == *endpoint) {
+            let _ = shared.rollbacks.remove_label_values(&[endpoint]);
         }
         for protocol in Protocol::ALL {
             for outcome in Outcome::ALL {
@@ -621,7 +749,64 @@ impl EndpointMetrics {
     /// A batch of so many samples ran for so long.
     pub fn batch(&self, samples: usize, compute_seconds: f64) {
         self.inner.batch.observe(samples as f64);
+        self.inner.elements.inc_by(samples as u64);
+        self.inner.executions.inc();
         self.inner.compute.observe(compute_seconds);
+    }
+
+    /// The series of the comparison with float, at 0.
+    #[must_use]
+    pub fn shadow(&self) -> ShadowMetrics {
+        let (shared, labels) = (&self.inner.shared, &self.inner.labels);
+        let two = [labels.endpoint.as_str(), labels.version.as_str()];
+        let count = |outcome: Compared| {
+            let [endpoint, version] = two;
+            shared.comparisons.with_label_values(&[endpoint, version, outcome.as_str()])
+        };
+        let agreement = shared.agreement.with_label_values(&two);
+        agreement.set(f64::NAN);
+        ShadowMetrics {
+            comparisons: Compared::ALL.map(count),
+            agreement,
+            cosine_distance: shared.cosine_distance.with_label_values(&two),
+            absolute_error: shared.absolute_error.with_label_values(&two),
+        }
+    }
+
+    /// The version gets such a share of the requests that name none.
+    pub fn set_route_weight(&self, share: f64) {
+        let (shared, labels) = (&self.inner.shared, &self.inner.labels);
+        shared.route_weight.with_label_values(&[labels.endpoint.as_str(), &labels.version]).set(share);
+        shared.rollbacks.with_label_values(&[labels.endpoint.as_str()]);
+    }
+
+    /// The version lost its requests because of its rule.
+    pub fn rolled_back(&self) {
+        let (shared, labels) = (&self.inner.shared, &self.inner.labels);
+        shared.rollbacks.with_label_values(&[labels.endpoint.as_str()]).inc();
+    }
+
+    /// The last answer was given at this Unix time in milliseconds.
+    pub fn set_last_inference(&self, ms: i64) {
+        let (shared, labels) = (&self.inner.shared, &self.inner.labels);
+        let gauge = shared.last_inference.with_label_values(&[labels.endpoint.as_str(), &labels.version]);
+        gauge.set(ms as f64 / 1e3);
+    }
+
+    /// Such a share of the recent values of an input lies outside of the calibrated range. At most 16 inputs of a
+    /// version have a series.
+    pub fn set_out_of_range(&self, input: &str, ratio: f64) {
+        let (shared, labels) = (&self.inner.shared, &self.inner.labels);
+        {
+            let mut loaded = shared.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(entry) = loaded.get_mut(labels) else { return };
+            if entry.inputs.len() >= 16 && !entry.inputs.contains(input) {
+                return;
+            }
+            entry.inputs.insert(input.to_owned());
+        }
+        let three = [labels.endpoint.as_str(), labels.version.as_str(), input];
+        shared.out_of_range.with_label_values(&three).set(ratio);
     }
 
     /// Writing the tensors of an answer took so long.
@@ -782,6 +967,10 @@ mod tests {
         let endpoint = metrics.load_endpoint("resnet", 1, "int8", 0.5);
         endpoint.set_accuracy("top1", 0.75, 0.74, -0.01);
         endpoint.set_memory(1000, 10);
+        endpoint.shadow().compared(Compared::Match, 1);
+        endpoint.set_route_weight(1.0);
+        endpoint.set_last_inference(1000);
+        endpoint.set_out_of_range("x", 0.25);
         (metrics, endpoint)
     }
 

@@ -1,30 +1,124 @@
 //! Endpoints: what is served under which name, and in what numbers.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::api::error::Problem;
 use crate::api::http::{
     Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, page, read_json,
 };
+use crate::service::infer::drift::Drift;
 use crate::service::infer::registry::State as Loaded;
-use crate::service::store::{ArtifactId, Endpoint, Expect, Name, Wanted};
+use crate::service::infer::shadow::Figures;
+use crate::service::store::{
+    self, ArtifactId, Batching, Endpoint, EndpointChange, EndpointRecord, EndpointSettings, Expect, Name,
+    Rollback, Route, SettingsPatch, Shadow, Wanted,
+};
 
-/// What an endpoint shall serve: one of the two.
+/// What shall change of an endpoint. Every field may be left out, and what it says stays as it is; a setting that is
+/// `null` is taken back. The first request must have `model` or `artifact`.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct EndpointRequest {
-    /// A model, served in float: `NAME` is the newest version, `NAME@2` that one.
+    /// Adds a version: a model, served in float. `NAME` is the newest version, `NAME@2` that one.
     #[schema(value_type = Option<String>)]
+    #[serde(default)]
     model: Option<Wanted>,
-    /// An artifact, served in INT8, with its float model as a twin.
+    /// Adds a version: an artifact, served in INT8, with its float model as a twin.
     #[schema(value_type = Option<String>)]
+    #[serde(default)]
     artifact: Option<ArtifactId>,
+    /// Percent of the requests for the version that is added, 0 to 100; without it 100. The other versions share the
+    /// rest as before.
+    #[serde(default)]
+    weight: Option<u32>,
+    /// All routes anew; the weights add up to 100.
+    #[schema(value_type = Option<Vec<RouteBody>>)]
+    #[serde(default)]
+    routes: Option<Vec<Route>>,
+    /// Runs a part of the requests in float as well, after they are answered, and compares.
+    #[schema(value_type = Option<ShadowBody>)]
+    #[serde(default, deserialize_with = "given")]
+    shadow: Option<Option<Shadow>>,
+    /// When a version loses its requests to another without anybody asking.
+    #[schema(value_type = Option<RollbackBody>)]
+    #[serde(default, deserialize_with = "given")]
+    rollback: Option<Option<Rollback>>,
+    /// How requests are run together; what is not given is as in the settings of the server.
+    #[schema(value_type = Option<BatchingBody>)]
+    #[serde(default, deserialize_with = "given")]
+    batching: Option<Option<Batching>>,
+    /// Requests that may wait at a version, 1 to 100000.
+    #[schema(value_type = Option<u32>)]
+    #[serde(default, deserialize_with = "given")]
+    queue_limit: Option<Option<u32>>,
+    /// Runs of a version at the same time, 1 to 1024.
+    #[schema(value_type = Option<u32>)]
+    #[serde(default, deserialize_with = "given")]
+    concurrency: Option<Option<u32>>,
+    /// Whether the server is ready only when this endpoint answers; without it not.
+    #[schema(value_type = Option<bool>)]
+    #[serde(default, deserialize_with = "given")]
+    required: Option<Option<bool>>,
+    /// Runs of made-up samples before a version is ready, 1 to 1000; without it 1.
+    #[schema(value_type = Option<u32>)]
+    #[serde(default, deserialize_with = "given")]
+    warm_up: Option<Option<u32>>,
+}
+
+/// A share of the requests that name no version.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a type of the store to the OpenAPI document")]
+pub(crate) struct RouteBody {
+    /// A version of the endpoint.
+    version: u32,
+    /// Percent, 0 to 100.
+    weight: u32,
+}
+
+/// How much is compared with float.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a type of the store to the OpenAPI document")]
+pub(crate) struct ShadowBody {
+    /// Part of the requests, 0 to 1.
+    fraction: f64,
+    /// Whether the compared requests also add to statistics (histograms, no samples) that a job can take ranges from.
+    statistics: Option<bool>,
+}
+
+/// When a version loses its requests.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a type of the store to the OpenAPI document")]
+pub(crate) struct RollbackBody {
+    /// Least agreement with float over the recent comparisons, 0 to 1; needs `shadow`.
+    min_agreement: Option<f64>,
+    /// Largest part of the recent requests that may end in a fault of the server, 0 to 1.
+    max_error_ratio: Option<f64>,
+    /// So many comparisons or requests before either is judged; without it 50.
+    min_requests: Option<u32>,
+}
+
+/// How requests are run together.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes a type of the store to the OpenAPI document")]
+pub(crate) struct BatchingBody {
+    /// Samples that run together at most, 1 to 1024; 1 is no batching.
+    max: Option<u32>,
+    /// Microseconds that a sample waits for others, 0 to 1000000.
+    delay_us: Option<u32>,
+}
+
+/// A field that stands there, `null` or not.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::<T>::deserialize(from).map(Some)
 }
 
 /// A name under `/v2/models/`.
@@ -36,6 +130,9 @@ pub(crate) struct EndpointView {
     default_version: u32,
     /// What is served.
     versions: Vec<EndpointVersionView>,
+    /// How it serves; only what was set.
+    #[schema(value_type = Object)]
+    settings: EndpointSettings,
     /// Whether the default version answers: `READY`, `LOADING` or `UNAVAILABLE`.
     state: &'static str,
     /// Goes up with every change: the ETag.
@@ -59,12 +156,47 @@ pub(crate) struct EndpointVersionView {
     artifact: Option<String>,
     /// The float model: what is served, or the twin of the artifact. `NAME@VERSION`.
     model: String,
+    /// Percent of the requests that name no version.
+    weight: u32,
     /// `READY`, `LOADING` or `UNAVAILABLE`.
     state: &'static str,
     /// Why it does not answer; empty where it does.
     reason: String,
     /// Bytes of packed weights in memory, twin included; 0 where it is not loaded.
     weight_bytes: u64,
+    /// The comparison with float since it was loaded; `null` without a twin.
+    shadow: Option<ShadowView>,
+    /// The share of recent input values outside of what calibration saw, by input.
+    out_of_range: BTreeMap<String, f64>,
+}
+
+/// What the comparison with float has found.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct ShadowView {
+    /// Samples that were compared since the version was loaded.
+    compared: u64,
+    /// Of them, those on which INT8 and float agree.
+    agreed: u64,
+    /// Share of the last 1000 compared samples that agree; `null` before the first.
+    agreement: Option<f64>,
+    /// Mean cosine of their outputs; `null` before the first.
+    cosine: Option<f64>,
+    /// Largest difference of two values of their outputs; `null` before the first.
+    max_abs_error: Option<f64>,
+}
+
+impl From<Figures> for ShadowView {
+    fn from(figures: Figures) -> ShadowView {
+        let Figures { compared, agreed, recent, agreement, cosine, max_abs_error } = figures;
+        let known = |x: f64| (recent > 0).then_some(x);
+        ShadowView {
+            compared,
+            agreed,
+            agreement: known(agreement),
+            cosine: known(cosine),
+            max_abs_error: known(max_abs_error),
+        }
+    }
 }
 
 fn view(shared: &Shared, endpoint: Endpoint) -> EndpointView {
@@ -72,21 +204,28 @@ fn view(shared: &Shared, endpoint: Endpoint) -> EndpointView {
     let state_of = |version: u32| loaded.as_ref().and_then(|entry| entry.versions.get(&version));
     let versions = endpoint.versions.iter().map(|v| {
         let state = state_of(v.version.0);
+        let served = match state {
+            Some(Loaded::Ready(served)) => Some(served),
+            _ => None,
+        };
+        let drift = served.and_then(|served| served.drift.as_ref());
+        let shares = drift.into_iter().flat_map(Drift::shares);
         EndpointVersionView {
             version: v.version.0,
             precision: v.precision().as_str(),
             artifact: v.artifact.map(|id| id.to_string()),
             model: v.model.to_string(),
+            weight: endpoint.routes.iter().find(|r| r.version == v.version).map_or(0, |r| r.weight),
             state: state.map_or("LOADING", Loaded::name),
             reason: state.map_or_else(String::new, Loaded::reason),
-            weight_bytes: match state {
-                Some(Loaded::Ready(served)) => served.weight_bytes,
-                _ => 0,
-            },
+            weight_bytes: served.map_or(0, |served| served.weight_bytes),
+            shadow: served.and_then(|s| s.comparer.as_ref()).map(|c| c.figures().into()),
+            out_of_range: shares.filter_map(|(input, share)| Some((input.to_owned(), share?))).collect(),
         }
     });
     EndpointView {
         versions: versions.collect(),
+        settings: endpoint.settings,
         default_version: endpoint.default_version.0,
         state: state_of(endpoint.default_version.0).map_or("LOADING", Loaded::name),
         revision: endpoint.revision,
@@ -123,14 +262,16 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
     Ok(one(&shared, shared.catalog.endpoint(&name).await?))
 }
 
-/// Serves a model in float, or an artifact in INT8, under a name.
+/// Makes or changes an endpoint: adds a version, routes requests, sets how it serves.
 ///
-/// It becomes a new version of the endpoint and its default; the version before goes on answering until the new
-/// one is loaded, and stays beside it. The answer comes once loading has ended, well or not: see `state`.
+/// A version that is added gets all requests, or `weight` percent of them. What answered before goes on answering until
+/// the new version is loaded. A version without requests stays loaded as the way back. The answer comes once loading
+/// has ended, well or not: see `state`.
 #[utoipa::path(put, path = "/v1/endpoints/{name}", tag = "endpoints",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
         ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have"),
-        ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist")),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
+        ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change")),
     request_body = EndpointRequest,
     responses((status = 201, description = "A new endpoint", body = EndpointView),
         (status = 200, description = "A new version of the endpoint", body = EndpointView),
@@ -145,14 +286,35 @@ pub(crate) async fn put(
     let name: Name = name.parse()?;
     let expect = expectation(&headers)?;
     let request: EndpointRequest = read_json(&shared, &headers, body).await?;
-    let (artifact, model) = match (request.model, request.artifact) {
-        (Some(model), None) => (None, shared.catalog.model(&model).await?.pinned()),
-        (None, Some(id)) => (Some(id), shared.catalog.artifact(id).await?.model),
-        (Some(_), Some(_)) | (None, None) => {
-            return Err(Problem::bad_request("give either `model` or `artifact`"));
-        }
+    let add = match (request.model, request.artifact) {
+        (Some(model), None) => Some((None, shared.catalog.model(&model).await?.pinned())),
+        (None, Some(id)) => Some((Some(id), shared.catalog.artifact(id).await?.model)),
+        (None, None) => None,
+        (Some(_), Some(_)) => return Err(Problem::bad_request("give either `model` or `artifact`")),
     };
-    let endpoint = shared.catalog.promote(&name, artifact, model, expect).await?;
+    let settings = SettingsPatch {
+        shadow: request.shadow,
+        rollback: request.rollback,
+        batching: request.batching,
+        queue_limit: request.queue_limit,
+        concurrency: request.concurrency,
+        required: request.required,
+        warm_up: request.warm_up,
+    };
+    if add.is_none() && request.routes.is_none() && settings == SettingsPatch::default() {
+        return Err(Problem::bad_request(
+            "nothing is to be changed: give `model` or `artifact`, `routes`, or settings",
+        ));
+    }
+    let change = EndpointChange {
+        add,
+        weight: request.weight,
+        routes: request.routes,
+        settings,
+        by: "api",
+        reason: header_text(&headers, "octet-reason").map(|text| text.chars().take(500).collect()),
+    };
+    let endpoint = shared.catalog.change_endpoint(&name, change, expect).await?;
     let new = endpoint.created_at == endpoint.updated_at;
     shared.registry.follow().await.map_err(Problem::internal)?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
@@ -162,6 +324,51 @@ pub(crate) async fn put(
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+/// One change of an endpoint.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct EndpointRecordView {
+    /// The revision that it made.
+    revision: u64,
+    /// When, RFC 3339.
+    at: String,
+    /// `api`, `job` or `rollback`.
+    by: String,
+    /// What was changed, and the routes that came of it.
+    change: Value,
+    /// Why, where it was said.
+    reason: Option<String>,
+}
+
+/// The changes of an endpoint.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct EndpointRecords {
+    /// Newest first, at most 200. They stay when the endpoint is deleted.
+    items: Vec<EndpointRecordView>,
+}
+
+/// The changes that an endpoint has seen: when, by whom, why.
+#[utoipa::path(get, path = "/v1/endpoints/{name}/changes", tag = "endpoints", params(("name" = String, Path)),
+    responses((status = 200, description = "The changes", body = EndpointRecords),
+        (status = 404, description = "There never was such an endpoint", body = ProblemBody)))]
+pub(crate) async fn changes(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Json<EndpointRecords>, Problem> {
+    let name: Name = name.parse()?;
+    let records = shared.catalog.endpoint_records(&name).await?;
+    if records.is_empty() {
+        return Err(store::Error::NotFound { kind: store::Kind::Endpoint, id: name.to_string() }.into());
+    }
+    let view = |record: EndpointRecord| EndpointRecordView {
+        revision: record.revision,
+        at: record.at.to_string(),
+        by: record.by,
+        change: record.change,
+        reason: record.reason,
+    };
+    Ok(Json(EndpointRecords { items: records.into_iter().map(view).collect() }))
 }
 
 /// Takes an endpoint out of service. The model and the artifact stay.

@@ -367,7 +367,7 @@ pub(crate) async fn config(
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
     let served = shared.registry.find(&name, None)?;
-    Ok(Json(configuration(&shared, &served)))
+    Ok(Json(configuration(&served)))
 }
 
 /// The configuration of a version of an endpoint.
@@ -380,11 +380,11 @@ pub(crate) async fn config_version(
     Path((name, version)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
     let served = shared.registry.find(&name, Some(&version))?;
-    Ok(Json(configuration(&shared, &served)))
+    Ok(Json(configuration(&served)))
 }
 
-fn configuration(shared: &Shared, served: &Served) -> Value {
-    let limits = shared.registry.batcher().limits();
+fn configuration(served: &Served) -> Value {
+    let limits = served.limits();
     // Where the first dimension is the sample, `dims` leaves it out: that is what the field means to clients.
     let skip = usize::from(served.has_samples);
     let port = |port: &Port| {

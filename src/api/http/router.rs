@@ -74,6 +74,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(artifacts::diff))
         .routes(routes!(endpoints::list))
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
+        .routes(routes!(endpoints::changes))
         .routes(routes!(system::metadata))
         .routes(routes!(system::live))
         .routes(routes!(system::ready))

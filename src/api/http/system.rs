@@ -30,16 +30,16 @@ pub(crate) async fn live() -> Json<Live> {
     Json(Live { live: true })
 }
 
-/// The server takes requests: endpoints of an earlier run are loaded, and it is not stopping.
+/// The server takes requests: endpoints of an earlier run are loaded, those that are required answer, and it is not
+/// stopping.
 #[utoipa::path(get, path = "/v2/health/ready", tag = "health",
     responses((status = 200, description = "It does", body = Ready),
         (status = 503, description = "Not yet, or not any more", body = crate::api::http::ErrorBody)))]
 pub(crate) async fn ready(State(shared): State<Shared>) -> Response {
-    if shared.readiness.get() {
-        return Json(Ready { ready: true }).into_response();
+    match shared.unready() {
+        None => Json(Ready { ready: true }).into_response(),
+        Some(reason) => crate::api::error::Problem::new(Code::NotReady, reason).into_response(),
     }
-    let detail = "the server is starting or stopping";
-    crate::api::error::Problem::new(Code::NotReady, detail).into_response()
 }
 
 /// The server, as the Open Inference Protocol asks for it.
@@ -76,7 +76,7 @@ pub(crate) async fn metrics(State(shared): State<Shared>) -> Response {
     for entry in shared.registry.all() {
         for state in entry.versions.values() {
             if let crate::service::infer::registry::State::Ready(served) = state {
-                served.show_queue();
+                served.show();
             }
         }
     }

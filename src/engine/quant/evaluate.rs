@@ -147,6 +147,35 @@ pub fn evaluate(
     Ok(judge.finish())
 }
 
+/// One sample in float and in INT8.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pair {
+    /// Whether both say the same, told as [`Evaluation::agreement_by`] is.
+    pub agrees: bool,
+    /// Cosine of the two outputs.
+    pub cosine: f64,
+    /// Largest difference of two values.
+    pub max_abs_error: f64,
+}
+
+/// Compares the first outputs of two models, sample by sample along the first dimension, or as one sample where
+/// `whole`. `None` where the shapes do not fit each other.
+pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
+    let rows = if whole { 1 } else { *float.shape().first()? };
+    if float.shape() != int8.shape() || float.is_empty() {
+        return None;
+    }
+    let by = how_to_judge(float, whole);
+    let (a, b) = (float.to_f64(), int8.to_f64());
+    let width = a.len() / rows;
+    let pair = |(a, b): (&[f64], &[f64])| {
+        let noise = Noise::of(a, b);
+        let agrees = by.agree(a, b, &noise);
+        Pair { agrees, cosine: noise.cosine(), max_abs_error: noise.max_abs_error }
+    };
+    Some(a.chunks_exact(width).zip(b.chunks_exact(width)).map(pair).collect())
+}
+
 fn first_output(session: &Session, batch: &Batch) -> Result<Tensor, Error> {
     let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let outputs = session.run(&feeds).map_err(|source| Error::Run { sample: batch.first, source })?;
@@ -177,6 +206,24 @@ enum By {
     Class,
     Value,
     Cosine,
+}
+
+impl By {
+    /// The class or value that a sample's output says, where it says one.
+    fn class(self, output: &[f64]) -> Option<i64> {
+        match self {
+            By::Class => Some(argmax(output) as i64),
+            By::Value => Some(output[0] as i64),
+            By::Cosine => None,
+        }
+    }
+
+    fn agree(self, float: &[f64], int8: &[f64], noise: &Noise) -> bool {
+        match self {
+            By::Cosine => noise.cosine() >= AGREEING_COSINE,
+            By::Class | By::Value => self.class(float) == self.class(int8),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Default)]
@@ -245,16 +292,8 @@ impl<'a> Judge<'a> {
         self.signal.push(noise.signal);
         self.noise.push(noise.noise);
         self.cosine.push(noise.cosine());
-        let class = |x: &[f64]| match by {
-            By::Class => Some(argmax(x) as i64),
-            By::Value => Some(x[0] as i64),
-            By::Cosine => None,
-        };
-        let (float_class, int8_class) = (class(float), class(int8));
-        let agrees = match by {
-            By::Cosine => noise.cosine() >= AGREEING_COSINE,
-            By::Class | By::Value => float_class == int8_class,
-        };
+        let (float_class, int8_class) = (by.class(float), by.class(int8));
+        let agrees = by.agree(float, int8, &noise);
         let label = self.data.labels().map(|labels| labels[sample]).filter(|_| by != By::Cosine);
         if let (Some(label), By::Class) = (label, by) {
             if usize::try_from(label).map_or(true, |l| l >= float.len()) {

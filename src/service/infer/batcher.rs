@@ -1,16 +1,17 @@
 //! A bounded queue for each loaded model, and batches by size and delay. Refuses when full, forgets requests
-//! whose client has gone, and shares the runs fairly. Knows how to run a model only as a function.
+//! whose client has gone, takes the urgent first, and shares the runs fairly. Knows how to run a model only as a
+//! function.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::engine::tensor::Tensor;
-use crate::service::infer::{Answer, Error, Inputs, Limits, Timing};
+use crate::service::infer::{Answer, Error, Inputs, Limits, PRIORITY_DEFAULT, Timing};
 use crate::service::store::Precision;
 
 /// Runs a model: named inputs in, outputs in their order out.
@@ -18,6 +19,12 @@ pub type Run = Box<dyn Fn(&[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> + Se
 
 /// Hears of each run: samples, then the time to merge, to compute and to split.
 pub type Heard = Box<dyn Fn(usize, Duration, Duration, Duration) + Send + Sync>;
+
+/// A run that takes no longer is made where the request is: to wake another thread takes as long.
+const AT_ONCE: Duration = Duration::from_micros(200);
+
+/// A lane in the background gets a run after so many of the others, even if those are never done.
+const BACKGROUND_EVERY: u32 = 16;
 
 /// Hands runs to a rayon pool: at most [`Limits::runs_max`] at a time, lanes in turn.
 pub struct Batcher {
@@ -32,6 +39,24 @@ pub struct Batcher {
 struct Turns {
     free: usize,
     lanes: VecDeque<Arc<Lane>>,
+    background: VecDeque<Arc<Lane>>,
+    since_background: u32,
+}
+
+impl Turns {
+    fn list(&mut self, lane: Arc<Lane>) {
+        if lane.background { self.background.push_back(lane) } else { self.lanes.push_back(lane) }
+    }
+
+    fn next(&mut self) -> Option<Arc<Lane>> {
+        let owed = self.since_background >= BACKGROUND_EVERY || self.lanes.is_empty();
+        if owed && let Some(lane) = self.background.pop_front() {
+            self.since_background = 0;
+            return Some(lane);
+        }
+        self.since_background = self.since_background.saturating_add(1);
+        self.lanes.pop_front()
+    }
 }
 
 /// The queue of one loaded model in one precision.
@@ -40,15 +65,43 @@ pub struct Lane {
     precision: Precision,
     run: Run,
     heard: Heard,
+    // Runs when the others have nothing to do, and then and when in between.
+    background: bool,
     batching: AtomicBool,
     running: AtomicUsize,
+    // Nanoseconds of a sample, smoothed; 0 before the first.
+    sample_ns: AtomicU64,
     queue: Mutex<Queue>,
 }
 
-#[derive(Default)]
+/// How much of a lane runs and waits at once.
+#[derive(Clone, Debug)]
+pub struct LaneLimits {
+    /// Requests that may wait.
+    pub queue_max: usize,
+    /// Samples that are run together at most; 1 switches batching off.
+    pub batch_samples_max: usize,
+    /// How long the first request of a batch waits for others.
+    pub batch_delay: Duration,
+    /// Runs at the same time.
+    pub runs_max: usize,
+}
+
+impl From<&Limits> for LaneLimits {
+    fn from(limits: &Limits) -> LaneLimits {
+        LaneLimits {
+            queue_max: limits.queue_max,
+            batch_samples_max: limits.batch_samples_max,
+            batch_delay: limits.batch_delay,
+            runs_max: limits.runs_max,
+        }
+    }
+}
+
 struct Queue {
     waiting: VecDeque<Waiting>,
-    // Whether the lane stands in `Turns::lanes`.
+    limits: LaneLimits,
+    // Whether the lane stands in `Turns`.
     listed: bool,
     // Whether a timer will list it.
     timer: bool,
@@ -59,6 +112,8 @@ struct Waiting {
     samples: usize,
     since: Instant,
     deadline: Option<Instant>,
+    // The lowest goes first.
+    priority: u64,
     reply: oneshot::Sender<Result<Answer, Error>>,
 }
 
@@ -66,16 +121,50 @@ impl Lane {
     /// A lane named `name` in errors. With `batching`, the first dimension of every input and output is the
     /// sample, and samples do not see each other.
     #[must_use]
-    pub fn new(name: String, precision: Precision, batching: bool, run: Run, heard: Heard) -> Arc<Lane> {
-        Arc::new(Lane {
+    pub fn new(
+        name: String,
+        precision: Precision,
+        batching: bool,
+        limits: LaneLimits,
+        run: Run,
+        heard: Heard,
+    ) -> Arc<Lane> {
+        Arc::new(Lane::make(name, precision, batching, limits, run, heard, false))
+    }
+
+    /// The same for runs that can wait until the other lanes have nothing to do.
+    #[must_use]
+    pub fn in_background(
+        name: String,
+        precision: Precision,
+        batching: bool,
+        limits: LaneLimits,
+        run: Run,
+        heard: Heard,
+    ) -> Arc<Lane> {
+        Arc::new(Lane::make(name, precision, batching, limits, run, heard, true))
+    }
+
+    fn make(
+        name: String,
+        precision: Precision,
+        batching: bool,
+        limits: LaneLimits,
+        run: Run,
+        heard: Heard,
+        background: bool,
+    ) -> Lane {
+        Lane {
             name,
             precision,
             run,
             heard,
+            background,
             batching: AtomicBool::new(batching),
             running: AtomicUsize::new(0),
-            queue: Mutex::default(),
-        })
+            sample_ns: AtomicU64::new(0),
+            queue: Mutex::new(Queue { waiting: VecDeque::new(), limits, listed: false, timer: false }),
+        }
     }
 
     /// Requests that wait.
@@ -89,13 +178,39 @@ impl Lane {
     pub fn running(&self) -> usize {
         self.running.load(Ordering::Relaxed)
     }
+
+    /// From now on these limits hold. What waits already goes on waiting.
+    pub fn set_limits(&self, limits: LaneLimits) {
+        lock(&self.queue).limits = limits;
+    }
+
+    /// The limits that hold.
+    #[must_use]
+    pub fn limits(&self) -> LaneLimits {
+        lock(&self.queue).limits.clone()
+    }
+
+    /// Whether a run of so many samples is over before another thread would be awake.
+    fn is_quick(&self, samples: usize) -> bool {
+        let ns = self.sample_ns.load(Ordering::Relaxed);
+        ns > 0 && ns.saturating_mul(samples as u64) < AT_ONCE.as_nanos() as u64
+    }
+
+    fn learn(&self, samples: usize, compute: Duration) {
+        let ns = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX) / samples.max(1) as u64;
+        let before = self.sample_ns.load(Ordering::Relaxed);
+        let smoothed = if before == 0 { ns } else { (before / 8).saturating_mul(7).saturating_add(ns / 8) };
+        self.sample_ns.store(smoothed.max(1), Ordering::Relaxed);
+    }
 }
 
 impl Batcher {
     /// Runs on `pool`. Must be called within a tokio runtime, which its timers use.
     #[must_use]
     pub fn new(pool: Arc<rayon::ThreadPool>, limits: Limits) -> Arc<Batcher> {
-        let turns = Mutex::new(Turns { free: limits.runs_max.max(1), lanes: VecDeque::new() });
+        let free = limits.runs_max.max(1);
+        let (lanes, background) = (VecDeque::new(), VecDeque::new());
+        let turns = Mutex::new(Turns { free, lanes, background, since_background: 0 });
         Arc::new(Batcher { pool, runtime: tokio::runtime::Handle::current(), limits, turns })
     }
 
@@ -115,29 +230,65 @@ impl Batcher {
         inputs: Inputs,
         samples: usize,
         deadline: Option<Instant>,
+        priority: u64,
     ) -> Result<Answer, Error> {
+        if lane.is_quick(samples) && self.take_at_once(lane, samples) {
+            let since = Instant::now();
+            let _slot = Slot { batcher: self, lane };
+            return lane.answer(&inputs, samples, since);
+        }
         let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { inputs, samples, since: Instant::now(), deadline, reply };
+        let priority = if priority == 0 { PRIORITY_DEFAULT } else { priority };
+        let waiting = Waiting { inputs, samples, since: Instant::now(), deadline, priority, reply };
         self.enqueue(lane, waiting)?;
         self.pump();
         answer.await.unwrap_or_else(|_| Err(Error::Internal("the run was dropped".to_owned())))
     }
 
+    /// Takes a run for a request that nothing stands before, and that waits for no other.
+    fn take_at_once(&self, lane: &Arc<Lane>, samples: usize) -> bool {
+        let mut turns = lock(&self.turns);
+        let queue = lock(&lane.queue);
+        let waits = lane.batching.load(Ordering::Relaxed)
+            && !queue.limits.batch_delay.is_zero()
+            && samples < queue.limits.batch_samples_max;
+        let free = turns.free > 0 && lane.running() < queue.limits.runs_max;
+        if !free || waits || !queue.waiting.is_empty() || !turns.lanes.is_empty() || lane.background {
+            return false;
+        }
+        turns.free -= 1;
+        lane.running.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
     fn enqueue(&self, lane: &Arc<Lane>, waiting: Waiting) -> Result<(), Error> {
         let mut turns = lock(&self.turns);
         let mut queue = lock(&lane.queue);
-        if queue.waiting.len() >= self.limits.queue_max {
+        let limit = queue.limits.queue_max;
+        if queue.waiting.len() >= limit {
             queue.waiting.retain(|w| !w.reply.is_closed());
         }
         // A request that finds a free run and nobody before it does not really wait.
-        let at_once = turns.free > 0 && queue.waiting.is_empty();
-        if queue.waiting.len() >= self.limits.queue_max && !at_once {
-            return Err(Error::QueueFull { name: lane.name.clone(), limit: self.limits.queue_max });
+        let at_once = turns.free > 0 && queue.waiting.is_empty() && lane.running() < queue.limits.runs_max;
+        if queue.waiting.len() >= limit && !at_once {
+            let full = Error::QueueFull { name: lane.name.clone(), limit };
+            // An urgent request takes the place of the last that is less so.
+            match queue.waiting.back() {
+                Some(last) if last.priority > waiting.priority => {
+                    if let Some(last) = queue.waiting.pop_back() {
+                        // A client that has gone in this moment does not hear of it; that is all.
+                        let _ = last.reply.send(Err(full));
+                    }
+                }
+                _ => return Err(full),
+            }
         }
-        queue.waiting.push_back(waiting);
+        let place =
+            queue.waiting.iter().rposition(|w| w.priority <= waiting.priority).map_or(0, |last| last + 1);
+        queue.waiting.insert(place, waiting);
         if !queue.listed {
             queue.listed = true;
-            turns.lanes.push_back(Arc::clone(lane));
+            turns.list(Arc::clone(lane));
         }
         Ok(())
     }
@@ -146,9 +297,9 @@ impl Batcher {
     fn pump(self: &Arc<Batcher>) {
         let mut turns = lock(&self.turns);
         while turns.free > 0 {
-            let Some(lane) = turns.lanes.pop_front() else { return };
+            let Some(lane) = turns.next() else { return };
             let mut queue = lock(&lane.queue);
-            match self.next_batch(&lane, &mut queue) {
+            match next_batch(&lane, &mut queue) {
                 Next::Nothing => queue.listed = false,
                 Next::Later(wait) => {
                     queue.listed = false;
@@ -159,12 +310,13 @@ impl Batcher {
                 }
                 Next::Batch(batch) => {
                     queue.listed = !queue.waiting.is_empty();
+                    let listed = queue.listed;
                     drop(queue);
                     turns.free -= 1;
                     lane.running.fetch_add(1, Ordering::Relaxed);
                     self.start(Arc::clone(&lane), batch);
-                    if lock(&lane.queue).listed {
-                        turns.lanes.push_back(lane);
+                    if listed {
+                        turns.list(lane);
                     }
                 }
             }
@@ -174,42 +326,24 @@ impl Batcher {
     fn start(self: &Arc<Batcher>, lane: Arc<Lane>, batch: Vec<Waiting>) {
         let batcher = Arc::clone(self);
         self.pool.spawn(move || {
+            let _slot = Slot { batcher: &batcher, lane: &lane };
             lane.run_batch(batch);
-            lane.running.fetch_sub(1, Ordering::Relaxed);
-            drop(lane);
-            lock(&batcher.turns).free += 1;
-            batcher.pump();
         });
     }
 
-    /// Takes a batch from the front of a queue: requests that can be run together, in order.
-    fn next_batch(&self, lane: &Lane, queue: &mut Queue) -> Next {
-        let now = Instant::now();
-        queue.waiting.retain_mut(|w| !w.reply.is_closed());
-        while queue.waiting.front().is_some_and(|w| w.deadline.is_some_and(|d| d <= now)) {
-            if let Some(late) = queue.waiting.pop_front() {
-                // A client that has gone in this moment does not hear of it; that is all.
-                let _ = late.reply.send(Err(Error::Deadline));
+    /// A run of a lane has ended: it may have waited for that.
+    fn give_back(self: &Arc<Batcher>, lane: &Arc<Lane>) {
+        {
+            let mut turns = lock(&self.turns);
+            lane.running.fetch_sub(1, Ordering::Relaxed);
+            turns.free += 1;
+            let mut queue = lock(&lane.queue);
+            if !queue.listed && !queue.timer && !queue.waiting.is_empty() {
+                queue.listed = true;
+                turns.list(Arc::clone(lane));
             }
         }
-        let Some(first) = queue.waiting.front() else { return Next::Nothing };
-        let batching = lane.batching.load(Ordering::Relaxed);
-        let full = if batching { self.limits.batch_samples_max } else { 1 };
-        let mut samples = first.samples;
-        let mut count = 1;
-        for next in queue.waiting.iter().skip(1) {
-            if samples + next.samples > full || !alike(&first.inputs, &next.inputs) {
-                break;
-            }
-            samples += next.samples;
-            count += 1;
-        }
-        let waited = now.duration_since(first.since);
-        let alone = count == queue.waiting.len();
-        if samples < full && alone && waited < self.limits.batch_delay {
-            return Next::Later(self.limits.batch_delay - waited);
-        }
-        Next::Batch(queue.waiting.drain(..count).collect())
+        self.pump();
     }
 
     fn list_later(self: &Arc<Batcher>, lane: Arc<Lane>, wait: Duration) {
@@ -222,12 +356,59 @@ impl Batcher {
                 queue.timer = false;
                 if !queue.listed && !queue.waiting.is_empty() {
                     queue.listed = true;
-                    turns.lanes.push_back(Arc::clone(&lane));
+                    turns.list(Arc::clone(&lane));
                 }
             }
             batcher.pump();
         });
     }
+}
+
+/// A run that was taken; given back when it ends, however it ends.
+struct Slot<'a> {
+    batcher: &'a Arc<Batcher>,
+    lane: &'a Arc<Lane>,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.batcher.give_back(self.lane);
+    }
+}
+
+/// Takes a batch from the front of a queue: requests that can be run together, in order.
+fn next_batch(lane: &Lane, queue: &mut Queue) -> Next {
+    let now = Instant::now();
+    queue.waiting.retain(|w| !w.reply.is_closed());
+    while let Some(late) = queue.waiting.iter().position(|w| w.deadline.is_some_and(|d| d <= now)) {
+        if let Some(late) = queue.waiting.remove(late) {
+            // A client that has gone in this moment does not hear of it; that is all.
+            let _ = late.reply.send(Err(Error::Deadline));
+        }
+    }
+    let limits = &queue.limits;
+    // It is listed again when a run of it ends.
+    if lane.running() >= limits.runs_max {
+        return Next::Nothing;
+    }
+    let Some(first) = queue.waiting.front() else { return Next::Nothing };
+    let batching = lane.batching.load(Ordering::Relaxed);
+    let full = if batching { limits.batch_samples_max } else { 1 };
+    let mut samples = first.samples;
+    let mut count = 1;
+    for next in queue.waiting.iter().skip(1) {
+        if samples + next.samples > full || !alike(&first.inputs, &next.inputs) {
+            break;
+        }
+        samples += next.samples;
+        count += 1;
+    }
+    let waited = now.duration_since(first.since);
+    let alone = count == queue.waiting.len();
+    if samples < full && alone && waited < limits.batch_delay {
+        return Next::Later(limits.batch_delay - waited);
+    }
+    Next::Batch(queue.waiting.drain(..count).collect())
 }
 
 /// What a queue has to run.
@@ -262,12 +443,16 @@ impl Lane {
             return;
         }
         let Waiting { inputs, samples, since, reply, .. } = waiting;
+        // A client that has gone does not need its answer.
+        let _ = reply.send(self.answer(&inputs, samples, since));
+    }
+
+    fn answer(&self, inputs: &Inputs, samples: usize, since: Instant) -> Result<Answer, Error> {
         let start = Instant::now();
-        let result = self.guarded(&inputs);
+        let outputs = self.guarded(inputs)?;
         let compute = start.elapsed();
-        if result.is_ok() {
-            (self.heard)(samples, Duration::ZERO, compute, Duration::ZERO);
-        }
+        self.learn(samples, compute);
+        (self.heard)(samples, Duration::ZERO, compute, Duration::ZERO);
         let timing = Timing {
             queue: start.duration_since(since),
             compute,
@@ -275,9 +460,7 @@ impl Lane {
             samples,
             ..Timing::default()
         };
-        let precision = self.precision;
-        // A client that has gone does not need its answer.
-        let _ = reply.send(result.map(|outputs| Answer { outputs, precision, timing }));
+        Ok(Answer { outputs, precision: self.precision, timing })
     }
 
     /// Runs requests as one; gives them back where that does not work, so that one caller's fault is not
@@ -303,6 +486,7 @@ impl Lane {
             at += waiting.samples;
         }
         let split = split_start.elapsed();
+        self.learn(total, compute);
         (self.heard)(total, merge_time, compute, split);
         for (waiting, outputs) in batch.into_iter().zip(parts) {
             let timing = Timing {
@@ -384,11 +568,11 @@ mod tests {
         Ok(vec![Tensor::from_slice(x.shape(), &doubled)])
     }
 
-    fn lane(batching: bool, run: Run) -> (Arc<Lane>, mpsc::Receiver<usize>) {
+    fn lane(batcher: &Batcher, batching: bool, run: Run) -> (Arc<Lane>, mpsc::Receiver<usize>) {
         let (tx, rx) = mpsc::channel();
         let tx = Mutex::new(tx);
         let heard = Box::new(move |samples, _, _, _| lock(&tx).send(samples).unwrap());
-        (Lane::new("m".to_owned(), Precision::Int8, batching, run, heard), rx)
+        (Lane::new("m".to_owned(), Precision::Int8, batching, batcher.limits().into(), run, heard), rx)
     }
 
     fn x(values: &[f32]) -> Inputs {
@@ -413,8 +597,8 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_answered_with_its_own_rows() {
         let batcher = batcher(Limits::default());
-        let (lane, _heard) = lane(true, Box::new(doubling));
-        let answer = batcher.infer(&lane, x(&[1.0, 2.0]), 2, None).await.unwrap();
+        let (lane, _heard) = lane(&batcher, true, Box::new(doubling));
+        let answer = batcher.infer(&lane, x(&[1.0, 2.0]), 2, None, 0).await.unwrap();
         assert_eq!(answer.outputs[0].to_f64(), [2.0, 4.0]);
         assert_eq!(answer.timing.batch_samples, 2);
     }
@@ -423,12 +607,12 @@ mod tests {
     async fn requests_that_wait_are_run_together_and_split_again() {
         let batcher = batcher(Limits { batch_samples_max: 4, ..Limits::default() });
         let (run, began, go) = gated(Box::new(doubling));
-        let (lane, heard) = lane(true, run);
+        let (lane, heard) = lane(&batcher, true, run);
         let task = |values: Vec<f32>| {
             let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
             tokio::spawn(async move {
                 let samples = values.len();
-                batcher.infer(&lane, x(&values), samples, None).await.unwrap().outputs[0].to_f64()
+                batcher.infer(&lane, x(&values), samples, None, 0).await.unwrap().outputs[0].to_f64()
             })
         };
         let first = task(vec![0.0]);
@@ -457,10 +641,10 @@ mod tests {
     async fn a_full_queue_refuses_and_a_client_that_goes_makes_room() {
         let batcher = batcher(Limits { queue_max: 2, ..Limits::default() });
         let (run, began, go) = gated(Box::new(doubling));
-        let (lane, heard) = lane(false, run);
+        let (lane, heard) = lane(&batcher, false, run);
         let task = || {
             let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
-            tokio::spawn(async move { batcher.infer(&lane, x(&[1.0]), 1, None).await.map(drop) })
+            tokio::spawn(async move { batcher.infer(&lane, x(&[1.0]), 1, None, 0).await.map(drop) })
         };
         let first = task();
         began.recv().unwrap();
@@ -488,13 +672,13 @@ mod tests {
     async fn a_request_past_its_deadline_is_not_run() {
         let batcher = batcher(Limits::default());
         let (run, began, go) = gated(Box::new(doubling));
-        let (lane, _heard) = lane(false, run);
+        let (lane, _heard) = lane(&batcher, false, run);
         let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
-        let first = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None).await.map(drop) });
+        let first = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None, 0).await.map(drop) });
         began.recv().unwrap();
         let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
         let late =
-            tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, Some(Instant::now())).await.map(drop) });
+            tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, Some(Instant::now()), 0).await.map(drop) });
         while lane.depth() < 1 {
             tokio::task::yield_now().await;
         }
@@ -508,9 +692,11 @@ mod tests {
         let limits =
             Limits { batch_samples_max: 2, batch_delay: Duration::from_secs(3600), ..Limits::default() };
         let batcher = batcher(limits);
-        let (lane, heard) = lane(true, Box::new(doubling));
-        let (a, b) =
-            tokio::join!(batcher.infer(&lane, x(&[1.0]), 1, None), batcher.infer(&lane, x(&[2.0]), 1, None));
+        let (lane, heard) = lane(&batcher, true, Box::new(doubling));
+        let (a, b) = tokio::join!(
+            batcher.infer(&lane, x(&[1.0]), 1, None, 0),
+            batcher.infer(&lane, x(&[2.0]), 1, None, 0)
+        );
         assert_eq!(a.unwrap().outputs[0].to_f64(), [2.0]);
         assert_eq!(b.unwrap().outputs[0].to_f64(), [4.0]);
         assert_eq!(heard.recv(), Ok(2));
@@ -521,8 +707,8 @@ mod tests {
         let limits =
             Limits { batch_samples_max: 2, batch_delay: Duration::from_millis(1), ..Limits::default() };
         let batcher = batcher(limits);
-        let (lane, heard) = lane(true, Box::new(doubling));
-        batcher.infer(&lane, x(&[1.0]), 1, None).await.unwrap();
+        let (lane, heard) = lane(&batcher, true, Box::new(doubling));
+        batcher.infer(&lane, x(&[1.0]), 1, None, 0).await.unwrap();
         assert_eq!(heard.recv(), Ok(1));
     }
 
@@ -534,10 +720,10 @@ mod tests {
             doubling(inputs)
         });
         let (run, began, go) = gated(picky);
-        let (lane, _heard) = lane(true, run);
+        let (lane, _heard) = lane(&batcher, true, run);
         let task = |value| {
             let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
-            tokio::spawn(async move { batcher.infer(&lane, x(&[value]), 1, None).await.map(drop) })
+            tokio::spawn(async move { batcher.infer(&lane, x(&[value]), 1, None, 0).await.map(drop) })
         };
         let first = task(0.0);
         began.recv().unwrap();
@@ -549,5 +735,155 @@ mod tests {
         first.await.unwrap().unwrap();
         good.await.unwrap().unwrap();
         assert!(matches!(bad.await.unwrap(), Err(Error::Internal(_))));
+    }
+
+    /// Begins to ask for each value in turn, so that all wait in this order.
+    async fn line_up(
+        batcher: &Arc<Batcher>,
+        lane: &Arc<Lane>,
+        asks: &[(f32, u64)],
+    ) -> Vec<tokio::task::JoinHandle<Result<(), Error>>> {
+        let mut tasks = Vec::new();
+        for (n, &(value, priority)) in asks.iter().enumerate() {
+            let (b, l) = (Arc::clone(batcher), Arc::clone(lane));
+            tasks.push(tokio::spawn(
+                async move { b.infer(&l, x(&[value]), 1, None, priority).await.map(drop) },
+            ));
+            while lane.depth() <= n {
+                tokio::task::yield_now().await;
+            }
+        }
+        tasks
+    }
+
+    /// A run that notes what it was given.
+    fn noting() -> (Run, Arc<Mutex<Vec<f32>>>) {
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let notes = Arc::clone(&seen);
+        let run = Box::new(move |inputs: &[(&str, &Tensor)]| {
+            lock(&notes).extend(inputs[0].1.slice::<f32>());
+            doubling(inputs)
+        });
+        (run, seen)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_urgent_go_first_and_equals_in_their_order() {
+        let batcher = batcher(Limits { queue_max: 5, ..Limits::default() });
+        let (run, seen) = noting();
+        let (run, began, go) = gated(run);
+        let (lane, _heard) = lane(&batcher, false, run);
+        let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
+        let first = tokio::spawn(async move { b.infer(&l, x(&[0.0]), 1, None, 0).await.map(drop) });
+        began.recv().unwrap();
+        let asks = [(1.0, 0), (2.0, 1), (3.0, PRIORITY_DEFAULT), (4.0, 2), (5.0, 1000)];
+        let mut tasks = line_up(&batcher, &lane, &asks).await;
+        // The queue is full: one more that is urgent takes the place of the last.
+        let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
+        let urgent = tokio::spawn(async move { b.infer(&l, x(&[6.0]), 1, None, 1).await.map(drop) });
+        let last = tasks.pop().unwrap().await.unwrap();
+        assert!(matches!(last, Err(Error::QueueFull { .. })), "{last:?}");
+        let refused = batcher.infer(&lane, x(&[7.0]), 1, None, 0).await;
+        assert!(matches!(refused, Err(Error::QueueFull { .. })));
+        drop(go);
+        for task in tasks.into_iter().chain([first, urgent]) {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(*lock(&seen), [0.0, 2.0, 6.0, 4.0, 1.0, 3.0]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_lane_has_no_more_runs_than_its_limit() {
+        let batcher = batcher(Limits { runs_max: 2, ..Limits::default() });
+        let most = Arc::new(AtomicUsize::new(0));
+        let (now, seen) = (AtomicUsize::new(0), Arc::clone(&most));
+        let run: Run = Box::new(move |inputs| {
+            seen.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(2));
+            now.fetch_sub(1, Ordering::SeqCst);
+            doubling(inputs)
+        });
+        let (lane, _heard) = lane(&batcher, false, run);
+        lane.set_limits(LaneLimits { runs_max: 1, ..lane.limits() });
+        let mut tasks = Vec::new();
+        for _ in 0..20 {
+            let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
+            tasks.push(tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None, 0).await.map(drop) }));
+        }
+        for task in tasks {
+            task.await.unwrap().unwrap();
+        }
+        assert_eq!(most.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_is_in_the_background_waits_but_not_for_ever() {
+        let batcher = batcher(Limits::default());
+        let (run, seen) = noting();
+        let (run, began, go) = gated(run);
+        let (lane, _heard) = lane(&batcher, false, run);
+        let notes = Arc::clone(&seen);
+        let other: Run = Box::new(move |inputs| {
+            lock(&notes).push(-1.0);
+            doubling(inputs)
+        });
+        let background = Lane::in_background(
+            "m".to_owned(),
+            Precision::Fp32,
+            false,
+            batcher.limits().into(),
+            other,
+            Box::new(|_, _, _, _| {}),
+        );
+        let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
+        let first = tokio::spawn(async move { b.infer(&l, x(&[0.0]), 1, None, 0).await.map(drop) });
+        began.recv().unwrap();
+        let mut tasks = line_up(&batcher, &background, &[(9.0, 0)]).await;
+        let asks: Vec<(f32, u64)> = (0..2 * BACKGROUND_EVERY).map(|n| (n as f32, 0)).collect();
+        tasks.extend(line_up(&batcher, &lane, &asks).await);
+        drop(go);
+        for task in tasks.into_iter().chain([first]) {
+            task.await.unwrap().unwrap();
+        }
+        let at = lock(&seen).iter().position(|&v| v < 0.0).unwrap();
+        assert!((10..=BACKGROUND_EVERY as usize + 2).contains(&at), "{at}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn any_mix_of_requests_gets_its_own_rows_back() {
+        // A small linear congruence: other sizes, priorities and delays in each round.
+        let mut state = 1u64;
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        for round in 0..30 {
+            let limits = Limits {
+                runs_max: 1 + next(3) as usize,
+                queue_max: 1000,
+                batch_samples_max: 1 + next(9) as usize,
+                batch_delay: Duration::from_micros(next(300)),
+            };
+            let batcher = batcher(limits);
+            let (lane, heard) = lane(&batcher, true, Box::new(doubling));
+            let mut tasks = Vec::new();
+            let mut total = 0;
+            for request in 0..40 {
+                let count = 1 + next(6) as usize;
+                total += count;
+                let values: Vec<f32> = (0..count).map(|n| (round * 1000 + request * 10 + n) as f32).collect();
+                let (b, l, priority) = (Arc::clone(&batcher), Arc::clone(&lane), next(4));
+                tasks.push(tokio::spawn(async move {
+                    let answer = b.infer(&l, x(&values), values.len(), None, priority).await.unwrap();
+                    let want: Vec<f64> = values.iter().map(|v| f64::from(*v) * 2.0).collect();
+                    assert_eq!(answer.outputs[0].to_f64(), want);
+                }));
+            }
+            for task in tasks {
+                task.await.unwrap();
+            }
+            drop(lane);
+            assert_eq!(heard.iter().sum::<usize>(), total, "every sample ran once");
+        }
     }
 }

@@ -1,9 +1,12 @@
 //! Serves loaded models: limits, ports, timings, errors. Speaks of tensors and endpoints, not of HTTP.
 
 pub mod batcher;
+pub mod drift;
 pub mod registry;
 pub mod served;
+pub mod shadow;
 pub mod stats;
+pub mod watch;
 
 use std::fmt;
 use std::time::{Duration, Instant};

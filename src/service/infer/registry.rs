@@ -3,14 +3,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use crate::engine::exec::Options;
-use crate::service::infer::Error;
-use crate::service::infer::batcher::Batcher;
-use crate::service::infer::served::{Files, Served, Ticket};
+use crate::service::infer::batcher::{Batcher, LaneLimits};
+use crate::service::infer::served::{Files, How, Served, Ticket};
+use crate::service::infer::shadow::Picker;
+use crate::service::infer::{Error, Limits};
 use crate::service::metrics::{Metrics, Protocol};
 use crate::service::store::blobs::{self, Blobs};
-use crate::service::store::{self, Catalog, Endpoint, EndpointVersion, Page, Version, Wanted};
+use crate::service::store::{
+    self, Catalog, Endpoint, EndpointSettings, EndpointVersion, Page, Route, Version, Wanted,
+};
 
 /// The endpoints in memory.
 pub struct Registry {
@@ -32,6 +36,8 @@ pub struct Entry {
     pub endpoint: Endpoint,
     /// What became of each version.
     pub versions: BTreeMap<u32, State>,
+    // Spreads the requests over the routes; stays the same when the endpoint changes.
+    picker: Arc<Picker>,
 }
 
 /// What became of one version of an endpoint.
@@ -89,6 +95,10 @@ impl Registry {
     /// [`Error::UnknownEndpoint`], [`Error::UnknownVersion`], [`Error::NotReady`].
     pub fn find(&self, name: &str, version: Option<&str>) -> Result<Arc<Served>, Error> {
         let (entry, number) = self.entry(name, version)?;
+        Registry::ready(&entry, name, number)
+    }
+
+    fn ready(entry: &Entry, name: &str, number: u32) -> Result<Arc<Served>, Error> {
         match entry.versions.get(&number) {
             Some(State::Ready(served)) => Ok(Arc::clone(served)),
             state => Err(Error::NotReady {
@@ -104,8 +114,14 @@ impl Registry {
     /// # Errors
     /// As [`Registry::find`].
     pub fn admit(&self, name: &str, version: Option<&str>, protocol: Protocol) -> Result<Ticket, Error> {
-        let served = self.find(name, version)?;
-        Ok(Ticket::new(served, Arc::clone(&self.batcher), protocol))
+        let (entry, number) = self.entry(name, version)?;
+        let routed = if version.is_none() { entry.route() } else { None };
+        let served = match routed {
+            Some(served) => served,
+            None => Registry::ready(&entry, name, number)?,
+        };
+        let compared = entry.endpoint.settings.shadow.map_or(0.0, |shadow| shadow.fraction);
+        Ok(Ticket::new(served, Arc::clone(&self.batcher), protocol, compared))
     }
 
     /// An endpoint, and the number of the version that is meant.
@@ -132,6 +148,17 @@ impl Registry {
         Ok((Arc::clone(entry), number))
     }
 
+    /// The endpoints that are required and do not answer.
+    #[must_use]
+    pub fn missing(&self) -> Vec<String> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let answers = |entry: &Entry| {
+            matches!(entry.versions.get(&entry.endpoint.default_version.0), Some(State::Ready(_)))
+        };
+        let required = |entry: &Entry| entry.endpoint.settings.required == Some(true);
+        entries.values().filter(|e| required(e) && !answers(e)).map(|e| e.endpoint.name.to_string()).collect()
+    }
+
     /// All endpoints, by name.
     #[must_use]
     pub fn all(&self) -> Vec<Arc<Entry>> {
@@ -149,7 +176,7 @@ impl Registry {
         let (entry, _) = self.entry(name, None)?;
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
         let versions = entry.versions.keys().map(|&v| (v, State::Unloaded)).collect();
-        self.set(Entry { endpoint: entry.endpoint.clone(), versions });
+        self.set(Entry { versions, ..Entry::clone(&entry) });
         Ok(())
     }
 
@@ -221,12 +248,14 @@ impl Registry {
             versions.insert(source.version.0, state);
         }
         // What answered before goes on answering while the new version loads.
-        let mut entry = Entry { endpoint: endpoint.clone(), versions };
+        let picker = before.as_ref().map_or_else(Arc::default, |b| Arc::clone(&b.picker));
+        let mut entry = Entry { endpoint: endpoint.clone(), versions, picker };
         let mut meanwhile = entry.clone();
         if let Some(before) = &before {
             let old = before.endpoint.default_version;
             if let (Some(State::Ready(served)), false) = (before.versions.get(&old.0), to_load.is_empty()) {
                 meanwhile.endpoint.default_version = old;
+                meanwhile.endpoint.routes.clone_from(&before.endpoint.routes);
                 meanwhile.versions.entry(old.0).or_insert_with(|| State::Ready(Arc::clone(served)));
             }
         }
@@ -244,6 +273,12 @@ impl Registry {
             };
             entry.versions.insert(source.version.0, state);
         }
+        let limits = lane_limits(&endpoint.settings, self.batcher.limits());
+        for (version, state) in &entry.versions {
+            if let State::Ready(served) = state {
+                served.configure(&limits, endpoint.share(Version(*version)));
+            }
+        }
         self.set(entry);
     }
 
@@ -259,15 +294,24 @@ impl Registry {
             None => None,
             Some(artifact) => Some(self.pin(artifact.sha256).await?),
         };
+        let statistics = match artifact.as_ref().and_then(|artifact| artifact.statistics) {
+            None => None,
+            Some(digest) => Some(self.pin(digest).await?),
+        };
         let (name, source) = (endpoint.name.clone(), source.clone());
-        let (options, limits) = (self.options.clone(), self.batcher.limits().clone());
+        let how = How {
+            options: self.options.clone(),
+            limits: lane_limits(&endpoint.settings, self.batcher.limits()),
+            warm_up: endpoint.settings.warm_up.unwrap_or(1),
+        };
         let metrics = Arc::clone(&self.metrics);
         let loaded = tokio::task::spawn_blocking(move || {
+            let statistics = statistics.as_ref().map(blobs::Pin::path);
             let files = match &int8 {
-                Some(int8) => Files { main: int8.path(), twin: Some(float.path()) },
-                None => Files { main: float.path(), twin: None },
+                Some(int8) => Files { main: int8.path(), twin: Some(float.path()), statistics },
+                None => Files { main: float.path(), twin: None, statistics },
             };
-            Served::load(&name, &source, &files, &options, &limits, &metrics)
+            Served::load(&name, &source, &files, &how, &metrics)
         });
         let served =
             loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;
@@ -287,6 +331,20 @@ impl Registry {
     fn set(&self, entry: Entry) {
         let name = entry.endpoint.name.to_string();
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(entry));
+    }
+}
+
+/// What the endpoint says, and the server where it does not.
+fn lane_limits(settings: &EndpointSettings, server: &Limits) -> LaneLimits {
+    let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+    let batching = settings.batching;
+    LaneLimits {
+        queue_max: settings.queue_limit.map_or(server.queue_max, size),
+        batch_samples_max: batching.and_then(|b| b.max).map_or(server.batch_samples_max, size),
+        batch_delay: batching
+            .and_then(|b| b.delay_us)
+            .map_or(server.batch_delay, |us| Duration::from_micros(us.into())),
+        runs_max: settings.concurrency.map_or(server.runs_max, size),
     }
 }
 
@@ -314,6 +372,28 @@ impl State {
 }
 
 impl Entry {
+    /// The version that answers the next request that names none: one that is ready, by the routes. `None` where no
+    /// route leads to one.
+    fn route(&self) -> Option<Arc<Served>> {
+        let ready = |route: &Route| match self.versions.get(&route.version.0) {
+            Some(State::Ready(served)) => Some((route.weight, served)),
+            _ => None,
+        };
+        let routes = self.endpoint.routes.iter();
+        if let [only] = self.endpoint.routes.as_slice() {
+            return ready(only).map(|(_, served)| Arc::clone(served));
+        }
+        let total: u32 = routes.clone().filter_map(ready).map(|(weight, _)| weight).sum();
+        let mut at = self.picker.next() * f64::from(total);
+        for (weight, served) in routes.filter_map(ready) {
+            at -= f64::from(weight);
+            if at < 0.0 {
+                return Some(Arc::clone(served));
+            }
+        }
+        None
+    }
+
     /// The version that answers when the client names none.
     #[must_use]
     pub fn default_version(&self) -> Version {

@@ -2,15 +2,19 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options};
 use crate::engine::onnx::import;
+use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::{DType, Tensor};
-use crate::service::infer::batcher::{Batcher, Lane, Run};
+use crate::service::infer::batcher::{Batcher, Lane, LaneLimits, Run};
+use crate::service::infer::drift::Drift;
+use crate::service::infer::shadow::Comparer;
 use crate::service::infer::stats::{Spent, Stats};
-use crate::service::infer::{Answer, Ask, Error, Inputs, Limits, Port};
+use crate::service::infer::{Answer, Ask, Error, Inputs, Port};
 use crate::service::metrics::{EndpointMetrics, InFlight, Metrics, Outcome, Protocol};
 use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
@@ -34,6 +38,13 @@ pub struct Served {
     pub stats: Arc<Stats>,
     /// How long loading took.
     pub load_time: Duration,
+    /// The comparison with the float twin of an artifact.
+    pub comparer: Option<Arc<Comparer>>,
+    /// Requests against what calibration saw; of an artifact whose statistics are kept.
+    pub drift: Option<Drift>,
+    // Requests that were answered, and that ended in a fault of ours.
+    answered: AtomicU64,
+    failed: AtomicU64,
     // The first is what is served when no precision is asked for.
     lanes: Vec<Track>,
 }
@@ -51,10 +62,23 @@ pub struct Files<'a> {
     pub main: &'a Path,
     /// The float model of an artifact.
     pub twin: Option<&'a Path>,
+    /// What calibration saw.
+    pub statistics: Option<&'a Path>,
+}
+
+/// How a version is run.
+#[derive(Clone)]
+pub struct How {
+    /// Of each session.
+    pub options: Options,
+    /// Of each lane.
+    pub limits: LaneLimits,
+    /// Runs of made-up samples before it is ready.
+    pub warm_up: u32,
 }
 
 impl Served {
-    /// Loads a version and runs it once, so that the first request finds warm code and memory. Blocks.
+    /// Loads a version and runs it, so that the first request finds warm code and memory. Blocks.
     ///
     /// # Errors
     /// Why it cannot be served, for people.
@@ -62,19 +86,20 @@ impl Served {
         name: &Name,
         source: &EndpointVersion,
         files: &Files<'_>,
-        options: &Options,
-        limits: &Limits,
+        how: &How,
         metrics: &Metrics,
     ) -> Result<Served, String> {
         let start = Instant::now();
+        let How { options, limits, warm_up: times } = how;
         let main = Arc::new(session(files.main, options)?);
         let twin = files.twin.map(|path| session(path, options).map(Arc::new)).transpose()?;
         let inputs: Vec<Port> = main.inputs().iter().map(Port::from).collect();
         let outputs: Vec<Port> = main.outputs().iter().map(Port::from).collect();
         let has_samples = inputs.iter().chain(&outputs).all(|p| p.shape.first().is_some_and(Option::is_none));
-        let warm = warm_up(&main, &inputs, name);
-        let twin_warm = twin.as_ref().is_none_or(|twin| warm_up(twin, &inputs, name));
+        let warm = warm_up(&main, &inputs, name, *times);
+        let twin_warm = twin.as_ref().is_none_or(|twin| warm_up(twin, &inputs, name, *times));
         let batching = has_samples && !inputs.is_empty() && warm && twin_warm;
+        let drift = files.statistics.and_then(|path| drift(path, &inputs, name));
         let weight_bytes = main.weight_bytes() + twin.as_ref().map_or(0, |t| t.weight_bytes());
         let load_time = start.elapsed();
         let stats = Arc::new(Stats::default());
@@ -89,11 +114,21 @@ impl Served {
                 stats.ran(samples, merge, compute, split);
                 counts.batch(samples, compute.as_secs_f64());
             });
-            let lane = Lane::new(name.to_string(), precision, batching, run, heard);
+            let lane = Lane::new(name.to_string(), precision, batching, limits.clone(), run, heard);
             Track { precision, lane, metrics }
         };
+        let shadow = twin.as_ref().map(Arc::clone);
         let mut lanes = vec![track(source.precision(), main)];
         lanes.extend(twin.map(|twin| track(Precision::Fp32, twin)));
+        let comparer = shadow.map(|twin| {
+            let run: Run = Box::new(move |inputs| twin.run(inputs).map_err(Error::from));
+            let limits = limits.clone();
+            // One run at a time: the client does not wait for it.
+            let limits = LaneLimits { runs_max: 1, batch_delay: Duration::ZERO, ..limits };
+            let unheard = Box::new(|_, _, _, _| {});
+            let lane = Lane::in_background(name.to_string(), Precision::Fp32, batching, limits, run, unheard);
+            Comparer::new(lane, first_is_sample(&inputs), lanes[0].metrics.shadow())
+        });
         let (name, source) = (name.clone(), source.clone());
         Ok(Served {
             name,
@@ -105,6 +140,10 @@ impl Served {
             weight_bytes,
             stats,
             load_time,
+            comparer,
+            drift,
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
             lanes,
         })
     }
@@ -120,22 +159,76 @@ impl Served {
         self.lanes[0].metrics.set_accuracy(metric, *float, *int8, *delta);
     }
 
-    /// Brings the length of the queues into the metrics.
-    pub fn show_queue(&self) {
+    /// From now on these limits hold, and the version gets such a share of the requests that name none.
+    pub fn configure(&self, limits: &LaneLimits, share: f64) {
+        for track in &self.lanes {
+            track.metrics.set_queue_limit(limits.queue_max);
+            track.lane.set_limits(limits.clone());
+        }
+        self.lanes[0].metrics.set_route_weight(share);
+    }
+
+    /// The limits that hold.
+    #[must_use]
+    pub fn limits(&self) -> LaneLimits {
+        self.lanes[0].lane.limits()
+    }
+
+    /// Brings into the metrics what is not counted there as it happens.
+    pub fn show(&self) {
         for track in &self.lanes {
             track.metrics.set_queue_depth(track.lane.depth());
         }
+        let metrics = &self.lanes[0].metrics;
+        metrics.set_last_inference(self.stats.figures().last_inference_ms);
+        if let Some(comparer) = &self.comparer {
+            comparer.show();
+        }
+        for (input, share) in self.drift.iter().flat_map(Drift::shares) {
+            if let Some(share) = share {
+                metrics.set_out_of_range(input, share);
+            }
+        }
     }
 
-    async fn infer(&self, batcher: &Arc<Batcher>, inputs: Inputs, ask: &Ask) -> Result<Answer, Error> {
+    /// Requests that were answered since the version was loaded, and those that ended in a fault of the server.
+    #[must_use]
+    pub fn outcomes(&self) -> (u64, u64) {
+        (self.answered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+
+    /// The version lost its requests because of its rule.
+    pub fn rolled_back(&self) {
+        self.lanes[0].metrics.rolled_back();
+    }
+
+    async fn infer(
+        &self,
+        batcher: &Arc<Batcher>,
+        inputs: Inputs,
+        ask: &Ask,
+        compared: f64,
+    ) -> Result<Answer, Error> {
         let lane = self.lane(ask.precision.as_deref())?;
         let inputs = self.fit(inputs)?;
-        let first_dim_is_sample = self.inputs.first().is_some_and(|p| p.shape.first() == Some(&None));
+        if let Some(drift) = &self.drift {
+            drift.look(&inputs);
+        }
         let samples = match inputs.first() {
-            Some((_, tensor)) if first_dim_is_sample => tensor.shape().first().copied().unwrap_or(1),
+            Some((_, tensor)) if first_is_sample(&self.inputs) => {
+                tensor.shape().first().copied().unwrap_or(1)
+            }
             _ => 1,
         };
-        batcher.infer(lane, inputs, samples.max(1), ask.deadline).await
+        let samples = samples.max(1);
+        let asked_for_float = ask.precision.as_deref() == Some(Precision::Fp32.as_str());
+        let comparer = self.comparer.as_ref().filter(|c| !asked_for_float && c.picks(compared));
+        let again = comparer.map(|_| inputs.clone());
+        let answer = batcher.infer(lane, inputs, samples, ask.deadline, ask.priority).await?;
+        if let (Some(comparer), Some(inputs), Some(output)) = (comparer, again, answer.outputs.first()) {
+            comparer.compare(batcher, inputs, samples, output.clone());
+        }
+        Ok(answer)
     }
 
     fn lane(&self, precision: Option<&str>) -> Result<&Arc<Lane>, Error> {
@@ -197,6 +290,8 @@ pub struct Ticket {
     served: Arc<Served>,
     batcher: Arc<Batcher>,
     protocol: Protocol,
+    // Part of the requests that is compared with float.
+    compared: f64,
     start: Instant,
     // `None` once the request has ended.
     counted: Option<(EndpointMetrics, InFlight)>,
@@ -204,10 +299,22 @@ pub struct Ticket {
 
 impl Ticket {
     /// A request for `served` begins: see [`Registry::admit`](super::registry::Registry::admit).
-    pub(super) fn new(served: Arc<Served>, batcher: Arc<Batcher>, protocol: Protocol) -> Ticket {
+    pub(super) fn new(
+        served: Arc<Served>,
+        batcher: Arc<Batcher>,
+        protocol: Protocol,
+        compared: f64,
+    ) -> Ticket {
         let metrics = served.lanes[0].metrics.clone();
         let in_flight = metrics.begin();
-        Ticket { served, batcher, protocol, start: Instant::now(), counted: Some((metrics, in_flight)) }
+        Ticket {
+            served,
+            batcher,
+            protocol,
+            compared,
+            start: Instant::now(),
+            counted: Some((metrics, in_flight)),
+        }
     }
 
     /// The version that answers.
@@ -231,7 +338,7 @@ impl Ticket {
         if let (Some(_), Some(track)) = (&ask.precision, self.served.track(ask.precision.as_deref())) {
             self.counted = Some((track.metrics.clone(), track.metrics.begin()));
         }
-        self.served.infer(&self.batcher, inputs, ask).await
+        self.served.infer(&self.batcher, inputs, ask, self.compared).await
     }
 
     /// Notes how long the parts took.
@@ -256,6 +363,11 @@ impl Ticket {
     }
 
     fn end(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Ok => _ = self.served.answered.fetch_add(1, Ordering::Relaxed),
+            Outcome::Error => _ = self.served.failed.fetch_add(1, Ordering::Relaxed),
+            Outcome::Rejected | Outcome::Cancelled | Outcome::Deadline | Outcome::Invalid => {}
+        }
         if let Some((metrics, _)) = self.counted.take() {
             metrics.request(self.protocol, outcome, self.start.elapsed().as_secs_f64());
         }
@@ -292,6 +404,24 @@ fn fit_one(port: &Port, tensor: &Tensor) -> Result<(), Error> {
     Ok(())
 }
 
+/// Whether the first dimension of the inputs is the sample.
+fn first_is_sample(inputs: &[Port]) -> bool {
+    inputs.first().is_some_and(|port| port.shape.first() == Some(&None))
+}
+
+/// What calibration saw of the inputs; without it an endpoint serves all the same.
+fn drift(path: &Path, inputs: &[Port], name: &Name) -> Option<Drift> {
+    let bytes = std::fs::read(path).map_err(|error| error.to_string());
+    let statistics = bytes.and_then(|bytes| Statistics::decode(&bytes).map_err(|error| error.to_string()));
+    match statistics {
+        Ok(statistics) => Some(Drift::new(inputs, &statistics)),
+        Err(error) => {
+            tracing::warn!(endpoint = %name, %error, "Endpoint {name} does not watch its inputs: {error}");
+            None
+        }
+    }
+}
+
 fn session(path: &Path, options: &Options) -> Result<Session, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("reading `{}`: {e}", path.display()))?;
     let graph = import::import_owned(bytes).map_err(|e| e.to_string())?;
@@ -300,7 +430,7 @@ fn session(path: &Path, options: &Options) -> Result<Session, String> {
 
 /// Runs made-up samples. Gives whether samples may be run together: a run of two gives what two runs of one do.
 /// A model whose free dimensions cannot be guessed is served without.
-fn warm_up(session: &Session, inputs: &[Port], name: &Name) -> bool {
+fn warm_up(session: &Session, inputs: &[Port], name: &Name, times: u32) -> bool {
     let run = |inputs: &[(String, Tensor)]| {
         let refs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         session.run(&refs)
@@ -310,6 +440,12 @@ fn warm_up(session: &Session, inputs: &[Port], name: &Name) -> bool {
         let two = made_up(inputs, 1, length, 1);
         let both = made_up(inputs, 2, length, 0);
         let (Some(one), Some(two), Some(both)) = (one, two, both) else { return false };
+        for _ in 1..times {
+            // What the first run cannot do, none can: the loop goes on to other shapes then.
+            if run(&one).is_err() {
+                break;
+            }
+        }
         let Ok(one) = run(&one) else { continue };
         let (Ok(two), Ok(both)) = (run(&two), run(&both)) else { return false };
         return one.iter().zip(&two).zip(&both).all(|((one, two), both)| is_pair(one, two, both));

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 pub mod blobs;
+mod endpoint;
 pub mod sqlite;
 
 /// Tells the time. Handed in by `app`, so that tests can set it; only sensible within one host.
@@ -680,15 +681,165 @@ impl EndpointVersion {
     }
 }
 
+/// A share of the requests that name no version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Who answers.
+    pub version: Version,
+    /// Percent; those of an endpoint add up to 100.
+    pub weight: u32,
+}
+
+/// How an endpoint serves. Fields that are not set leave it to the settings of the server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointSettings {
+    /// Runs a part of the requests in float as well, and compares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Shadow>,
+    /// When a version loses its requests to another without anybody asking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Rollback>,
+    /// How requests are run together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Batching>,
+    /// Requests that may wait at a version, 1 to 100,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queue_limit: Option<u32>,
+    /// Runs of a version at the same time, 1 to 1,024.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<u32>,
+    /// Whether the server is ready only when the default version answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub required: Option<bool>,
+    /// Runs of made-up samples before a version is ready, 1 to 1,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<u32>,
+}
+
+/// See [`EndpointSettings::shadow`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shadow {
+    /// Part of the requests, 0 to 1.
+    pub fraction: f64,
+    /// Whether the compared requests also add to statistics (histograms, no samples) that a job can take ranges from.
+    #[serde(default)]
+    pub statistics: bool,
+}
+
+/// See [`EndpointSettings::rollback`].
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollback {
+    /// Least agreement with the float twin over the recent comparisons, 0 to 1; needs `shadow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_agreement: Option<f64>,
+    /// Largest part of the recent requests that may end in a fault of the server, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_error_ratio: Option<f64>,
+    /// So many comparisons or requests there must be before either is judged, 1 to 1,000,000.
+    #[serde(default = "min_requests")]
+    pub min_requests: u32,
+}
+
+fn min_requests() -> u32 {
+    50
+}
+
+/// See [`EndpointSettings::batching`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Batching {
+    /// Samples that run together at most, 1 to 1,024; 1 is no batching.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// Microseconds that a sample waits for others, 0 to 1,000,000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay_us: Option<u32>,
+}
+
+/// New values of [`EndpointSettings`], field by field: `None` keeps, `Some(None)` takes back.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SettingsPatch {
+    /// See [`EndpointSettings::shadow`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub shadow: Option<Option<Shadow>>,
+    /// See [`EndpointSettings::rollback`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Option<Rollback>>,
+    /// See [`EndpointSettings::batching`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub batching: Option<Option<Batching>>,
+    /// See [`EndpointSettings::queue_limit`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub queue_limit: Option<Option<u32>>,
+    /// See [`EndpointSettings::concurrency`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<Option<u32>>,
+    /// See [`EndpointSettings::required`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub required: Option<Option<bool>>,
+    /// See [`EndpointSettings::warm_up`].
+    #[serde(deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub warm_up: Option<Option<u32>>,
+}
+
+/// A field that stands there, `null` or not.
+fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::<T>::deserialize(from).map(Some)
+}
+
+/// What shall change of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointChange {
+    /// Adds a version: the artifact, or the float model where there is none. Its number is one more than any the name
+    /// ever had.
+    pub add: Option<(Option<ArtifactId>, Pinned)>,
+    /// Percent of the requests that the added version gets, 0 to 100; the others share the rest as before.
+    pub weight: Option<u32>,
+    /// All routes anew. Versions that are not named get no requests but those that name them.
+    pub routes: Option<Vec<Route>>,
+    /// Settings.
+    pub settings: SettingsPatch,
+    /// Who changes it: `api`, `job`, `rollback`.
+    pub by: &'static str,
+    /// Why, where there is more to say.
+    pub reason: Option<String>,
+}
+
+/// One change that an endpoint has seen.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EndpointRecord {
+    /// The revision that it made.
+    pub revision: u64,
+    /// When.
+    pub at: Timestamp,
+    /// See [`EndpointChange::by`].
+    pub by: String,
+    /// What was changed: the fields of the change, and the routes that came of it.
+    pub change: Value,
+    /// See [`EndpointChange::reason`].
+    pub reason: Option<String>,
+}
+
 /// A name under `/v2/models/` that serves versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Endpoint {
     /// The name.
     pub name: Name,
     /// What is served, by ascending number; 1 to [`ENDPOINT_VERSIONS_MAX`].
     pub versions: Vec<EndpointVersion>,
-    /// Which of them answers when the client names none.
+    /// Which of them is meant when the client names none and only one can be: the one with the most requests.
     pub default_version: Version,
+    /// Who answers requests that name no version; only weights above 0, adding up to 100.
+    pub routes: Vec<Route>,
+    /// How it serves.
+    pub settings: EndpointSettings,
     /// Goes up with every change: the ETag. Not reset when the endpoint is deleted and made again.
     pub revision: u64,
     /// When it was made.
@@ -697,9 +848,9 @@ pub struct Endpoint {
     pub updated_at: Timestamp,
 }
 
-/// So many versions an endpoint serves at most. A job that adds one more drops the oldest: with the current
-/// and the one before it, a swap can be taken back without loading anything.
-pub const ENDPOINT_VERSIONS_MAX: usize = 2;
+/// So many versions an endpoint has at most. Those without requests go first, except the newest of them: with it a
+/// swap can be taken back without loading anything.
+pub const ENDPOINT_VERSIONS_MAX: usize = 4;
 
 /// What an endpoint has to look like for a change to be made (`If-Match`, `If-None-Match`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -1082,23 +1233,15 @@ pub trait Catalog: Send + Sync {
     fn endpoint<'a>(&'a self, name: &'a Name) -> Answer<'a, Endpoint>;
     /// Endpoints.
     fn endpoints<'a>(&'a self, page: &'a Page) -> Answer<'a, Slice<Endpoint>>;
-    /// Makes or replaces an endpoint that serves `versions` and answers with `default_version`.
-    fn put_endpoint<'a>(
+    /// Makes or changes an endpoint, and keeps a record of it.
+    fn change_endpoint<'a>(
         &'a self,
         name: &'a Name,
-        versions: Vec<EndpointVersion>,
-        default_version: Version,
+        change: EndpointChange,
         expect: Expect,
     ) -> Answer<'a, Endpoint>;
-    /// Adds a version that serves `artifact`, or the float `model`, makes it the default, and drops the oldest
-    /// beyond [`ENDPOINT_VERSIONS_MAX`]. The number is one more than any the name ever had.
-    fn promote<'a>(
-        &'a self,
-        name: &'a Name,
-        artifact: Option<ArtifactId>,
-        model: Pinned,
-        expect: Expect,
-    ) -> Answer<'a, Endpoint>;
+    /// The changes that an endpoint has seen, newest first, at most 200.
+    fn endpoint_records<'a>(&'a self, name: &'a Name) -> Answer<'a, Vec<EndpointRecord>>;
     /// Deletes an endpoint.
     fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect) -> Answer<'a, ()>;
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.

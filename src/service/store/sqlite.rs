@@ -14,17 +14,20 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, Row, SqliteConnection, SqlitePool, Transaction};
 use tokio::sync::watch;
 
+use super::endpoint::{self, Written};
 use super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Dataset,
-    DatasetId, Digest, ENDPOINT_VERSIONS_MAX, Endpoint, EndpointVersion, Error, Expect, Finish, Job,
+    DatasetId, Digest, Endpoint, EndpointChange, EndpointRecord, EndpointVersion, Error, Expect, Finish, Job,
     JobError, JobErrorCode, JobFilter, JobId, JobKind, JobProgress, JobState, Kind, Lease, Model, ModelId,
-    Name, NewArtifact, NewDataset, NewJob, NewModel, Page, Pinned, Slice, Timestamp, Version, Wanted,
+    Name, NewArtifact, NewDataset, NewJob, NewModel, Page, Pinned, Route, SettingsPatch, Slice, Timestamp,
+    Version, Wanted,
 };
 
 /// Applied in order; never edited once released (`migrations/README.md`).
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
     (2, "statistics", include_str!("../../../migrations/sqlite/0002_statistics.sql")),
+    (3, "routes", include_str!("../../../migrations/sqlite/0003_routes.sql")),
 ];
 
 /// Connections for reading.
@@ -373,38 +376,30 @@ impl Catalog for Sqlite {
         })
     }
 
-    fn put_endpoint<'a>(
+    fn change_endpoint<'a>(
         &'a self,
         name: &'a Name,
-        versions: Vec<EndpointVersion>,
-        default_version: Version,
+        change: EndpointChange,
         expect: Expect,
     ) -> Answer<'a, Endpoint> {
         answer(format!("changing endpoint `{name}`"), async move {
             let mut transaction = self.begin().await?;
             expect_endpoint(&mut transaction, name, expect).await?;
-            let now = self.now();
-            write_endpoint(&mut transaction, name, versions, default_version, now).await?;
-            let endpoint = written_endpoint(&mut transaction, name).await?;
+            let endpoint = change_endpoint(&mut transaction, name, &change, self.now()).await?;
             self.commit_endpoints(transaction).await?;
             Ok(endpoint)
         })
     }
 
-    fn promote<'a>(
-        &'a self,
-        name: &'a Name,
-        artifact: Option<ArtifactId>,
-        model: Pinned,
-        expect: Expect,
-    ) -> Answer<'a, Endpoint> {
-        answer(format!("changing endpoint `{name}`"), async move {
-            let mut transaction = self.begin().await?;
-            expect_endpoint(&mut transaction, name, expect).await?;
-            promote(&mut transaction, name, artifact, model, self.now()).await?;
-            let endpoint = written_endpoint(&mut transaction, name).await?;
-            self.commit_endpoints(transaction).await?;
-            Ok(endpoint)
+    fn endpoint_records<'a>(&'a self, name: &'a Name) -> Answer<'a, Vec<EndpointRecord>> {
+        answer(format!("listing the changes of endpoint `{name}`"), async move {
+            let rows = sqlx::query(
+                "SELECT * FROM endpoint_records WHERE endpoint = ?1 ORDER BY revision DESC LIMIT 200",
+            )
+            .bind(name.as_str())
+            .fetch_all(&self.readers)
+            .await?;
+            rows.iter().map(EndpointRecord::read).collect()
         })
     }
 
@@ -424,6 +419,8 @@ impl Catalog for Sqlite {
                 .bind(name.as_str())
                 .execute(&mut *transaction)
                 .await?;
+            let record = Told { by: "api", change: json!({ "deleted": true }), reason: None };
+            write_record(&mut transaction, name, &record, self.now()).await?;
             self.commit_endpoints(transaction).await
         })
     }
@@ -908,7 +905,9 @@ async fn let_go(connection: &mut SqliteConnection, job: &Job, now: Timestamp) ->
 const SELECT_ENDPOINT: &str = "SELECT *, (SELECT json_group_array(json_object(
         'version', version, 'artifact', artifact,
         'model', json_object('name', model_name, 'version', model_version)))
-    FROM endpoint_versions WHERE endpoint = endpoints.name) AS versions
+    FROM endpoint_versions WHERE endpoint = endpoints.name) AS versions,
+    (SELECT json_group_array(json_object('version', version, 'weight', weight))
+    FROM endpoint_versions WHERE endpoint = endpoints.name AND weight > 0) AS routes
     FROM endpoints";
 
 async fn find_endpoint(connection: &mut SqliteConnection, name: &Name) -> Work<Option<Endpoint>> {
@@ -940,89 +939,109 @@ async fn expect_endpoint(
     Ok(found)
 }
 
-/// Adds the next version and makes it the default. Gives its number.
-async fn promote(
+/// Makes or changes an endpoint. Gives what it is then.
+async fn change_endpoint(
     connection: &mut SqliteConnection,
     name: &Name,
-    artifact: Option<ArtifactId>,
-    model: Pinned,
+    change: &EndpointChange,
     now: Timestamp,
-) -> Work<Version> {
+) -> Work<Endpoint> {
     let last: Option<u32> = sqlx::query_scalar("SELECT version_last FROM endpoints WHERE name = ?1")
         .bind(name.as_str())
         .fetch_optional(&mut *connection)
         .await?;
-    let version = Version(last.unwrap_or(0) + 1);
-    let found = find_endpoint(connection, name).await?;
-    let mut versions = found.map_or_else(Vec::new, |endpoint| endpoint.versions);
-    versions.push(EndpointVersion { version, artifact, model });
-    let beyond = versions.len().saturating_sub(ENDPOINT_VERSIONS_MAX);
-    versions.drain(..beyond);
-    write_endpoint(connection, name, versions, version, now).await?;
-    Ok(version)
+    let before = find_endpoint(connection, name).await?;
+    let written = endpoint::change(before.as_ref(), last.unwrap_or(0), change)
+        .map_err(|reason| Error::BadEndpoint { name: name.clone(), reason })?;
+    if change.add.is_some()
+        && let Some(added) = written.versions.last()
+    {
+        check_served(connection, name, added).await?;
+    }
+    write_endpoint(connection, name, &written, now).await?;
+    let mut told = serde_json::Map::new();
+    if let (Some((artifact, model)), Some(added)) = (&change.add, written.versions.last()) {
+        told.insert(
+            "added".to_owned(),
+            json!({ "version": added.version, "artifact": artifact, "model": model }),
+        );
+    }
+    told.insert("routes".to_owned(), json!(written.routes));
+    if change.settings != SettingsPatch::default() {
+        told.insert("settings".to_owned(), json!(change.settings));
+    }
+    let record = Told { by: change.by, change: Value::Object(told), reason: change.reason.as_deref() };
+    write_record(connection, name, &record, now).await?;
+    written_endpoint(connection, name).await
+}
+
+/// What is kept of a change.
+struct Told<'a> {
+    by: &'a str,
+    change: Value,
+    reason: Option<&'a str>,
+}
+
+async fn write_record(
+    connection: &mut SqliteConnection,
+    name: &Name,
+    record: &Told<'_>,
+    now: Timestamp,
+) -> Work<()> {
+    sqlx::query(
+        "INSERT INTO endpoint_records (endpoint, revision, at, by, change, reason)
+         SELECT name, revision, ?2, ?3, ?4, ?5 FROM endpoints WHERE name = ?1",
+    )
+    .bind(name.as_str())
+    .bind(now.0)
+    .bind(record.by)
+    .bind(record.change.to_string())
+    .bind(record.reason)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 async fn write_endpoint(
     connection: &mut SqliteConnection,
     name: &Name,
-    versions: Vec<EndpointVersion>,
-    default_version: Version,
+    written: &Written,
     now: Timestamp,
 ) -> Work<()> {
-    check_versions(name, &versions, default_version)?;
-    for served in &versions {
-        check_served(connection, name, served).await?;
-    }
-    let last = versions.iter().map(|served| served.version.0).max().unwrap_or(0);
+    let last = written.versions.iter().map(|served| served.version.0).max().unwrap_or(0);
     sqlx::query(
-        "INSERT INTO endpoints (name, default_version, version_last, revision, created_at, updated_at)
-         VALUES (?1, ?2, ?3, 1, ?4, ?4)
+        "INSERT INTO endpoints (name, default_version, version_last, settings, revision, created_at, updated_at)
+         VALUES (?1, ?2, ?3, ?5, 1, ?4, ?4)
          ON CONFLICT (name) DO UPDATE SET
-             default_version = ?2, version_last = max(version_last, ?3), revision = revision + 1,
+             default_version = ?2, version_last = max(version_last, ?3), settings = ?5, revision = revision + 1,
              created_at = CASE WHEN deleted_at IS NULL THEN created_at ELSE ?4 END,
              updated_at = ?4, deleted_at = NULL",
     )
     .bind(name.as_str())
-    .bind(default_version.0)
+    .bind(written.default_version.0)
     .bind(last)
     .bind(now.0)
+    .bind(to_json(&written.settings)?)
     .execute(&mut *connection)
     .await?;
     sqlx::query("DELETE FROM endpoint_versions WHERE endpoint = ?1")
         .bind(name.as_str())
         .execute(&mut *connection)
         .await?;
-    for served in versions {
+    for served in &written.versions {
+        let route = written.routes.iter().find(|route| route.version == served.version);
         sqlx::query(
-            "INSERT INTO endpoint_versions (endpoint, version, artifact, model_name, model_version)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
+            "INSERT INTO endpoint_versions (endpoint, version, artifact, model_name, model_version, weight)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )
         .bind(name.as_str())
         .bind(served.version.0)
         .bind(served.artifact.map(|artifact| artifact.to_string()))
         .bind(served.model.name.as_str())
         .bind(served.model.version.0)
+        .bind(route.map_or(0, |route| route.weight))
         .execute(&mut *connection)
         .await?;
-    }
-    Ok(())
-}
-
-fn check_versions(name: &Name, versions: &[EndpointVersion], default_version: Version) -> Work<()> {
-    let refuse = |reason: String| Err(Error::BadEndpoint { name: name.clone(), reason }.into());
-    if versions.is_empty() || versions.len() > ENDPOINT_VERSIONS_MAX {
-        return refuse(format!("{} versions, it must be 1 to {ENDPOINT_VERSIONS_MAX}", versions.len()));
-    }
-    for (index, served) in versions.iter().enumerate() {
-        if served.version.0 == 0 {
-            return refuse("versions count from 1".to_owned());
-        }
-        if versions[..index].iter().any(|other| other.version == served.version) {
-            return refuse(format!("version {} stands there twice", served.version));
-        }
-    }
-    if !versions.iter().any(|served| served.version == default_version) {
-        return refuse(format!("the default version {default_version} is not among the versions"));
     }
     Ok(())
 }
@@ -1201,8 +1220,14 @@ async fn keep_artifact(
         return Ok(Next { result: Some(result), ..Next::ended(JobState::GateFailed, Some(error)) });
     }
     if let Some(name) = &job.endpoint {
-        let version = promote(connection, name, Some(new.id), job.model.clone(), now).await?;
-        result["endpoint"] = json!({ "name": name, "version": version });
+        let change = EndpointChange {
+            add: Some((Some(new.id), job.model.clone())),
+            by: "job",
+            reason: Some(format!("job {}", job.id)),
+            ..EndpointChange::default()
+        };
+        let endpoint = change_endpoint(connection, name, &change, now).await?;
+        result["endpoint"] = json!({ "name": name, "version": endpoint.default_version });
     }
     Ok(Next { result: Some(result), ..Next::ended(JobState::Succeeded, None) })
 }
@@ -1347,10 +1372,14 @@ impl Record for Endpoint {
     fn read(row: &SqliteRow) -> Work<Endpoint> {
         let mut versions: Vec<EndpointVersion> = json_of(row, "versions")?;
         versions.sort_by_key(|served| served.version);
+        let mut routes: Vec<Route> = json_of(row, "routes")?;
+        routes.sort_by_key(|route| route.version);
         Ok(Endpoint {
             name: text(row, "name")?,
             versions,
             default_version: Version(row.try_get("default_version")?),
+            routes,
+            settings: json_of(row, "settings")?,
             revision: whole(row, "revision")?,
             created_at: Timestamp(row.try_get("created_at")?),
             updated_at: Timestamp(row.try_get("updated_at")?),
@@ -1359,6 +1388,18 @@ impl Record for Endpoint {
 
     fn cursor(&self) -> Cursor {
         Cursor { created_at: self.created_at, id: self.name.to_string() }
+    }
+}
+
+impl EndpointRecord {
+    fn read(row: &SqliteRow) -> Work<EndpointRecord> {
+        Ok(EndpointRecord {
+            revision: whole(row, "revision")?,
+            at: Timestamp(row.try_get("at")?),
+            by: row.try_get("by")?,
+            change: json_of(row, "change")?,
+            reason: row.try_get("reason")?,
+        })
     }
 }
 
@@ -1717,7 +1758,7 @@ pub(crate) mod tests {
             assert_eq!((artifact.job, artifact.accuracy.sqnr_db), (job.id, 31.5));
             let endpoint = catalog.endpoint(&name("prod")).await.unwrap();
             assert_eq!((endpoint.revision, endpoint.default_version), (u64::from(round), Version(round)));
-            assert_eq!(endpoint.versions.len(), ENDPOINT_VERSIONS_MAX.min(round as usize));
+            assert_eq!(endpoint.versions.len(), 2.min(round as usize));
             let newest = endpoint.versions.last().unwrap();
             assert_eq!((newest.artifact, newest.precision()), (Some(id), super::super::Precision::Int8));
             assert!(changes.has_changed().unwrap());
@@ -1742,7 +1783,10 @@ pub(crate) mod tests {
         assert_eq!(job.error.unwrap().code, JobErrorCode::GateFailed);
         assert!(catalog.artifact(id).await.is_ok());
         assert!(catalog.endpoint(&name("prod")).await.is_err());
-        let error = catalog.promote(&name("prod"), Some(id), job.model, Expect::Any).await.unwrap_err();
+        let error = catalog
+            .change_endpoint(&name("prod"), adding(Some(id), job.model), Expect::Any)
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("does not keep its gate"), "{error}");
     }
 
@@ -1761,36 +1805,38 @@ pub(crate) mod tests {
         assert!(catalog.artifact(id).await.is_err());
     }
 
+    fn adding(artifact: Option<ArtifactId>, model: Pinned) -> EndpointChange {
+        EndpointChange { add: Some((artifact, model)), by: "api", ..EndpointChange::default() }
+    }
+
     #[tokio::test]
     async fn endpoints_change_only_as_expected() {
         let scratch = Scratch::new().await;
         let catalog = &scratch.catalog;
         let model = new_job(catalog).await.model;
         let prod = name("prod");
-        let float =
-            |version| EndpointVersion { version: Version(version), artifact: None, model: model.clone() };
-        let put = |versions: &[u32], default, expect| {
-            let versions = versions.iter().map(|&version| float(version)).collect();
-            catalog.put_endpoint(&prod, versions, Version(default), expect)
-        };
-        let first = put(&[1], 1, Expect::Absent).await.unwrap();
-        assert_eq!((first.revision, first.versions.clone()), (1, vec![float(1)]));
-        let error = put(&[1], 1, Expect::Absent).await.unwrap_err().to_string();
+        let add = |expect| catalog.change_endpoint(&prod, adding(None, model.clone()), expect);
+        let first = add(Expect::Absent).await.unwrap();
+        assert_eq!((first.revision, first.versions.len()), (1, 1));
+        let error = add(Expect::Absent).await.unwrap_err().to_string();
         assert_eq!(error, "endpoint `prod`: expected Absent, it has revision 1");
-        assert!(put(&[1], 1, Expect::Revision(2)).await.is_err());
-        assert_eq!(put(&[1, 2], 1, Expect::Revision(1)).await.unwrap().revision, 2);
-        for (versions, default) in [(&[][..], 1), (&[1, 2, 3], 1), (&[1, 1], 1), (&[1], 2), (&[0], 0)] {
-            let error = put(versions, default, Expect::Any).await.unwrap_err();
-            assert!(matches!(error, Error::BadEndpoint { .. }), "{versions:?} {default}: {error}");
-        }
+        assert!(add(Expect::Revision(2)).await.is_err());
+        assert_eq!(add(Expect::Revision(1)).await.unwrap().revision, 2);
+        let routes = Some(vec![Route { version: Version(2), weight: 99 }]);
+        let wrong = EndpointChange { routes, ..EndpointChange::default() };
+        let error = catalog.change_endpoint(&prod, wrong, Expect::Any).await.unwrap_err();
+        assert!(matches!(error, Error::BadEndpoint { .. }), "{error}");
         assert_eq!(catalog.endpoint(&prod).await.unwrap().revision, 2, "what is refused changes nothing");
         let error = catalog.delete_model(&name("m"), Some(Version(1))).await.unwrap_err().to_string();
         assert_eq!(error, "model `m@1` is served by endpoint `prod`");
         catalog.delete_endpoint(&prod, Expect::Revision(2)).await.unwrap();
         assert!(catalog.endpoint(&prod).await.is_err());
-        let again = catalog.promote(&prod, None, model.clone(), Expect::Absent).await.unwrap();
+        let again = add(Expect::Absent).await.unwrap();
         assert_eq!((again.revision, again.default_version), (4, Version(3)), "numbers go on");
         assert_eq!(catalog.endpoints(&Page::first(9)).await.unwrap().items, [again]);
+        let records = catalog.endpoint_records(&prod).await.unwrap();
+        let told: Vec<_> = records.iter().map(|r| (r.revision, r.by.as_str())).collect();
+        assert_eq!(told, [(4, "api"), (3, "api"), (2, "api"), (1, "api")]);
     }
 
     #[tokio::test]
