@@ -232,7 +232,13 @@ fn registry(
         Weights::Small => Memory::Small,
     };
     let options = Options { isa, threads: 1, memory_bytes_max, memory, ..Options::default() };
-    Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, Arc::clone(metrics), options))
+    let loader = rayon::ThreadPoolBuilder::new()
+        .num_threads(1)
+        .thread_name(|_| "load".to_owned())
+        .start_handler(|_| stand_back())
+        .build()?;
+    let metrics = Arc::clone(metrics);
+    Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, metrics, options, Arc::new(loader)))
 }
 
 fn workers(
@@ -246,6 +252,7 @@ fn workers(
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(workers))
         .thread_name(|n| format!("job-{n}"))
+        .start_handler(|_| stand_back())
         .build()?;
     Ok(Workers {
         queue: Arc::clone(queue),
@@ -286,6 +293,15 @@ fn limits(settings: &Settings) -> api::Limits {
         json_depth: size(limits.json_depth),
         request_timeout: Duration::from_millis(limits.request_timeout_ms),
         requests_in_flight: size(limits.requests_in_flight),
+    }
+}
+
+/// Lets threads that answer requests go before this one.
+fn stand_back() {
+    // On Linux a niceness is that of a thread. Where it cannot be set, the work is done all the same.
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
+        tracing::debug!(%error, "A thread keeps its priority: {error}");
     }
 }
 

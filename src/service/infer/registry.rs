@@ -2,6 +2,7 @@
 //! dropping a request, lets go of what is gone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Registry {
     batcher: Arc<Batcher>,
     metrics: Arc<Metrics>,
     options: Options,
+    // Loads and warms up; apart from the threads that answer.
+    loader: Arc<rayon::ThreadPool>,
     entries: RwLock<HashMap<String, Arc<Entry>>>,
     unloaded: RwLock<HashSet<String>>,
     // One follower at a time; loads are slow and must not run twice.
@@ -62,7 +65,7 @@ pub enum FollowError {
 }
 
 impl Registry {
-    /// An empty registry. Sessions run with `options`.
+    /// An empty registry. Sessions run with `options` and are loaded by the threads of `loader`.
     #[must_use]
     pub fn new(
         catalog: Arc<dyn Catalog>,
@@ -70,6 +73,7 @@ impl Registry {
         batcher: Arc<Batcher>,
         metrics: Arc<Metrics>,
         options: Options,
+        loader: Arc<rayon::ThreadPool>,
     ) -> Arc<Registry> {
         Arc::new(Registry {
             catalog,
@@ -77,6 +81,7 @@ impl Registry {
             batcher,
             metrics,
             options,
+            loader,
             entries: RwLock::default(),
             unloaded: RwLock::default(),
             following: tokio::sync::Mutex::default(),
@@ -305,13 +310,19 @@ impl Registry {
             warm_up: endpoint.settings.warm_up.unwrap_or(1),
         };
         let metrics = Arc::clone(&self.metrics);
-        let loaded = tokio::task::spawn_blocking(move || {
+        let (tell, loaded) = tokio::sync::oneshot::channel();
+        self.loader.spawn(move || {
             let statistics = statistics.as_ref().map(blobs::Pin::path);
             let files = match &int8 {
                 Some(int8) => Files { main: int8.path(), twin: Some(float.path()), statistics },
                 None => Files { main: float.path(), twin: None, statistics },
             };
-            Served::load(&name, &source, &files, &how, &metrics)
+            let served =
+                catch_unwind(AssertUnwindSafe(|| Served::load(&name, &source, &files, &how, &metrics)));
+            // A panic drops the sender unused; nobody may be left to hear.
+            if let Ok(served) = served {
+                let _ = tell.send(served);
+            }
         });
         let served =
             loaded.await.map_err(|_| "the engine stopped unexpectedly while loading".to_owned())??;

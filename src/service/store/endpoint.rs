@@ -54,7 +54,10 @@ pub(super) fn change(
     }
     default_version = largest(&routes, default_version);
     let default_version = default_version.unwrap_or(versions[versions.len() - 1].version);
-    trim(&mut versions, &mut routes, default_version);
+    if change.add.is_some() {
+        let before = before.map(|b| b.default_version).filter(|&v| v != default_version);
+        trim(&mut versions, &mut routes, default_version, before);
+    }
     let settings = patched(before.map(|b| &b.settings), &change.settings)?;
     Ok(Written { versions, default_version, routes, settings })
 }
@@ -117,13 +120,20 @@ fn largest(routes: &[Route], before: Option<Version>) -> Option<Version> {
     routes.iter().max_by_key(|r| (r.weight, Some(r.version) == before, r.version.0)).map(|r| r.version)
 }
 
-/// Drops versions: of those without requests all but the newest, then those with the fewest.
-fn trim(versions: &mut Vec<EndpointVersion>, routes: &mut Vec<Route>, default_version: Version) {
+/// Drops versions after one was added: of those without requests all but the way back, then those with the fewest. The
+/// way back is the version that was the default `before`; else the newest.
+fn trim(
+    versions: &mut Vec<EndpointVersion>,
+    routes: &mut Vec<Route>,
+    default_version: Version,
+    before: Option<Version>,
+) {
     let newest = versions.last().map(|v| v.version);
     let weight =
         |routes: &[Route], version| routes.iter().find(|r| r.version == version).map_or(0, |r| r.weight);
     let idle = |v: &&EndpointVersion| weight(routes, v.version) == 0 && Some(v.version) != newest;
-    let way_back = versions.iter().rev().find(idle).map(|v| v.version);
+    let was_default = versions.iter().filter(idle).find(|v| Some(v.version) == before);
+    let way_back = was_default.or_else(|| versions.iter().rev().find(idle)).map(|v| v.version);
     versions.retain(|v| {
         weight(routes, v.version) > 0 || Some(v.version) == newest || Some(v.version) == way_back
     });
@@ -251,6 +261,12 @@ mod tests {
         // Even an unborn canary stays beside the one that answers and the one before.
         let unborn = after(&[adding(None), adding(None), adding(Some(0))]).unwrap();
         assert_eq!(shape(&unborn), (vec![1, 2, 3], 2, vec![(2, 100)]));
+    }
+
+    #[test]
+    fn a_canary_that_fell_is_no_way_back() {
+        let changes = [adding(None), adding(Some(20)), routed(&[(1, 100)]), adding(None)];
+        assert_eq!(shape(&after(&changes).unwrap()), (vec![1, 3], 3, vec![(3, 100)]));
     }
 
     #[test]

@@ -848,8 +848,8 @@ pub struct Endpoint {
     pub updated_at: Timestamp,
 }
 
-/// So many versions an endpoint has at most. Those without requests go first, except the newest of them: with it a
-/// swap can be taken back without loading anything.
+/// So many versions an endpoint has at most. When one is added, those without requests go, except the way back: the
+/// version that answered before, so that a swap can be taken back without loading anything.
 pub const ENDPOINT_VERSIONS_MAX: usize = 4;
 
 /// What an endpoint has to look like for a change to be made (`If-Match`, `If-None-Match`).
