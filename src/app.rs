@@ -238,7 +238,9 @@ fn registry(
         .start_handler(|_| stand_back())
         .build()?;
     let metrics = Arc::clone(metrics);
-    Ok(Registry::new(Arc::clone(catalog), blobs.clone(), batcher, metrics, options, Arc::new(loader)))
+    let (catalog, loader) = (Arc::clone(catalog), Arc::new(loader));
+    let memory_bytes = settings.serving.memory_bytes;
+    Ok(Registry::new(catalog, blobs.clone(), batcher, metrics, options, loader, memory_bytes))
 }
 
 fn workers(

@@ -221,5 +221,22 @@ def check_required_endpoints_decide_on_readiness(server):
     assert server.get("/v2/health/ready").status == 200
 
 
+def check_the_least_recently_used_makes_room_and_comes_back(binary):
+    settings = {"OCTET_SERVING__MEMORY_BYTES": "1200000"}
+    with support.Server(binary, settings=settings) as server:
+        assert server.put("/v1/models/mlp", support.model_path("fm_mlp")).status == 201
+        image = support.images()[0][:1]
+        for name in "abcd":
+            put(server, name, 201, model="mlp")
+        states = {name: view(server, name)["state"] for name in "abcd"}
+        assert states["a"] == "UNAVAILABLE" and states["d"] == "READY", states
+        want = server.infer("d", "input", image)
+        for name in "abcdabcd":
+            assert np.array_equal(server.infer(name, "input", image), want), name
+        loaded = sum(v["weight_bytes"] for name in "abcd" for v in view(server, name)["versions"])
+        assert 0 < loaded <= 1_200_000, loaded
+        return f"{loaded} bytes"
+
+
 if __name__ == "__main__":
     support.main(sys.modules[__name__])

@@ -129,7 +129,7 @@ async fn answer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let mut ticket = shared.registry.admit(name, version, Protocol::Http)?;
+    let mut ticket = shared.registry.admit(name, version, Protocol::Http).await?;
     let result = answer_ticket(shared, &mut ticket, headers, body).await;
     match result {
         Ok((response, spent)) => {

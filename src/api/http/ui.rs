@@ -85,7 +85,7 @@ fn endpoint_table(html: &mut String, endpoints: &[std::sync::Arc<Entry>]) {
             let class = match state {
                 Loaded::Ready(_) => "good",
                 Loaded::Loading => "busy",
-                Loaded::Failed(_) | Loaded::Unloaded => "bad",
+                Loaded::Failed(_) | Loaded::Unloaded | Loaded::Evicted => "bad",
             };
             let default = if entry.endpoint.default_version.0 == *version { " (default)" } else { "" };
             let source = entry.endpoint.versions.iter().find(|v| v.version.0 == *version);
@@ -96,7 +96,7 @@ fn endpoint_table(html: &mut String, endpoints: &[std::sync::Arc<Entry>]) {
                     let precision = served.source.precision().as_str();
                     (precision, bytes(served.weight_bytes), figures.success.count, format!("{mean_ms:.2} ms"))
                 }
-                Loaded::Loading | Loaded::Failed(_) | Loaded::Unloaded => {
+                Loaded::Loading | Loaded::Failed(_) | Loaded::Unloaded | Loaded::Evicted => {
                     ("", String::new(), 0, String::new())
                 }
             };

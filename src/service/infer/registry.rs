@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ pub struct Registry {
     options: Options,
     // Loads and warms up; apart from the threads that answer.
     loader: Arc<rayon::ThreadPool>,
+    // Bytes of packed weights; 0 is no limit.
+    memory_bytes: u64,
+    // Counts loads and requests: what has the lowest number was not used for the longest.
+    uses: AtomicU64,
     entries: RwLock<HashMap<String, Arc<Entry>>>,
     unloaded: RwLock<HashSet<String>>,
     // One follower at a time; loads are slow and must not run twice.
@@ -54,6 +59,8 @@ pub enum State {
     Failed(String),
     /// Was taken out of memory by `/v2/repository/models/NAME/unload`.
     Unloaded,
+    /// Made room for others; the next request loads it again.
+    Evicted,
 }
 
 /// Why the registry could not follow the catalog.
@@ -65,7 +72,8 @@ pub enum FollowError {
 }
 
 impl Registry {
-    /// An empty registry. Sessions run with `options` and are loaded by the threads of `loader`.
+    /// An empty registry. Sessions run with `options` and are loaded by the threads of `loader`. Where packed weights take
+    /// more than `memory_bytes` (0 is no limit), the least recently used versions make room.
     #[must_use]
     pub fn new(
         catalog: Arc<dyn Catalog>,
@@ -74,6 +82,7 @@ impl Registry {
         metrics: Arc<Metrics>,
         options: Options,
         loader: Arc<rayon::ThreadPool>,
+        memory_bytes: u64,
     ) -> Arc<Registry> {
         Arc::new(Registry {
             catalog,
@@ -82,6 +91,8 @@ impl Registry {
             metrics,
             options,
             loader,
+            memory_bytes,
+            uses: AtomicU64::new(0),
             entries: RwLock::default(),
             unloaded: RwLock::default(),
             following: tokio::sync::Mutex::default(),
@@ -114,19 +125,84 @@ impl Registry {
         }
     }
 
-    /// A request begins: at the version it names, else at one that the routes of the endpoint choose.
+    /// A request begins: at the version it names, else at one that the routes of the endpoint choose. Waits for one that
+    /// has made room for others.
     ///
     /// # Errors
     /// As [`Registry::find`].
-    pub fn admit(&self, name: &str, version: Option<&str>, protocol: Protocol) -> Result<Ticket, Error> {
+    pub async fn admit(
+        &self,
+        name: &str,
+        version: Option<&str>,
+        protocol: Protocol,
+    ) -> Result<Ticket, Error> {
         let (entry, number) = self.entry(name, version)?;
         let routed = if version.is_none() { entry.route() } else { None };
         let served = match routed {
             Some(served) => served,
+            None if matches!(entry.versions.get(&number), Some(State::Evicted)) => {
+                self.load_again(name, number).await?
+            }
             None => Registry::ready(&entry, name, number)?,
         };
+        served.use_number(self.uses.fetch_add(1, Ordering::Relaxed));
         let compared = entry.endpoint.settings.shadow.map_or(0.0, |shadow| shadow.fraction);
         Ok(Ticket::new(served, Arc::clone(&self.batcher), protocol, compared))
+    }
+
+    async fn load_again(&self, name: &str, number: u32) -> Result<Arc<Served>, Error> {
+        let _one = self.following.lock().await;
+        let (entry, _) = self.entry(name, None)?;
+        if matches!(entry.versions.get(&number), Some(State::Evicted)) {
+            let mut entry = Entry::clone(&entry);
+            if let Some(source) = entry.endpoint.versions.iter().find(|v| v.version.0 == number).cloned() {
+                let state = self.load_or_say(&entry.endpoint, &source).await;
+                entry.versions.insert(number, state);
+                self.configure(&entry);
+                self.set(entry);
+                self.make_room(Some((name, number)));
+            }
+        }
+        let (entry, _) = self.entry(name, None)?;
+        Registry::ready(&entry, name, number)
+    }
+
+    /// Takes the least recently used versions out of memory until the others fit; never `kept`, nor the default of an
+    /// endpoint that is required.
+    fn make_room(&self, kept: Option<(&str, u32)>) {
+        if self.memory_bytes == 0 {
+            return;
+        }
+        let mut loaded = Vec::new();
+        for entry in self.all() {
+            for (&version, state) in &entry.versions {
+                let State::Ready(served) = state else { continue };
+                loaded.push((
+                    served.last_use(),
+                    entry.endpoint.name.to_string(),
+                    version,
+                    Arc::clone(served),
+                ));
+            }
+        }
+        let mut total: u64 = loaded.iter().map(|(.., served)| served.weight_bytes).sum();
+        loaded.sort_by(|a, b| (a.0, &a.1, a.2).cmp(&(b.0, &b.1, b.2)));
+        for (_, name, version, served) in loaded {
+            if total <= self.memory_bytes {
+                return;
+            }
+            let Ok((entry, _)) = self.entry(&name, None) else { continue };
+            let required =
+                entry.endpoint.settings.required == Some(true) && entry.endpoint.default_version.0 == version;
+            if kept == Some((&name, version)) || required {
+                continue;
+            }
+            let mut entry = Entry::clone(&entry);
+            entry.versions.insert(version, State::Evicted);
+            self.set(entry);
+            total -= served.weight_bytes;
+            tracing::info!(endpoint = %name, version, "Endpoint {name} version {version} makes room for others");
+        }
     }
 
     /// An endpoint, and the number of the version that is meant.
@@ -158,7 +234,10 @@ impl Registry {
     pub fn missing(&self) -> Vec<String> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
         let answers = |entry: &Entry| {
-            matches!(entry.versions.get(&entry.endpoint.default_version.0), Some(State::Ready(_)))
+            matches!(
+                entry.versions.get(&entry.endpoint.default_version.0),
+                Some(State::Ready(_) | State::Evicted)
+            )
         };
         let required = |entry: &Entry| entry.endpoint.settings.required == Some(true);
         entries.values().filter(|e| required(e) && !answers(e)).map(|e| e.endpoint.name.to_string()).collect()
@@ -231,6 +310,7 @@ impl Registry {
         }
         self.entries.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).retain(|name| names.contains(name));
+        self.make_room(None);
         Ok(())
     }
 
@@ -245,6 +325,7 @@ impl Registry {
             let state = match kept {
                 _ if unloaded => State::Unloaded,
                 Some(State::Ready(served)) if served.source == *source => State::Ready(served),
+                Some(State::Evicted) => State::Evicted,
                 _ => {
                     to_load.push(source.clone());
                     State::Loading
@@ -268,23 +349,36 @@ impl Registry {
             self.set(meanwhile);
         }
         for source in to_load {
-            let state = match self.load(&endpoint, &source).await {
-                Ok(served) => State::Ready(Arc::new(served)),
-                Err(reason) => {
-                    let version = source.version;
-                    tracing::warn!(endpoint = %name, %version, %reason, "Endpoint {name} version {version} cannot be loaded: {reason}");
-                    State::Failed(reason)
-                }
-            };
+            let state = self.load_or_say(&endpoint, &source).await;
             entry.versions.insert(source.version.0, state);
         }
-        let limits = lane_limits(&endpoint.settings, self.batcher.limits());
-        for (version, state) in &entry.versions {
-            if let State::Ready(served) = state {
-                served.configure(&limits, endpoint.share(Version(*version)));
+        self.configure(&entry);
+        self.set(entry);
+    }
+
+    /// Loads a version; where that cannot be, says so in the log.
+    async fn load_or_say(&self, endpoint: &Endpoint, source: &EndpointVersion) -> State {
+        match self.load(endpoint, source).await {
+            Ok(served) => {
+                served.use_number(self.uses.fetch_add(1, Ordering::Relaxed));
+                State::Ready(Arc::new(served))
+            }
+            Err(reason) => {
+                let (name, version) = (&endpoint.name, source.version);
+                tracing::warn!(endpoint = %name, %version, %reason, "Endpoint {name} version {version} cannot be loaded: {reason}");
+                State::Failed(reason)
             }
         }
-        self.set(entry);
+    }
+
+    /// Hands the settings of an endpoint to its versions.
+    fn configure(&self, entry: &Entry) {
+        let limits = lane_limits(&entry.endpoint.settings, self.batcher.limits());
+        for (version, state) in &entry.versions {
+            if let State::Ready(served) = state {
+                served.configure(&limits, entry.endpoint.share(Version(*version)));
+            }
+        }
     }
 
     async fn load(&self, endpoint: &Endpoint, source: &EndpointVersion) -> Result<Served, String> {
@@ -366,7 +460,7 @@ impl State {
         match self {
             State::Ready(_) => "READY",
             State::Loading => "LOADING",
-            State::Failed(_) | State::Unloaded => "UNAVAILABLE",
+            State::Failed(_) | State::Unloaded | State::Evicted => "UNAVAILABLE",
         }
     }
 
@@ -378,6 +472,7 @@ impl State {
             State::Loading => "it is being loaded".to_owned(),
             State::Failed(reason) => reason.clone(),
             State::Unloaded => "unloaded".to_owned(),
+            State::Evicted => "it made room for others; the next request loads it again".to_owned(),
         }
     }
 }

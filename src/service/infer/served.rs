@@ -45,6 +45,7 @@ pub struct Served {
     // Requests that were answered, and that ended in a fault of ours.
     answered: AtomicU64,
     failed: AtomicU64,
+    last_use: AtomicU64,
     // The first is what is served when no precision is asked for.
     lanes: Vec<Track>,
 }
@@ -144,6 +145,7 @@ impl Served {
             drift,
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            last_use: AtomicU64::new(0),
             lanes,
         })
     }
@@ -180,7 +182,7 @@ impl Served {
             track.metrics.set_queue_depth(track.lane.depth());
         }
         let metrics = &self.lanes[0].metrics;
-        metrics.set_last_inference(self.stats.figures().last_inference_ms);
+        metrics.set_last_inference(self.stats.last_inference_ms());
         if let Some(comparer) = &self.comparer {
             comparer.show();
         }
@@ -189,6 +191,17 @@ impl Served {
                 metrics.set_out_of_range(input, share);
             }
         }
+    }
+
+    /// Takes down that it is used: the numbers go up.
+    pub fn use_number(&self, number: u64) {
+        self.last_use.store(number, Ordering::Relaxed);
+    }
+
+    /// The last number of [`Served::use_number`].
+    #[must_use]
+    pub fn last_use(&self) -> u64 {
+        self.last_use.load(Ordering::Relaxed)
     }
 
     /// Requests that were answered since the version was loaded, and those that ended in a fault of the server.

@@ -103,6 +103,12 @@ impl Stats {
         self.lock().fail.add(total);
     }
 
+    /// See [`Figures::last_inference_ms`].
+    #[must_use]
+    pub fn last_inference_ms(&self) -> i64 {
+        self.lock().last_inference_ms
+    }
+
     /// All figures.
     #[must_use]
     pub fn figures(&self) -> Figures {
