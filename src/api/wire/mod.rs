@@ -1,6 +1,7 @@
 //! The words of the Open Inference Protocol (KServe v2) as Triton speaks it: datatypes, requests, errors.
 //! Knows tensors; knows neither models nor HTTP.
 
+mod decimal;
 pub(crate) mod request;
 pub(crate) mod response;
 mod scan;

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::api::wire::Error;
+use crate::api::wire::{Error, decimal};
 use crate::engine::tensor::{Element, Tensor};
 
 /// Deepest nesting that is read; a tensor has fewer dimensions than this.
@@ -115,8 +115,9 @@ impl<'a> Scanner<'a> {
         }
         let start = self.at;
         let mut depth = 0u32;
-        while let Some(&byte) = self.text.get(self.at) {
-            match byte {
+        while let Some(step) = memchr::memchr3(b'[', b']', b'"', &self.text[self.at..]) {
+            self.at += step;
+            match self.text[self.at] {
                 b'[' => depth += 1,
                 b']' => {
                     depth -= 1;
@@ -125,14 +126,14 @@ impl<'a> Scanner<'a> {
                         return Ok((start, &self.text[start..self.at]));
                     }
                 }
-                b'"' => {
+                _ => {
                     self.string_span()?;
                     continue;
                 }
-                _ => {}
             }
             self.at += 1;
         }
+        self.at = self.text.len();
         Err(self.error("the array does not end"))
     }
 
@@ -145,17 +146,28 @@ impl<'a> Scanner<'a> {
     }
 
     fn numbers_into<T: Number>(&mut self, values: &mut Vec<T>, max: usize) -> Result<(), Error> {
-        self.array(|s| match s.peek() {
-            Some(b'[') => s.numbers_into(values, max),
-            _ => {
-                let value = T::read(s)?;
-                if values.len() == max {
-                    return Err(s.error(format!("more values than the shape holds ({max})")));
+        self.open(b'[', "an array")?;
+        if !self.take(b']') {
+            loop {
+                if self.peek() == Some(b'[') {
+                    self.numbers_into(values, max)?;
+                } else {
+                    let value = T::read(self)?;
+                    if values.len() == max {
+                        return Err(self.error(format!("more values than the shape holds ({max})")));
+                    }
+                    values.push(value);
                 }
-                values.push(value);
-                Ok(())
+                match self.peek() {
+                    Some(b',') => self.at += 1,
+                    Some(b']') => break,
+                    _ => return Err(self.unexpected("`,` or `]` in an array")),
+                }
             }
-        })
+            self.at += 1;
+        }
+        self.depth -= 1;
+        Ok(())
     }
 
     /// Nothing but white space may follow.
@@ -315,6 +327,10 @@ macro_rules! floats {
     ($($float:ident),*) => { $(impl Number for $float {
         fn read(scanner: &mut Scanner<'_>) -> Result<$float, Error> {
             scanner.peek();
+            if let Some((value, length)) = decimal::$float(&scanner.text[scanner.at..]) {
+                scanner.at += length;
+                return Ok(value);
+            }
             let token = scanner.number_token()?;
             let value: $float = match token {
                 "NaN" | "-NaN" => return Ok($float::NAN),

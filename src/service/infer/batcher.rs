@@ -196,6 +196,20 @@ impl Lane {
         ns > 0 && ns.saturating_mul(samples as u64) < AT_ONCE.as_nanos() as u64
     }
 
+    /// Takes a run for a quick request that nobody stands before and that waits for no other. It takes none of the runs of
+    /// the pool: those who ask are no more than the threads that speak to clients.
+    fn take_at_once(&self, samples: usize) -> bool {
+        let queue = lock(&self.queue);
+        let waits = self.batching.load(Ordering::Relaxed)
+            && !queue.limits.batch_delay.is_zero()
+            && samples < queue.limits.batch_samples_max;
+        if self.background || waits || !queue.waiting.is_empty() || self.running() >= queue.limits.runs_max {
+            return false;
+        }
+        self.running.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
     fn learn(&self, samples: usize, compute: Duration) {
         let ns = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX) / samples.max(1) as u64;
         let before = self.sample_ns.load(Ordering::Relaxed);
@@ -232,9 +246,9 @@ impl Batcher {
         deadline: Option<Instant>,
         priority: u64,
     ) -> Result<Answer, Error> {
-        if lane.is_quick(samples) && self.take_at_once(lane, samples) {
+        if lane.is_quick(samples) && lane.take_at_once(samples) {
             let since = Instant::now();
-            let _slot = Slot { batcher: self, lane };
+            let _run = AtOnce { batcher: self, lane };
             return lane.answer(&inputs, samples, since);
         }
         let (reply, answer) = oneshot::channel();
@@ -243,22 +257,6 @@ impl Batcher {
         self.enqueue(lane, waiting)?;
         self.pump();
         answer.await.unwrap_or_else(|_| Err(Error::Internal("the run was dropped".to_owned())))
-    }
-
-    /// Takes a run for a request that nothing stands before, and that waits for no other.
-    fn take_at_once(&self, lane: &Arc<Lane>, samples: usize) -> bool {
-        let mut turns = lock(&self.turns);
-        let queue = lock(&lane.queue);
-        let waits = lane.batching.load(Ordering::Relaxed)
-            && !queue.limits.batch_delay.is_zero()
-            && samples < queue.limits.batch_samples_max;
-        let free = turns.free > 0 && lane.running() < queue.limits.runs_max;
-        if !free || waits || !queue.waiting.is_empty() || !turns.lanes.is_empty() || lane.background {
-            return false;
-        }
-        turns.free -= 1;
-        lane.running.fetch_add(1, Ordering::Relaxed);
-        true
     }
 
     fn enqueue(&self, lane: &Arc<Lane>, waiting: Waiting) -> Result<(), Error> {
@@ -331,12 +329,12 @@ impl Batcher {
         });
     }
 
-    /// A run of a lane has ended: it may have waited for that.
-    fn give_back(self: &Arc<Batcher>, lane: &Arc<Lane>) {
+    /// A run of a lane has ended, and so many of the pool: it may have waited for that.
+    fn give_back(self: &Arc<Batcher>, lane: &Arc<Lane>, of_pool: usize) {
         {
             let mut turns = lock(&self.turns);
             lane.running.fetch_sub(1, Ordering::Relaxed);
-            turns.free += 1;
+            turns.free += of_pool;
             let mut queue = lock(&lane.queue);
             if !queue.listed && !queue.timer && !queue.waiting.is_empty() {
                 queue.listed = true;
@@ -372,7 +370,19 @@ struct Slot<'a> {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.batcher.give_back(self.lane);
+        self.batcher.give_back(self.lane, 1);
+    }
+}
+
+/// A run that was made where the request is; ended however it ends.
+struct AtOnce<'a> {
+    batcher: &'a Arc<Batcher>,
+    lane: &'a Arc<Lane>,
+}
+
+impl Drop for AtOnce<'_> {
+    fn drop(&mut self) {
+        self.batcher.give_back(self.lane, 0);
     }
 }
 

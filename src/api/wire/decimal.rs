@@ -1,0 +1,217 @@
+//! Decimal text to floats, fast: the digits as one whole number, scaled once. Gives up where the result could be off in
+//! its last bit, or where the text is not the plain kind: then the caller takes the slow way, which is always right.
+
+/// Powers of ten that an f64 holds exactly.
+const POWERS: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
+    1e19, 1e20, 1e21, 1e22,
+];
+/// Digits that a u64 always holds.
+const DIGITS_MAX: usize = 19;
+
+/// `digits · 10^exponent`.
+struct Decimal {
+    negative: bool,
+    digits: u64,
+    exponent: i32,
+    // Where the text goes on.
+    end: usize,
+}
+
+/// The f32 that a number at the start of `text` means, and its length; `None` is for the slow way.
+pub(super) fn f32(text: &[u8]) -> Option<(f32, usize)> {
+    let decimal = read(text)?;
+    let value = scale(&decimal)?;
+    // Two roundings to f64 may be off by less than two of its last places. That is of no account unless a border between
+    // two f32 lies so near: half a last place of an f32 is 2^28 of those of an f64.
+    let below = value.to_bits() & 0x1fff_ffff;
+    if below.abs_diff(0x1000_0000) <= 4 || value > f64::from(f32::MAX) {
+        return None;
+    }
+    let value = value as f32;
+    Some((if decimal.negative { -value } else { value }, decimal.end))
+}
+
+/// The same for f64.
+pub(super) fn f64(text: &[u8]) -> Option<(f64, usize)> {
+    let decimal = read(text)?;
+    // Both are exact then, so there is one rounding.
+    if decimal.digits > 1 << 53 {
+        return None;
+    }
+    let value = scale(&decimal)?;
+    Some((if decimal.negative { -value } else { value }, decimal.end))
+}
+
+fn scale(decimal: &Decimal) -> Option<f64> {
+    let power = *POWERS.get(usize::try_from(decimal.exponent.unsigned_abs()).ok()?)?;
+    let digits = decimal.digits as f64;
+    Some(if decimal.exponent < 0 { digits / power } else { digits * power })
+}
+
+fn read(text: &[u8]) -> Option<Decimal> {
+    let negative = text.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let mut digits = 0u64;
+    let whole_end = run(text, start, &mut digits);
+    let whole = whole_end - start;
+    // No digit, or a zero before others: not a number of JSON.
+    if whole == 0 || (whole > 1 && text[start] == b'0') {
+        return None;
+    }
+    let mut end = whole_end;
+    let mut exponent = 0;
+    let mut count = whole;
+    if text.get(end) == Some(&b'.') {
+        let from = end + 1;
+        end = run(text, from, &mut digits);
+        if end == from {
+            return None;
+        }
+        count += end - from;
+        exponent = -i32::try_from(end - from).ok()?;
+    }
+    if count > DIGITS_MAX && count - leading_zeros(&text[start..end]) > DIGITS_MAX {
+        return None;
+    }
+    if matches!(text.get(end), Some(b'e' | b'E')) {
+        let sign = text.get(end + 1);
+        let from = end + 1 + usize::from(matches!(sign, Some(b'+' | b'-')));
+        let mut power = 0u64;
+        end = run(text, from, &mut power);
+        if end == from || end - from > 4 {
+            return None;
+        }
+        let power = i32::try_from(power).ok()?;
+        exponent += if sign == Some(&b'-') { -power } else { power };
+    }
+    Some(Decimal { negative, digits, exponent, end })
+}
+
+/// Appends the digits from `at` on to `number`, and gives where they end. More than 19 make the number meaningless.
+fn run(text: &[u8], mut at: usize, number: &mut u64) -> usize {
+    while let Some(eight) = text.get(at..at + 8).and_then(|bytes| eight(bytes.try_into().ok()?)) {
+        *number = number.wrapping_mul(100_000_000).wrapping_add(eight);
+        at += 8;
+    }
+    while let Some(&digit) = text.get(at).filter(|byte| byte.is_ascii_digit()) {
+        *number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
+        at += 1;
+    }
+    at
+}
+
+/// The number that eight digits make; `None` where one of them is none.
+fn eight(bytes: [u8; 8]) -> Option<u64> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let text = u64::from_le_bytes(bytes);
+    let digits = text.wrapping_sub(ONES * 0x30);
+    // The upper half of a byte is 0 for a digit, and stays 0 when six is added.
+    if (text & (ONES * 0xf0)) != ONES * 0x30 || (digits + ONES * 6) & (ONES * 0xf0) != 0 {
+        return None;
+    }
+    // Pairs, then fours, then all: the first digit is the lowest byte.
+    let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
+}
+
+/// Zeros before the first other digit.
+fn leading_zeros(number: &[u8]) -> usize {
+    number.iter().filter(|&&byte| byte != b'.').take_while(|&&byte| byte == b'0').count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> (bool, bool) {
+        let single = super::f32(text.as_bytes());
+        let double = super::f64(text.as_bytes());
+        if let Some((value, end)) = single {
+            assert_eq!(
+                (value.to_bits(), end),
+                (text.parse::<f32>().unwrap().to_bits(), text.len()),
+                "{text}"
+            );
+        }
+        if let Some((value, end)) = double {
+            assert_eq!(
+                (value.to_bits(), end),
+                (text.parse::<f64>().unwrap().to_bits(), text.len()),
+                "{text}"
+            );
+        }
+        (single.is_some(), double.is_some())
+    }
+
+    #[test]
+    fn what_is_read_is_right_to_the_last_bit() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state >> 16
+        };
+        let (mut single, mut double, mut total) = (0, 0, 0);
+        let mut count = |text: &str| {
+            let (a, b) = check(text);
+            single += u32::from(a);
+            double += u32::from(b);
+            total += 1;
+        };
+        for _ in 0..100_000 {
+            let x = f32::from_bits(next() as u32);
+            if !x.is_finite() {
+                continue;
+            }
+            // As clients write them: f32, the same widened to f64, with an exponent, with few digits.
+            count(&format!("{x:e}"));
+            let x = (next() as f32 / (1u64 << 40) as f32) - 128.0;
+            count(&format!("{x:?}"));
+            count(&format!("{:?}", f64::from(x)));
+            count(&format!("{:?}", f64::from(x) * 1e-5));
+            count(&format!("{x:.3}"));
+            count(&format!("{}", next()));
+        }
+        assert!(single > total / 10 * 8, "{single} of {total}");
+        assert!(double > total / 10 * 4, "{double} of {total}");
+    }
+
+    #[test]
+    fn borders_between_two_floats_take_the_slow_way() {
+        // 2^24 + 1 lies between two f32; the others come within a last place of such a border.
+        for text in
+            ["16777217", "16777217.0000000001", "0.50000002980232238769", "1.000000059604644775390625"]
+        {
+            check(text);
+            assert!(super::f32(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn odd_spellings_are_left_to_the_slow_way() {
+        let refused = [
+            "",
+            "-",
+            "01",
+            "00",
+            "1.",
+            ".5",
+            "1e",
+            "1e+",
+            "NaN",
+            "1e99999",
+            "123456789012345678901",
+            "0.1e",
+            "+1",
+            "1e400",
+        ];
+        for text in refused {
+            assert!(super::f32(text.as_bytes()).is_none(), "{text}");
+        }
+        assert_eq!(super::f32(b"1.5,2"), Some((1.5, 3)));
+        assert_eq!(super::f32(b"-0]"), Some((-0.0, 2)));
+        assert_eq!(super::f64(b"0.000000000000000000012"), Some((1.2e-20, 23)));
+        assert_eq!(super::f32(b"12345678"), Some((12_345_678.0, 8)));
+    }
+}
