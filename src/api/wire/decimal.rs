@@ -123,8 +123,6 @@ fn leading_zeros(number: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     fn check(text: &str) -> (bool, bool) {
         let single = super::f32(text.as_bytes());
         let double = super::f64(text.as_bytes());
