@@ -147,6 +147,25 @@ def check_drift_of_inputs_is_seen(server):
     assert 'octet_input_out_of_range_ratio{endpoint="mbv2",input="input",version="1"}' in server.get("/metrics").text()
 
 
+def check_a_job_takes_ranges_from_live_traffic(server):
+    put(server, "mbv2", shadow={"fraction": 1.0, "statistics": True})
+    assert server.get("/v1/endpoints/mbv2/statistics").status == 404
+    for n in range(0, 300, 3):
+        server.infer("mbv2", "input", support.images()[0][n:n + 3])
+    server.until(lambda: version(server, "mbv2", 1)["shadow"]["compared"] >= 300, "all is compared")
+    live = server.get("/v1/endpoints/mbv2/statistics")
+    assert live.status == 200, live.text()
+    answer = server.put("/v1/datasets/live", live.body)
+    assert answer.status == 201 and answer.json()["info"]["samples"] == 300, answer.text()
+    for path, file in [("/v1/models/fm_mbv2", support.model_path("fm_mbv2")), ("/v1/datasets/fm-eval", support.EVALUATION_PATH)]:
+        assert server.put(path, file).status in (200, 201)
+    job = server.wait(server.submit(model="fm_mbv2", calibration="live", evaluation="fm-eval"))
+    assert job["state"] == "succeeded", job
+    accuracy = job["result"]["accuracy"]
+    assert accuracy["delta"] > -0.01, accuracy
+    return f"delta {accuracy['delta']:+.4f}"
+
+
 def check_a_broken_version_is_rolled_back(server):
     # Ranges of a hundredth of what comes: nearly everything saturates.
     images = support.images()[0]

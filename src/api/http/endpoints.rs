@@ -1,6 +1,7 @@
 //! Endpoints: what is served under which name, and in what numbers.
 
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 use axum::Json;
 use axum::body::Body;
@@ -11,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use crate::api::error::Problem;
+use crate::api::error::{Code, Problem};
 use crate::api::http::{
     Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, page, read_json,
 };
@@ -369,6 +370,29 @@ pub(crate) async fn changes(
         reason: record.reason,
     };
     Ok(Json(EndpointRecords { items: records.into_iter().map(view).collect() }))
+}
+
+/// Statistics of the requests that were compared with float: histograms of all values, nothing of a sample.
+///
+/// The endpoint collects them where `shadow.statistics` is set, from then until it is loaded anew. As a dataset they are
+/// calibration data for a job of the same model.
+#[utoipa::path(get, path = "/v1/endpoints/{name}/statistics", tag = "endpoints", params(("name" = String, Path)),
+    responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
+        (status = 404, description = "No such endpoint, or it has collected none", body = ProblemBody)))]
+pub(crate) async fn statistics(
+    State(shared): State<Shared>,
+    Path(name): Path<String>,
+) -> Result<Response, Problem> {
+    let served = shared.registry.find(&name, None)?;
+    let none = "it has collected no statistics: set `shadow` with `fraction` above 0 and `statistics`: true";
+    let none = || Problem::new(Code::NotFound, format!("endpoint `{name}`: {none}"));
+    let live = served.live.clone().ok_or_else(none)?;
+    let encoded = tokio::task::spawn_blocking(move || {
+        let live = live.lock().unwrap_or_else(PoisonError::into_inner);
+        (live.samples() > 0).then(|| live.statistics().encode())
+    });
+    let bytes = encoded.await.map_err(Problem::internal)?.ok_or_else(none)?;
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response())
 }
 
 /// Takes an endpoint out of service. The model and the artifact stay.

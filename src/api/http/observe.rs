@@ -1,5 +1,7 @@
 //! Around every request: its id, its figures, the limit of requests at a time, and the body of a refusal.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -87,8 +89,16 @@ fn request_id(request: &Request) -> String {
         Some(id) if !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()) => {
             id.to_owned()
         }
-        _ => uuid::Uuid::now_v7().simple().to_string(),
+        _ => new_id(),
     }
+}
+
+/// An id that no other request of this process has, nor, by its random part, one of another process. A number that counts
+/// up costs less than a random one, which asks the kernel.
+fn new_id() -> String {
+    static PROCESS: LazyLock<String> = LazyLock::new(|| uuid::Uuid::now_v7().simple().to_string());
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{}-{:x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// Writes the body: problem+json for us, `error` for `/v2`, whose clients read nothing else.

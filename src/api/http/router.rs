@@ -75,6 +75,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(endpoints::list))
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
         .routes(routes!(endpoints::changes))
+        .routes(routes!(endpoints::statistics))
         .routes(routes!(system::metadata))
         .routes(routes!(system::live))
         .routes(routes!(system::ready))

@@ -16,6 +16,7 @@ use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::quant::plan::{self, Decision};
 use crate::engine::quant::report::{self, rows};
+use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::trained::is_quantized;
 use crate::engine::quant::{self, Recipe};
 use crate::engine::tensor::npy;
@@ -105,11 +106,19 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
 }
 
 /// Checks that a file is a dataset (`.npz` or `.npy` with arrays that share their first dimension), without a model.
-/// Gives `{"samples": n, "arrays": [{"name", "dtype", "shape"}]}`.
+/// Gives `{"samples": n, "arrays": [{"name", "dtype", "shape"}]}`. A file of statistics, from which a job can take ranges,
+/// is one as well: it has no arrays, and `"statistics"` is the number of values that it knows.
 ///
 /// # Errors
 /// [`Error::Data`] or [`Error::Io`].
 pub fn inspect_dataset(path: &Path) -> Result<Value, Error> {
+    if Statistics::is_file(path) {
+        let bytes = read(path)?;
+        let refused = |e: statistics::Error| Error::Data { which: "dataset", reason: e.to_string() };
+        let statistics = Statistics::decode(&bytes).map_err(refused)?;
+        let (samples, values) = (statistics.samples, statistics.values.len());
+        return Ok(json!({ "samples": samples, "arrays": [], "statistics": values }));
+    }
     let failed = |e: npy::Error| data_error(e.into(), path, "dataset");
     let archive = npy::Archive::open(path).map_err(failed)?;
     let refused = |reason: String| Error::Data { which: "dataset", reason };

@@ -100,7 +100,9 @@ impl Job<'_> {
         let prepared = self.prepare()?;
         let Prepared { graph, reference, plan, recipe, model, parameters, mut notes, first_layers } =
             prepared;
-        let known = self.request.statistics.map(|path| self.earlier(path, &model)).transpose()?;
+        // What is given as calibration data may be statistics, of live traffic for example.
+        let given = self.request.calibration.filter(|path| Statistics::is_file(path));
+        let known = self.request.statistics.or(given).map(|path| self.earlier(path, &model)).transpose()?;
         let quantized = reference.is_some();
         let as_trained = quantized && !recipe.complete;
         // What is left to quantize of a quantized model is looked at in that model.
@@ -108,7 +110,8 @@ impl Job<'_> {
         let float = self.session(reference.unwrap_or_else(|| graph.clone()))?;
         let seen = whole.as_ref().unwrap_or(&float);
         let ports = ports(float.inputs());
-        let calibration = self.dataset(self.request.calibration, &ports, "calibration")?;
+        let calibration = self.request.calibration.filter(|_| given.is_none());
+        let calibration = self.dataset(calibration, &ports, "calibration")?;
         let evaluation = self.dataset(self.request.evaluation, &ports, "evaluation")?;
         let (judged, which) = match (&evaluation, &calibration) {
             (Some(data), _) => (data, "evaluation"),

@@ -118,10 +118,10 @@ pub fn needed<'a>(values: &'a BTreeMap<String, Observed>, name: &str) -> Result<
 
 /// The axis of each value along which samples lie, by its name; no entry where nobody can tell. `None` where the batch
 /// cannot change: then the first axis has to do.
-type Axes = Option<HashMap<String, usize>>;
+pub(super) type Axes = Option<HashMap<String, usize>>;
 
 /// Finds the axis of each value that grows with the batch: evenly, and alone.
-fn axes_of_samples(session: &Session, inputs: &[(String, Tensor)]) -> Axes {
+pub(super) fn axes_of_samples(session: &Session, inputs: &[(String, Tensor)]) -> Axes {
     if session.inputs().iter().any(|p| matches!(p.dims.first(), Some(Dim::Known(_)))) {
         return None;
     }
@@ -152,17 +152,17 @@ fn axes_of_samples(session: &Session, inputs: &[(String, Tensor)]) -> Axes {
 }
 
 /// Counts what flows by; inputs were counted when they were read.
-struct Counter<'a> {
-    values: &'a mut BTreeMap<String, Observed>,
-    inputs: &'a [&'a str],
-    axes: &'a Axes,
+pub(super) struct Counter<'a> {
+    pub(super) values: &'a mut BTreeMap<String, Observed>,
+    pub(super) inputs: &'a [&'a str],
+    pub(super) axes: &'a Axes,
     /// Samples of the run; `None` where it is one sample as a whole.
-    count: Option<usize>,
-    ranges: &'a mut SampleRanges,
+    pub(super) count: Option<usize>,
+    pub(super) ranges: &'a mut SampleRanges,
 }
 
 impl Counter<'_> {
-    fn count(&mut self, value: &str, tensor: TensorView<'_>) {
+    pub(super) fn count(&mut self, value: &str, tensor: TensorView<'_>) {
         let Some(observed) = self.values.get_mut(value).filter(|_| tensor.dtype == DType::F32) else {
             return;
         };

@@ -14,6 +14,7 @@ pub mod extremes;
 pub mod flat;
 pub mod histogram;
 pub mod lint;
+pub mod live;
 pub mod observed;
 pub mod plan;
 pub mod ranges;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Cursor, Read, Write};
+use std::path::Path;
 
 use zip::write::SimpleFileOptions;
 
@@ -92,6 +93,13 @@ fn takes_shape_only(op: &Op) -> bool {
 }
 
 impl Statistics {
+    /// Whether a file says that it is one of statistics, by the name of its member; what it holds is not looked at.
+    pub fn is_file(path: &Path) -> bool {
+        let file = std::fs::File::open(path).map(BufReader::new);
+        let zip = file.map_err(zip::result::ZipError::from).and_then(zip::ZipArchive::new);
+        zip.is_ok_and(|zip| zip.index_for_name(MEMBER).is_some())
+    }
+
     /// The bytes of a file. Of a model with more than 16,384 values it holds so many; one whose name is longer than
     /// 65,536 bytes is not in it.
     pub fn encode(&self) -> Vec<u8> {

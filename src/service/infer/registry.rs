@@ -324,7 +324,11 @@ impl Registry {
             let kept = before.as_ref().and_then(|b| b.versions.get(&source.version.0)).cloned();
             let state = match kept {
                 _ if unloaded => State::Unloaded,
-                Some(State::Ready(served)) if served.source == *source => State::Ready(served),
+                Some(State::Ready(served))
+                    if served.source == *source && served.live.is_some() == collects(&endpoint, source) =>
+                {
+                    State::Ready(served)
+                }
                 Some(State::Evicted) => State::Evicted,
                 _ => {
                     to_load.push(source.clone());
@@ -402,6 +406,7 @@ impl Registry {
             options: self.options.clone(),
             limits: lane_limits(&endpoint.settings, self.batcher.limits()),
             warm_up: endpoint.settings.warm_up.unwrap_or(1),
+            statistics_of: collects(endpoint, &source).then_some(model.sha256.0),
         };
         let metrics = Arc::clone(&self.metrics);
         let (tell, loaded) = tokio::sync::oneshot::channel();
@@ -437,6 +442,11 @@ impl Registry {
         let name = entry.endpoint.name.to_string();
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(entry));
     }
+}
+
+/// Whether the requests of a version add to statistics.
+fn collects(endpoint: &Endpoint, source: &EndpointVersion) -> bool {
+    endpoint.settings.shadow.is_some_and(|shadow| shadow.statistics) && source.artifact.is_some()
 }
 
 /// What the endpoint says, and the server where it does not.

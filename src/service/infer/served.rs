@@ -1,13 +1,15 @@
 //! One version of an endpoint in memory: sessions, ports, figures. Loads it, checks requests against it.
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options};
+use crate::engine::graph::Graph;
 use crate::engine::onnx::import;
+use crate::engine::quant::live::Live;
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::{DType, Tensor};
 use crate::service::infer::batcher::{Batcher, Lane, LaneLimits, Run};
@@ -40,6 +42,8 @@ pub struct Served {
     pub load_time: Duration,
     /// The comparison with the float twin of an artifact.
     pub comparer: Option<Arc<Comparer>>,
+    /// Statistics of the requests that are compared; where the endpoint asks for them.
+    pub live: Option<Arc<Mutex<Live>>>,
     /// Requests against what calibration saw; of an artifact whose statistics are kept.
     pub drift: Option<Drift>,
     // Requests that were answered, and that ended in a fault of ours.
@@ -76,6 +80,8 @@ pub struct How {
     pub limits: LaneLimits,
     /// Runs of made-up samples before it is ready.
     pub warm_up: u32,
+    /// Whether the requests that are compared add to statistics, and the SHA-256 of the float model.
+    pub statistics_of: Option<[u8; 32]>,
 }
 
 impl Served {
@@ -91,7 +97,7 @@ impl Served {
         metrics: &Metrics,
     ) -> Result<Served, String> {
         let start = Instant::now();
-        let How { options, limits, warm_up: times } = how;
+        let How { options, limits, warm_up: times, statistics_of } = how;
         let main = Arc::new(session(files.main, options)?);
         let twin = files.twin.map(|path| session(path, options).map(Arc::new)).transpose()?;
         let inputs: Vec<Port> = main.inputs().iter().map(Port::from).collect();
@@ -118,17 +124,32 @@ impl Served {
             let lane = Lane::new(name.to_string(), precision, batching, limits.clone(), run, heard);
             Track { precision, lane, metrics }
         };
+        let live = match (files.twin, statistics_of) {
+            (Some(path), Some(model)) => {
+                let live = Live::new(graph(path)?, *model, options.clone()).map_err(|e| e.to_string())?;
+                Some(Arc::new(Mutex::new(live)))
+            }
+            _ => None,
+        };
         let shadow = twin.as_ref().map(Arc::clone);
         let mut lanes = vec![track(source.precision(), main)];
         lanes.extend(twin.map(|twin| track(Precision::Fp32, twin)));
         let comparer = shadow.map(|twin| {
-            let run: Run = Box::new(move |inputs| twin.run(inputs).map_err(Error::from));
+            let by_sample = first_is_sample(&inputs);
+            let run: Run = match live.clone() {
+                None => Box::new(move |inputs| twin.run(inputs).map_err(Error::from)),
+                Some(live) => Box::new(move |inputs| {
+                    let samples = inputs.first().and_then(|(_, x)| x.shape().first()).copied().unwrap_or(1);
+                    let mut live = live.lock().unwrap_or_else(PoisonError::into_inner);
+                    live.run(inputs, samples, by_sample).map_err(Error::from)
+                }),
+            };
             let limits = limits.clone();
             // One run at a time: the client does not wait for it.
             let limits = LaneLimits { runs_max: 1, batch_delay: Duration::ZERO, ..limits };
             let unheard = Box::new(|_, _, _, _| {});
             let lane = Lane::in_background(name.to_string(), Precision::Fp32, batching, limits, run, unheard);
-            Comparer::new(lane, first_is_sample(&inputs), lanes[0].metrics.shadow())
+            Comparer::new(lane, by_sample, lanes[0].metrics.shadow())
         });
         let (name, source) = (name.clone(), source.clone());
         Ok(Served {
@@ -142,6 +163,7 @@ impl Served {
             stats,
             load_time,
             comparer,
+            live,
             drift,
             answered: AtomicU64::new(0),
             failed: AtomicU64::new(0),
@@ -435,10 +457,13 @@ fn drift(path: &Path, inputs: &[Port], name: &Name) -> Option<Drift> {
     }
 }
 
-fn session(path: &Path, options: &Options) -> Result<Session, String> {
+fn graph(path: &Path) -> Result<Graph, String> {
     let bytes = std::fs::read(path).map_err(|e| format!("reading `{}`: {e}", path.display()))?;
-    let graph = import::import_owned(bytes).map_err(|e| e.to_string())?;
-    Session::new(graph, options.clone()).map_err(|e| e.to_string())
+    import::import_owned(bytes).map_err(|e| e.to_string())
+}
+
+fn session(path: &Path, options: &Options) -> Result<Session, String> {
+    Session::new(graph(path)?, options.clone()).map_err(|e| e.to_string())
 }
 
 /// Runs made-up samples. Gives whether samples may be run together: a run of two gives what two runs of one do.
