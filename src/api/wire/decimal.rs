@@ -90,9 +90,13 @@ fn read(text: &[u8]) -> Option<Decimal> {
 
 /// Appends the digits from `at` on to `number`, and gives where they end. More than 19 make the number meaningless.
 fn run(text: &[u8], mut at: usize, number: &mut u64) -> usize {
-    while let Some(eight) = text.get(at..at + 8).and_then(|bytes| eight(bytes.try_into().ok()?)) {
-        *number = number.wrapping_mul(100_000_000).wrapping_add(eight);
-        at += 8;
+    while let Some(eight) = text.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
+        let (digits, count) = digits(*eight);
+        *number = number.wrapping_mul(SHIFTS[count]).wrapping_add(digits);
+        at += count;
+        if count < 8 {
+            return at;
+        }
     }
     while let Some(&digit) = text.get(at).filter(|byte| byte.is_ascii_digit()) {
         *number = number.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
@@ -101,19 +105,26 @@ fn run(text: &[u8], mut at: usize, number: &mut u64) -> usize {
     at
 }
 
-/// The number that eight digits make; `None` where one of them is none.
-fn eight(bytes: [u8; 8]) -> Option<u64> {
+/// Powers of ten up to eight digits.
+const SHIFTS: [u64; 9] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+
+/// The number that the digits make with which eight bytes begin, and how many they are: without a branch for each.
+fn digits(bytes: [u8; 8]) -> (u64, usize) {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let text = u64::from_le_bytes(bytes);
-    let digits = text.wrapping_sub(ONES * 0x30);
-    // The upper half of a byte is 0 for a digit, and stays 0 when six is added.
-    if (text & (ONES * 0xf0)) != ONES * 0x30 || (digits + ONES * 6) & (ONES * 0xf0) != 0 {
-        return None;
+    // A digit is 0x30 and less than ten: its upper half is 3, and its lower one does not carry when six is added.
+    let upper = (text & (ONES * 0xf0)) ^ (ONES * 0x30);
+    let lower = ((text & (ONES * 0x0f)) + ONES * 6) & (ONES * 0xf0);
+    let count = ((upper | lower).trailing_zeros() / 8) as usize;
+    if count == 0 {
+        return (0, 0);
     }
-    // Pairs, then fours, then all: the first digit is the lowest byte.
+    // The first digit is the lowest byte: those that are missing become zeros before it.
+    let digits = (text & (ONES * 0x0f)) << (64 - 8 * count);
+    // Pairs, then fours, then all.
     let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
-    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
+    ((fours * 10_000 + (fours >> 32)) & 0xffff_ffff, count)
 }
 
 /// Zeros before the first other digit.
@@ -211,5 +222,10 @@ mod tests {
         assert_eq!(super::f32(b"-0]"), Some((-0.0, 2)));
         assert_eq!(super::f64(b"0.000000000000000000012"), Some((1.2e-20, 23)));
         assert_eq!(super::f32(b"12345678"), Some((12_345_678.0, 8)));
+        for (text, want) in
+            [("1234567,", (1_234_567, 7)), ("/1234567", (0, 0)), ("12:34567", (12, 2)), ("00000009", (9, 8))]
+        {
+            assert_eq!(super::digits(text.as_bytes().try_into().unwrap()), want, "{text}");
+        }
     }
 }

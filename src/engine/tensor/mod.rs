@@ -101,6 +101,19 @@ impl Buffer {
         Buffer { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
     }
 
+    /// A copy of bytes; each is written once.
+    fn copied(bytes: &[u8]) -> Buffer {
+        let (whole, rest) = bytes.as_chunks::<64>();
+        let mut lines = Vec::with_capacity(bytes.len().div_ceil(64));
+        lines.extend(whole.iter().map(|line| Line(*line)));
+        if !rest.is_empty() {
+            let mut line = [0; 64];
+            line[..rest.len()].copy_from_slice(rest);
+            lines.push(Line(line));
+        }
+        Buffer { lines, len: bytes.len() }
+    }
+
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         &bytemuck::cast_slice(&self.lines)[..self.len]
@@ -165,9 +178,8 @@ impl Tensor {
     /// If the number of values is not the product of the shape.
     pub fn from_slice<T: Element>(shape: &[usize], values: &[T]) -> Tensor {
         assert_eq!(element_count(shape), Some(values.len()), "values do not fill {shape:?}");
-        let mut tensor = Tensor::zeros(T::DTYPE, shape);
-        tensor.buffer.bytes_mut().copy_from_slice(bytemuck::cast_slice(values));
-        tensor
+        let buffer = Buffer::copied(bytemuck::cast_slice(values));
+        Tensor { dtype: T::DTYPE, shape: shape.to_vec(), buffer }
     }
 
     /// A tensor of `dtype` that holds a copy of `bytes`, or `None` where their number does not fit.
@@ -176,9 +188,31 @@ impl Tensor {
         if count.checked_mul(dtype.size())? != bytes.len() {
             return None;
         }
-        let mut tensor = Tensor::zeros(dtype, shape);
-        tensor.buffer.bytes_mut().copy_from_slice(bytes);
-        Some(tensor)
+        Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::copied(bytes) })
+    }
+
+    /// A tensor of `dtype` that holds copies of `parts`, one behind the other, or `None` where their number of bytes does
+    /// not fit.
+    pub fn from_parts(dtype: DType, shape: &[usize], parts: &[&[u8]]) -> Option<Tensor> {
+        let count = element_count(shape)?;
+        let bytes = parts.iter().map(|part| part.len()).sum();
+        if count.checked_mul(dtype.size())? != bytes {
+            return None;
+        }
+        // Whole lines are written once; others are put into zeros.
+        if parts.iter().all(|part| part.len().is_multiple_of(64)) {
+            let mut lines = Vec::with_capacity(bytes / 64);
+            parts.iter().for_each(|part| lines.extend(part.as_chunks().0.iter().map(|line| Line(*line))));
+            return Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer { lines, len: bytes } });
+        }
+        let mut buffer = Buffer::zeroed(bytes);
+        let mut rest = buffer.bytes_mut();
+        for part in parts {
+            let (now, later) = rest.split_at_mut(part.len());
+            now.copy_from_slice(part);
+            rest = later;
+        }
+        Some(Tensor { dtype, shape: shape.to_vec(), buffer })
     }
 
     /// A tensor without dimensions that holds one value.

@@ -534,14 +534,8 @@ fn merge(batch: &[Waiting]) -> Inputs {
     let merge_input = |(index, (name, like)): (usize, &(String, Tensor))| {
         let mut shape = like.shape().to_vec();
         shape[0] = batch.iter().map(|w| w.inputs[index].1.shape()[0]).sum();
-        let mut merged = Tensor::zeros(like.dtype(), &shape);
-        let bytes = merged.view_mut().bytes;
-        let mut at = 0;
-        for waiting in batch {
-            let part = waiting.inputs[index].1.view().bytes;
-            bytes[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
+        let parts: Vec<&[u8]> = batch.iter().map(|w| w.inputs[index].1.view().bytes).collect();
+        let merged = Tensor::from_parts(like.dtype(), &shape, &parts).expect("rows of the same length");
         (name.clone(), merged)
     };
     first.iter().enumerate().map(merge_input).collect()
