@@ -4,12 +4,10 @@ The wheel on PyPI is for glibc 2.38. Where the system has an older one, Debian 1
 its own loader starts it; nothing is installed.
 """
 
-import contextlib
 import csv
 import json
 import os
 import platform
-import socket
 import subprocess
 import sys
 
@@ -65,28 +63,21 @@ def debian_13(root):
         package.unlink()
 
 
-def grpc_port(binary, port):
-    """The settings that give gRPC this port; none where the program knows no gRPC."""
-    said = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True, check=True).stdout
-    return [] if "grpc" not in said.lower() else [f"grpc_listen=127.0.0.1:{port}"]
-
-
 def run(binary, arguments):
     command, found = program(), {"lines": [], "verdicts": []}
-    settings = grpc_port(binary, arguments.port + 1)
     data = arguments.out / "input.json"
-    with servers.Octet(binary, arguments.port, arguments.out, settings) as octet:
+    with servers.Octet(binary, arguments.port, arguments.out) as octet:
         for name in ("mlp", "image"):
             model = provide.models([name])[name]
             octet.quantize(model, name) if model.calibration else octet.serve_float(model, name)
             values = json.loads(provide.bodies(model, arguments.out / "bodies")["json"][0].read_bytes())["inputs"][0]["data"]
             data.write_text(json.dumps({"data": [{model.tensor: {"content": values, "shape": model.shape[1:]}}]}))
             for protocol in ("http", "grpc"):
-                address = f"127.0.0.1:{octet.port if protocol == 'http' else arguments.port + 1}"
-                with contextlib.closing(socket.socket()) as s:
-                    if s.connect_ex(("127.0.0.1", int(address.split(":")[1]))):
-                        found["lines"].append(f"{protocol}: not run, this server does not listen there")
-                        continue
+                port = octet.port if protocol == "http" else octet.grpc_port
+                if port is None:
+                    found["lines"].append(f"{name}, {protocol}: not run, this server has no --grpc-listen")
+                    continue
+                address = f"127.0.0.1:{port}"
                 for concurrency in (1, 4):
                     found["verdicts"].append(once(command, name, protocol, address, concurrency, data, arguments))
     for v in found["verdicts"]:

@@ -53,7 +53,6 @@ class Scene:
 def run(name, binary, load, arguments):
     settings = ["serving.queue_limit=64"] if name == "overload" else []
     if name == "perf_analyzer":
-        # gRPC is asked for where the server has it; an older one refuses the setting.
         return judge.run(binary, arguments)
     with servers.Octet(binary, arguments.port, arguments.out, settings) as octet:
         scene = Scene(octet, load, arguments)
@@ -93,8 +92,8 @@ def overload(scene):
     accepted, refused = statuses.get("200"), statuses.get("429")
     scene.say(f"offered {offered:.0f}/s for {found['seconds']:.0f} s ({offered / capacity:.1f}x), "
               + ", ".join(f"{v['count']} got {k}" for k, v in sorted(statuses.items()))
-              + f"; the client was late by {found['late_ms']['p99_ms']:.1f} ms (p99; at most {found['late_ms']['max_ms']:.0f}), which counts in all latencies; "
-              f"{found['connections']} connections")
+              + f"; the client was late by {found['late_ms']['p99_ms']:.1f} ms (p99; at most "
+              f"{found['late_ms']['max_ms']:.0f}), which counts in all latencies; {found['connections']} connections")
     scene.judge("p99 of accepted requests", f"{accepted['p99_ms']:.0f} ms", f"under {2 * queue_ms:.0f} ms",
                 accepted["p99_ms"] < 2 * queue_ms)
     if refused:

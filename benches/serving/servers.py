@@ -129,6 +129,9 @@ class Octet(Server):
         self.binary, self.out = pathlib.Path(binary).resolve(), out
         data = out / f"data-{port}-{time.time_ns()}"
         command = [self.binary, "serve", "--listen", f"127.0.0.1:{port}", "--data-dir", data]
+        self.grpc_port = port + 1 if knows_grpc(self.binary) else None
+        if self.grpc_port:
+            command += ["--grpc-listen", f"127.0.0.1:{self.grpc_port}"]
         for setting in settings:
             command += ["--set", setting]
         super().__init__("octet", port, command, out / "octet.log", "/v2/health/ready",
@@ -168,6 +171,11 @@ class Octet(Server):
 
     def loaded(self, endpoint):
         self.until(lambda: self.request("GET", f"/v2/models/{endpoint}/ready")[0] == 200)
+
+
+def knows_grpc(binary):
+    said = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True, check=True).stdout
+    return "--grpc-listen" in said
 
 
 def octet_bench(binary, model, batch, threads, seconds):
