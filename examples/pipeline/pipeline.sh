@@ -22,7 +22,11 @@ fail() { # status, text
     exit "$1"
 }
 # A request whose refusal ends the script, with what the server says.
-ask() { curl --silent --show-error --fail-with-body --max-time 300 "$@" || fail 1 "curl ${*: -1} failed"; }
+ask() {
+    local answer
+    answer=$(curl --silent --show-error --fail-with-body --max-time 300 "$@") || fail 1 "refused: $answer"
+    printf '%s\n' "$answer"
+}
 # The first string, number or word under a key.
 field() { # json, key
     [[ $1 =~ \"$2\":\ *(\"([^\"]*)\"|[^,}\ ]+) ]] || return 0
@@ -36,9 +40,9 @@ of_version() { # json, version
 }
 
 echo "::group::Upload"
-ask --upload-file "$model" "$OCTET/v1/models/$name"; echo
-ask --upload-file "$calibration" "$OCTET/v1/datasets/$name-calibration"; echo
-ask --upload-file "$evaluation" "$OCTET/v1/datasets/$name-evaluation"; echo
+ask --upload-file "$model" "$OCTET/v1/models/$name"
+ask --upload-file "$calibration" "$OCTET/v1/datasets/$name-calibration"
+ask --upload-file "$evaluation" "$OCTET/v1/datasets/$name-evaluation"
 echo "::endgroup::"
 
 echo "::group::Quantize"
@@ -70,7 +74,6 @@ echo "::group::Canary"
 status=$(curl --silent --output /dev/null --write-out '%{http_code}' "$OCTET/v1/endpoints/$name")
 if [[ $status == 404 ]]; then
     ask --request PUT "$OCTET/v1/endpoints/$name" -d "{\"artifact\": \"$artifact\"}"
-    echo
     echo "::endgroup::"
     say "First version of $name: it answers all requests."
     exit 0
