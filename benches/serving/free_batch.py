@@ -1,6 +1,6 @@
 """Float models with a free first dimension, so that a server may batch, and calibration data for those that have layers.
 
-    python free_batch.py FOLDER NAME...     empty, image, mobilenetv2, resnet18
+    python free_batch.py FOLDER NAME...     empty, image, heavy, mobilenetv2, resnet18
 
 `empty` gives back four numbers: all of its time is the server's. `image` takes 3x224x224 and averages it: the time is
 that of moving and reading the picture. The others are those of benches/peers.
@@ -24,8 +24,17 @@ def tiny(op, shape_in, shape_out):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", models.OPSET)], ir_version=8)
 
 
+def heavy():
+    """Much to compute for few bytes, so that a client on the same cores can ask for more than the server can do."""
+    g = models.Graph(1)
+    x = g.input("x", (1, 1, 28, 28))
+    for _ in range(12):
+        x = g.relu(g.conv(x, 128, 3))
+    return g.model([g.classes(x, 10)]), models.made_up({"x": (1, 1, 28, 28)}, models.CALIBRATION_SAMPLES, 1)
+
+
 def freed(name):
-    model, _, _, calibration, _ = models.make(f"{name}.b1")
+    model, calibration = heavy() if name == "heavy" else models.make(f"{name}.b1")[::3]
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     return model, calibration

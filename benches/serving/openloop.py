@@ -19,6 +19,9 @@ except ImportError:
     uvloop = asyncio
 
 
+CONNECTIONS_MAX = 4000
+
+
 class Connection(asyncio.Protocol):
     """One connection with at most one request on its way."""
 
@@ -79,6 +82,8 @@ class Pool:
         self.waiting += 1
         if self.free:
             self.free.pop().ask(due)
+        elif self.open >= CONNECTIONS_MAX:
+            self.done(-1, due)  # This client can do no more: the result must not hide it.
         else:
             self.open += 1
             task = asyncio.ensure_future(self.connect(due))

@@ -90,6 +90,7 @@ BUNDLED = {"mlp": ROOT / "tests/data/fm_mlp", "resnet8": ROOT / "examples/demo"}
 MADE = {
     "empty": ("x", [1, 4]),
     "image": ("x", [1, 3, 224, 224]),
+    "heavy": ("x", [1, 1, 28, 28]),
     "mobilenetv2": ("image", [1, 3, 224, 224]),
     "resnet18": ("image", [1, 3, 224, 224]),
 }
