@@ -16,8 +16,8 @@ PLAN = {
     "resnet8": (["octet", "fastapi", "litserve", "mlserver"], ["json", "binary"], [1, 16, 64]),
     "image": (["octet", "fastapi"], ["json", "binary"], [1]),
     "empty": (["octet", "fastapi"], ["json", "binary"], [1]),
-    "mobilenetv2": (["octet", "fastapi"], ["binary"], [1, 2, 16]),
-    "resnet18": (["octet", "fastapi"], ["binary"], [1, 2, 16]),
+    "mobilenetv2": (["octet", "fastapi"], ["binary"], [1, 16]),
+    "resnet18": (["octet", "fastapi"], ["binary"], [1, 16]),
 }
 TAKES_BINARY = {"octet", "fastapi"}
 # Processes of a peer that compute. MLServer's 0 is its own process; with a pool of two it was slower.
