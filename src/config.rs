@@ -18,6 +18,8 @@ pub const DEFAULT: &str = include_str!("../config/default.toml");
 pub struct Settings {
     /// Address and port of HTTP.
     pub listen: SocketAddr,
+    /// Address and port of gRPC.
+    pub grpc_listen: Listen,
     /// Folder of the database and all files.
     pub data_dir: PathBuf,
     /// Instructions of the kernels: `auto` or one that the CPU has.
@@ -32,6 +34,28 @@ pub struct Settings {
     pub serving: Serving,
     /// Log lines.
     pub log: Log,
+}
+
+/// An address and port, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl TryFrom<String> for Listen {
+    type Error = std::net::AddrParseError;
+
+    fn try_from(text: String) -> Result<Listen, Self::Error> {
+        match text.as_str() {
+            "" | "off" => Ok(Listen(None)),
+            address => Ok(Listen(Some(address.parse()?))),
+        }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> String {
+        listen.0.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    }
 }
 
 /// What a stranger may send.
@@ -121,6 +145,8 @@ pub enum LogFormat {
 pub struct Flags {
     /// `--listen`.
     pub listen: Option<String>,
+    /// `--grpc-listen`.
+    pub grpc_listen: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
     /// `--set KEY=VALUE`, in order: any other key, with dots.
@@ -227,6 +253,10 @@ impl Settings {
         }
         if let Some(listen) = &flags.listen {
             given.push(("`--listen`".to_owned(), "listen".to_owned(), readings(listen)));
+        }
+        if let Some(listen) = &flags.grpc_listen {
+            let value = Value::from(listen.clone());
+            given.push(("`--grpc-listen`".to_owned(), "grpc_listen".to_owned(), vec![value]));
         }
         if let Some(data_dir) = &flags.data_dir {
             let value = Value::from(data_dir.to_string_lossy().into_owned());
@@ -353,6 +383,7 @@ mod tests {
     fn the_defaults_are_valid_and_hold_every_key() {
         let settings = defaults();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(settings.grpc_listen, Listen(Some("127.0.0.1:8001".parse().unwrap())));
         settings.validate().unwrap();
         // `Settings` has no serde default, so that a key missing in the file would not have been read; and
         // what it writes has no key more.
@@ -383,6 +414,7 @@ mod tests {
         let env = [("OCTET_LISTEN", "0.0.0.0:2"), ("OCTET_JOBS__WORKERS", "3"), ("HOME", "/root")];
         let flags = Flags {
             listen: Some("0.0.0.0:4".to_owned()),
+            grpc_listen: Some("off".to_owned()),
             data_dir: Some("/data".into()),
             set: vec![("jobs.workers".to_owned(), "5".to_owned())],
         };
@@ -391,6 +423,7 @@ mod tests {
         assert_eq!(seen(assemble(file, &env, &none).unwrap()), (2, 3));
         assert_eq!(seen(assemble(file, &env, &flags).unwrap()), (4, 5));
         assert_eq!(assemble(file, &env, &flags).unwrap().data_dir, PathBuf::from("/data"));
+        assert_eq!(assemble(file, &env, &flags).unwrap().grpc_listen, Listen(None));
     }
 
     #[test]
@@ -401,6 +434,15 @@ mod tests {
             let settings = assemble("", &[(&variable, &text)], &Flags::default());
             assert_eq!(settings, Ok(defaults()), "{variable}={text}");
         }
+    }
+
+    #[test]
+    fn grpc_is_switched_off_by_a_word_or_by_nothing() {
+        for text in ["off", ""] {
+            let settings = assemble("", &[("OCTET_GRPC_LISTEN", text)], &Flags::default()).unwrap();
+            assert_eq!(settings.grpc_listen, Listen(None), "{text}");
+        }
+        assert!(assemble("grpc_listen = \"here\"", &[], &Flags::default()).is_err());
     }
 
     #[test]

@@ -4,12 +4,12 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::ToSchema;
 
 use crate::api::error::Problem;
 use crate::api::http::{ErrorBody, Shared, parse_json, read_body};
-use crate::service::infer::registry::State as Loaded;
+use crate::api::v2::repository::{self, IndexEntry};
 
 /// What to list.
 #[derive(Default, Deserialize, ToSchema)]
@@ -17,19 +17,6 @@ pub(crate) struct IndexRequest {
     /// Only what answers requests.
     #[serde(default)]
     ready: bool,
-}
-
-/// One version of one endpoint.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct IndexEntry {
-    /// The endpoint.
-    name: String,
-    /// The version, as text.
-    version: String,
-    /// `READY`, `LOADING` or `UNAVAILABLE`.
-    state: &'static str,
-    /// Why it does not answer; empty where it does.
-    reason: String,
 }
 
 /// Lists what there is to serve. The body may be empty.
@@ -45,21 +32,7 @@ pub(crate) async fn index(
         [] => IndexRequest::default(),
         bytes => parse_json(bytes, shared.limits.json_depth)?,
     };
-    let mut entries = Vec::new();
-    for entry in shared.registry.all() {
-        for (version, state) in &entry.versions {
-            if request.ready && !matches!(state, Loaded::Ready(_)) {
-                continue;
-            }
-            entries.push(IndexEntry {
-                name: entry.endpoint.name.to_string(),
-                version: version.to_string(),
-                state: state.name(),
-                reason: state.reason(),
-            });
-        }
-    }
-    Ok(Json(entries))
+    Ok(Json(repository::index(&shared, request.ready)))
 }
 
 /// Loads an endpoint that was unloaded, or tries one again that could not be loaded.
@@ -87,8 +60,7 @@ pub(crate) async fn load(
             )));
         }
     }
-    shared.registry.reload(&name).await.map_err(Problem::internal)?;
-    shared.registry.find(&name, None)?;
+    repository::reload(&shared, &name).await?;
     Ok(StatusCode::OK)
 }
 

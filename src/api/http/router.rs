@@ -13,9 +13,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Context;
-use crate::api::http::observe::{self, InFlight};
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, repository, system, ui,
+    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, observe, repository, system, ui,
 };
 
 /// The head of the OpenAPI document.
@@ -98,8 +97,7 @@ fn rest() -> OpenApiRouter<Shared> {
 }
 
 /// The server's routes over what they share.
-pub fn router(context: Context) -> axum::Router {
-    let shared = Arc::new(context);
+pub fn router(shared: Arc<Context>) -> axum::Router {
     let limit = shared.limits.request_timeout;
     let in_time = from_fn_with_state(limit, observe::in_time);
     let (uploads, _) = uploads().split_for_parts();
@@ -107,7 +105,6 @@ pub fn router(context: Context) -> axum::Router {
     let (rest, _) = rest().split_for_parts();
     // The header counts plain bytes, so nothing behind this layer sees a compressed one.
     let inference = inference.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
-    let in_flight = Arc::new(InFlight::new(shared.limits.requests_in_flight));
     inference
         .merge(rest)
         .layer(in_time)
@@ -116,7 +113,7 @@ pub fn router(context: Context) -> axum::Router {
         // Every handler bounds its own body, uploads by their own setting.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state((Arc::clone(&shared), in_flight), observe::observe))
+        .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
         .with_state(shared)
 }
 
