@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // Tensors are slices of the message that came, and go out as slices of what the model wrote.
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .bytes(".inference.ModelInferResponse.raw_output_contents")
-        .bytes(".inference.ModelRepositoryParameter.parameter_choice.bytes_param")
+        .bytes(".inference.ModelRepositoryParameter.bytes_param")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -110,6 +110,7 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         readiness: readiness.clone(),
         stopping: stopping.clone(),
         in_flight: InFlight::new(size(settings.limits.requests_in_flight)),
+        compress_bytes: settings.serving.compress_bytes,
         loading: tokio::sync::Mutex::default(),
         logs,
     };

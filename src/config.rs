@@ -114,6 +114,8 @@ pub struct Serving {
     pub batch_delay_us: u64,
     /// Bytes of loaded models, 0 (no limit) to 1 TiB.
     pub memory_bytes: u64,
+    /// Bytes from which on an answer is compressed for clients that ask, 0 (never) to 1 TiB.
+    pub compress_bytes: u64,
     /// Milliseconds that a stopping server still answers, 0 to 600,000.
     pub drain_delay_ms: u64,
     /// Milliseconds that a stopping server waits for requests it has taken, 0 to 3,600,000.
@@ -195,6 +197,7 @@ const RANGES: &[Range] = &[
     ("serving.batch_max", |s| s.serving.batch_max, 1, 1024),
     ("serving.batch_delay_us", |s| s.serving.batch_delay_us, 0, 1_000_000),
     ("serving.memory_bytes", |s| s.serving.memory_bytes, 0, TIB),
+    ("serving.compress_bytes", |s| s.serving.compress_bytes, 0, TIB),
     ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
     ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
 ];

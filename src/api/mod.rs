@@ -41,6 +41,8 @@ pub struct Context {
     pub stopping: watch::Receiver<bool>,
     /// The requests being answered, over both protocols.
     pub in_flight: InFlight,
+    /// From so many bytes on, the answer of an inference is compressed for clients that ask; 0 is never.
+    pub compress_bytes: u64,
     /// Held by the one request that carries a whole model in a message.
     pub loading: Mutex<()>,
     /// Changes which log lines are written; `None` where that is fixed.

@@ -151,7 +151,12 @@ impl Logs for Filter {
     }
 
     fn set_level(&self, level: LogLevel) -> Result<(), String> {
-        self.handle.reload(EnvFilter::new(level.name())).map_err(|error| error.to_string())?;
+        let filter = match level {
+            // Lines of the libraries below would bury ours.
+            LogLevel::Debug | LogLevel::Trace => EnvFilter::new(format!("info,octet={}", level.name())),
+            _ => EnvFilter::new(level.name()),
+        };
+        self.handle.reload(filter).map_err(|error| error.to_string())?;
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = level;
         Ok(())
     }

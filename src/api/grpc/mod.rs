@@ -3,6 +3,7 @@
 pub(crate) mod describe;
 pub(crate) mod health;
 pub(crate) mod infer;
+pub(crate) mod repository;
 pub mod router;
 pub(crate) mod service;
 pub(crate) mod settings;

@@ -2,7 +2,7 @@
 
 use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::extract::{Request, State};
 use axum::http::HeaderValue;
@@ -27,6 +27,9 @@ pub(crate) const INFERENCE: &str = <GrpcInferenceServiceServer<Service> as Named
 
 /// The call that may carry a model.
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";
+
+/// For a call that carries a model, however slowly it comes.
+const LOAD_TIME: Duration = Duration::from_secs(3600);
 
 /// The services over what they share.
 ///
@@ -87,13 +90,12 @@ async fn around(State(shared): State<Arc<Context>>, request: Request, next: Next
     let id = request_id(request.headers());
     let path = request.uri().path().to_owned();
     let mut response = bounded(&shared, &path, request, next).await;
-    if let Some(status) = response.extensions().get::<Status>().cloned() {
-        if let Some(cause) = status.source().filter(|source| source.is::<Cause>()) {
-            tracing::error!(request.id = %id, %path, %cause, "Call {id} failed: {cause}");
-        }
-        if let Some(other) = plainer(&status, &path) {
-            response = other.into_http();
-        }
+    let cause = response.extensions().get::<Status>().and_then(|status| status.source());
+    if let Some(cause) = cause.filter(|source| source.is::<Cause>()) {
+        tracing::error!(request.id = %id, %path, %cause, "Call {id} failed: {cause}");
+    }
+    if let Some(other) = Status::from_header_map(response.headers()).and_then(|s| plainer(&s, &path)) {
+        response = other.into_http();
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -104,7 +106,6 @@ async fn around(State(shared): State<Arc<Context>>, request: Request, next: Next
 }
 
 async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> Response {
-    let refuse = |problem: Problem| Status::from(problem).into_http();
     let own = path.starts_with(&format!("/{INFERENCE}/"));
     let probe = path.ends_with("/ServerLive") || path.ends_with("/ServerReady");
     if !own || probe {
@@ -113,20 +114,20 @@ async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> 
     }
     let _entered = match shared.in_flight.enter() {
         Ok(entered) => entered,
-        Err(problem) => return refuse(problem),
+        Err(problem) => return Status::from(problem).into_http(),
     };
     if path == LOAD {
         // One at a time: each may hold a whole model in memory. Its time is that of the network.
         let _turn = shared.loading.lock().await;
-        return next.run(request).await;
+        return in_time(LOAD_TIME, next.run(request)).await;
     }
-    let limit = shared.limits.request_timeout;
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            refuse(Problem::new(Refusal::Deadline, format!("not answered within {} s", limit.as_secs_f64())))
-        }
-    }
+    in_time(shared.limits.request_timeout, next.run(request)).await
+}
+
+async fn in_time(limit: Duration, answer: impl Future<Output = Response>) -> Response {
+    let late = || format!("not answered within {} s", limit.as_secs_f64());
+    let answer = tokio::time::timeout(limit, answer).await;
+    answer.unwrap_or_else(|_| Status::from(Problem::new(Refusal::Deadline, late())).into_http())
 }
 
 /// What tonic says, in the words and codes that clients of the protocol know.

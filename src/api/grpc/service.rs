@@ -1,7 +1,10 @@
 //! The calls of `inference.GRPCInferenceService`: each takes a message apart and hands it on.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::Context;
@@ -17,7 +20,7 @@ use crate::api::grpc::proto::{
     ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, TraceSettingRequest,
     TraceSettingResponse,
 };
-use crate::api::grpc::{describe, given, infer, settings};
+use crate::api::grpc::{describe, given, infer, repository, settings};
 use crate::api::v2;
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -115,8 +118,10 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
-        let message = request.into_inner();
-        v2::repository::reload(&self.shared, &message.model_name).await?;
+        let load = repository::Load::read(request.into_inner())?;
+        let bytes = |bytes| stream::iter([Ok::<Bytes, Infallible>(bytes)]);
+        let file = load.file.as_ref().map(|(path, file)| (path.as_str(), bytes(file.clone())));
+        v2::repository::load(&self.shared, &load.name, load.config.as_deref(), file).await?;
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
 
@@ -124,7 +129,8 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<RepositoryModelUnloadRequest>,
     ) -> Answer<RepositoryModelUnloadResponse> {
-        let name = &request.get_ref().model_name;
+        let message = request.get_ref();
+        let name = repository::name(&message.model_name, &message.repository_name);
         self.shared.registry.unload(name).map_err(Problem::from)?;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use utoipa::ToSchema;
 
 use crate::api::error::Problem;
-use crate::api::http::{ErrorBody, Shared, read_body};
+use crate::api::http::{ErrorBody, Shared, compress, read_body};
 use crate::api::v2::describe::{self, Configuration, ConfiguredPort, ModelMetadata};
 use crate::api::v2::infer::{close, run};
 use crate::api::wire::request::{decode, framing};
@@ -147,9 +147,21 @@ async fn answer_ticket(
     let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, bytes, &served).await?;
     let mut ran = run(ticket, &mut request, start, None).await?;
-    let encoded = encode_aside(request, std::mem::take(&mut ran.outputs), &served).await?;
+    let mut encoded = encode_aside(request, std::mem::take(&mut ran.outputs), &served).await?;
+    let size = encoded.body.len() as u64;
+    let wanted = shared.compress_bytes > 0 && size >= shared.compress_bytes;
+    let coding = if wanted { compress::wanted(headers) } else { None };
+    if let Some(coding) = coding {
+        let plain = std::mem::take(&mut encoded.body);
+        encoded.body = aside(move || compress::compress(coding, &plain)).await?.map_err(Problem::internal)?;
+    }
     let spent = ran.spent(ticket);
-    Ok((respond(encoded, &spent), spent))
+    let mut response = respond(encoded, &spent);
+    if let Some(coding) = coding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    Ok((response, spent))
 }
 
 fn request_framing(headers: &HeaderMap) -> Result<Framing, Problem> {

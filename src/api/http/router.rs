@@ -14,7 +14,8 @@ use utoipa_axum::routes;
 
 use crate::api::Context;
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, observe, repository, system, ui,
+    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, observe, repository, settings, system,
+    ui,
 };
 
 /// The head of the OpenAPI document.
@@ -35,6 +36,7 @@ use crate::api::http::{
         (name = "endpoints", description = "What is served under which name"),
         (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
         (name = "repository", description = "Triton's model repository extension"),
+        (name = "settings", description = "Triton's settings of the log and of traces"),
         (name = "health", description = "The server about itself"),
     )
 )]
@@ -47,6 +49,7 @@ fn uploads() -> OpenApiRouter<Shared> {
         .routes(routes!(models::post, models::list))
         .routes(routes!(lint::post))
         .routes(routes!(datasets::put, datasets::get, datasets::delete))
+        .routes(routes!(repository::load))
 }
 
 /// Inference: bodies may be compressed.
@@ -89,8 +92,10 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(infer::stats))
         .routes(routes!(infer::stats_version))
         .routes(routes!(repository::index))
-        .routes(routes!(repository::load))
         .routes(routes!(repository::unload))
+        .routes(routes!(settings::log, settings::update_log))
+        .routes(routes!(settings::trace, settings::update_trace))
+        .routes(routes!(settings::trace_model, settings::update_trace_model))
         .route("/", get(ui::page))
         .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
         .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
