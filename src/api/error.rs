@@ -224,6 +224,11 @@ impl Problem {
         Problem { cause: Some(cause.to_string()), ..Problem::new(Code::Internal, detail) }
     }
 
+    /// More requests than `max` at a time.
+    pub(crate) fn overloaded(max: usize) -> Problem {
+        Problem::new(Code::Overloaded, format!("{max} requests are being answered already")).retry_after(1)
+    }
+
     /// A panic in a handler.
     pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Problem {
         let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
-use crate::api::error::{Code, Problem};
 use crate::service::infer::registry::Registry;
 use crate::service::jobs::queue::Queue;
 use crate::service::metrics::Metrics;
@@ -106,15 +105,15 @@ impl InFlight {
         InFlight { slots: Semaphore::new(max.min(Semaphore::MAX_PERMITS)), max }
     }
 
-    /// One more, until the result is dropped.
-    ///
-    /// # Errors
-    /// 503 where there are as many as allowed.
-    pub(crate) fn enter(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.slots.try_acquire().map_err(|_| {
-            let detail = format!("{} requests are being answered already", self.max);
-            Problem { retry_after_s: Some(1), ..Problem::new(Code::Overloaded, detail) }
-        })
+    /// One more, until the result is dropped; `None` where there are as many as allowed.
+    pub fn enter(&self) -> Option<SemaphorePermit<'_>> {
+        self.slots.try_acquire().ok()
+    }
+
+    /// The most at a time.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
     }
 }
 

@@ -10,7 +10,7 @@ use tonic_health::pb::health_server::Health as Calls;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::api::Context;
-use crate::api::grpc::router::INFERENCE;
+use crate::api::grpc::INFERENCE;
 
 /// Follows the readiness of the server, for the server as a whole (`""`) and for its one service.
 pub(crate) struct Health {

@@ -95,8 +95,8 @@ async fn answer_in_stream(
     );
     let result = match shared.in_flight.enter() {
         // Each is a request of its own.
-        Ok(_entered) => answer(shared, message, deadline).await,
-        Err(problem) => Err(problem),
+        Some(_entered) => answer(shared, message, deadline).await,
+        None => Err(Problem::overloaded(shared.in_flight.max())),
     };
     match result {
         Ok(mut response) => {

@@ -20,6 +20,9 @@ pub(crate) mod proto {
     tonic::include_proto!("inference");
 }
 
+/// The name of the service that infers.
+pub(crate) const INFERENCE: &str = "inference.GRPCInferenceService";
+
 /// What reflection tells of the messages.
 pub(crate) const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.bin"));
 

@@ -19,11 +19,8 @@ use crate::api::error::{Code as Refusal, Problem};
 use crate::api::grpc::health::Health;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::api::grpc::service::Service;
-use crate::api::grpc::{Cause, DESCRIPTOR};
+use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
-
-/// The name of the service that infers.
-pub(crate) const INFERENCE: &str = <GrpcInferenceServiceServer<Service> as NamedService>::NAME;
 
 /// The call that may carry a model.
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";
@@ -112,9 +109,8 @@ async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> 
         // Probes must get through when nothing else does.
         return next.run(request).await;
     }
-    let _entered = match shared.in_flight.enter() {
-        Ok(entered) => entered,
-        Err(problem) => return Status::from(problem).into_http(),
+    let Some(_entered) = shared.in_flight.enter() else {
+        return Status::from(Problem::overloaded(shared.in_flight.max())).into_http();
     };
     if path == LOAD {
         // One at a time: each may hold a whole model in memory. Its time is that of the network.
@@ -156,6 +152,7 @@ mod tests {
             plainer(&Status::unimplemented(""), "/inference.GRPCInferenceService/SystemSharedMemoryStatus");
         assert_eq!(missing.unwrap().message(), "shared memory is not part of this server");
         assert!(plainer(&Status::not_found("no endpoint"), "/x").is_none());
+        assert_eq!(<GrpcInferenceServiceServer<Service> as NamedService>::NAME, INFERENCE);
         assert!(LOAD.starts_with(&format!("/{INFERENCE}/")));
     }
 

@@ -25,8 +25,8 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     // Probes and scrapes must get through when nothing else does.
     let exempt = path.starts_with("/v2/health/") || path == "/metrics";
     let mut response = match shared.in_flight.enter() {
-        Err(problem) if !exempt => problem.into_response(),
-        _slot => next.run(request).await,
+        None if !exempt => Problem::overloaded(shared.in_flight.max()).into_response(),
+        _entered => next.run(request).await,
     };
     let status = response.status();
     if status.is_client_error() || status.is_server_error() {

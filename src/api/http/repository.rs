@@ -266,16 +266,15 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_file_is_decoded_piece_by_piece() {
+    #[tokio::test]
+    async fn a_file_is_decoded_piece_by_piece() {
         let bytes: Vec<u8> = (0..700_001u32).map(|n| n as u8).collect();
         let text = Bytes::from(STANDARD.encode(&bytes));
-        let pieces: Vec<_> = futures::executor::block_on(decoded("f", &text).collect());
+        let pieces: Vec<_> = decoded("f", &text).collect().await;
         assert!(pieces.len() > 1);
         let got: Vec<u8> = pieces.into_iter().flat_map(|piece| piece.unwrap().to_vec()).collect();
         assert_eq!(got, bytes);
-        let broken: Vec<_> =
-            futures::executor::block_on(decoded("f", &Bytes::from_static(b"A*==")).collect());
+        let broken: Vec<_> = decoded("f", &Bytes::from_static(b"A*==")).collect().await;
         assert!(broken[0].as_ref().unwrap_err().to_string().starts_with("`f` is not base64"));
     }
 }
