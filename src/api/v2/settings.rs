@@ -72,7 +72,7 @@ fn level_after(now: LogLevel, changes: &[(String, Setting)]) -> Result<LogLevel,
         }
     }
     // Ours is one level, which lets through all that is worse.
-    let on = |name| settings.iter().any(|s| *s == (name, Setting::Bool(true)));
+    let on = |name| settings.contains(&(name, Setting::Bool(true)));
     let verbose = settings.iter().find_map(|(_, s)| if let Setting::Number(n) = s { Some(*n) } else { None });
     let (error, warning, info) = (on("log_error"), on("log_warning"), on("log_info"));
     match (error, warning, info, verbose.unwrap_or(0)) {
