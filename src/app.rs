@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::api::http::{connections, router};
-use crate::api::{self, Context, Readiness};
+use crate::api::http::connections;
+use crate::api::{self, Context, InFlight, Logs, Readiness};
 use crate::config::{Settings, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
@@ -59,11 +59,13 @@ pub enum Error {
 /// A server that runs.
 pub struct Server {
     address: SocketAddr,
+    grpc_address: Option<SocketAddr>,
     readiness: Readiness,
     stop: watch::Sender<bool>,
     drain_delay: Duration,
     drain_timeout: Duration,
     http: JoinHandle<()>,
+    grpc: JoinHandle<()>,
     workers: JoinHandle<()>,
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
@@ -75,10 +77,20 @@ pub struct Server {
 /// # Errors
 /// [`Error`]; nothing runs then.
 pub async fn start(settings: &Settings) -> Result<Server, Error> {
+    start_with(settings, None).await
+}
+
+/// The same, with what changes the level of the log while the server runs.
+///
+/// # Errors
+/// [`Error`]; nothing runs then.
+pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
-    let address = settings.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| Error::Listen { address, source })?;
-    let address = listener.local_addr().map_err(|source| Error::Listen { address, source })?;
+    let (listener, address) = bind(settings.listen).await?;
+    let grpc = match settings.grpc_listen.0 {
+        Some(address) => Some(bind(address).await?),
+        None => None,
+    };
     let clock: Clock = Arc::new(now);
     let blobs = Blobs::open(&settings.data_dir)?;
     let database = settings.data_dir.join("octet.db");
@@ -100,24 +112,48 @@ pub async fn start(settings: &Settings) -> Result<Server, Error> {
         limits: limits(settings),
         readiness: readiness.clone(),
         stopping: stopping.clone(),
+        in_flight: InFlight::new(size(settings.limits.requests_in_flight)),
+        compress_bytes: settings.serving.compress_bytes,
+        loading: tokio::sync::Mutex::default(),
+        logs,
     };
-    let app = router::router(context);
-    let http = tokio::spawn(connections::serve(listener, app, stopping.clone()));
+    let context = Arc::new(context);
+    let http = api::http::router::router(Arc::clone(&context));
+    let http = tokio::spawn(connections::serve(listener, http, stopping.clone()));
+    let grpc_address = grpc.as_ref().map(|(_, address)| *address);
+    let grpc = tokio::spawn({
+        let stopping = stopping.clone();
+        async move {
+            if let Some((listener, _)) = grpc {
+                connections::serve(listener, api::grpc::router::router(context), stopping).await;
+            }
+        }
+    });
     let workers = tokio::spawn(workers.run(stopping));
     let following = tokio::spawn(follow(registry, readiness.clone()));
     let watching = tokio::spawn(watch.run());
-    info!(%address, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}");
+    let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    info!(%address, grpc = grpc_text, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}, gRPC: {grpc_text}");
     Ok(Server {
         address,
+        grpc_address,
         readiness,
         stop,
         drain_delay: Duration::from_millis(settings.serving.drain_delay_ms),
         drain_timeout: Duration::from_millis(settings.serving.drain_timeout_ms),
         http,
+        grpc,
         workers,
         following,
         watching,
     })
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let failed = |source| Error::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
 }
 
 impl Server {
@@ -127,6 +163,12 @@ impl Server {
         self.address
     }
 
+    /// Where it listens for gRPC; `None` where that is off.
+    #[must_use]
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc_address
+    }
+
     /// Stops: not ready at once, answers during the drain delay, then takes no more connections, finishes the
     /// requests it has, and hands running jobs back.
     pub async fn stop(self) {
@@ -134,9 +176,11 @@ impl Server {
         // A load balancer needs this time to notice.
         tokio::time::sleep(self.drain_delay).await;
         self.stop.send_replace(true);
-        let (http, workers) = (self.http.abort_handle(), self.workers.abort_handle());
+        let tasks =
+            [("The HTTP server", self.http), ("The gRPC server", self.grpc), ("The workers", self.workers)];
+        let aborts = tasks.each_ref().map(|(_, task)| task.abort_handle());
         let ended = tokio::time::timeout(self.drain_timeout, async {
-            for (what, task) in [("The HTTP server", self.http), ("The workers", self.workers)] {
+            for (what, task) in tasks {
                 if let Err(error) = task.await {
                     error!(%error, "{what} ended by a fault");
                 }
@@ -145,8 +189,7 @@ impl Server {
         if ended.await.is_err() {
             let drain_timeout_ms = self.drain_timeout.as_millis();
             warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
-            http.abort();
-            workers.abort();
+            aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         for task in [self.following, self.watching] {
             task.abort();
@@ -161,8 +204,8 @@ impl Server {
 ///
 /// # Errors
 /// [`Error`] where it does not start.
-pub async fn serve(settings: &Settings) -> Result<(), Error> {
-    let server = start(settings).await?;
+pub async fn serve(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<(), Error> {
+    let server = start_with(settings, logs).await?;
     asked_to_end().await;
     info!("Octet stops; once more ends it at once");
     tokio::select! {

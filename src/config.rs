@@ -18,6 +18,8 @@ pub const DEFAULT: &str = include_str!("../config/default.toml");
 pub struct Settings {
     /// Address and port of HTTP.
     pub listen: SocketAddr,
+    /// Address and port of gRPC.
+    pub grpc_listen: Listen,
     /// Folder of the database and all files.
     pub data_dir: PathBuf,
     /// Instructions of the kernels: `auto` or one that the CPU has.
@@ -32,6 +34,28 @@ pub struct Settings {
     pub serving: Serving,
     /// Log lines.
     pub log: Log,
+}
+
+/// An address and port, or `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl TryFrom<String> for Listen {
+    type Error = std::net::AddrParseError;
+
+    fn try_from(text: String) -> Result<Listen, Self::Error> {
+        match text.as_str() {
+            "" | "off" => Ok(Listen(None)),
+            address => Ok(Listen(Some(address.parse()?))),
+        }
+    }
+}
+
+impl From<Listen> for String {
+    fn from(listen: Listen) -> String {
+        listen.0.map_or_else(|| "off".to_owned(), |address| address.to_string())
+    }
 }
 
 /// What a stranger may send.
@@ -90,6 +114,8 @@ pub struct Serving {
     pub batch_delay_us: u64,
     /// Bytes of loaded models, 0 (no limit) to 1 TiB.
     pub memory_bytes: u64,
+    /// Bytes from which on an answer is compressed for clients that ask, 0 (never) to 1 TiB.
+    pub compress_bytes: u64,
     /// Milliseconds that a stopping server still answers, 0 to 600,000.
     pub drain_delay_ms: u64,
     /// Milliseconds that a stopping server waits for requests it has taken, 0 to 3,600,000.
@@ -121,6 +147,8 @@ pub enum LogFormat {
 pub struct Flags {
     /// `--listen`.
     pub listen: Option<String>,
+    /// `--grpc-listen`.
+    pub grpc_listen: Option<String>,
     /// `--data-dir`.
     pub data_dir: Option<PathBuf>,
     /// `--set KEY=VALUE`, in order: any other key, with dots.
@@ -169,6 +197,7 @@ const RANGES: &[Range] = &[
     ("serving.batch_max", |s| s.serving.batch_max, 1, 1024),
     ("serving.batch_delay_us", |s| s.serving.batch_delay_us, 0, 1_000_000),
     ("serving.memory_bytes", |s| s.serving.memory_bytes, 0, TIB),
+    ("serving.compress_bytes", |s| s.serving.compress_bytes, 0, TIB),
     ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
     ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
 ];
@@ -227,6 +256,10 @@ impl Settings {
         }
         if let Some(listen) = &flags.listen {
             given.push(("`--listen`".to_owned(), "listen".to_owned(), readings(listen)));
+        }
+        if let Some(listen) = &flags.grpc_listen {
+            let value = Value::from(listen.clone());
+            given.push(("`--grpc-listen`".to_owned(), "grpc_listen".to_owned(), vec![value]));
         }
         if let Some(data_dir) = &flags.data_dir {
             let value = Value::from(data_dir.to_string_lossy().into_owned());
@@ -353,6 +386,7 @@ mod tests {
     fn the_defaults_are_valid_and_hold_every_key() {
         let settings = defaults();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
+        assert_eq!(settings.grpc_listen, Listen(Some("127.0.0.1:8001".parse().unwrap())));
         settings.validate().unwrap();
         // `Settings` has no serde default, so that a key missing in the file would not have been read; and
         // what it writes has no key more.
@@ -383,6 +417,7 @@ mod tests {
         let env = [("OCTET_LISTEN", "0.0.0.0:2"), ("OCTET_JOBS__WORKERS", "3"), ("HOME", "/root")];
         let flags = Flags {
             listen: Some("0.0.0.0:4".to_owned()),
+            grpc_listen: Some("off".to_owned()),
             data_dir: Some("/data".into()),
             set: vec![("jobs.workers".to_owned(), "5".to_owned())],
         };
@@ -391,6 +426,7 @@ mod tests {
         assert_eq!(seen(assemble(file, &env, &none).unwrap()), (2, 3));
         assert_eq!(seen(assemble(file, &env, &flags).unwrap()), (4, 5));
         assert_eq!(assemble(file, &env, &flags).unwrap().data_dir, PathBuf::from("/data"));
+        assert_eq!(assemble(file, &env, &flags).unwrap().grpc_listen, Listen(None));
     }
 
     #[test]
@@ -401,6 +437,15 @@ mod tests {
             let settings = assemble("", &[(&variable, &text)], &Flags::default());
             assert_eq!(settings, Ok(defaults()), "{variable}={text}");
         }
+    }
+
+    #[test]
+    fn grpc_is_switched_off_by_a_word_or_by_nothing() {
+        for text in ["off", ""] {
+            let settings = assemble("", &[("OCTET_GRPC_LISTEN", text)], &Flags::default()).unwrap();
+            assert_eq!(settings.grpc_listen, Listen(None), "{text}");
+        }
+        assert!(assemble("grpc_listen = \"here\"", &[], &Flags::default()).is_err());
     }
 
     #[test]

@@ -152,6 +152,32 @@ impl Code {
         self.row().2
     }
 
+    /// For gRPC.
+    pub(crate) fn grpc(self) -> tonic::Code {
+        match self {
+            Code::BadRequest
+            | Code::MalformedJson
+            | Code::BadInput
+            | Code::DigestMismatch
+            | Code::BadModel
+            | Code::BadData
+            | Code::BadRecipe
+            | Code::KeyReused => tonic::Code::InvalidArgument,
+            Code::NotFound => tonic::Code::NotFound,
+            Code::InUse | Code::AlreadyFinished | Code::NotFinished | Code::RevisionMismatch => {
+                tonic::Code::FailedPrecondition
+            }
+            Code::BadRange => tonic::Code::OutOfRange,
+            Code::TooLarge | Code::QueueFull => tonic::Code::ResourceExhausted,
+            Code::Overloaded | Code::NotReady => tonic::Code::Unavailable,
+            Code::Deadline => tonic::Code::DeadlineExceeded,
+            Code::NoRoute | Code::MethodNotAllowed | Code::UnsupportedMedia | Code::NotImplemented => {
+                tonic::Code::Unimplemented
+            }
+            Code::Internal => tonic::Code::Internal,
+        }
+    }
+
     /// What an answer of axum or tower itself means, by its status.
     pub(crate) fn of_status(status: StatusCode) -> Code {
         let specific = [
@@ -196,6 +222,18 @@ impl Problem {
     pub(crate) fn internal(cause: impl ToString) -> Problem {
         let detail = "a fault of the server; its log has the cause under this request id";
         Problem { cause: Some(cause.to_string()), ..Problem::new(Code::Internal, detail) }
+    }
+
+    /// More requests than `max` at a time.
+    pub(crate) fn overloaded(max: usize) -> Problem {
+        Problem::new(Code::Overloaded, format!("{max} requests are being answered already")).retry_after(1)
+    }
+
+    /// A panic in a handler.
+    pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Problem {
+        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Problem::internal(format!("panic: {text}"))
     }
 
     /// A body that is longer than allowed.

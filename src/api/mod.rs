@@ -1,14 +1,16 @@
-//! Speaks HTTP. This file holds the handles that every handler shares; the routes stand in `http/router.rs`.
+//! Speaks HTTP and gRPC. This file holds the handles that every handler shares; the routes stand in `http/router.rs`
+//! and `grpc/router.rs`.
 
 pub(crate) mod error;
+pub mod grpc;
 pub mod http;
+pub(crate) mod v2;
 pub(crate) mod wire;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::service::infer::registry::Registry;
 use crate::service::jobs::queue::Queue;
@@ -36,6 +38,83 @@ pub struct Context {
     pub readiness: Readiness,
     /// Becomes `true` when the server stops: streams end then.
     pub stopping: watch::Receiver<bool>,
+    /// The requests being answered, over both protocols.
+    pub in_flight: InFlight,
+    /// From so many bytes on, the answer of an inference is compressed for clients that ask; 0 is never.
+    pub compress_bytes: u64,
+    /// Held by the one request that carries a whole model in a message.
+    pub loading: Mutex<()>,
+    /// Changes which log lines are written; `None` where that is fixed.
+    pub logs: Option<Arc<dyn Logs>>,
+}
+
+/// Changes which log lines are written, while the server runs.
+pub trait Logs: Send + Sync {
+    /// The least important lines that are written.
+    fn level(&self) -> LogLevel;
+
+    /// Writes lines from `level` on.
+    ///
+    /// # Errors
+    /// Why it cannot be changed.
+    fn set_level(&self, level: LogLevel) -> Result<(), String>;
+}
+
+/// From which lines on the log is written. The later ones include the earlier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs, reason = "the variants are the levels of tracing")]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// All levels.
+    pub const ALL: [LogLevel; 6] =
+        [LogLevel::Off, LogLevel::Error, LogLevel::Warn, LogLevel::Info, LogLevel::Debug, LogLevel::Trace];
+
+    /// As the setting `log.level` names it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            LogLevel::Off => "off",
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
+}
+
+/// Counts the requests being answered.
+#[derive(Debug)]
+pub struct InFlight {
+    slots: Semaphore,
+    max: usize,
+}
+
+impl InFlight {
+    /// At most `max` at a time.
+    #[must_use]
+    pub fn new(max: usize) -> InFlight {
+        InFlight { slots: Semaphore::new(max.min(Semaphore::MAX_PERMITS)), max }
+    }
+
+    /// One more, until the result is dropped; `None` where there are as many as allowed.
+    pub fn enter(&self) -> Option<SemaphorePermit<'_>> {
+        self.slots.try_acquire().ok()
+    }
+
+    /// The most at a time.
+    #[must_use]
+    pub fn max(&self) -> usize {
+        self.max
+    }
 }
 
 /// What a stranger may send.
@@ -73,19 +152,31 @@ impl Context {
     }
 }
 
-/// Whether the server takes requests: `/v2/health/ready`.
-#[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<AtomicBool>);
+/// Whether the server takes requests: `/v2/health/ready`, `grpc.health.v1`.
+#[derive(Clone, Debug)]
+pub struct Readiness(Arc<watch::Sender<bool>>);
+
+impl Default for Readiness {
+    fn default() -> Readiness {
+        Readiness(Arc::new(watch::Sender::new(false)))
+    }
+}
 
 impl Readiness {
     /// Says from now on whether the server takes requests.
     pub fn set(&self, ready: bool) {
-        self.0.store(ready, Ordering::Release);
+        self.0.send_replace(ready);
     }
 
     /// Whether the server takes requests.
     #[must_use]
     pub fn get(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        *self.0.borrow()
+    }
+
+    /// Hears of each change.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<bool> {
+        self.0.subscribe()
     }
 }

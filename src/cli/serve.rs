@@ -2,10 +2,14 @@
 
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use octet::api::{LogLevel, Logs};
 use octet::app;
 use octet::config::{Flags, LogFormat, Settings};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
 use crate::cli::{Error, demo};
 
@@ -15,6 +19,9 @@ pub(crate) struct Serve {
     /// Address and port of HTTP [default: 127.0.0.1:8000].
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Address and port of gRPC, or `off` [default: 127.0.0.1:8001].
+    #[arg(long, value_name = "ADDR")]
+    grpc_listen: Option<String>,
     /// Folder of the database and all files [default: octet-data].
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -45,11 +52,12 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 impl Serve {
     /// Serves until SIGTERM or Ctrl-C.
     pub(crate) fn run(self) -> Result<(), Error> {
-        let flags = Flags { listen: self.listen, data_dir: self.data_dir, set: self.set };
+        let Serve { listen, grpc_listen, data_dir, set, .. } = self;
+        let flags = Flags { listen, grpc_listen, data_dir, set };
         let settings =
             Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
-        log(&settings)?;
-        runtime()?.block_on(app::serve(&settings)).map_err(start_error)
+        let logs = log(&settings)?;
+        runtime()?.block_on(app::serve(&settings, Some(logs))).map_err(start_error)
     }
 }
 
@@ -67,8 +75,12 @@ impl Demo {
         let made = std::fs::create_dir_all(folder);
         made.map_err(|source| Error::File { tried: "making", path: folder.to_owned(), source })?;
         let quiet = [("log.level".to_owned(), "warn".to_owned())];
-        let flags =
-            Flags { listen: Some(self.listen), data_dir: Some(folder.join("data")), set: quiet.to_vec() };
+        let flags = Flags {
+            listen: Some(self.listen),
+            grpc_listen: Some("off".to_owned()),
+            data_dir: Some(folder.join("data")),
+            set: quiet.to_vec(),
+        };
         let settings = Settings::load(None, &flags).map_err(|e| Error::Usage(e.to_string()))?;
         log(&settings)?;
         let runtime = runtime()?;
@@ -112,14 +124,47 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Log lines go to standard error.
-fn log(settings: &Settings) -> Result<(), Error> {
+/// Log lines go to standard error. Gives what changes their level.
+fn log(settings: &Settings) -> Result<Arc<dyn Logs>, Error> {
     let level = &settings.log.level;
     let filter = EnvFilter::try_new(level).map_err(|e| Error::Usage(format!("log.level `{level}`: {e}")))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match settings.log.format {
-        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => lines.json().init(),
+    let shown = Mutex::new(shown(&filter));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match settings.log.format {
+        LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    };
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    Ok(Arc::new(Filter { shown, handle }))
+}
+
+/// The filter of the log lines.
+struct Filter {
+    shown: Mutex<LogLevel>,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Logs for Filter {
+    fn level(&self) -> LogLevel {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    Ok(())
+
+    fn set_level(&self, level: LogLevel) -> Result<(), String> {
+        let filter = match level {
+            // Lines of the libraries below would bury ours.
+            LogLevel::Debug | LogLevel::Trace => EnvFilter::new(format!("info,octet={}", level.name())),
+            _ => EnvFilter::new(level.name()),
+        };
+        self.handle.reload(filter).map_err(|error| error.to_string())?;
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = level;
+        Ok(())
+    }
+}
+
+/// The least important lines that a filter may let through.
+fn shown(filter: &EnvFilter) -> LogLevel {
+    let hint = filter.max_level_hint().map(|hint| hint.to_string());
+    let named = |level: &LogLevel| hint.as_deref() == Some(level.name());
+    LogLevel::ALL.into_iter().find(named).unwrap_or(LogLevel::Trace)
 }

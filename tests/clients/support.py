@@ -70,24 +70,29 @@ class Answer:
 
 
 class Server:
-    """`octet serve` on a free port with a data directory of its own, unless one is given."""
+    """`octet serve` on free ports with a data directory of its own, unless one is given. `grpc` is another address for
+    gRPC, or `off`."""
 
-    def __init__(self, binary, data_dir=None, settings=None):
+    def __init__(self, binary, data_dir=None, settings=None, grpc=None):
         self.binary = str(pathlib.Path(binary).resolve())
         self.own_dir = None if data_dir else tempfile.TemporaryDirectory(prefix="octet-test-")
         self.data_dir = pathlib.Path(data_dir or self.own_dir.name)
-        self.settings = settings or {}
+        self.settings, self.grpc = settings or {}, grpc
         self.log_path = self.data_dir.parent / (self.data_dir.name + ".log")
         self.process = None
         self.start()
 
     def start(self):
-        with socket.socket() as s:
+        # Both at once, so that they are two.
+        with socket.socket() as s, socket.socket() as t:
             s.bind(("127.0.0.1", 0))
-            self.port = s.getsockname()[1]
-        self.address = f"127.0.0.1:{self.port}"
+            t.bind(("127.0.0.1", 0))
+            self.port, grpc_port = s.getsockname()[1], t.getsockname()[1]
+        self.address, self.grpc_address = f"127.0.0.1:{self.port}", f"127.0.0.1:{grpc_port}"
         self.url = "http://" + self.address
-        command = [self.binary, "serve", "--listen", self.address, "--data-dir", str(self.data_dir)]
+        command = [self.binary, "serve", "--listen", self.address,
+                   "--grpc-listen", self.grpc_address if self.grpc is None else self.grpc,
+                   "--data-dir", str(self.data_dir)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | self.settings
@@ -208,6 +213,21 @@ class Server:
         answer = self.get(f"/v1/artifacts/{artifact}/download")
         assert answer.status == 200, f"download of {artifact}: {answer.status} {answer.text()}"
         return answer.body
+
+    def serve(self, endpoint, model):
+        """Serves a bundled model in float."""
+        answer = self.put(f"/v1/models/{endpoint}", model_path(model))
+        assert answer.status in (200, 201), answer.text()
+        answer = self.request("PUT", f"/v1/endpoints/{endpoint}", json.dumps({"model": endpoint}))
+        assert answer.status in (200, 201) and answer.json()["state"] == "READY", answer.text()
+
+    def metric(self, name, **labels):
+        """The value of a counter or gauge, summed over the labels that are not named."""
+        total = 0.0
+        for line in self.get("/metrics").text().splitlines():
+            if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+                total += float(line.rsplit(" ", 1)[1])
+        return total
 
     def infer(self, endpoint, name, array, output=None):
         """One request with binary tensors; the first output, or the one that is named."""

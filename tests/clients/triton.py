@@ -102,5 +102,133 @@ def check_repository_index_and_statistics(server):
     return ", ".join(extensions)
 
 
+def check_compressed_answers_when_asked_and_only_of_inference(binary):
+    batch = np.zeros((1700, 1, 28, 28), np.float32)  # 68 kB of answers
+    with support.Server(binary, settings={"OCTET_SERVING__COMPRESS_BYTES": "65536"}) as server:
+        server.serve("lenet", "fm_lenet")
+        client = triton.InferenceServerClient(server.address)
+        out = client.get_model_metadata("lenet")["outputs"][0]["name"]
+        tensor = triton.InferInput("input", list(batch.shape), "FP32")
+        tensor.set_data_from_numpy(batch)
+        want = client.infer("lenet", [tensor]).as_numpy(out)
+        for coding in ("gzip", "deflate"):
+            for binary_out in (True, False):
+                wanted = [triton.InferRequestedOutput(out, binary_data=binary_out)]
+                got = client.infer("lenet", [tensor], outputs=wanted, request_compression_algorithm=coding,
+                                   response_compression_algorithm=coding).as_numpy(out)
+                assert np.array_equal(got, want), (coding, binary_out)
+
+        def coding_of(path, body=None, accept="gzip, deflate, br", **headers):
+            answer = server.request("POST" if body else "GET", path, body, {"Accept-Encoding": accept, **headers})
+            assert answer.status == 200, answer.text()
+            return answer.headers.get("content-encoding")
+
+        raw = {"Inference-Header-Content-Length": "0"}
+        assert coding_of("/v2/models/lenet/infer", batch.tobytes(), **raw) == "gzip"
+        assert coding_of("/v2/models/lenet/infer", batch.tobytes(), accept="br", **raw) is None
+        assert coding_of("/v2/models/lenet/infer", batch[:100].tobytes(), **raw) is None, "below the threshold"
+        assert coding_of("/v2/models/lenet") is None and coding_of("/metrics") is None
+    with support.Server(binary) as server:
+        server.serve("lenet", "fm_lenet")
+        assert coding_of("/v2/models/lenet/infer", batch.tobytes(), **raw) is None, "off by default"
+
+
+def check_classification(server):
+    client = triton.InferenceServerClient(server.address)
+    batch = support.images()[0][:4]
+    out = client.get_model_metadata("lenet")["outputs"][0]["name"]
+    tensor = triton.InferInput("input", list(batch.shape), "FP32")
+    tensor.set_data_from_numpy(batch)
+    best = client.infer("lenet", [tensor]).as_numpy(out).argmax(axis=1)
+    for binary in (True, False):
+        wanted = [triton.InferRequestedOutput(out, binary_data=binary, class_count=3)]
+        classes = client.infer("lenet", [tensor], outputs=wanted).as_numpy(out)
+        assert classes.shape == (4, 3), classes
+        texts = [c.decode() if isinstance(c, bytes) else c for c in classes[:, 0]]
+        assert [int(t.split(":")[1]) for t in texts] == list(best), (texts, best)
+
+
+def check_load_and_unload_with_a_file(server):
+    client = triton.InferenceServerClient(server.address)
+    model = support.model_path("fm_mlp").read_bytes()
+    config = json.dumps({"backend": "onnxruntime", "max_batch_size": 4})
+
+    def refused(says, name="fresh", **given):
+        try:
+            client.load_model(name, **given)
+        except InferenceServerException as e:
+            assert says in e.message(), e.message()
+            return
+        raise AssertionError(f"{given}: was not refused")
+
+    file = {"file:1/model.onnx": model}
+    refused("config", files=file)
+    refused("no endpoint `fresh`")
+    refused("`sequence_batching`", config='{"sequence_batching": {}}', files=file)
+    refused("no input `nobody`", config='{"input": [{"name": "nobody"}]}', files=file)
+    refused("file:1/model.plan", config=config, files={"file:1/model.plan": model})
+    refused("more than one file", config=config, files=file | {"file:1/model.data": b""})
+    refused("not", config=config, files={"file:1/model.onnx": b"no model"})
+    assert not client.is_model_ready("fresh")
+    client.load_model("fresh", config=config, files=file)
+    assert client.is_model_ready("fresh", "1")
+    x = support.images()[0][:2]
+    shape = client.get_model_metadata("fresh")["inputs"][0]["shape"]
+    x = x.reshape([2] + [d for d in shape[1:]])
+    name = client.get_model_metadata("fresh")["inputs"][0]["name"]
+    tensor = triton.InferInput(name, list(x.shape), "FP32")
+    tensor.set_data_from_numpy(x)
+    first = client.infer("fresh", [tensor]).as_numpy(client.get_model_metadata("fresh")["outputs"][0]["name"])
+    assert first.shape[0] == 2
+    client.load_model("fresh", config=config, files=file)
+    assert client.get_model_metadata("fresh")["versions"] == ["1"], "the same file makes no version"
+    client.unload_model("fresh")
+    assert not client.is_model_ready("fresh")
+    index = {m["name"]: m for m in client.get_model_repository_index()}
+    assert index["fresh"]["state"] == "UNAVAILABLE" and index["fresh"]["reason"] == "unloaded", index
+    client.load_model("fresh")
+    assert client.is_model_ready("fresh")
+    assert server.get("/v1/models/fresh").json()["version"] == 1
+    refused("no input `nobody`", config='{"input": [{"name": "nobody"}]}')
+    # As long as a model may be, in base64; and beyond.
+    with support.Server(server.binary, settings={"OCTET_LIMITS__MODEL_BYTES": str(len(model))}) as small:
+        client = triton.InferenceServerClient(small.address)
+        client.load_model("fresh", config=config, files=file)
+        refused("longer than", config=config, files={"file:1/model.onnx": model + b"x"})
+        refused("longer than", config=config, files={"file:1/model.onnx": bytes(len(model) * 2 + (2 << 20))})
+
+
+def check_settings_of_log_and_traces(server):
+    client = triton.InferenceServerClient(server.address)
+    assert "logging" in client.get_server_metadata()["extensions"]
+    assert "trace" not in client.get_server_metadata()["extensions"], "there are none"
+    before = client.get_log_settings()
+    assert before["log_info"] is True and before["log_verbose_level"] == 0, before
+    assert client.update_log_settings({"log_verbose_level": 1})["log_verbose_level"] == 1
+    client.is_server_live()
+    server.until(lambda: "/v2/health/live" in server.log(), "requests are logged")
+    assert client.update_log_settings({"log_verbose_level": 0}) == before
+    trace = client.get_trace_settings()
+    assert trace["trace_level"] == ["OFF"], trace
+    assert client.update_trace_settings("lenet", {"trace_level": ["OFF"], "trace_rate": None}) == trace
+    assert client.get_trace_settings("lenet") == trace
+
+    def refused(says, change):
+        try:
+            change()
+        except InferenceServerException as e:
+            assert says in e.message(), e.message()
+            return
+        raise AssertionError(f"{says}: was not refused")
+
+    refused("log_file", lambda: client.update_log_settings({"log_file": "/tmp/x"}))
+    refused("log_colour", lambda: client.update_log_settings({"log_colour": 1}))
+    refused("trace_level", lambda: client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"]}))
+    refused("nobody", lambda: client.get_trace_settings("nobody"))
+    assert client.get_log_settings() == before
+    for path in ("systemsharedmemory", "cudasharedmemory"):
+        assert server.get(f"/v2/{path}/status").status == 501
+
+
 if __name__ == "__main__":
     support.main(sys.modules[__name__])

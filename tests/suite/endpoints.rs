@@ -114,11 +114,12 @@ async fn an_endpoint_is_unloaded_and_loaded_again() {
 
     app.post("/v2/repository/models/nobody/load", "").await.error(404, "not_found", &["nobody"]);
     app.post("/v2/repository/models/nobody/unload", "").await.error(404, "not_found", &["nobody"]);
-    let config = json!({ "parameters": { "config": "{}" } });
-    app.post_json("/v2/repository/models/linear/load", &config).await.error(
-        400,
-        "bad_request",
-        &["/v1/models"],
-    );
+    // A file needs a configuration, and a configuration is held against the model.
+    let load = "/v2/repository/models/linear/load";
+    let file = json!({ "parameters": { "file:1/model.onnx": "AAEC" } });
+    app.post_json(load, &file).await.error(400, "bad_request", &["file:1/model.onnx", "config"]);
+    app.post_json(load, &json!({ "parameters": { "config": "{}" } })).await.expect(200);
+    let config = json!({ "parameters": { "config": r#"{"ensemble_scheduling": {}}"# } });
+    app.post_json(load, &config).await.error(400, "bad_request", &["ensemble_scheduling"]);
     app.post("/v2/repository/index", "{").await.error(400, "malformed_json", &["line 1"]);
 }

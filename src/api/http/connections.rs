@@ -15,13 +15,26 @@ use tokio::task::JoinSet;
 /// no longer.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
+/// Requests of one HTTP/2 connection at a time: a gRPC client sends all of its calls over one.
+const STREAMS_MAX: u32 = 1024;
+
+/// Bytes that an HTTP/2 client may send before somebody reads them.
+const WINDOW_BYTES: u32 = 1 << 20;
+
 /// Serves until `stopping` is `true`, then until the requests under way are answered.
 ///
 /// `axum::serve` sets no timer on its connections, so the time of a head would have no bound there.
 pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD_TIME);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HEAD_TIME)
+        .max_concurrent_streams(STREAMS_MAX)
+        // 64 KiB, the default, would make a tensor wait for an answer of the network every 64 KiB.
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(4 * WINDOW_BYTES);
     let graceful = GracefulShutdown::new();
     // Whoever waits for the end of this function finds nothing left that holds the server's files.
     let mut tasks = JoinSet::new();

@@ -12,17 +12,18 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-use crate::api::error::{Code, Problem};
-use crate::api::http::{ErrorBody, Shared, read_body};
+use crate::api::error::Problem;
+use crate::api::http::{ErrorBody, Shared, compress, read_body};
+use crate::api::v2::describe::{self, Configuration, ConfiguredPort, ModelMetadata};
+use crate::api::v2::infer::{close, run};
 use crate::api::wire::request::{decode, framing};
 use crate::api::wire::response::{Encoded, InferAnswer, encode};
 use crate::api::wire::{self, Framing, InferRequest, datatype_name};
 use crate::engine::tensor::Tensor;
-use crate::service::infer::registry::State as Loaded;
+use crate::service::infer::Port;
 use crate::service::infer::served::{Served, Ticket};
 use crate::service::infer::stats::{BatchTally, Figures, Spent, Tally};
-use crate::service::infer::{Ask, Port};
-use crate::service::metrics::{Outcome, Protocol};
+use crate::service::metrics::Protocol;
 
 const JSON_BYTES: HeaderName = HeaderName::from_static("inference-header-content-length");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -131,26 +132,7 @@ async fn answer(
 ) -> Result<Response, Problem> {
     let mut ticket = shared.registry.admit(name, version, Protocol::Http).await?;
     let result = answer_ticket(shared, &mut ticket, headers, body).await;
-    match result {
-        Ok((response, spent)) => {
-            ticket.answered((shared.clock)().0, &spent);
-            Ok(response)
-        }
-        Err(problem) => {
-            ticket.refused(outcome(problem.code));
-            Err(problem)
-        }
-    }
-}
-
-/// How the metrics call a refusal.
-fn outcome(code: Code) -> Outcome {
-    match code {
-        Code::QueueFull | Code::Overloaded | Code::NotReady => Outcome::Rejected,
-        Code::Deadline => Outcome::Deadline,
-        Code::Internal => Outcome::Error,
-        _ => Outcome::Invalid,
-    }
+    close(shared, ticket, result)
 }
 
 async fn answer_ticket(
@@ -164,26 +146,22 @@ async fn answer_ticket(
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, bytes, &served).await?;
-    let decode_time = start.elapsed();
-    let ask = Ask {
-        precision: request.precision.clone(),
-        deadline: request.timeout_us.map(|us| start + Duration::from_micros(us)),
-        priority: request.priority,
-    };
-    let answer = ticket.infer(std::mem::take(&mut request.inputs), &ask).await?;
-    let encode_start = Instant::now();
-    let timing = answer.timing;
-    let encoded = encode_aside(request, answer.outputs, &served).await?;
-    let encode_time = encode_start.elapsed();
-    let spent = Spent {
-        total: start.elapsed(),
-        queue: timing.queue,
-        input: decode_time + timing.merge,
-        compute: timing.compute,
-        output: timing.split + encode_time,
-    };
-    ticket.times(decode_time, timing.queue, encode_time);
-    Ok((respond(encoded, &spent), spent))
+    let mut ran = run(ticket, &mut request, start, None).await?;
+    let mut encoded = encode_aside(request, std::mem::take(&mut ran.outputs), &served).await?;
+    let size = encoded.body.len() as u64;
+    let wanted = shared.compress_bytes > 0 && size >= shared.compress_bytes;
+    let coding = if wanted { compress::wanted(headers) } else { None };
+    if let Some(coding) = coding {
+        let plain = std::mem::take(&mut encoded.body);
+        encoded.body = aside(move || compress::compress(coding, &plain)).await?.map_err(Problem::internal)?;
+    }
+    let spent = ran.spent(ticket);
+    let mut response = respond(encoded, &spent);
+    if let Some(coding) = coding {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+    Ok((response, spent))
 }
 
 fn request_framing(headers: &HeaderMap) -> Result<Framing, Problem> {
@@ -255,40 +233,6 @@ fn respond(encoded: Encoded, spent: &Spent) -> Response {
     response
 }
 
-/// An endpoint, as the protocol shows it.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct ModelMetadata {
-    /// The endpoint.
-    name: String,
-    /// All its versions.
-    versions: Vec<String>,
-    /// `onnx_onnxv1`.
-    platform: &'static str,
-    /// What a caller hands in.
-    inputs: Vec<PortView>,
-    /// What a caller gets back.
-    outputs: Vec<PortView>,
-}
-
-/// An input or output.
-#[derive(Serialize, ToSchema)]
-pub(crate) struct PortView {
-    /// Name in the model.
-    name: String,
-    /// `FP32`, `INT64`, `BOOL` ….
-    datatype: &'static str,
-    /// With the batch dimension; −1 is free.
-    shape: Vec<i64>,
-}
-
-fn dims(port: &Port) -> Vec<i64> {
-    port.shape.iter().map(|d| d.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
-}
-
-fn port_view(port: &Port) -> PortView {
-    PortView { name: port.name.clone(), datatype: datatype_name(port.dtype), shape: dims(port) }
-}
-
 /// Inputs and outputs of the default version of an endpoint.
 #[utoipa::path(get, path = "/v2/models/{name}", tag = "inference", params(("name" = String, Path)),
     responses((status = 200, description = "The endpoint", body = ModelMetadata),
@@ -297,7 +241,7 @@ pub(crate) async fn metadata(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<Json<ModelMetadata>, Problem> {
-    describe(&shared, &name, None)
+    Ok(Json(describe::metadata(&shared, &name, None)?))
 }
 
 /// Inputs and outputs of a version of an endpoint.
@@ -309,19 +253,7 @@ pub(crate) async fn metadata_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
 ) -> Result<Json<ModelMetadata>, Problem> {
-    describe(&shared, &name, Some(&version))
-}
-
-fn describe(shared: &Shared, name: &str, version: Option<&str>) -> Result<Json<ModelMetadata>, Problem> {
-    let (entry, _) = shared.registry.entry(name, version)?;
-    let served = shared.registry.find(name, version)?;
-    Ok(Json(ModelMetadata {
-        name: served.name.to_string(),
-        versions: entry.versions.keys().map(u32::to_string).collect(),
-        platform: "onnx_onnxv1",
-        inputs: served.inputs.iter().map(port_view).collect(),
-        outputs: served.outputs.iter().map(port_view).collect(),
-    }))
+    Ok(Json(describe::metadata(&shared, &name, Some(&version))?))
 }
 
 /// Whether a version answers.
@@ -366,8 +298,7 @@ pub(crate) async fn config(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let served = shared.registry.find(&name, None)?;
-    Ok(Json(configuration(&served)))
+    Ok(Json(configuration(&describe::configuration(&shared, &name, None)?)))
 }
 
 /// The configuration of a version of an endpoint.
@@ -379,44 +310,35 @@ pub(crate) async fn config_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
-    let served = shared.registry.find(&name, Some(&version))?;
-    Ok(Json(configuration(&served)))
+    Ok(Json(configuration(&describe::configuration(&shared, &name, Some(&version))?)))
 }
 
-fn configuration(served: &Served) -> Value {
-    let limits = served.limits();
-    // Where the first dimension is the sample, `dims` leaves it out: that is what the field means to clients.
-    let skip = usize::from(served.has_samples);
-    let port = |port: &Port| {
+fn configuration(config: &Configuration) -> Value {
+    let port = |port: &ConfiguredPort| {
         let kind = format!("TYPE_{}", datatype_name(port.dtype));
-        json!({ "name": port.name, "data_type": kind, "dims": dims(port)[skip..] })
+        json!({ "name": port.name, "data_type": kind, "dims": port.dims })
     };
-    let mut config = json!({
-        "name": served.name,
-        "platform": "onnxruntime_onnx",
-        "backend": "octet",
-        "max_batch_size": if served.has_samples { limits.batch_samples_max } else { 0 },
-        "input": served.inputs.iter().map(port).collect::<Vec<_>>(),
-        "output": served.outputs.iter().map(port).collect::<Vec<_>>(),
-        "parameters": { "precision": { "string_value": served.source.precision().as_str() } },
+    let mut value = json!({
+        "name": config.name,
+        "platform": config.platform,
+        "backend": config.backend,
+        "max_batch_size": config.max_batch_size,
+        "input": config.inputs.iter().map(port).collect::<Vec<_>>(),
+        "output": config.outputs.iter().map(port).collect::<Vec<_>>(),
+        "parameters": { "precision": { "string_value": config.precision } },
     });
-    if served.batching {
-        let delay_us = u64::try_from(limits.batch_delay.as_micros()).unwrap_or(u64::MAX);
-        config["dynamic_batching"] =
+    if let Some(delay_us) = config.batch_delay_us {
+        value["dynamic_batching"] =
             json!({ "preferred_batch_size": [], "max_queue_delay_microseconds": delay_us });
     }
-    config
+    value
 }
 
 /// What all endpoints have done since they were loaded.
 #[utoipa::path(get, path = "/v2/models/stats", tag = "inference",
     responses((status = 200, description = "The figures", body = Value)))]
-pub(crate) async fn stats_all(State(shared): State<Shared>) -> Json<Value> {
-    let mut all = Vec::new();
-    for entry in shared.registry.all() {
-        all.extend(entry.versions.values().filter_map(statistics));
-    }
-    Json(json!({ "model_stats": all }))
+pub(crate) async fn stats_all(State(shared): State<Shared>) -> Result<Json<Value>, Problem> {
+    Ok(statistics(&describe::loaded(&shared, None, None)?))
 }
 
 /// What an endpoint has done since it was loaded, all versions.
@@ -427,9 +349,7 @@ pub(crate) async fn stats(
     State(shared): State<Shared>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, Problem> {
-    let (entry, _) = shared.registry.entry(&name, None)?;
-    let all: Vec<Value> = entry.versions.values().filter_map(statistics).collect();
-    Ok(Json(json!({ "model_stats": all })))
+    Ok(statistics(&describe::loaded(&shared, Some(&name), None)?))
 }
 
 /// What a version of an endpoint has done since it was loaded.
@@ -441,14 +361,15 @@ pub(crate) async fn stats_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
 ) -> Result<Json<Value>, Problem> {
-    let (entry, number) = shared.registry.entry(&name, Some(&version))?;
-    let all: Vec<Value> = entry.versions.get(&number).and_then(statistics).into_iter().collect();
-    Ok(Json(json!({ "model_stats": all })))
+    Ok(statistics(&describe::loaded(&shared, Some(&name), Some(&version))?))
 }
 
-/// The figures of a version as Triton's statistics extension has them; `None` where it is not loaded.
-fn statistics(state: &Loaded) -> Option<Value> {
-    let Loaded::Ready(served) = state else { return None };
+fn statistics(all: &[Arc<Served>]) -> Json<Value> {
+    Json(json!({ "model_stats": all.iter().map(|served| figures(served)).collect::<Vec<_>>() }))
+}
+
+/// The figures of a version as Triton's statistics extension has them.
+fn figures(served: &Served) -> Value {
     let figures: Figures = served.stats.figures();
     let tally = |t: Tally| json!({ "count": t.count, "ns": t.ns });
     let batch = |(size, b): (&usize, &BatchTally)| {
@@ -459,7 +380,7 @@ fn statistics(state: &Loaded) -> Option<Value> {
             "compute_output": tally(b.split),
         })
     };
-    Some(json!({
+    json!({
         "name": served.name,
         "version": served.source.version.to_string(),
         "last_inference": figures.last_inference_ms,
@@ -478,5 +399,5 @@ fn statistics(state: &Loaded) -> Option<Value> {
         "response_stats": {},
         "batch_stats": figures.batches.iter().map(batch).collect::<Vec<_>>(),
         "memory_usage": [{ "type": "CPU", "id": 0, "byte_size": served.weight_bytes }],
-    }))
+    })
 }

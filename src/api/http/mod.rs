@@ -1,6 +1,7 @@
 //! What the handlers have in common: bodies, pages, names, request ids, the body of a refusal.
 
 pub(crate) mod artifacts;
+pub(crate) mod compress;
 pub mod connections;
 pub(crate) mod datasets;
 pub(crate) mod dry_run;
@@ -12,6 +13,7 @@ pub(crate) mod models;
 pub(crate) mod observe;
 pub(crate) mod repository;
 pub mod router;
+pub(crate) mod settings;
 pub(crate) mod system;
 pub(crate) mod ui;
 pub(crate) mod uploads;
@@ -198,7 +200,7 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
 }
 
 /// Reads JSON of bounded depth.
-pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8], depth_max: usize) -> Result<T, Problem> {
+pub(crate) fn parse_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], depth_max: usize) -> Result<T, Problem> {
     if depth(bytes) > depth_max {
         return Err(Problem::new(Code::MalformedJson, format!("JSON nested deeper than {depth_max} levels")));
     }

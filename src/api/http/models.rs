@@ -74,7 +74,8 @@ pub(crate) async fn put(
     keep(&shared, name, &pin, info).await
 }
 
-fn kind(shared: &Context) -> uploads::Kind {
+/// What a file must be to become a model.
+pub(crate) fn kind(shared: &Context) -> uploads::Kind {
     let Limits { model_bytes, model_memory_bytes, .. } = shared.limits;
     uploads::Kind {
         limit_bytes: model_bytes,
@@ -142,12 +143,23 @@ async fn short_text(mut field: axum::extract::multipart::Field<'_>) -> Result<St
 }
 
 /// Makes the row while the pin keeps the file.
-async fn keep(shared: &Shared, name: Name, pin: &Pin, info: serde_json::Value) -> Result<Response, Problem> {
+pub(crate) async fn create(
+    shared: &Context,
+    name: Name,
+    pin: &Pin,
+    info: serde_json::Value,
+) -> Result<Created<Model>, Problem> {
     let new = NewModel { name, sha256: pin.digest(), bytes: pin.bytes(), info };
-    let Created { record, new } = shared.catalog.create_model(new).await?;
-    if new {
-        tracing::info!(model = %record.pinned(), bytes = record.bytes, "Model {} is kept", record.pinned());
+    let created = shared.catalog.create_model(new).await?;
+    if created.new {
+        let (model, bytes) = (created.record.pinned(), created.record.bytes);
+        tracing::info!(%model, bytes, "Model {model} is kept");
     }
+    Ok(created)
+}
+
+async fn keep(shared: &Shared, name: Name, pin: &Pin, info: serde_json::Value) -> Result<Response, Problem> {
+    let Created { record, new } = create(shared, name, pin, info).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/models/{}", record.pinned());
     let mut response = (status, one(record)).into_response();

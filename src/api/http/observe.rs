@@ -6,49 +6,29 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tokio::sync::Semaphore;
 
 use crate::api::error::{Code, Problem};
 use crate::api::http::{ErrorBody, ProblemBody, Shared};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Counts the requests being answered.
-pub(crate) struct InFlight {
-    slots: Semaphore,
-}
-
-impl InFlight {
-    /// At most `max` at a time.
-    pub(crate) fn new(max: usize) -> InFlight {
-        InFlight { slots: Semaphore::new(max.min(Semaphore::MAX_PERMITS)) }
-    }
-}
+/// The id of a request: as it came, or ours.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Gives a request its id, counts and times it, and writes the body of its refusal.
-pub(crate) async fn observe(
-    State((shared, in_flight)): State<(Shared, std::sync::Arc<InFlight>)>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let start = Instant::now();
-    let id = request_id(&request);
+    let id = request_id(request.headers());
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
     let _counted = shared.metrics.http_begin();
     // Probes and scrapes must get through when nothing else does.
     let exempt = path.starts_with("/v2/health/") || path == "/metrics";
-    let slot = in_flight.slots.try_acquire();
-    let mut response = if slot.is_err() && !exempt {
-        let limit = shared.limits.requests_in_flight;
-        let problem = Problem::new(Code::Overloaded, format!("{limit} requests are being answered already"));
-        Problem { retry_after_s: Some(1), ..problem }.into_response()
-    } else {
-        next.run(request).await
+    let mut response = match shared.in_flight.enter() {
+        None if !exempt => Problem::overloaded(shared.in_flight.max()).into_response(),
+        _entered => next.run(request).await,
     };
     let status = response.status();
     if status.is_client_error() || status.is_server_error() {
@@ -77,14 +57,12 @@ pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, nex
 
 /// The answer to a panic in a handler.
 pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
-    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-    Problem::internal(format!("panic: {text}")).into_response()
+    Problem::of_panic(&*panic).into_response()
 }
 
 /// The client's id where it is short and visible, else a new one.
-fn request_id(request: &Request) -> String {
-    let given = request.headers().get(&REQUEST_ID).and_then(|v| v.to_str().ok());
+pub(crate) fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(&REQUEST_ID).and_then(|v| v.to_str().ok());
     match given {
         Some(id) if !id.is_empty() && id.len() <= 128 && id.bytes().all(|b| b.is_ascii_graphic()) => {
             id.to_owned()

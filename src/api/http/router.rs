@@ -13,9 +13,9 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Context;
-use crate::api::http::observe::{self, InFlight};
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, repository, system, ui,
+    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, observe, repository, settings, system,
+    ui,
 };
 
 /// The head of the OpenAPI document.
@@ -36,6 +36,7 @@ use crate::api::http::{
         (name = "endpoints", description = "What is served under which name"),
         (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
         (name = "repository", description = "Triton's model repository extension"),
+        (name = "settings", description = "Triton's settings of the log and of traces"),
         (name = "health", description = "The server about itself"),
     )
 )]
@@ -48,6 +49,7 @@ fn uploads() -> OpenApiRouter<Shared> {
         .routes(routes!(models::post, models::list))
         .routes(routes!(lint::post))
         .routes(routes!(datasets::put, datasets::get, datasets::delete))
+        .routes(routes!(repository::load))
 }
 
 /// Inference: bodies may be compressed.
@@ -92,16 +94,17 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(infer::stats))
         .routes(routes!(infer::stats_version))
         .routes(routes!(repository::index))
-        .routes(routes!(repository::load))
         .routes(routes!(repository::unload))
+        .routes(routes!(settings::log, settings::update_log))
+        .routes(routes!(settings::trace, settings::update_trace))
+        .routes(routes!(settings::trace_model, settings::update_trace_model))
         .route("/", get(ui::page))
         .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
         .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
 }
 
 /// The server's routes over what they share.
-pub fn router(context: Context) -> axum::Router {
-    let shared = Arc::new(context);
+pub fn router(shared: Arc<Context>) -> axum::Router {
     let limit = shared.limits.request_timeout;
     let in_time = from_fn_with_state(limit, observe::in_time);
     let (uploads, _) = uploads().split_for_parts();
@@ -109,7 +112,6 @@ pub fn router(context: Context) -> axum::Router {
     let (rest, _) = rest().split_for_parts();
     // The header counts plain bytes, so nothing behind this layer sees a compressed one.
     let inference = inference.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
-    let in_flight = Arc::new(InFlight::new(shared.limits.requests_in_flight));
     inference
         .merge(rest)
         .layer(in_time)
@@ -118,7 +120,7 @@ pub fn router(context: Context) -> axum::Router {
         // Every handler bounds its own body, uploads by their own setting.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state((Arc::clone(&shared), in_flight), observe::observe))
+        .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
         .with_state(shared)
 }
 

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 
 use crate::api::error::Code;
 use crate::api::http::Shared;
+use crate::api::v2::describe;
 use crate::service::metrics::Metrics;
 
 /// Whether the process answers.
@@ -47,25 +48,17 @@ pub(crate) async fn ready(State(shared): State<Shared>) -> Response {
 pub(crate) struct ServerMetadata {
     name: &'static str,
     version: &'static str,
-    extensions: &'static [&'static str],
+    extensions: Vec<&'static str>,
 }
 
 /// What this server is and which extensions of the protocol it speaks.
 #[utoipa::path(get, path = "/v2", tag = "health",
     responses((status = 200, description = "The server", body = ServerMetadata)))]
-pub(crate) async fn metadata() -> Json<ServerMetadata> {
+pub(crate) async fn metadata(State(shared): State<Shared>) -> Json<ServerMetadata> {
     Json(ServerMetadata {
-        name: "octet",
-        version: env!("CARGO_PKG_VERSION"),
-        // The spelling of Triton's core/src/server.cc, which clients compare with.
-        extensions: &[
-            "classification",
-            "model_repository",
-            "model_configuration",
-            "binary_tensor_data",
-            "parameters",
-            "statistics",
-        ],
+        name: describe::NAME,
+        version: describe::VERSION,
+        extensions: describe::extensions(&shared),
     })
 }
 

@@ -5,8 +5,8 @@ use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Port, dataty
 use crate::engine::tensor::{DType, Tensor, element_count};
 
 /// Most dimensions of a tensor, and most inputs or outputs of a request.
-const RANK_MAX: usize = 16;
-const TENSORS_MAX: usize = 1024;
+pub(crate) const RANK_MAX: usize = 16;
+pub(crate) const TENSORS_MAX: usize = 1024;
 
 /// Reads the header `Inference-Header-Content-Length`.
 ///
@@ -215,26 +215,61 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
     Ok(all)
 }
 
+/// What an input says of itself.
+pub(crate) struct Described {
+    /// What one element is.
+    pub(crate) dtype: DType,
+    /// Length of each dimension.
+    pub(crate) shape: Vec<usize>,
+    /// Elements.
+    pub(crate) count: usize,
+    /// Bytes of all elements.
+    pub(crate) bytes: usize,
+}
+
+/// Reads the shape and the datatype of an input.
+///
+/// # Errors
+/// [`Error::Input`] where one of them is none.
+pub(crate) fn described(name: &str, dims: &[i64], datatype_text: &str) -> Result<Described, Error> {
+    let wrong = |reason: String| Error::Input { name: name.to_owned(), reason };
+    let shape: Result<Vec<usize>, _> = dims.iter().map(|&d| usize::try_from(d)).collect();
+    let shape = shape.map_err(|_| wrong(format!("shape {dims:?} has a dimension below 0")))?;
+    if datatype_text == "BYTES" {
+        return Err(wrong("datatype BYTES (strings) is not supported: models here take numbers".to_owned()));
+    }
+    let dtype =
+        datatype(datatype_text).ok_or_else(|| wrong(format!("`{datatype_text}` is not a datatype")))?;
+    let (count, bytes) = element_count(&shape)
+        .and_then(|n| Some((n, n.checked_mul(dtype.size())?)))
+        .ok_or_else(|| wrong(format!("the product of shape {shape:?} is too large")))?;
+    Ok(Described { dtype, shape, count, bytes })
+}
+
+/// A tensor of raw bytes, little-endian, as many as its shape takes.
+///
+/// # Errors
+/// Why the bytes are not such a tensor.
+pub(crate) fn raw_tensor(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
+    if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
+        return Err("a BOOL byte is neither 0 nor 1".to_owned());
+    }
+    let size = bytes.len();
+    Tensor::from_bytes(dtype, shape, bytes).ok_or_else(|| format!("{size} bytes do not fill shape {shape:?}"))
+}
+
 fn input_tensor(input: InputText<'_>, text: &[u8], tail: &mut &[u8]) -> Result<(String, Tensor), Error> {
     let name = input.name.ok_or_else(|| Error::Field("an input without `name`".to_owned()))?;
     let wrong = |reason: String| Error::Input { name: name.clone(), reason };
     let dims = input.shape.ok_or_else(|| wrong("no `shape`".to_owned()))?;
-    let shape: Result<Vec<usize>, _> = dims.iter().map(|&d| usize::try_from(d)).collect();
-    let shape = shape.map_err(|_| wrong(format!("shape {dims:?} has a dimension below 0")))?;
     let type_name = input.datatype.ok_or_else(|| wrong("no `datatype`".to_owned()))?;
-    if type_name == "BYTES" {
-        return Err(wrong("datatype BYTES (strings) is not supported: models here take numbers".to_owned()));
-    }
-    let dtype = datatype(&type_name).ok_or_else(|| wrong(format!("`{type_name}` is not a datatype")))?;
-    let count = element_count(&shape)
-        .and_then(|n| Some((n, n.checked_mul(dtype.size())?)))
-        .ok_or_else(|| wrong(format!("the product of shape {shape:?} is too large")))?;
+    let Described { dtype, shape, count, bytes } = described(&name, &dims, &type_name)?;
     let tensor = match (input.binary_bytes, input.data) {
-        (Some(size), _) => binary_tensor(dtype, &shape, size, count.1, tail).map_err(wrong)?,
+        (Some(size), _) => binary_tensor(dtype, &shape, size, bytes, tail).map_err(wrong)?,
         (None, Some((start, data))) => {
-            json_tensor(dtype, &shape, count.0, data).map_err(|e| within(e, &name, text, start))?
+            json_tensor(dtype, &shape, count, data).map_err(|e| within(e, &name, text, start))?
         }
-        (None, None) if count.0 == 0 => Tensor::zeros(dtype, &shape),
+        (None, None) if count == 0 => Tensor::zeros(dtype, &shape),
         (None, None) => return Err(wrong("neither `data` nor `parameters.binary_data_size`".to_owned())),
     };
     Ok((name, tensor))
@@ -258,10 +293,7 @@ fn binary_tensor(
     }
     let (bytes, rest) = tail.split_at(size);
     *tail = rest;
-    if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
-        return Err("a BOOL byte is neither 0 nor 1".to_owned());
-    }
-    Tensor::from_bytes(dtype, shape, bytes).ok_or_else(|| format!("{size} bytes do not fill shape {shape:?}"))
+    raw_tensor(dtype, shape, bytes)
 }
 
 fn json_tensor(dtype: DType, shape: &[usize], count: usize, data: &[u8]) -> Result<Tensor, Error> {

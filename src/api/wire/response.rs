@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde::Serialize;
 
-use crate::api::wire::{Error, InferRequest, datatype_name};
+use crate::api::wire::{Error, InferRequest, OutputRequest, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 /// The answer of a model, to be encoded.
@@ -34,7 +34,7 @@ pub(crate) struct Encoded {
 /// # Errors
 /// [`Error::Output`] where an output is asked for that the model does not have.
 pub(crate) fn encode(request: &InferRequest, answer: &InferAnswer<'_>) -> Result<Encoded, Error> {
-    let chosen = choose(request, answer)?;
+    let chosen = chosen(request, answer)?;
     let bytes: usize = chosen.iter().map(|c| c.tensor.view().bytes.len()).sum();
     let mut json = Vec::with_capacity(256 + if chosen.iter().all(|c| c.binary) { bytes } else { bytes * 3 });
     let mut tail = Vec::new();
@@ -56,7 +56,7 @@ pub(crate) fn encode(request: &InferRequest, answer: &InferAnswer<'_>) -> Result
         text(&mut json, output.name);
         match output.classification {
             0 => tensor(&mut json, &mut tail, output),
-            k => classes(&mut json, &mut tail, output, k),
+            k => write_classes(&mut json, &mut tail, output, k),
         }
         json.push(b'}');
         has_tail |= output.binary;
@@ -67,6 +67,37 @@ pub(crate) fn encode(request: &InferRequest, answer: &InferAnswer<'_>) -> Result
     Ok(Encoded { body: json, json_bytes })
 }
 
+/// An output that was asked for.
+pub(crate) struct Choice {
+    /// Which output of the model.
+    pub(crate) index: usize,
+    /// Whether it comes back raw.
+    pub(crate) binary: bool,
+    /// The `k` largest as `value:index` instead of the tensor; 0 is off.
+    pub(crate) classification: usize,
+}
+
+/// The outputs that `request` asks for, of a model whose outputs have `names`.
+///
+/// # Errors
+/// [`Error::Output`] where the model has no such output.
+pub(crate) fn choose(request: &InferRequest, names: &[&str]) -> Result<Vec<Choice>, Error> {
+    if request.outputs.is_empty() {
+        let all =
+            (0..names.len()).map(|index| Choice { index, binary: request.binary_output, classification: 0 });
+        return Ok(all.collect());
+    }
+    let find = |wanted: &OutputRequest| {
+        let index = names.iter().position(|name| *name == wanted.name).ok_or_else(|| Error::Output {
+            name: wanted.name.clone(),
+            reason: format!("the model has no such output, only {names:?}"),
+        })?;
+        let binary = wanted.binary.unwrap_or(request.binary_output);
+        Ok(Choice { index, binary, classification: wanted.classification })
+    };
+    request.outputs.iter().map(find).collect()
+}
+
 struct Chosen<'a> {
     name: &'a str,
     tensor: &'a Tensor,
@@ -74,29 +105,13 @@ struct Chosen<'a> {
     classification: usize,
 }
 
-fn choose<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Chosen<'a>>, Error> {
-    if request.outputs.is_empty() {
-        let all = answer.outputs.iter().map(|&(name, tensor)| Chosen {
-            name,
-            tensor,
-            binary: request.binary_output,
-            classification: 0,
-        });
-        return Ok(all.collect());
-    }
-    let find = |wanted: &crate::api::wire::OutputRequest| {
-        let (name, tensor) =
-            answer.outputs.iter().find(|(name, _)| *name == wanted.name).ok_or_else(|| {
-                let names: Vec<&str> = answer.outputs.iter().map(|(name, _)| *name).collect();
-                Error::Output {
-                    name: wanted.name.clone(),
-                    reason: format!("the model has no such output, only {names:?}"),
-                }
-            })?;
-        let binary = wanted.binary.unwrap_or(request.binary_output);
-        Ok(Chosen { name, tensor, binary, classification: wanted.classification })
+fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Chosen<'a>>, Error> {
+    let names: Vec<&str> = answer.outputs.iter().map(|(name, _)| *name).collect();
+    let of = |choice: Choice| {
+        let (name, tensor) = answer.outputs[choice.index];
+        Chosen { name, tensor, binary: choice.binary, classification: choice.classification }
     };
-    request.outputs.iter().map(find).collect()
+    Ok(choose(request, &names)?.into_iter().map(of).collect())
 }
 
 fn tensor(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>) {
@@ -145,11 +160,11 @@ fn numbers(json: &mut Vec<u8>, view: TensorView<'_>) {
     }
 }
 
-/// The classification extension: a BYTES tensor `[batch, k]` of `value:index`, largest first.
-/// Values are printed as C's `%f` does, ties go to the lower index.
-fn classes(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>, k: usize) {
-    let values = output.tensor.to_f64();
-    let shape = output.tensor.shape();
+/// The classification extension: a BYTES tensor `[batch, k]` of `value:index`, largest first; its shape and its
+/// elements. Values are printed as C's `%f` does, ties go to the lower index.
+pub(crate) fn classes(tensor: &Tensor, k: usize) -> (Vec<usize>, Vec<String>) {
+    let values = tensor.to_f64();
+    let shape = tensor.shape();
     let rows = if shape.len() > 1 { shape[0] } else { 1 };
     let columns = values.len().checked_div(rows).unwrap_or(0);
     let k = k.min(columns);
@@ -161,15 +176,27 @@ fn classes(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>, k: usize
         order.sort_by(by_value);
         texts.extend(order.iter().take(k).map(|&i| format!("{:.6}:{i}", row[i])));
     }
-    let shape: Vec<usize> = if shape.len() > 1 { vec![rows, k] } else { vec![k] };
+    (if shape.len() > 1 { vec![rows, k] } else { vec![k] }, texts)
+}
+
+/// The raw form of a BYTES tensor: each element behind its length, 32 bits, little-endian.
+pub(crate) fn raw_texts(texts: &[String]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(texts.iter().map(|t| 4 + t.len()).sum());
+    for text in texts {
+        // `{:.6}:{i}` is some twenty bytes long.
+        bytes.extend_from_slice(&u32::try_from(text.len()).unwrap_or(0).to_le_bytes());
+        bytes.extend_from_slice(text.as_bytes());
+    }
+    bytes
+}
+
+fn write_classes(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>, k: usize) {
+    let (shape, texts) = classes(output.tensor, k);
     head(json, "BYTES", &shape);
     if output.binary {
-        binary_size(json, texts.iter().map(|t| 4 + t.len()).sum());
-        for text in &texts {
-            // `{:.6}:{i}` is some twenty bytes long.
-            tail.extend_from_slice(&u32::try_from(text.len()).unwrap_or(0).to_le_bytes());
-            tail.extend_from_slice(text.as_bytes());
-        }
+        let raw = raw_texts(&texts);
+        binary_size(json, raw.len());
+        tail.extend_from_slice(&raw);
     } else {
         json.extend_from_slice(b",\"data\":");
         items(json, texts.iter());

@@ -112,6 +112,7 @@ impl TestApp {
     pub(crate) async fn begin(&mut self) {
         let flags = Flags {
             listen: Some("127.0.0.1:0".to_owned()),
+            grpc_listen: Some("127.0.0.1:0".to_owned()),
             data_dir: Some(self.folder.clone()),
             set: self.settings.clone(),
         };

@@ -1,0 +1,90 @@
+//! One inference request, in whatever protocol it came: runs it, tells where its time went, counts how it ended.
+
+use std::time::{Duration, Instant};
+
+use crate::api::Context;
+use crate::api::error::{Code, Problem};
+use crate::api::wire::InferRequest;
+use crate::engine::tensor::Tensor;
+use crate::service::infer::served::Ticket;
+use crate::service::infer::stats::Spent;
+use crate::service::infer::{Ask, Timing};
+use crate::service::metrics::Outcome;
+
+/// What a run gave, while its outputs become bytes.
+pub(crate) struct Ran {
+    /// In the order of the outputs of the model.
+    pub(crate) outputs: Vec<Tensor>,
+    start: Instant,
+    decode: Duration,
+    timing: Timing,
+    encode_start: Instant,
+}
+
+/// Runs a request whose bytes were there at `start`. It waits until `deadline` or its own `timeout`, whichever comes
+/// first. Takes the inputs out of the request.
+///
+/// # Errors
+/// As [`Ticket::infer`].
+pub(crate) async fn run(
+    ticket: &mut Ticket,
+    request: &mut InferRequest,
+    start: Instant,
+    deadline: Option<Instant>,
+) -> Result<Ran, Problem> {
+    let decode = start.elapsed();
+    let own = request.timeout_us.and_then(|us| start.checked_add(Duration::from_micros(us)));
+    let ask = Ask {
+        precision: request.precision.clone(),
+        deadline: own.into_iter().chain(deadline).min(),
+        priority: request.priority,
+    };
+    let answer = ticket.infer(std::mem::take(&mut request.inputs), &ask).await?;
+    Ok(Ran { outputs: answer.outputs, start, decode, timing: answer.timing, encode_start: Instant::now() })
+}
+
+impl Ran {
+    /// Where the time went, now that the answer is in bytes; noted in the metrics.
+    pub(crate) fn spent(&self, ticket: &Ticket) -> Spent {
+        let encode = self.encode_start.elapsed();
+        ticket.times(self.decode, self.timing.queue, encode);
+        Spent {
+            total: self.start.elapsed(),
+            queue: self.timing.queue,
+            input: self.decode + self.timing.merge,
+            compute: self.timing.compute,
+            output: self.timing.split + encode,
+        }
+    }
+}
+
+/// Counts how a request ended; gives its answer.
+///
+/// # Errors
+/// That of `result`.
+pub(crate) fn close<T>(
+    shared: &Context,
+    ticket: Ticket,
+    result: Result<(T, Spent), Problem>,
+) -> Result<T, Problem> {
+    match result {
+        Ok((answer, spent)) => {
+            ticket.answered((shared.clock)().0, &spent);
+            Ok(answer)
+        }
+        Err(problem) => {
+            ticket.refused(outcome(problem.code));
+            Err(problem)
+        }
+    }
+}
+
+/// How the metrics call a refusal.
+fn outcome(code: Code) -> Outcome {
+    match code {
+        Code::QueueFull | Code::Overloaded | Code::NotReady => Outcome::Rejected,
+        Code::Deadline => Outcome::Deadline,
+        Code::Internal => Outcome::Error,
+        _ => Outcome::Invalid,
+    }
+}

@@ -1,0 +1,228 @@
+//! The model repository extension: index, load, unload.
+
+use bytes::Bytes;
+use futures::Stream;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::api::Context;
+use crate::api::error::Problem;
+use crate::api::http::{models, parse_json, uploads};
+use crate::api::wire::datatype;
+use crate::service::infer::Port;
+use crate::service::infer::registry::State as Loaded;
+use crate::service::store::{EndpointChange, Expect, Name};
+
+/// One version of one endpoint.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct IndexEntry {
+    /// The endpoint.
+    pub(crate) name: String,
+    /// The version, as text.
+    pub(crate) version: String,
+    /// `READY`, `LOADING` or `UNAVAILABLE`.
+    pub(crate) state: &'static str,
+    /// Why it does not answer; empty where it does.
+    pub(crate) reason: String,
+}
+
+/// All versions of all endpoints, or only those that answer requests.
+pub(crate) fn index(shared: &Context, ready_only: bool) -> Vec<IndexEntry> {
+    let mut entries = Vec::new();
+    for entry in shared.registry.all() {
+        for (version, state) in &entry.versions {
+            if ready_only && !matches!(state, Loaded::Ready(_)) {
+                continue;
+            }
+            entries.push(IndexEntry {
+                name: entry.endpoint.name.to_string(),
+                version: version.to_string(),
+                state: state.name(),
+                reason: state.reason(),
+            });
+        }
+    }
+    entries
+}
+
+/// Loads an endpoint that was unloaded, or tries one again that could not be loaded. With a file it stores that as a
+/// model first, under the same name, and serves it in float.
+///
+/// # Errors
+/// 404 where there is no such endpoint, 503 where it cannot be loaded, 400 and 422 for a configuration or a file that
+/// is none.
+pub(crate) async fn load<E: std::error::Error>(
+    shared: &Context,
+    name: &str,
+    config: Option<&str>,
+    file: Option<(&str, impl Stream<Item = Result<Bytes, E>> + Unpin)>,
+) -> Result<(), Problem> {
+    let config = match config {
+        None => None,
+        Some(text) => Some(read_config(name, text, shared.limits.json_depth)?),
+    };
+    if let Some((path, stream)) = file {
+        check_path(path)?;
+        let Some(config) = &config else {
+            return Err(Problem::bad_request(format!("`{path}` needs a `config` beside it, if only `{{}}`")));
+        };
+        let name: Name = name.parse()?;
+        let received = uploads::receive_stream(shared, stream, None, models::kind(shared)).await;
+        let (pin, info) = received?;
+        check_ports(config, &Ports::of_info(&info))?;
+        let model = models::create(shared, name.clone(), &pin, info).await?.record.pinned();
+        let now = shared.registry.entry(name.as_str(), None).ok().map(|(entry, _)| entry);
+        let same = now.is_some_and(|entry| {
+            let default = entry.endpoint.default_version;
+            let served = entry.endpoint.versions.iter().find(|v| v.version == default);
+            served.is_some_and(|served| served.artifact.is_none() && served.model == model)
+        });
+        // The same file again makes no version: clients load at each start.
+        if !same {
+            let change = EndpointChange { add: Some((None, model)), by: "api", ..EndpointChange::default() };
+            let endpoint = shared.catalog.change_endpoint(&name, change, Expect::Any).await?;
+            tracing::info!(endpoint = %name, revision = endpoint.revision, "Endpoint {name} has changed");
+        }
+    }
+    shared.registry.reload(name).await.map_err(Problem::internal)?;
+    let served = shared.registry.find(name, None)?;
+    config.map_or(Ok(()), |config| check_ports(&config, &Ports::of(&served.inputs, &served.outputs)))
+}
+
+/// `file:VERSION/NAME.onnx`. The version is read and not kept: versions of an endpoint are counted here.
+fn check_path(path: &str) -> Result<(), Problem> {
+    let parts = path.strip_prefix("file:").and_then(|path| path.split_once('/'));
+    let fits = |(version, file): (&str, &str)| version.parse::<u32>().is_ok() && file.ends_with(".onnx");
+    if parts.is_some_and(fits) {
+        return Ok(());
+    }
+    Err(Problem::bad_request(format!("`{path}`: the one file of a model is `file:VERSION/NAME.onnx`")))
+}
+
+/// What a configuration may say: it is held against the model, or of no consequence here.
+const CONFIG_KEYS: [&str; 12] = [
+    "name",
+    "platform",
+    "backend",
+    "runtime",
+    "max_batch_size",
+    "input",
+    "output",
+    "version_policy",
+    "dynamic_batching",
+    "instance_group",
+    "default_model_filename",
+    "parameters",
+];
+
+/// Reads a configuration.
+fn read_config(name: &str, text: &str, depth_max: usize) -> Result<Map<String, Value>, Problem> {
+    let config: Map<String, Value> = parse_json(text.as_bytes(), depth_max)
+        .map_err(|problem| Problem { detail: format!("`config`: {}", problem.detail), ..problem })?;
+    if let Some(key) = config.keys().find(|key| !CONFIG_KEYS.contains(&key.as_str())) {
+        return Err(Problem::bad_request(format!("`config`: `{key}` is not part of this server")));
+    }
+    let one_of = |key: &str, known: &[&str]| match config.get(key).and_then(Value::as_str) {
+        Some(text) if !text.is_empty() && !known.contains(&text) => {
+            Err(Problem::bad_request(format!("`config`: `{key}` is `{text}`, it must be one of {known:?}")))
+        }
+        _ => Ok(()),
+    };
+    one_of("name", &[name])?;
+    one_of("platform", &["onnxruntime_onnx", "onnx_onnxv1"])?;
+    one_of("backend", &["onnxruntime", "octet"])?;
+    Ok(config)
+}
+
+/// Names and types of the inputs and outputs of a model.
+struct Ports {
+    inputs: Vec<(String, String)>,
+    outputs: Vec<(String, String)>,
+}
+
+impl Ports {
+    fn of(inputs: &[Port], outputs: &[Port]) -> Ports {
+        let port = |port: &Port| (port.name.clone(), port.dtype.name().to_owned());
+        Ports { inputs: inputs.iter().map(port).collect(), outputs: outputs.iter().map(port).collect() }
+    }
+
+    fn of_info(info: &Value) -> Ports {
+        let text = |port: &Value, key: &str| port[key].as_str().unwrap_or_default().to_owned();
+        let all = |key: &str| {
+            let ports = info[key].as_array().into_iter().flatten();
+            ports.map(|port| (text(port, "name"), text(port, "dtype"))).collect()
+        };
+        Ports { inputs: all("inputs"), outputs: all("outputs") }
+    }
+}
+
+/// Whether the tensors that a configuration names are those of the model.
+fn check_ports(config: &Map<String, Value>, model: &Ports) -> Result<(), Problem> {
+    for (key, ports) in [("input", &model.inputs), ("output", &model.outputs)] {
+        for wanted in config.get(key).and_then(Value::as_array).into_iter().flatten() {
+            let name = wanted["name"].as_str().unwrap_or_default();
+            let Some((_, dtype)) = ports.iter().find(|(known, _)| known == name) else {
+                let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
+                return Err(Problem::bad_request(format!(
+                    "`config`: the model has no {key} `{name}`, only {names:?}"
+                )));
+            };
+            let Some(kind) = wanted["data_type"].as_str() else { continue };
+            if kind.strip_prefix("TYPE_").and_then(datatype).is_none_or(|kind| kind.name() != dtype) {
+                return Err(Problem::bad_request(format!("`config`: {key} `{name}` is {dtype}, not {kind}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_has_a_version_and_an_onnx_file() {
+        for (path, fits) in [
+            ("file:1/model.onnx", true),
+            ("file:23/net.onnx", true),
+            ("file:1/model.plan", false),
+            ("file:model.onnx", false),
+            ("file:one/model.onnx", false),
+            ("1/model.onnx", false),
+        ] {
+            assert_eq!(check_path(path).is_ok(), fits, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_is_held_against_the_model() {
+        let ports = |name: &str| vec![(name.to_owned(), "float32".to_owned())];
+        let model = Ports { inputs: ports("x"), outputs: ports("y") };
+        let check = |text: &str| {
+            let config = read_config("m", text, 32).map_err(|problem| problem.detail)?;
+            check_ports(&config, &model).map_err(|problem| problem.detail)
+        };
+        for text in [
+            "{}",
+            r#"{"name": "m", "backend": "onnxruntime", "max_batch_size": 8, "input": [{"name": "x",
+                "data_type": "TYPE_FP32", "dims": [4]}], "output": [{"name": "y"}]}"#,
+        ] {
+            assert_eq!(check(text), Ok(()), "{text}");
+        }
+        for (text, want) in [
+            ("[]", "`config`: "),
+            (r#"{"name": "n"}"#, "`name` is `n`"),
+            (r#"{"platform": "tensorrt_plan"}"#, "`platform` is `tensorrt_plan`"),
+            (r#"{"sequence_batching": {}}"#, "`sequence_batching` is not part"),
+            (r#"{"input": [{"name": "z"}]}"#, "no input `z`, only [\"x\"]"),
+            (
+                r#"{"output": [{"name": "y", "data_type": "TYPE_INT64"}]}"#,
+                "output `y` is float32, not TYPE_INT64",
+            ),
+        ] {
+            let error = check(text).unwrap_err();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+}
