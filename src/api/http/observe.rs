@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::Semaphore;
 
 use crate::api::error::{Code, Problem};
+use crate::api::http::ui::ForPeople;
 use crate::api::http::{ErrorBody, ProblemBody, Shared};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -49,7 +50,8 @@ pub(crate) async fn observe(
         next.run(request).await
     };
     let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
+    let for_people = response.extensions().get::<ForPeople>().is_some();
+    if (status.is_client_error() || status.is_server_error()) && !for_people {
         response = refusal(response, &path, &id);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {

@@ -15,7 +15,7 @@ use utoipa_axum::routes;
 use crate::api::Context;
 use crate::api::http::observe::{self, InFlight};
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, repository, system, ui,
+    Shared, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, repository, system, ui,
 };
 
 /// The head of the OpenAPI document.
@@ -74,6 +74,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(artifacts::diff))
         .routes(routes!(endpoints::list))
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
+        .routes(routes!(figures::get))
         .routes(routes!(system::metadata))
         .routes(routes!(system::live))
         .routes(routes!(system::ready))
@@ -92,9 +93,25 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(repository::index))
         .routes(routes!(repository::load))
         .routes(routes!(repository::unload))
-        .route("/", get(ui::page))
         .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
         .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
+}
+
+/// Pages for people. They are no part of the document.
+fn pages() -> axum::Router<Shared> {
+    axum::Router::new()
+        .route("/", get(ui::overview::page))
+        .route("/models", get(ui::models::page))
+        .route("/datasets", get(ui::datasets::page))
+        .route("/jobs", get(ui::jobs::list))
+        .route("/jobs/new", get(ui::jobs::form))
+        .route("/jobs/{id}", get(ui::jobs::one))
+        .route("/artifacts", get(ui::artifacts::list))
+        .route("/artifacts/{id}", get(ui::artifacts::one))
+        .route("/endpoints", get(ui::endpoints::list))
+        .route("/endpoints/{name}", get(ui::endpoints::one))
+        .route("/docs", get(|| async { ui::docs::page(document) }))
+        .route("/assets/{digest}/{name}", get(ui::assets::get))
 }
 
 /// The server's routes over what they share.
@@ -110,6 +127,7 @@ pub fn router(context: Context) -> axum::Router {
     let in_flight = Arc::new(InFlight::new(shared.limits.requests_in_flight));
     inference
         .merge(rest)
+        .merge(pages())
         .layer(in_time)
         .merge(uploads)
         .fallback(system::no_route)
@@ -131,7 +149,16 @@ async fn plain(response: Response) -> Response {
 /// Never: the document is made of the code alone, and a test makes it.
 #[must_use]
 pub fn openapi() -> String {
+    described().to_yaml().expect("the document has only strings, numbers and lists")
+}
+
+/// The same document as JSON, for the page that shows it.
+pub(crate) fn document() -> serde_json::Value {
+    serde_json::to_value(described()).unwrap_or_default()
+}
+
+fn described() -> utoipa::openapi::OpenApi {
     let routes =
         OpenApiRouter::with_openapi(Head::openapi()).merge(uploads()).merge(inference()).merge(rest());
-    routes.into_openapi().to_yaml().expect("the document has only strings, numbers and lists")
+    routes.into_openapi()
 }

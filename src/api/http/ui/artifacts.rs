@@ -1,0 +1,185 @@
+//! Artifacts: the list, and the page of one: figures, report, download, serving it.
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+
+use crate::api::error::Problem;
+use crate::api::http::Shared;
+use crate::api::http::ui::frame::{self, Act};
+use crate::api::http::ui::{LISTED, ago, bytes, escape, metric_name, millis, percent, points, put, times};
+use crate::service::store::{Artifact, ArtifactFilter, ArtifactId, Page, Timestamp};
+
+/// The list.
+pub(crate) async fn list(State(shared): State<Shared>) -> Result<Response, Problem> {
+    let artifacts = shared.catalog.artifacts(&ArtifactFilter::default(), &Page::first(LISTED)).await?.items;
+    let mut html = String::new();
+    let says = "INT8 models as jobs made them: standard QDQ ONNX files, each with its report.";
+    frame::head(&mut html, "Artifacts", says, "");
+    table(&mut html, &artifacts, (shared.clock)());
+    Ok(frame::page("/artifacts", "Artifacts", &html))
+}
+
+/// A table of artifacts.
+pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
+    if artifacts.is_empty() {
+        let text = "No artifacts yet. <a href=\"/jobs/new\">A job</a> makes one.";
+        return frame::empty(html, text, "");
+    }
+    let row = |artifact: &Artifact| {
+        let id = artifact.id;
+        let name = super::jobs::short(&id.to_string());
+        vec![
+            format!("<a class=\"name\" href=\"/artifacts/{id}\">{name}</a>"),
+            escape(&artifact.model.to_string()),
+            accuracy_line(artifact.accuracy.float, artifact.accuracy.int8),
+            format!("{:.0} %", artifact.size_ratio * 100.0),
+            times(artifact.latency.float_ms, artifact.latency.int8_ms),
+            gate(artifact),
+            ago(artifact.created_at, now),
+            format!("<a class=\"button\" href=\"/v1/artifacts/{id}/report.html\">Report</a>"),
+        ]
+    };
+    let rows: Vec<_> = artifacts.iter().map(row).collect();
+    let columns = [
+        ("Artifact", false),
+        ("Model", false),
+        ("Accuracy, float → INT8", false),
+        ("Size", true),
+        ("Speed", true),
+        ("Gate", false),
+        ("Made", false),
+        ("", false),
+    ];
+    frame::table(html, "Artifacts", &columns, &rows);
+}
+
+/// `98.75 → 98.70 %`, and by how much.
+pub(crate) fn accuracy_line(float: f64, int8: f64) -> String {
+    let delta = int8 - float;
+    let class = if delta < -0.01 { "poor" } else { "dim" };
+    format!(
+        "<span class=\"num\">{:.2} → {}</span> <span class=\"{class}\">{}</span>",
+        float * 100.0,
+        percent(int8),
+        points(delta)
+    )
+}
+
+fn gate(artifact: &Artifact) -> String {
+    let asked =
+        artifact.manifest["recipe"]["gate"].as_object().is_some_and(|g| g.values().any(|v| !v.is_null()));
+    match &artifact.gate_failure {
+        Some(_) => frame::chip("bad", "not kept"),
+        None if asked => frame::chip("good", "kept"),
+        None => frame::chip("wait", "none set"),
+    }
+}
+
+/// The figures of an artifact, float against INT8.
+pub(crate) fn figures(html: &mut String, artifact: &Artifact) {
+    let (accuracy, latency) = (&artifact.accuracy, &artifact.latency);
+    html.push_str("<div class=\"cards\">");
+    let note = format!(
+        "float {}, {}; {} samples",
+        percent(accuracy.float),
+        points(accuracy.delta),
+        accuracy.samples
+    );
+    frame::card(html, &escape(metric_name(accuracy)), &percent(accuracy.int8), &note);
+    frame::card(html, "Same decision as float", &percent(accuracy.agreement), "on the same samples");
+    let float_bytes = artifact.bytes as f64 / artifact.size_ratio.max(1e-9);
+    let note = format!("{} → {}", bytes(float_bytes.round() as u64), bytes(artifact.bytes));
+    frame::card(html, "Size", &format!("{:.0} %", artifact.size_ratio * 100.0), &note);
+    let note = format!("{} → {} at batch 1", millis(latency.float_ms), millis(latency.int8_ms));
+    frame::card(html, "Speed", &times(latency.float_ms, latency.int8_ms), &note);
+    frame::card(html, "Signal to noise", &format!("{:.1} dB", accuracy.sqnr_db), "of the first output");
+    html.push_str("</div>");
+}
+
+/// The page of an artifact.
+pub(crate) async fn one(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
+    frame::shown("/artifacts", artifact_page(&shared, &id).await)
+}
+
+async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
+    let id: ArtifactId = id.parse()?;
+    let artifact = shared.catalog.artifact(id).await?;
+    let siblings = ArtifactFilter { model: Some(artifact.model.name.clone()), job: None };
+    let siblings = shared.catalog.artifacts(&siblings, &Page::first(21)).await?.items;
+    let now = (shared.clock)();
+    let mut html = String::new();
+    let path = format!("/v1/artifacts/{id}");
+    let delete = Act {
+        label: "Delete",
+        question: "Delete this artifact and its report? What an endpoint serves is refused.",
+        method: "DELETE",
+        path: &path,
+        body: "",
+        if_match: "",
+        then: "/artifacts",
+        danger: true,
+    };
+    let actions = format!(
+        "<a class=\"button primary\" href=\"{path}/report.html\">Open the report</a>\
+         <a class=\"button\" href=\"{path}/download\">Download</a>{}",
+        delete.button()
+    );
+    let sub = format!("<code>{id}</code> made {}", ago(artifact.created_at, now));
+    frame::head(&mut html, &format!("{} in INT8", artifact.model), &sub, &actions);
+    let recipe = &artifact.manifest["recipe"];
+    super::jobs::verdict(&mut html, artifact.gate_failure.as_deref(), recipe);
+    figures(&mut html, &artifact);
+    serve_form(&mut html, &artifact);
+    html.push_str("<h2>The file</h2><dl class=\"facts\">");
+    let mut fact = |name: &str, value: String| {
+        put(&mut html, format_args!("<div><dt>{name}</dt><dd>{value}</dd></div>"))
+    };
+    fact(
+        "Job",
+        format!("<a href=\"/jobs/{0}\">{1}</a>", artifact.job, super::jobs::short(&artifact.job.to_string())),
+    );
+    fact("Model", escape(&artifact.model.to_string()));
+    fact("SHA-256", format!("<code>{}</code>", artifact.sha256));
+    fact("Report as JSON", format!("<a href=\"{path}/report\">report</a>"));
+    if artifact.statistics.is_some() {
+        fact("Calibration statistics", format!("<a href=\"{path}/statistics\">statistics</a>"));
+    }
+    html.push_str("</dl>");
+    super::jobs::recipe(&mut html, recipe);
+    let others: Vec<&Artifact> = siblings.iter().filter(|other| other.id != id).collect();
+    if !others.is_empty() {
+        html.push_str("<h2>Compare with</h2><ul class=\"plain-list\">");
+        for other in others {
+            put(
+                &mut html,
+                format_args!(
+                    "<li><a href=\"/v1/artifacts/{}/diff/{id}\">{}</a> {} <span class=\"dim\">made {}</span></li>",
+                    other.id,
+                    super::jobs::short(&other.id.to_string()),
+                    accuracy_line(other.accuracy.float, other.accuracy.int8),
+                    ago(other.created_at, now)
+                ),
+            );
+        }
+        html.push_str("</ul>");
+    }
+    Ok(frame::page("/artifacts", &format!("{} in INT8", artifact.model), &html))
+}
+
+/// The form that serves the artifact.
+fn serve_form(html: &mut String, artifact: &Artifact) {
+    put(
+        html,
+        format_args!(
+            "<form class=\"panel\" data-serve=\"{}\" aria-labelledby=\"serve-title\" novalidate><h2 id=\"serve-title\">Serve it</h2>\
+             <div class=\"fields\"><div class=\"field\"><label for=\"serve-name\">Endpoint</label>\
+             <input id=\"serve-name\" name=\"name\" required maxlength=\"128\" pattern=\"[A-Za-z0-9][A-Za-z0-9._\\-]*\" autocomplete=\"off\" \
+             autocapitalize=\"off\" spellcheck=\"false\" value=\"{}\" aria-describedby=\"serve-hint\">\
+             <span class=\"hint\" id=\"serve-hint\">An endpoint that is there gets a new version; the one before answers until it is loaded.</span></div></div>\
+             <p class=\"problem\" role=\"alert\" hidden></p>\
+             <div class=\"row\"><button class=\"button\" type=\"submit\">Serve</button><span class=\"dim\" data-said></span></div></form>",
+            artifact.id,
+            escape(artifact.model.name.as_str())
+        ),
+    );
+}
