@@ -172,7 +172,7 @@ fn serve_form(html: &mut String, artifact: &Artifact) {
         html,
         format_args!(
             "<form class=\"panel\" data-serve=\"{}\" aria-labelledby=\"serve-title\" novalidate><h2 id=\"serve-title\">Serve it</h2>\
-             <div class=\"fields\"><div class=\"field\"><label for=\"serve-name\">Endpoint</label>\
+             <div class=\"fields one\"><div class=\"field\"><label for=\"serve-name\">Endpoint</label>\
              <input id=\"serve-name\" name=\"name\" required maxlength=\"128\" pattern=\"[A-Za-z0-9][A-Za-z0-9._\\-]*\" autocomplete=\"off\" \
              autocapitalize=\"off\" spellcheck=\"false\" value=\"{}\" aria-describedby=\"serve-hint\">\
              <span class=\"hint\" id=\"serve-hint\">An endpoint that is there gets a new version; the one before answers until it is loaded.</span></div></div>\

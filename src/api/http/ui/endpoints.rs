@@ -396,7 +396,7 @@ async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> R
         html,
         format_args!(
             "<form class=\"panel\" data-promote=\"/v1/endpoints/{name}\" data-match=\"{}\" aria-labelledby=\"serve-other\" novalidate>\
-             <h2 id=\"serve-other\">Serve something else</h2><div class=\"fields\"><div class=\"field wide\"><label for=\"what\">Artifact or model</label>\
+             <h2 id=\"serve-other\">Serve something else</h2><div class=\"fields one\"><div class=\"field wide\"><label for=\"what\">Artifact or model</label>\
              <select id=\"what\" name=\"what\" aria-describedby=\"what-hint\">",
             escape(tag)
         ),

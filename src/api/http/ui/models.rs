@@ -38,7 +38,6 @@ fn table(html: &mut String, models: &[Model], now: Timestamp) {
     let row = |model: &Model| {
         let pinned = model.pinned().to_string();
         let pinned = escape(&pinned);
-        let operators = model.info["operators"].as_object().map_or(0, serde_json::Map::len);
         let delete = Act {
             label: "Delete",
             question: &format!(
@@ -54,9 +53,7 @@ fn table(html: &mut String, models: &[Model], now: Timestamp) {
         };
         vec![
             format!("<b class=\"name\">{pinned}</b>"),
-            ports(&model.info["inputs"]),
-            ports(&model.info["outputs"]),
-            format!("{operators} kinds"),
+            ports("in", &model.info["inputs"]) + &ports("out", &model.info["outputs"]),
             model.info["parameters"].as_u64().map_or_else(|| "–".to_owned(), large),
             model.info["macs"].as_u64().map_or_else(|| "–".to_owned(), large),
             bytes(model.bytes),
@@ -71,9 +68,7 @@ fn table(html: &mut String, models: &[Model], now: Timestamp) {
     let rows: Vec<_> = models.iter().map(row).collect();
     let columns = [
         ("Model", false),
-        ("Inputs", false),
-        ("Outputs", false),
-        ("Operators", false),
+        ("Inputs and outputs", false),
         ("Weights", true),
         ("MACs", true),
         ("Size", true),
@@ -84,14 +79,14 @@ fn table(html: &mut String, models: &[Model], now: Timestamp) {
 }
 
 /// Inputs or outputs as `inspect` found them: name, type, shape.
-fn ports(list: &Value) -> String {
+fn ports(which: &str, list: &Value) -> String {
     let mut html = String::new();
     for port in list.as_array().into_iter().flatten() {
         let dims = port["shape"].as_array().into_iter().flatten().map(dim).collect::<Vec<_>>().join(" × ");
         put(
             &mut html,
             format_args!(
-                "<span class=\"port\"><code>{}</code> <span class=\"dim\">{} {}</span></span>",
+                "<span class=\"port\"><span class=\"dim\">{which}</span> <code>{}</code> <span class=\"dim\">{} {}</span></span>",
                 escape(port["name"].as_str().unwrap_or_default()),
                 escape(port["dtype"].as_str().unwrap_or_default()),
                 escape(&dims)
@@ -132,7 +127,7 @@ pub(crate) fn upload_form(html: &mut String, upload: &Upload) {
         format_args!(
             "<form class=\"panel\" data-upload=\"{to}\" data-limit=\"{limit_bytes}\" aria-labelledby=\"upload-title\" novalidate>\
              <h2 id=\"upload-title\">{title}</h2>\
-             <div class=\"fields\"><div class=\"field wide\"><label for=\"file\">File</label>\
+             <div class=\"fields upload\"><div class=\"field\"><label for=\"file\">File</label>\
              <div class=\"drop\"><input id=\"file\" name=\"file\" type=\"file\" accept=\"{accept}\" required aria-describedby=\"file-hint\">\
              <span class=\"hint\" id=\"file-hint\">{hint} Up to {}. You can drop it here.</span></div></div>\
              <div class=\"field\"><label for=\"name\">Name</label>\
