@@ -361,9 +361,12 @@ def check_a_model_from_upload_to_answer(server):
         browser.js("document.querySelector('[data-answer]').hidden = true")
         browser.click("form[data-try] [type=submit]")
         browser.until("!document.querySelector('[data-answer]').hidden")
-        pixels, _ = support.images()
-        for i in range(200):
+        # Some seconds of traffic, until the lines of the charts have some length.
+        for i in range(3000):
             server.infer("lenet", "input", pixels[i % 7:i % 7 + 1 + i % 3])
+            if i % 50 == 49 and browser.js("""(document.querySelector('[data-chart=latency] .line')?.getAttribute('d')
+                    .match(/L/g) ?? []).length >= 8"""):
+                break
         browser.until("""/(µs|ms)/.test(document.querySelector('[data-chart=latency] [data-now]').innerText)
             && /average/.test(document.querySelector('[data-chart=batch] [data-now]').innerText)
             && document.querySelectorAll('[data-chart=batch] .column').length >= 3""")
@@ -373,6 +376,25 @@ def check_a_model_from_upload_to_answer(server):
         browser.shoot("endpoint")
         assert not browser.errors, browser.errors
     return f"phases seen: {', '.join(phases)}"
+
+
+def check_a_job_is_watched_and_cancelled(server):
+    answer = server.put("/v1/datasets/many", support.EVALUATION_PATH)
+    assert answer.status == 201, answer.text()
+    with Browser(server.url) as browser:
+        browser.go("/jobs/new?model=lenet@1&calibration=calib@1")
+        assert browser.js("document.querySelector('#calibration').value") == "calib@1"
+        browser.choose("#evaluation", "many@1")
+        browser.click("form[data-job] [type=submit]")
+        browser.until("location.pathname.startsWith('/jobs/job_') && window.phases.has('evaluate')", timeout=120)
+        browser.until("Number(document.querySelector('.live progress')?.value) > 0 || document.querySelector('main .kept')")
+        browser.sound("a running job")
+        browser.shoot("running")
+        browser.click("[data-act=POST]")
+        browser.until("document.querySelector('dialog[open]')")
+        browser.click("dialog .button:last-child")
+        browser.until("/cancelled|succeeded/.test(document.querySelector('[data-state]').innerText)", timeout=60)
+        assert not browser.errors, browser.errors
 
 
 def check_lists_after_a_job(server):

@@ -10,6 +10,9 @@ use crate::api::http::ui::{escape, frame, prose, put};
 /// Schemas inside each other are shown so deep; further ones are named.
 const DEPTH_MAX: usize = 3;
 
+/// The media type of a file.
+const BYTES: &str = "application/octet-stream";
+
 /// The page, made once of the document.
 pub(crate) fn page(document: fn() -> Value) -> Response {
     static PAGE: OnceLock<String> = OnceLock::new();
@@ -140,7 +143,10 @@ impl Operation<'_> {
     fn body(&self, html: &mut String, document: &Value) {
         for (media, content) in self.told["requestBody"]["content"].as_object().into_iter().flatten() {
             put(html, format_args!("<h4>Body <code>{}</code></h4>", escape(media)));
-            schema(html, document, &content["schema"], 0);
+            match media.as_str() {
+                BYTES => html.push_str("<p class=\"dim\">The bytes as they are.</p>"),
+                _ => schema(html, document, &content["schema"], 0),
+            }
         }
     }
 
@@ -164,6 +170,10 @@ impl Operation<'_> {
             );
             for (media, content) in answer["content"].as_object().into_iter().flatten() {
                 let refers = &content["schema"];
+                if media == BYTES {
+                    html.push_str("<p class=\"dim\">The bytes of the file.</p>");
+                    continue;
+                }
                 let fields = fields_of(document, refers);
                 match fields {
                     // What a refusal is made of stands at the top of the page.
@@ -210,7 +220,7 @@ impl Operation<'_> {
         let method = match (self.method, media) {
             ("get", _) => String::new(),
             // With `-T` and `-d` curl chooses the method itself.
-            ("put", Some("application/octet-stream")) => return format!("curl -T FILE $OCTET{path}"),
+            ("put", Some(BYTES)) => return format!("curl -T FILE $OCTET{path}"),
             ("post", Some("application/json")) => String::new(),
             (method, _) => format!("-X {} ", method.to_ascii_uppercase()),
         };

@@ -346,7 +346,7 @@ fn versions(
         );
         let accuracy = artifacts.iter().find(|a| Some(a.id) == version.artifact).map(|a| &a.accuracy);
         vec![
-            format!("<b>{number}</b>{mark}"),
+            format!("<span class=\"num\"><b>{number}</b>{mark}</span>"),
             state.map_or_else(|| frame::chip("busy", "loading"), frame::state_chip),
             precision(version.precision()).to_owned(),
             escape(&version.model.to_string()),

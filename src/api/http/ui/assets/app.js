@@ -80,6 +80,8 @@ function begin() {
   times();
 }
 
+// On a phone the navigation is wider than the page.
+document.querySelector(".top [aria-current]")?.scrollIntoView({ inline: "center", block: "nearest" });
 document.addEventListener("octet:main", begin);
 begin();
 setInterval(times, 5000);

@@ -19,7 +19,7 @@ export function ceiling(x) {
 function frame(holder, label) {
   const width = Math.max(holder.clientWidth, 160);
   const height = Math.max(holder.clientHeight, 90);
-  const box = { left: 46, right: width - 6, top: 8, bottom: height - 20 };
+  const box = { left: 54, right: width - 6, top: 8, bottom: height - 20 };
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
   return { drawing, box };
 }

@@ -51,6 +51,8 @@ export async function figures(main) {
   if (!place) return;
   const pulse = main.querySelector("[data-pulse]");
   const seen = [];
+  const again = () => (place.isConnected ? seen.length && draw(place, seen) : removeEventListener("resize", again));
+  addEventListener("resize", again);
   while (place.isConnected) {
     if (!document.hidden) {
       try {
@@ -126,7 +128,7 @@ function draw(place, seen) {
   const now = seen.at(-1).at;
   const part = (key, name) => place.querySelector(`[data-chart="${key}"] [data-${name}]`);
   const over = (value) => seen.slice(1).map((read) => [read.at, value(before(seen, read.at), read)]);
-  const time = (s) => (s === 0 ? "0" : seconds(s).replace(".00", ""));
+  const time = (s) => (s === 0 ? "0" : seconds(s).replace(/\.?0+ /, (zeros) => (zeros.includes(".") ? " " : zeros)));
 
   const p50 = over((from, to) => quantile(from, to, 0.5));
   const p99 = over((from, to) => quantile(from, to, 0.99));

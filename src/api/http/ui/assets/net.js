@@ -84,7 +84,10 @@ export async function refresh() {
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
   const main = document.getElementById("main");
+  const inside = main.contains(document.activeElement);
   main.replaceChildren(...fresh.getElementById("main").childNodes);
+  // What had the focus is gone: the keyboard goes on from the top of what came.
+  if (inside) main.focus({ preventScroll: true });
   document.dispatchEvent(new CustomEvent("octet:main"));
 }
 
