@@ -207,8 +207,8 @@ class Browser:
     def text(self, selector="body"):
         return self.js(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
 
-    def shoot(self, name):
-        """Four pictures of the whole page: wide and phone, light and dark."""
+    def shoot(self, name, whole=True):
+        """Four pictures of the page, whole or as far as it is seen: wide and phone, light and dark."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         self.js("""document.activeElement.matches('dialog *') || document.activeElement.blur();
             document.querySelectorAll('.wrap').forEach((wrap) => (wrap.scrollLeft = 0)); scrollTo(0, 0)""")
@@ -216,7 +216,7 @@ class Browser:
             for scheme in ("light", "dark"):
                 self.look(width, scheme, "reduce")
                 self.js("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
-                height = min(self.js("document.documentElement.scrollHeight"), 4000)
+                height = min(self.js("document.documentElement.scrollHeight"), 4000) if whole else 900
                 picture = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True,
                                     clip={"x": 0, "y": 0, "width": width, "height": height, "scale": 1})
                 (SCREENSHOTS / f"{name}-{size}-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
@@ -436,7 +436,7 @@ def check_changes_of_an_endpoint_ask_first(server):
         assert server.get("/v1/endpoints/lenet").json()["default_version"] == 2
         browser.click("[data-act=PUT]")
         browser.until("document.querySelector('dialog[open]')")
-        browser.shoot("dialog")
+        browser.shoot("dialog", whole=False)
         browser.click("dialog .button:last-child")
         browser.until("!document.querySelector('dialog')")
         endpoint = server.get("/v1/endpoints/lenet").json()

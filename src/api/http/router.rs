@@ -112,6 +112,7 @@ fn pages() -> axum::Router<Shared> {
         .route("/endpoints/{name}", get(ui::endpoints::one))
         .route("/docs", get(|| async { ui::docs::page(document) }))
         .route("/assets/{digest}/{name}", get(ui::assets::get))
+        .route("/favicon.ico", get(ui::assets::icon))
 }
 
 /// The server's routes over what they share.

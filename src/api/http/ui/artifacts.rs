@@ -1,21 +1,31 @@
 //! Artifacts: the list, and the page of one: figures, report, download, serving it.
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::response::Response;
 
 use crate::api::error::Problem;
-use crate::api::http::Shared;
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::{LISTED, ago, bytes, escape, metric_name, millis, percent, points, put, times};
-use crate::service::store::{Artifact, ArtifactFilter, ArtifactId, Page, Timestamp};
+use crate::api::http::ui::{ago, bytes, escape, metric_name, millis, percent, points, put, times};
+use crate::api::http::{PageQuery, Shared, page as page_of};
+use crate::service::store::{Artifact, ArtifactFilter, ArtifactId, Page, Slice, Timestamp};
 
 /// The list.
-pub(crate) async fn list(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let artifacts = shared.catalog.artifacts(&ArtifactFilter::default(), &Page::first(LISTED)).await?.items;
+pub(crate) async fn list(
+    State(shared): State<Shared>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    frame::shown("/artifacts", listed(&shared, &query).await)
+}
+
+async fn listed(shared: &Shared, query: &PageQuery) -> Result<Response, Problem> {
+    let page = page_of(query.limit, query.cursor.as_deref())?;
+    let Slice { items: artifacts, next } =
+        shared.catalog.artifacts(&ArtifactFilter::default(), &page).await?;
     let mut html = String::new();
     let says = "INT8 models as jobs made them: standard QDQ ONNX files, each with its report.";
     frame::head(&mut html, "Artifacts", says, "");
     table(&mut html, &artifacts, (shared.clock)());
+    frame::older(&mut html, "/artifacts", next.as_ref());
     Ok(frame::page("/artifacts", "Artifacts", &html))
 }
 

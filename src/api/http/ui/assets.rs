@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use axum::extract::Path;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use sha2::{Digest as _, Sha256};
 
 use crate::api::error::{Code, Problem};
@@ -70,6 +70,11 @@ pub(crate) async fn get(
     }
     let more = [(header::CONTENT_TYPE, asset.kind), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
     Ok((fields, more, asset.text).into_response())
+}
+
+/// Pages without a frame, such as reports, have the icon that browsers ask for by themselves.
+pub(crate) async fn icon() -> Redirect {
+    Redirect::temporary(&href("icon.svg"))
 }
 
 #[cfg(test)]

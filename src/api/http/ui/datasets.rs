@@ -1,18 +1,26 @@
 //! The page of datasets: upload, list, delete.
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::Response;
 
 use crate::api::error::Problem;
-use crate::api::http::Shared;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::models::{Upload, dim, upload_form};
-use crate::api::http::ui::{LISTED, ago, bytes, escape, put};
-use crate::service::store::{Dataset, Page, Timestamp};
+use crate::api::http::ui::{ago, bytes, escape, put};
+use crate::api::http::{PageQuery, Shared, page as page_of};
+use crate::service::store::{Dataset, Slice, Timestamp};
 
 /// The page.
-pub(crate) async fn page(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let datasets = shared.catalog.datasets(None, &Page::first(LISTED)).await?.items;
+pub(crate) async fn page(
+    State(shared): State<Shared>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    frame::shown("/datasets", list(&shared, &query).await)
+}
+
+async fn list(shared: &Shared, query: &PageQuery) -> Result<Response, Problem> {
+    let page = page_of(query.limit, query.cursor.as_deref())?;
+    let Slice { items: datasets, next } = shared.catalog.datasets(None, &page).await?;
     let mut html = String::new();
     let says = "Calibration and evaluation data. Calibration data are deleted when their job has ended, unless it keeps them.";
     frame::head(&mut html, "Datasets", says, "");
@@ -32,6 +40,7 @@ pub(crate) async fn page(State(shared): State<Shared>) -> Result<Response, Probl
     } else {
         table(&mut html, &datasets, (shared.clock)());
     }
+    frame::older(&mut html, "/datasets", next.as_ref());
     Ok(frame::page("/datasets", "Datasets", &html))
 }
 

@@ -219,7 +219,7 @@ fn charts(html: &mut String, name: &Name, artifact: Option<&Artifact>) {
         ),
     }
     html.push_str(
-        "<div class=\"shadow\" data-shadow hidden></div></figure></div><p class=\"unseen\" data-told></p>",
+        "<div class=\"shadow\" data-shadow hidden><b>Live agreement with float</b> <span class=\"n\" data-now></span><div class=\"plot\" data-plot></div></div></figure></div><p class=\"unseen\" data-told></p>",
     );
     put(
         html,

@@ -6,7 +6,7 @@ use axum::response::{Html, IntoResponse, Response};
 use crate::api::error::Problem;
 use crate::api::http::ui::{ForPeople, assets, escape, put};
 use crate::service::infer::registry::State as Loaded;
-use crate::service::store::JobState;
+use crate::service::store::{Cursor, JobState};
 
 /// Scripts, styles and pictures of ours, requests to us, nothing else, whatever a name or a message holds.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
@@ -135,6 +135,19 @@ pub(crate) fn table(html: &mut String, label: &str, columns: &[Column], rows: &[
         html.push_str("</tr>");
     }
     html.push_str("</tbody></table></div>");
+}
+
+/// The link to the next part of a list, where there is one.
+pub(crate) fn older(html: &mut String, place: &str, next: Option<&Cursor>) {
+    if let Some(next) = next {
+        put(
+            html,
+            format_args!(
+                "<p class=\"row\"><a class=\"button\" rel=\"next\" href=\"{place}?cursor={}\">Older ones</a></p>",
+                escape(&next.to_string())
+            ),
+        );
+    }
 }
 
 /// What stands where there is nothing yet: a sentence, and the command that changes it. `text` is HTML; in `command`,

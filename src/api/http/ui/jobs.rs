@@ -5,22 +5,31 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use crate::api::error::Problem;
-use crate::api::http::Shared;
 use crate::api::http::ui::artifacts::{accuracy_line, figures};
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::{LISTED, ago, escape, lasting, put};
-use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Timestamp};
+use crate::api::http::ui::{ago, escape, lasting, put};
+use crate::api::http::{PageQuery, Shared, page as page_of};
+use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Slice, Timestamp};
 
 /// The phases of a job, in their order.
 const PHASES: [&str; 7] = ["import", "calibrate", "quantize", "evaluate", "measure", "export", "store"];
 
 /// The list.
-pub(crate) async fn list(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let jobs = shared.queue.list(&JobFilter::default(), &Page::first(LISTED)).await?.items;
+pub(crate) async fn list(
+    State(shared): State<Shared>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    frame::shown("/jobs", listed(&shared, &query).await)
+}
+
+async fn listed(shared: &Shared, query: &PageQuery) -> Result<Response, Problem> {
+    let page = page_of(query.limit, query.cursor.as_deref())?;
+    let Slice { items: jobs, next } = shared.queue.list(&JobFilter::default(), &page).await?;
     let mut html = String::new();
     let start = "<a class=\"button primary\" href=\"/jobs/new\">Start a job</a>";
     frame::head(&mut html, "Jobs", "Each takes a model and data, and makes an artifact and a report.", start);
     table(&mut html, &jobs, (shared.clock)());
+    frame::older(&mut html, "/jobs", next.as_ref());
     Ok(frame::page("/jobs", "Jobs", &html))
 }
 

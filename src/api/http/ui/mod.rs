@@ -18,9 +18,6 @@ use crate::service::store::{AccuracySummary, Timestamp};
 #[derive(Clone, Copy)]
 pub(crate) struct ForPeople;
 
-/// So many records of a kind are listed on a page of their own.
-pub(crate) const LISTED: u32 = 100;
-
 /// Adds to a page. A `String` takes everything.
 pub(crate) fn put(html: &mut String, arguments: fmt::Arguments<'_>) {
     let _ = fmt::Write::write_fmt(html, arguments);

@@ -1,18 +1,26 @@
 //! The page of models: upload, list, delete.
 
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::response::Response;
 use serde_json::Value;
 
 use crate::api::error::Problem;
-use crate::api::http::Shared;
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::{LISTED, ago, bytes, escape, large, put};
-use crate::service::store::{Model, Page, Timestamp};
+use crate::api::http::ui::{ago, bytes, escape, large, put};
+use crate::api::http::{PageQuery, Shared, page as page_of};
+use crate::service::store::{Model, Slice, Timestamp};
 
 /// The page.
-pub(crate) async fn page(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let models = shared.catalog.models(None, &Page::first(LISTED)).await?.items;
+pub(crate) async fn page(
+    State(shared): State<Shared>,
+    Query(query): Query<PageQuery>,
+) -> Result<Response, Problem> {
+    frame::shown("/models", list(&shared, &query).await)
+}
+
+async fn list(shared: &Shared, query: &PageQuery) -> Result<Response, Problem> {
+    let page = page_of(query.limit, query.cursor.as_deref())?;
+    let Slice { items: models, next } = shared.catalog.models(None, &page).await?;
     let mut html = String::new();
     frame::head(&mut html, "Models", "Float ONNX models as uploaded. A version never changes.", "");
     upload_form(
@@ -31,6 +39,7 @@ pub(crate) async fn page(State(shared): State<Shared>) -> Result<Response, Probl
     } else {
         table(&mut html, &models, (shared.clock)());
     }
+    frame::older(&mut html, "/models", next.as_ref());
     Ok(frame::page("/models", "Models", &html))
 }
 

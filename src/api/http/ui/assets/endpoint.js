@@ -51,6 +51,7 @@ export async function figures(main) {
   if (!place) return;
   const pulse = main.querySelector("[data-pulse]");
   const seen = [];
+  let first = null;
   const again = () => (place.isConnected ? seen.length && draw(place, seen) : removeEventListener("resize", again));
   addEventListener("resize", again);
   while (place.isConnected) {
@@ -58,12 +59,14 @@ export async function figures(main) {
       try {
         const answer = await send("GET", place.dataset.figures);
         const read = gather(await answer.json());
+        first ??= read;
         const last = seen.at(-1);
         // A swap loads a new version, which counts from 0.
         if (last && (last.count > read.count || last.version !== read.version)) seen.length = 0;
         seen.push(read);
         while (seen.length && read.at - seen[0].at > SPAN + WINDOW + 5) seen.shift();
         draw(place, seen);
+        if (read.version !== first.version || read.state !== first.state) return changed(pulse);
         pulse.textContent = read.waiting == null ? "" : `${read.inFlight} in flight, ${read.waiting} of ${read.limit} waiting`;
       } catch (error) {
         if (!(error instanceof Refusal)) throw error;
@@ -75,10 +78,18 @@ export async function figures(main) {
   }
 }
 
+/** Somebody has changed the endpoint: the page shows it when asked, so that nothing that was typed is lost. */
+function changed(pulse) {
+  const button = el("button", { type: "button", class: "button" }, "Show it as it is now");
+  button.addEventListener("click", refresh);
+  pulse.replaceChildren("The endpoint has changed. ", button);
+}
+
 /** The figures of the default version, its precisions together. */
 function gather(figures) {
   const version = figures.versions.find((v) => v.version === figures.default_version);
   const read = { at: figures.at_ms / 1000, version: figures.default_version, requests: {}, buckets: [], count: 0, sum: 0 };
+  read.state = version?.state;
   read.batches = version?.batches ?? [];
   read.shadow = version?.shadow ?? null;
   read.inFlight = 0;
@@ -184,7 +195,22 @@ function draw(place, seen) {
   const shadow = place.querySelector("[data-shadow]");
   const compared = seen.at(-1).shadow;
   shadow.hidden = !compared;
-  if (compared) shadow.textContent = `Live: ${percent(compared.agreement)} of ${compared.compared} requests decided as float.`;
+  if (compared) {
+    const agreed = (s) => (s ? s.agreement * s.compared : 0);
+    const share = over((from, to) => {
+      const n = (to.shadow?.compared ?? 0) - (from.shadow?.compared ?? 0);
+      return n > 0 ? Math.min(1, (agreed(to.shadow) - agreed(from.shadow)) / n) : null;
+    });
+    shadow.querySelector("[data-now]").textContent = `${percent(compared.agreement)} of ${compared.compared} requests`;
+    lines(shadow.querySelector("[data-plot]"), {
+      label: `Agreement with float: ${percent(compared.agreement)}`,
+      series: [{ name: "agreement", tone: "", points: share }],
+      span: SPAN,
+      now,
+      format: (v) => `${Math.round(v * 100)} %`,
+      least: 1,
+    });
+  }
 }
 
 function key(place, series) {
