@@ -397,6 +397,32 @@ def check_a_job_is_watched_and_cancelled(server):
         assert not browser.errors, browser.errors
 
 
+def check_a_job_from_what_an_earlier_one_found(server):
+    with Browser(server.url) as browser:
+        browser.go("/jobs/new?model=lenet@1")
+        of = browser.js("[...document.querySelector('#calibration').options].map((o) => o.value).find((v) => v.startsWith('of:'))")
+        browser.choose("#calibration", of)
+        browser.choose("#ranges", "entropy")
+        browser.type("#min_agreement", "100")
+        browser.js("document.querySelector('details').open = true")
+        browser.type("#recipe", '{"search": "off", "gate": {"min_sqnr_db": 90}}')
+        browser.click("form[data-job] [type=submit]")
+        browser.until("location.pathname.startsWith('/jobs/job_') && document.querySelector('main .fail')", timeout=120)
+        job = server.job(browser.js("location.pathname.split('/').pop()"))
+        assert job["state"] == "gate_failed" and job["calibration_of"] == of[3:], job
+        assert job["recipe"]["ranges"] == "entropy" and job["recipe"]["gate"]["min_sqnr_db"] == 90, job
+        assert job["recipe"]["gate"]["min_agreement"] == 1, job
+        browser.until("/gate failed/.test(document.querySelector('[data-state]').innerText)")
+        browser.sound("a job that failed its gate")
+        browser.shoot("gate-failed")
+        browser.click("main a[href^='/artifacts/art_']")
+        browser.until("location.pathname.startsWith('/artifacts/') && document.readyState === 'complete'")
+        assert "Compare with" in browser.text() and "The gate is not kept." in browser.text(), browser.text()
+        browser.click("main a[href*='/diff/']")
+        browser.until("location.pathname.includes('/diff/') && document.querySelector('h1')")
+        assert not browser.errors, browser.errors
+
+
 def check_lists_after_a_job(server):
     with Browser(server.url) as browser:
         for page, shows in [("/", "lenet"), ("/models", "lenet@1"), ("/datasets", "calib@1"), ("/jobs", "succeeded"),

@@ -104,11 +104,14 @@ pub(crate) async fn form(
     let most = Page::first(Page::LIMIT_MAX);
     let models = shared.catalog.models(None, &most).await?.items;
     let datasets = shared.catalog.datasets(None, &most).await?.items;
+    let done = JobFilter { state: Some(JobState::Succeeded), model: None };
+    let done = shared.queue.list(&done, &Page::first(20)).await?.items;
+    let no_data = datasets.is_empty() && done.is_empty();
     let mut html = String::new();
     let says = "Quantizes a model, compares it with the float model, and keeps it if the gate holds.";
     frame::head(&mut html, "Start a job", says, "");
-    if models.is_empty() || datasets.is_empty() {
-        let missing = match (models.is_empty(), datasets.is_empty()) {
+    if models.is_empty() || no_data {
+        let missing = match (models.is_empty(), no_data) {
             (true, true) => {
                 "<a href=\"/models\">Upload a model</a> and <a href=\"/datasets\">calibration data</a> first."
             }
@@ -127,9 +130,21 @@ pub(crate) async fn form(
         .collect();
     html.push_str("<form class=\"panel\" data-job aria-label=\"Job\" novalidate><fieldset><legend>What</legend><div class=\"fields\">");
     select(&mut html, "model", "Model", "", &of_models, chosen.model.as_deref());
-    let hint = "Ranges are taken from these samples.";
-    select(&mut html, "calibration", "Calibration data", hint, &of_data, chosen.calibration.as_deref());
-    let mut of_evaluation = vec![(String::new(), "the calibration data".to_owned())];
+    let hint = "Ranges are taken from these samples, or from what an earlier job found in them.";
+    let mut of_calibration = of_data.clone();
+    of_calibration.extend(done.iter().map(|job| {
+        let words = format!("statistics of {} on {}", short(&job.id.to_string()), job.model);
+        (format!("of:{}", job.id), words)
+    }));
+    select(
+        &mut html,
+        "calibration",
+        "Calibration data",
+        hint,
+        &of_calibration,
+        chosen.calibration.as_deref(),
+    );
+    let mut of_evaluation = vec![(String::new(), "those of the calibration".to_owned())];
     of_evaluation.extend(of_data);
     select(
         &mut html,
@@ -393,11 +408,16 @@ pub(crate) fn recipe(html: &mut String, recipe: &serde_json::Value) {
     );
 }
 
+/// A link to the form with the same choices. Where the data are deleted, what was found in them is there.
 fn again(job: &Job) -> String {
+    let calibration = match job.calibration_deleted_at {
+        Some(_) => format!("of:{}", job.id),
+        None => job.calibration.to_string(),
+    };
     format!(
         "<a class=\"button\" href=\"/jobs/new?model={}&amp;calibration={}\">Start another</a>",
         escape(&job.model.to_string()),
-        escape(&job.calibration.to_string())
+        escape(&calibration)
     )
 }
 

@@ -172,9 +172,11 @@ function draw(place, seen) {
   }));
   const perSecond = value(rates[0].points) ?? 0;
   part("throughput", "now").textContent = `${perSecond.toFixed(perSecond < 10 ? 1 : 0)} /s`;
+  // A line along zero says nothing that the legend does not, and lies over the others.
+  const drawn = rates.filter((r, i) => i === 0 || r.points.some((p) => p[1] > 0));
   lines(part("throughput", "plot"), {
     label: `Throughput: ${rates.map((r) => `${(value(r.points) ?? 0).toFixed(1)} ${r.name}`).join(", ")} a second`,
-    series: rates,
+    series: drawn,
     span: SPAN,
     now,
     format: (v) => String(Number(v.toPrecision(2))),

@@ -33,9 +33,14 @@ function wanted(form) {
       throw new Refusal(0, `Recipe: not JSON (${error.message})`);
     }
     if (more === null || typeof more !== "object" || Array.isArray(more)) throw new Refusal(0, "Recipe: a JSON object is needed.");
+    if (recipe.gate && more.gate && typeof more.gate === "object") more.gate = { ...recipe.gate, ...more.gate };
     Object.assign(recipe, more);
   }
-  const job = { kind: "quantize", model: value("model"), calibration: value("calibration"), recipe };
+  const job = { kind: "quantize", model: value("model"), recipe };
+  // A dataset, or an earlier job whose statistics are used.
+  const [, of] = value("calibration").match(/^of:(.*)$/) ?? [];
+  if (of) job.calibration_of = of;
+  else job.calibration = value("calibration");
   if (value("evaluation")) job.evaluation = value("evaluation");
   if (value("endpoint")) job.endpoint = value("endpoint");
   if (form.elements.keep.checked) job.keep = true;
