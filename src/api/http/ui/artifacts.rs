@@ -5,7 +5,8 @@ use axum::response::Response;
 
 use crate::api::error::Problem;
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::{ago, bytes, escape, metric_name, millis, percent, points, put, times};
+use crate::api::http::ui::result::{self, accuracy_line, figures, verdict};
+use crate::api::http::ui::{ago, escape, put, short, times};
 use crate::api::http::{PageQuery, Shared, page as page_of};
 use crate::service::store::{Artifact, ArtifactFilter, ArtifactId, Page, Slice, Timestamp};
 
@@ -37,7 +38,7 @@ pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
     }
     let row = |artifact: &Artifact| {
         let id = artifact.id;
-        let name = super::jobs::short(&id.to_string());
+        let name = short(&id.to_string());
         vec![
             format!("<a class=\"name\" href=\"/artifacts/{id}\">{name}</a>"),
             escape(&artifact.model.to_string()),
@@ -63,18 +64,6 @@ pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
     frame::table(html, "Artifacts", &columns, &rows);
 }
 
-/// `98.75 → 98.70 %`, and by how much.
-pub(crate) fn accuracy_line(float: f64, int8: f64) -> String {
-    let delta = int8 - float;
-    let class = if delta < -0.01 { "poor" } else { "dim" };
-    format!(
-        "<span class=\"num\">{:.2} → {}</span> <span class=\"{class}\">{}</span>",
-        float * 100.0,
-        percent(int8),
-        points(delta)
-    )
-}
-
 fn gate(artifact: &Artifact) -> String {
     let asked =
         artifact.manifest["recipe"]["gate"].as_object().is_some_and(|g| g.values().any(|v| !v.is_null()));
@@ -83,27 +72,6 @@ fn gate(artifact: &Artifact) -> String {
         None if asked => frame::chip("good", "kept"),
         None => frame::chip("wait", "none set"),
     }
-}
-
-/// The figures of an artifact, float against INT8.
-pub(crate) fn figures(html: &mut String, artifact: &Artifact) {
-    let (accuracy, latency) = (&artifact.accuracy, &artifact.latency);
-    html.push_str("<div class=\"cards\">");
-    let note = format!(
-        "float {}, {}; {} samples",
-        percent(accuracy.float),
-        points(accuracy.delta),
-        accuracy.samples
-    );
-    frame::card(html, &escape(metric_name(accuracy)), &percent(accuracy.int8), &note);
-    frame::card(html, "Same decision as float", &percent(accuracy.agreement), "on the same samples");
-    let float_bytes = artifact.bytes as f64 / artifact.size_ratio.max(1e-9);
-    let note = format!("{} → {}", bytes(float_bytes.round() as u64), bytes(artifact.bytes));
-    frame::card(html, "Size", &format!("{:.0} %", artifact.size_ratio * 100.0), &note);
-    let note = format!("{} → {} at batch 1", millis(latency.float_ms), millis(latency.int8_ms));
-    frame::card(html, "Speed", &times(latency.float_ms, latency.int8_ms), &note);
-    frame::card(html, "Signal to noise", &format!("{:.1} dB", accuracy.sqnr_db), "of the first output");
-    html.push_str("</div>");
 }
 
 /// The page of an artifact.
@@ -137,17 +105,14 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
     let sub = format!("<code>{id}</code> made {}", ago(artifact.created_at, now));
     frame::head(&mut html, &format!("{} in INT8", artifact.model), &sub, &actions);
     let recipe = &artifact.manifest["recipe"];
-    super::jobs::verdict(&mut html, artifact.gate_failure.as_deref(), recipe);
+    verdict(&mut html, artifact.gate_failure.as_deref(), recipe);
     figures(&mut html, &artifact);
     serve_form(&mut html, &artifact);
     html.push_str("<h2>The file</h2><dl class=\"facts\">");
     let mut fact = |name: &str, value: String| {
         put(&mut html, format_args!("<div><dt>{name}</dt><dd>{value}</dd></div>"))
     };
-    fact(
-        "Job",
-        format!("<a href=\"/jobs/{0}\">{1}</a>", artifact.job, super::jobs::short(&artifact.job.to_string())),
-    );
+    fact("Job", format!("<a href=\"/jobs/{0}\">{1}</a>", artifact.job, short(&artifact.job.to_string())));
     fact("Model", escape(&artifact.model.to_string()));
     fact("SHA-256", format!("<code>{}</code>", artifact.sha256));
     fact("Report as JSON", format!("<a href=\"{path}/report\">report</a>"));
@@ -155,7 +120,7 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
         fact("Calibration statistics", format!("<a href=\"{path}/statistics\">statistics</a>"));
     }
     html.push_str("</dl>");
-    super::jobs::recipe(&mut html, recipe);
+    result::recipe(&mut html, recipe);
     let others: Vec<&Artifact> = siblings.iter().filter(|other| other.id != id).collect();
     if !others.is_empty() {
         html.push_str("<h2>Compare with</h2><ul class=\"plain-list\">");
@@ -165,7 +130,7 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
                 format_args!(
                     "<li><a href=\"/v1/artifacts/{}/diff/{id}\">{}</a> {} <span class=\"dim\">made {}</span></li>",
                     other.id,
-                    super::jobs::short(&other.id.to_string()),
+                    short(&other.id.to_string()),
                     accuracy_line(other.accuracy.float, other.accuracy.int8),
                     ago(other.created_at, now)
                 ),

@@ -8,8 +8,8 @@ use serde_json::json;
 
 use crate::api::error::Problem;
 use crate::api::http::Shared;
-use crate::api::http::ui::artifacts::accuracy_line;
 use crate::api::http::ui::frame::{self, Act};
+use crate::api::http::ui::result::accuracy_line;
 use crate::api::http::ui::{ago, bytes, escape, metric_name, put};
 use crate::api::wire::datatype_name;
 use crate::service::infer::Port;
@@ -342,7 +342,7 @@ fn versions(
         let mark = if number == default { " <span class=\"tag\">default</span>" } else { "" };
         let artifact = version.artifact.map_or_else(
             || "–".to_owned(),
-            |id| format!("<a href=\"/artifacts/{id}\">{}</a>", super::jobs::short(&id.to_string())),
+            |id| format!("<a href=\"/artifacts/{id}\">{}</a>", super::short(&id.to_string())),
         );
         let accuracy = artifacts.iter().find(|a| Some(a.id) == version.artifact).map(|a| &a.accuracy);
         vec![
@@ -381,7 +381,7 @@ async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> R
             "{} in INT8, {} ({})",
             a.model,
             super::percent(a.accuracy.int8),
-            super::jobs::short(&a.id.to_string())
+            super::short(&a.id.to_string())
         );
         (json!({ "artifact": a.id.to_string() }).to_string(), text)
     });

@@ -5,9 +5,9 @@ use axum::response::Response;
 use serde::Deserialize;
 
 use crate::api::error::Problem;
-use crate::api::http::ui::artifacts::{accuracy_line, figures};
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::{ago, escape, lasting, put};
+use crate::api::http::ui::result::{accuracy_line, figures, recipe, verdict};
+use crate::api::http::ui::{ago, escape, lasting, put, short};
 use crate::api::http::{PageQuery, Shared, page as page_of};
 use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Slice, Timestamp};
 
@@ -81,12 +81,6 @@ pub(crate) fn table(html: &mut String, jobs: &[Job], now: Timestamp) {
         ("Asked for", false),
     ];
     frame::table(html, "Jobs", &columns, &rows);
-}
-
-/// The end of an id: its beginning is the time, and alike for all of a day.
-pub(crate) fn short(id: &str) -> String {
-    let (kind, digits) = id.split_once('_').unwrap_or(("", id));
-    format!("{kind}_…{}", digits.get(digits.len().saturating_sub(8)..).unwrap_or(digits))
 }
 
 /// What the form begins with.
@@ -352,23 +346,6 @@ async fn result(html: &mut String, shared: &Shared, job: &Job) {
     html.push_str("</div>");
 }
 
-/// Whether the gate is kept, in a sentence.
-pub(crate) fn verdict(html: &mut String, gate_failure: Option<&str>, recipe: &serde_json::Value) {
-    let asked = recipe["gate"].as_object().is_some_and(|gate| gate.values().any(|v| !v.is_null()));
-    match gate_failure {
-        Some(reason) => put(
-            html,
-            format_args!("<div class=\"fail\"><b>The gate is not kept.</b> {}</div>", escape(reason)),
-        ),
-        None if asked => html.push_str(
-            "<div class=\"kept\"><b>The gate is kept.</b> Accuracy stays within what was asked.</div>",
-        ),
-        None => html.push_str(
-            "<div class=\"kept plain\">No gate was set: the result is kept whatever it lost.</div>",
-        ),
-    }
-}
-
 /// What was asked for.
 fn facts(html: &mut String, job: &Job, now: Timestamp) {
     html.push_str("<h2>Asked for</h2><dl class=\"facts\">");
@@ -394,18 +371,6 @@ fn facts(html: &mut String, job: &Job, now: Timestamp) {
     }
     html.push_str("</dl>");
     recipe(html, &job.recipe);
-}
-
-/// A recipe in full, folded.
-pub(crate) fn recipe(html: &mut String, recipe: &serde_json::Value) {
-    let text = serde_json::to_string_pretty(recipe).unwrap_or_default();
-    put(
-        html,
-        format_args!(
-            "<details><summary>Recipe in full</summary><div class=\"code\"><pre tabindex=\"0\"><code>{}</code></pre></div></details>",
-            escape(&text)
-        ),
-    );
 }
 
 /// A link to the form with the same choices. Where the data are deleted, what was found in them is there.

@@ -9,6 +9,7 @@ pub(crate) mod frame;
 pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod overview;
+pub(crate) mod result;
 
 use std::fmt;
 
@@ -56,6 +57,12 @@ pub(crate) fn prose(text: &str) -> String {
         html.push_str("</p>");
     }
     html
+}
+
+/// The end of an id: its beginning is the time, and alike for all of a day.
+pub(crate) fn short(id: &str) -> String {
+    let (kind, digits) = id.split_once('_').unwrap_or(("", id));
+    format!("{kind}_…{}", digits.get(digits.len().saturating_sub(8)..).unwrap_or(digits))
 }
 
 /// `12.3 kB`.
