@@ -139,7 +139,7 @@ function draw(place, seen) {
   const now = seen.at(-1).at;
   const part = (key, name) => place.querySelector(`[data-chart="${key}"] [data-${name}]`);
   const over = (value) => seen.slice(1).map((read) => [read.at, value(before(seen, read.at), read)]);
-  const time = (s) => (s === 0 ? "0" : seconds(s).replace(/\.?0+ /, (zeros) => (zeros.includes(".") ? " " : zeros)));
+  const time = (s) => (s === 0 ? "0" : seconds(s).replace(/(\.\d*?)0+ /, (_, kept) => (kept === "." ? " " : `${kept} `)));
 
   const p50 = over((from, to) => quantile(from, to, 0.5));
   const p99 = over((from, to) => quantile(from, to, 0.99));
