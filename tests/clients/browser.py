@@ -379,7 +379,12 @@ def check_a_model_from_upload_to_answer(server):
 
 
 def check_a_job_is_watched_and_cancelled(server):
-    answer = server.put("/v1/datasets/many", support.EVALUATION_PATH)
+    with np.load(support.EVALUATION_PATH) as z:
+        # So many that the job outlasts what is looked at, also on a fast machine.
+        arrays = {name: np.concatenate([z[name]] * 5) if z[name].ndim else z[name] for name in z.files}
+    many = io.BytesIO()
+    np.savez(many, **arrays)
+    answer = server.put("/v1/datasets/many", many.getvalue())
     assert answer.status == 201, answer.text()
     with Browser(server.url) as browser:
         browser.go("/jobs/new?model=lenet@1&calibration=calib@1")
@@ -393,7 +398,7 @@ def check_a_job_is_watched_and_cancelled(server):
         browser.click("[data-act=POST]")
         browser.until("document.querySelector('dialog[open]')")
         browser.click("dialog .button:last-child")
-        browser.until("/cancelled|succeeded/.test(document.querySelector('[data-state]').innerText)", timeout=60)
+        browser.until("document.querySelector('[data-state]').innerText === 'cancelled'", timeout=60)
         assert not browser.errors, browser.errors
 
 
