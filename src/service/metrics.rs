@@ -952,6 +952,69 @@ impl Make {
     }
 }
 
+/// What the series of one loaded version say at one moment.
+#[derive(Clone, Debug)]
+pub struct EndpointReading {
+    /// Requests by how they ended, over all protocols.
+    pub requests: Vec<(&'static str, u64)>,
+    /// Requests that wait.
+    pub queue_depth: u64,
+    /// So many may wait.
+    pub queue_limit: u64,
+    /// Requests being served, waiting ones included.
+    pub in_flight: u64,
+    /// Seconds of a whole request.
+    pub duration: HistogramReading,
+    /// Seconds in the queue.
+    pub queue: HistogramReading,
+    /// Seconds of a run.
+    pub compute: HistogramReading,
+}
+
+/// What a histogram says at one moment.
+#[derive(Clone, Debug)]
+pub struct HistogramReading {
+    /// Bounds, and how many observations are at most that.
+    pub buckets: Vec<(f64, u64)>,
+    /// Sum of all observations.
+    pub sum: f64,
+    /// Number of all observations.
+    pub count: u64,
+}
+
+impl HistogramReading {
+    fn of(histogram: &Histogram) -> HistogramReading {
+        let metric = prometheus::core::Metric::metric(histogram);
+        let read = metric.get_histogram();
+        let bucket = |b: &prometheus::proto::Bucket| (b.upper_bound(), b.cumulative_count());
+        // The bucket without a bound is the count of all; JSON has no infinity.
+        let buckets = read.get_bucket().iter().map(bucket).filter(|(bound, _)| bound.is_finite()).collect();
+        HistogramReading { buckets, sum: read.get_sample_sum(), count: read.get_sample_count() }
+    }
+}
+
+impl EndpointMetrics {
+    /// What the series say now.
+    #[must_use]
+    pub fn reading(&self) -> EndpointReading {
+        let inner = &self.inner;
+        let gauge = |gauge: &IntGauge| u64::try_from(gauge.get()).unwrap_or(0);
+        let requests = Outcome::ALL.map(|outcome| {
+            let over = inner.requests.iter().map(|by_outcome| by_outcome[outcome as usize].get());
+            (outcome.as_str(), over.sum())
+        });
+        EndpointReading {
+            requests: requests.into(),
+            queue_depth: gauge(&inner.queue_depth),
+            queue_limit: gauge(&inner.queue_limit),
+            in_flight: gauge(&inner.in_flight),
+            duration: HistogramReading::of(&inner.duration),
+            queue: HistogramReading::of(&inner.queue),
+            compute: HistogramReading::of(&inner.compute),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

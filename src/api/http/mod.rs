@@ -6,6 +6,7 @@ pub mod connections;
 pub(crate) mod datasets;
 pub(crate) mod dry_run;
 pub(crate) mod endpoints;
+pub(crate) mod figures;
 pub(crate) mod infer;
 pub(crate) mod jobs;
 pub(crate) mod lint;

@@ -11,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::error::{Code, Problem};
+use crate::api::http::ui::ForPeople;
 use crate::api::http::{ErrorBody, ProblemBody, Shared};
 
 /// The id of a request: as it came, or ours.
@@ -31,7 +32,8 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
         _entered => next.run(request).await,
     };
     let status = response.status();
-    if status.is_client_error() || status.is_server_error() {
+    let for_people = response.extensions().get::<ForPeople>().is_some();
+    if (status.is_client_error() || status.is_server_error()) && !for_people {
         response = refusal(response, &path, &id);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {

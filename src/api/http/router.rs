@@ -14,8 +14,8 @@ use utoipa_axum::routes;
 
 use crate::api::Context;
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, infer, jobs, lint, models, observe, repository, settings, system,
-    ui,
+    Shared, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
+    settings, system, ui,
 };
 
 /// The head of the OpenAPI document.
@@ -78,6 +78,7 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
         .routes(routes!(endpoints::changes))
         .routes(routes!(endpoints::statistics))
+        .routes(routes!(figures::get))
         .routes(routes!(system::metadata))
         .routes(routes!(system::live))
         .routes(routes!(system::ready))
@@ -98,9 +99,26 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(settings::log, settings::update_log))
         .routes(routes!(settings::trace, settings::update_trace))
         .routes(routes!(settings::trace_model, settings::update_trace_model))
-        .route("/", get(ui::page))
         .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
         .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
+}
+
+/// Pages for people. They are no part of the document.
+fn pages() -> axum::Router<Shared> {
+    axum::Router::new()
+        .route("/", get(ui::overview::page))
+        .route("/models", get(ui::models::page))
+        .route("/datasets", get(ui::datasets::page))
+        .route("/jobs", get(ui::jobs::list))
+        .route("/jobs/new", get(ui::jobs::form))
+        .route("/jobs/{id}", get(ui::jobs::one))
+        .route("/artifacts", get(ui::artifacts::list))
+        .route("/artifacts/{id}", get(ui::artifacts::one))
+        .route("/endpoints", get(ui::endpoints::list))
+        .route("/endpoints/{name}", get(ui::endpoints::one))
+        .route("/docs", get(|| async { ui::docs::page(document) }))
+        .route("/assets/{digest}/{name}", get(ui::assets::get))
+        .route("/favicon.ico", get(ui::assets::icon))
 }
 
 /// The server's routes over what they share.
@@ -114,6 +132,7 @@ pub fn router(shared: Arc<Context>) -> axum::Router {
     let inference = inference.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
     inference
         .merge(rest)
+        .merge(pages())
         .layer(in_time)
         .merge(uploads)
         .fallback(system::no_route)
@@ -135,7 +154,16 @@ async fn plain(response: Response) -> Response {
 /// Never: the document is made of the code alone, and a test makes it.
 #[must_use]
 pub fn openapi() -> String {
+    described().to_yaml().expect("the document has only strings, numbers and lists")
+}
+
+/// The same document as JSON, for the page that shows it.
+pub(crate) fn document() -> serde_json::Value {
+    serde_json::to_value(described()).unwrap_or_default()
+}
+
+fn described() -> utoipa::openapi::OpenApi {
     let routes =
         OpenApiRouter::with_openapi(Head::openapi()).merge(uploads()).merge(inference()).merge(rest());
-    routes.into_openapi().to_yaml().expect("the document has only strings, numbers and lists")
+    routes.into_openapi()
 }

@@ -17,7 +17,7 @@ use crate::service::infer::drift::Drift;
 use crate::service::infer::shadow::Comparer;
 use crate::service::infer::stats::{Spent, Stats};
 use crate::service::infer::{Answer, Ask, Error, Inputs, Port};
-use crate::service::metrics::{EndpointMetrics, InFlight, Metrics, Outcome, Protocol};
+use crate::service::metrics::{EndpointMetrics, EndpointReading, InFlight, Metrics, Outcome, Protocol};
 use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
 /// A loaded version of an endpoint.
@@ -547,4 +547,13 @@ fn is_pair(one: &Tensor, two: &Tensor, both: &Tensor) -> bool {
     let close =
         |(a, b): (f64, f64)| a == b || (a - b).abs() <= 1e-3 * (1.0 + a.abs()) || (a.is_nan() && b.is_nan());
     both.len() == one.len() * 2 && apart.zip(both.to_f64()).all(close)
+}
+
+impl Served {
+    /// What the metrics of each precision say now; the first is what is served when none is asked for.
+    #[must_use]
+    pub fn readings(&self) -> Vec<(Precision, EndpointReading)> {
+        self.show();
+        self.lanes.iter().map(|track| (track.precision, track.metrics.reading())).collect()
+    }
 }
