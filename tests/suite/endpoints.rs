@@ -53,7 +53,7 @@ async fn what_cannot_be_served_is_refused() {
     let app = TestApp::start().await;
     app.upload().await;
     for (body, status, code, words) in [
-        (json!({}), 400, "bad_request", &["either"][..]),
+        (json!({}), 400, "bad_request", &["nothing is to be changed"][..]),
         (
             json!({ "model": "linear", "artifact": "art_00000000000000000000000000000000" }),
             400,

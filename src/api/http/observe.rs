@@ -78,7 +78,7 @@ pub(crate) fn request_id(headers: &HeaderMap) -> String {
 fn new_id() -> String {
     static PROCESS: LazyLock<String> = LazyLock::new(|| uuid::Uuid::now_v7().simple().to_string());
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{}-{:x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{:.20}{:012x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff)
 }
 
 /// Writes the body: problem+json for us, `error` for `/v2`, whose clients read nothing else.
