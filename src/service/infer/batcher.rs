@@ -107,6 +107,17 @@ struct Queue {
     timer: bool,
 }
 
+impl Queue {
+    fn refuse_late(&mut self, now: Instant) {
+        while let Some(late) = self.waiting.iter().position(|w| w.deadline.is_some_and(|d| d <= now)) {
+            if let Some(late) = self.waiting.remove(late) {
+                // A client that has gone in this moment does not hear of it; that is all.
+                let _ = late.reply.send(Err(Error::Deadline));
+            }
+        }
+    }
+}
+
 struct Waiting {
     inputs: Inputs,
     samples: usize,
@@ -190,6 +201,11 @@ impl Lane {
         lock(&self.queue).limits.clone()
     }
 
+    /// Answers those that have waited beyond their deadline.
+    fn refuse_late(&self) {
+        lock(&self.queue).refuse_late(Instant::now());
+    }
+
     /// Whether a run of so many samples is over before another thread would be awake.
     fn is_quick(&self, samples: usize) -> bool {
         let ns = self.sample_ns.load(Ordering::Relaxed);
@@ -251,12 +267,19 @@ impl Batcher {
             let _run = AtOnce { batcher: self, lane };
             return lane.answer(&inputs, samples, since);
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let priority = if priority == 0 { PRIORITY_DEFAULT } else { priority };
         let waiting = Waiting { inputs, samples, since: Instant::now(), deadline, priority, reply };
         self.enqueue(lane, waiting)?;
         self.pump();
-        answer.await.unwrap_or_else(|_| Err(Error::Internal("the run was dropped".to_owned())))
+        if let Some(deadline) = deadline {
+            match tokio::time::timeout_at(deadline.into(), &mut answer).await {
+                Ok(answer) => return answer.unwrap_or_else(|_| Err(dropped())),
+                // It is told even while all runs are taken; one whose run has begun waits for its end.
+                Err(_) => lane.refuse_late(),
+            }
+        }
+        answer.await.unwrap_or_else(|_| Err(dropped()))
     }
 
     fn enqueue(&self, lane: &Arc<Lane>, waiting: Waiting) -> Result<(), Error> {
@@ -390,12 +413,7 @@ impl Drop for AtOnce<'_> {
 fn next_batch(lane: &Lane, queue: &mut Queue) -> Next {
     let now = Instant::now();
     queue.waiting.retain(|w| !w.reply.is_closed());
-    while let Some(late) = queue.waiting.iter().position(|w| w.deadline.is_some_and(|d| d <= now)) {
-        if let Some(late) = queue.waiting.remove(late) {
-            // A client that has gone in this moment does not hear of it; that is all.
-            let _ = late.reply.send(Err(Error::Deadline));
-        }
-    }
+    queue.refuse_late(now);
     let limits = &queue.limits;
     // It is listed again when a run of it ends.
     if lane.running() >= limits.runs_max {
@@ -419,6 +437,10 @@ fn next_batch(lane: &Lane, queue: &mut Queue) -> Next {
         return Next::Later(limits.batch_delay - waited);
     }
     Next::Batch(queue.waiting.drain(..count).collect())
+}
+
+fn dropped() -> Error {
+    Error::Internal("the run was dropped".to_owned())
 }
 
 /// What a queue has to run.
@@ -689,6 +711,22 @@ mod tests {
         drop(go);
         first.await.unwrap().unwrap();
         assert!(matches!(late.await.unwrap(), Err(Error::Deadline)));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_deadline_is_told_while_all_runs_are_taken() {
+        let batcher = batcher(Limits::default());
+        let (run, began, go) = gated(Box::new(doubling));
+        let (lane, _heard) = lane(&batcher, false, run);
+        let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
+        let first = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None, 0).await.map(drop) });
+        began.recv().unwrap();
+        let deadline = Some(Instant::now() + Duration::from_millis(5));
+        let late = batcher.infer(&lane, x(&[1.0]), 1, deadline, 0).await;
+        assert!(matches!(late, Err(Error::Deadline)), "{late:?}");
+        assert_eq!(lane.depth(), 0);
+        drop(go);
+        first.await.unwrap().unwrap();
     }
 
     #[tokio::test]
