@@ -464,7 +464,8 @@ def check_a_canary_is_watched_promoted_and_taken_back(server):
         browser.until("!document.querySelector('dialog')")
 
     with Browser(server.url) as browser:
-        artifact = server.get("/v1/endpoints/lenet").json()["versions"][0]["artifact"]
+        first = server.get("/v1/endpoints/lenet").json()["versions"][0]
+        artifact, model = first["artifact"], first["model"]
         assert server.put(endpoint, json.dumps({"artifact": artifact}).encode()).status == 201
         browser.go("/endpoints/canary")
         browser.type("#fraction", "100")
@@ -523,7 +524,7 @@ def check_a_canary_is_watched_promoted_and_taken_back(server):
         confirm()
         assert routes() == {1: 100, 2: 0}, routes()
         record = browser.text("[aria-labelledby=changes]")
-        for said in ("Version 2 came: lenet@1 in INT8. Requests: 80 % to version 1, 20 % to version 2.",
+        for said in (f"Version 2 came: {model} in INT8. Requests: 80 % to version 1, 20 % to version 2.",
                      "100 % to version 2", "100 % to version 1", "100 % of the requests, with statistics"):
             assert said in record, f"no «{said}» in\n{record}"
         assert server.request("DELETE", endpoint).status == 204
