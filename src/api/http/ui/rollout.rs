@@ -43,8 +43,8 @@ pub(crate) fn versions(
         ("Requests", false),
         ("Serves", false),
         ("Accuracy, float → INT8", false),
-        ("Live agreement with float", false),
-        ("Inputs out of range", true),
+        ("Agreement, live", false),
+        ("Out of range", true),
         ("Weights", true),
         ("", true),
     ];

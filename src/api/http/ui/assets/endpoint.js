@@ -230,7 +230,7 @@ function draw(place, seen) {
   const shadow = place.querySelector("[data-shadow]");
   const compared = seen.at(-1).shadow;
   shadow.hidden = !compared?.compared;
-  if (compared) {
+  if (compared?.compared) {
     const agreed = (s) => s?.agreed ?? 0;
     const share = over((from, to) => {
       const n = (to.shadow?.compared ?? 0) - (from.shadow?.compared ?? 0);
