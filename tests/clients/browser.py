@@ -451,6 +451,86 @@ def check_lists_after_a_job(server):
         assert "job_0" in browser.text("main"), browser.text()
 
 
+def check_a_canary_is_watched_promoted_and_taken_back(server):
+    pixels, _ = support.images()
+    endpoint = "/v1/endpoints/canary"
+
+    def routes():
+        return {v["version"]: v["weight"] for v in server.get(endpoint).json()["versions"]}
+
+    def confirm():
+        browser.until("document.querySelector('dialog[open]')")
+        browser.click("dialog .button:last-child")
+        browser.until("!document.querySelector('dialog')")
+
+    with Browser(server.url) as browser:
+        first = server.get("/v1/endpoints/lenet").json()["versions"][0]
+        artifact, model = first["artifact"], first["model"]
+        assert server.put(endpoint, json.dumps({"artifact": artifact}).encode()).status == 201
+        browser.go("/endpoints/canary")
+        browser.type("#fraction", "100")
+        browser.click("#statistics")
+        browser.type("#min_agreement", "7")
+        browser.type("#queue_limit", "77")
+        browser.click("form[data-settings] [type=submit]")
+        browser.until("document.querySelector('[aria-labelledby=changes]').innerText.includes('agreement below 7 %')")
+        kept = server.get(endpoint).json()["settings"]
+        assert kept["shadow"] == {"fraction": 1.0, "statistics": True} and kept["queue_limit"] == 77, kept
+        assert kept["rollback"]["min_agreement"] == 0.07 and "required" not in kept, kept
+        # An empty field leaves it to the server again.
+        browser.js("document.querySelector('#queue_limit').value = ''")
+        browser.click("form[data-settings] [type=submit]")
+        browser.until("document.querySelector('[aria-labelledby=changes]').innerText.includes('Requests that may wait: as the server')")
+        assert "queue_limit" not in server.get(endpoint).json()["settings"]
+
+        browser.choose("#what", json.dumps({"artifact": artifact}, separators=(",", ":")))
+        browser.type("#weight", "20")
+        browser.click("form[data-promote] [type=submit]")
+        browser.until("document.querySelectorAll('[aria-labelledby=versions] tbody tr').length === 2", timeout=60)
+        assert routes() == {1: 80, 2: 20}, routes()
+        table = browser.text("[aria-labelledby=versions] table")
+        assert "80 %" in table and "20 %" in table, table
+        compared = r"/%\s*[0-9]{2,} compared/.test(document.querySelector(`[data-agreement=\"${v}\"]`)?.innerText)"
+        for i in range(2000):
+            server.infer("canary", "input", pixels[i % 50:i % 50 + 1])
+            if i % 50 == 49 and browser.js(f"[1, 2].every((v) => {compared})"):
+                break
+        browser.until(f"[1, 2].every((v) => {compared})")
+        browser.until("/version 1, 80 %.*version 2, 20 %/.test(document.querySelector('[data-chart=throughput] [data-key]').textContent)")
+        browser.go("/endpoints/canary")
+        assert "Statistics of live traffic" in browser.text("form[data-settings]")
+        assert "that calibration saw" in browser.text(), browser.text()
+        assert server.get(f"{endpoint}/statistics").status == 200
+        for i in range(200):
+            server.infer("canary", "input", pixels[i % 50:i % 50 + 1])
+            time.sleep(0.02)
+        browser.sound("a canary")
+        browser.tabs_through("a canary")
+        browser.shoot("rollout")
+
+        # Shares that do not add up are refused beside the form, and nothing is changed.
+        browser.type("#share-1", "70")
+        browser.click("form[data-routes] [type=submit]")
+        browser.until("document.querySelector('form[data-routes] .problem').innerText.includes('90')")
+        browser.type("#share-2", "30")
+        browser.click("form[data-routes] [type=submit]")
+        confirm()
+        assert routes() == {1: 70, 2: 30}, routes()
+        send_all = "[aria-labelledby=versions] tbody tr:nth-child({}) [data-act=PUT]"
+        browser.click(send_all.format(1))
+        confirm()
+        assert routes() == {1: 0, 2: 100}, routes()
+        browser.click(send_all.format(2))
+        confirm()
+        assert routes() == {1: 100, 2: 0}, routes()
+        record = browser.text("[aria-labelledby=changes]")
+        for said in (f"Version 2 came: {model} in INT8. Requests: 80 % to version 1, 20 % to version 2.",
+                     "100 % to version 2", "100 % to version 1", "100 % of the requests, with statistics"):
+            assert said in record, f"no «{said}» in\n{record}"
+        assert server.request("DELETE", endpoint).status == 204
+        assert not browser.errors, browser.errors
+
+
 def check_changes_of_an_endpoint_ask_first(server):
     with Browser(server.url) as browser:
         browser.go("/endpoints/lenet")

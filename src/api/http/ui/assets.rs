@@ -31,6 +31,8 @@ assets! {
     "upload.js" "text/javascript; charset=utf-8";
     "jobs.js" "text/javascript; charset=utf-8";
     "charts.js" "text/javascript; charset=utf-8";
+    "ask.js" "text/javascript; charset=utf-8";
+    "rollout.js" "text/javascript; charset=utf-8";
     "endpoint.js" "text/javascript; charset=utf-8";
     "tryit.js" "text/javascript; charset=utf-8";
     "icon.svg" "image/svg+xml";

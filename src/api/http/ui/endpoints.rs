@@ -9,8 +9,7 @@ use serde_json::json;
 use crate::api::error::Problem;
 use crate::api::http::Shared;
 use crate::api::http::ui::frame::{self, Act};
-use crate::api::http::ui::result::accuracy_line;
-use crate::api::http::ui::{ago, bytes, escape, metric_name, put};
+use crate::api::http::ui::{ago, bytes, escape, metric_name, put, rollout};
 use crate::api::wire::datatype_name;
 use crate::service::infer::Port;
 use crate::service::infer::registry::{Entry, State as Loaded};
@@ -77,7 +76,8 @@ pub(crate) fn table(html: &mut String, endpoints: &[Arc<Entry>]) {
     frame::table(html, "Endpoints", &columns, &rows);
 }
 
-fn precision(precision: Precision) -> &'static str {
+/// In what numbers, as people write it.
+pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "FP32",
         Precision::Int8 => "INT8",
@@ -139,9 +139,15 @@ async fn endpoint_page(shared: &Shared, name: &str) -> Result<Response, Problem>
         try_it(&mut html, &name, served);
     }
     html.push_str("<section aria-labelledby=\"versions\"><h2 id=\"versions\">Versions</h2>");
-    versions(&mut html, &kept.versions, default.0, entry.as_deref(), &artifacts);
+    rollout::versions(&mut html, &kept, entry.as_deref(), &artifacts, &tag);
     html.push_str("</section>");
     change(&mut html, shared, &name, &tag).await?;
+    let served = match state {
+        Some(Loaded::Ready(served)) => Some(&**served),
+        _ => None,
+    };
+    rollout::settings(&mut html, &kept, served, &tag);
+    rollout::changes(&mut html, &kept, &shared.catalog.endpoint_records(&name).await?, now);
     Ok(frame::page("/endpoints", &format!("Endpoint {name}"), &html))
 }
 
@@ -329,48 +335,6 @@ fn input(html: &mut String, i: usize, port: &Port) {
     html.push_str("</div></fieldset>");
 }
 
-fn versions(
-    html: &mut String,
-    versions: &[EndpointVersion],
-    default: u32,
-    entry: Option<&Entry>,
-    artifacts: &[Artifact],
-) {
-    let row = |version: &EndpointVersion| {
-        let number = version.version.0;
-        let state = entry.and_then(|entry| entry.versions.get(&number));
-        let mark = if number == default { " <span class=\"tag\">default</span>" } else { "" };
-        let artifact = version.artifact.map_or_else(
-            || "–".to_owned(),
-            |id| format!("<a href=\"/artifacts/{id}\">{}</a>", super::short(&id.to_string())),
-        );
-        let accuracy = artifacts.iter().find(|a| Some(a.id) == version.artifact).map(|a| &a.accuracy);
-        vec![
-            format!("<span class=\"num\"><b>{number}</b>{mark}</span>"),
-            state.map_or_else(|| frame::chip("busy", "loading"), frame::state_chip),
-            precision(version.precision()).to_owned(),
-            escape(&version.model.to_string()),
-            artifact,
-            accuracy.map_or_else(|| "–".to_owned(), |a| accuracy_line(a.float, a.int8)),
-            match state {
-                Some(Loaded::Ready(served)) => bytes(served.weight_bytes),
-                _ => "–".to_owned(),
-            },
-        ]
-    };
-    let rows: Vec<_> = versions.iter().rev().map(row).collect();
-    let columns = [
-        ("Version", false),
-        ("State", false),
-        ("Precision", false),
-        ("Model", false),
-        ("Artifact", false),
-        ("Accuracy, float → INT8", false),
-        ("Weights", true),
-    ];
-    frame::table(html, "Versions", &columns, &rows);
-}
-
 /// The form that serves something else under the name.
 async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> Result<(), Problem> {
     let most = Page::first(50);
@@ -396,16 +360,19 @@ async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> R
         html,
         format_args!(
             "<form class=\"panel\" data-promote=\"/v1/endpoints/{name}\" data-match=\"{}\" aria-labelledby=\"serve-other\" novalidate>\
-             <h2 id=\"serve-other\">Serve something else</h2><div class=\"fields one\"><div class=\"field wide\"><label for=\"what\">Artifact or model</label>\
+             <h2 id=\"serve-other\">Serve something else</h2><div class=\"fields serve\"><div class=\"field\"><label for=\"what\">Artifact or model</label>\
              <select id=\"what\" name=\"what\" aria-describedby=\"what-hint\">",
             escape(tag)
         ),
     );
     frame::options(html, &choices, None);
     html.push_str(
-        "</select><span class=\"hint\" id=\"what-hint\">It becomes a new version and the default. The present one answers until it is loaded, and stays beside it.</span></div></div>\
+        "</select><span class=\"hint\" id=\"what-hint\">It becomes a new version. The present one answers until it is loaded, and stays beside it.</span></div>\
+         <div class=\"field\"><label for=\"weight\">Share of the requests, %</label>\
+         <input id=\"weight\" name=\"weight\" type=\"number\" min=\"0\" max=\"100\" step=\"1\" value=\"100\" required aria-describedby=\"weight-hint\">\
+         <span class=\"hint\" id=\"weight-hint\">100 swaps; 5 is a canary, tried on a few requests first.</span></div></div>\
          <p class=\"problem\" role=\"alert\" hidden></p>\
-         <div class=\"row\"><button class=\"button\" type=\"submit\">Promote</button><span class=\"dim\" data-said></span></div></form>",
+         <div class=\"row\"><button class=\"button\" type=\"submit\">Serve it</button><span class=\"dim\" data-said></span></div></form>",
     );
     Ok(())
 }

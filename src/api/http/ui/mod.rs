@@ -10,6 +10,7 @@ pub(crate) mod jobs;
 pub(crate) mod models;
 pub(crate) mod overview;
 pub(crate) mod result;
+pub(crate) mod rollout;
 
 use std::fmt;
 

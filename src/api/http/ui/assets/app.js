@@ -1,12 +1,14 @@
 // What every page has: times that stay true, commands to copy, buttons that ask first. The rest is in its own files.
 
-import { copyButton, el, refresh, Refusal, send } from "./net.js";
+import { ask } from "./ask.js";
+import { copyButton } from "./net.js";
 import { forms as uploads } from "./upload.js";
 import { followed, forms as jobs, live } from "./jobs.js";
 import { figures, forms as endpoints } from "./endpoint.js";
+import { forms as rollout } from "./rollout.js";
 import { boxes } from "./tryit.js";
 
-const PARTS = [commands, acts, uploads, jobs, live, followed, endpoints, figures, boxes];
+const PARTS = [commands, acts, uploads, jobs, live, followed, endpoints, rollout, figures, boxes];
 
 /** Puts the address of this server into commands, and a button to copy beside each. */
 function commands(main) {
@@ -21,44 +23,6 @@ function acts(main) {
   for (const button of main.querySelectorAll("[data-act]")) {
     button.addEventListener("click", () => ask(button));
   }
-}
-
-function ask(button) {
-  const { act, path, question, then, body, match } = button.dataset;
-  const problem = el("p", { class: "problem", role: "alert", hidden: true });
-  const yes = el("button", { type: "button", class: button.className }, button.textContent);
-  const no = el("button", { type: "button", class: "button" }, "Not now");
-  const dialog = el(
-    "dialog",
-    { "aria-labelledby": "question" },
-    el("p", { id: "question" }, question),
-    problem,
-    el("div", { class: "row end" }, no, yes),
-  );
-  no.addEventListener("click", () => dialog.close());
-  dialog.addEventListener("close", () => {
-    dialog.remove();
-    if (button.isConnected) button.focus();
-  });
-  yes.addEventListener("click", async () => {
-    yes.disabled = true;
-    try {
-      const headers = match ? { "If-Match": match } : {};
-      if (body) headers["Content-Type"] = "application/json";
-      await send(act, path, { body, headers });
-      dialog.close();
-      if (then === location.pathname) await refresh();
-      else location.assign(then);
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
-      problem.textContent = error.status === 412 ? "It was changed meanwhile. Load the page again and look at it first." : error.message;
-      problem.hidden = false;
-      yes.disabled = false;
-    }
-  });
-  document.body.append(dialog);
-  dialog.showModal();
-  no.focus();
 }
 
 /** Keeps «2 min ago» true. */

@@ -3,6 +3,8 @@
 import { bars, lines } from "./charts.js";
 import { checked, complain, el, pause, percent, refresh, Refusal, seconds, send, tell } from "./net.js";
 
+// Of versions, oldest first.
+const TONES = ["", "one", "two", "three"];
 const SPAN = 60;
 const WINDOW = 10;
 // What clients see, from good to bad.
@@ -19,11 +21,12 @@ export function forms(main) {
     submits(form, path, body, (name) => location.assign(`/endpoints/${name}`));
   }
   for (const form of main.querySelectorAll("form[data-promote]")) {
-    submits(form, () => form.dataset.promote, () => form.elements.what.value, refresh);
+    submits(form, () => form.dataset.promote, () => JSON.stringify({ ...JSON.parse(form.elements.what.value), weight: Number(form.elements.weight.value) }), refresh);
   }
 }
 
-function submits(form, path, body, then) {
+/** Sends a form with PUT, and shows a refusal beside it. */
+export function submits(form, path, body, then) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     if (!checked(form)) return;
@@ -66,7 +69,7 @@ export async function figures(main) {
         seen.push(read);
         while (seen.length && read.at - seen[0].at > SPAN + WINDOW + 5) seen.shift();
         draw(place, seen);
-        if (read.version !== first.version || read.state !== first.state) return changed(pulse);
+        if (read.version !== first.version || read.state !== first.state || read.routes !== first.routes) return changed(pulse);
         pulse.textContent = read.waiting == null ? "" : `${read.inFlight} in flight, ${read.waiting} of ${read.limit} waiting`;
       } catch (error) {
         if (!(error instanceof Refusal)) throw error;
@@ -90,6 +93,19 @@ function gather(figures) {
   const version = figures.versions.find((v) => v.version === figures.default_version);
   const read = { at: figures.at_ms / 1000, version: figures.default_version, requests: {}, buckets: [], count: 0, sum: 0 };
   read.state = version?.state;
+  read.routed = figures.versions.filter((v) => v.weight > 0).map((v) => [v.version, v.weight]);
+  read.routes = JSON.stringify(read.routed);
+  read.answered = {};
+  read.unanswered = 0;
+  for (const v of figures.versions) {
+    for (const p of v.precisions) {
+      for (const [outcome, n] of Object.entries(p.requests)) {
+        if (outcome === "ok") read.answered[v.version] = (read.answered[v.version] ?? 0) + n;
+        else read.unanswered += n;
+      }
+    }
+  }
+  read.shadows = figures.versions.map((v) => [v.version, v.shadow]);
   read.batches = version?.batches ?? [];
   read.shadow = version?.shadow ?? null;
   read.inFlight = 0;
@@ -165,15 +181,26 @@ function draw(place, seen) {
     return to.at > from.at ? (n(to) - n(from)) / (to.at - from.at) : 0;
   };
   const last = (i) => Math.max(0, i - 2);
-  const rates = OUTCOMES.map(([name, tone, outcomes]) => ({
-    name,
-    tone,
-    points: seen.slice(1).map((read, i) => [read.at, rate(outcomes)(seen[last(i)], read)]),
-  }));
-  const perSecond = value(rates[0].points) ?? 0;
+  const each = (of) => seen.slice(1).map((read, i) => [read.at, of(seen[last(i)], read)]);
+  const rise = (n) => (from, to) => (to.at > from.at ? Math.max(0, n(to) - n(from)) / (to.at - from.at) : 0);
+  const routed = seen.at(-1).routed;
+  const byVersion = routed.length > 1;
+  const rates = byVersion
+    ? [
+        ...routed.map(([version, weight], i) => ({
+          name: `version ${version}, ${weight} %`,
+          tone: TONES[i % TONES.length],
+          points: each(rise((read) => read.answered[version] ?? 0)),
+        })),
+        { name: "not answered", tone: "bad", points: each(rise((read) => read.unanswered)) },
+      ]
+    : OUTCOMES.map(([name, tone, outcomes]) => ({ name, tone, points: each(rate(outcomes)) }));
+  const perSecond = (byVersion ? rates.slice(0, -1) : rates.slice(0, 1)).reduce((sum, r) => sum + (value(r.points) ?? 0), 0);
+  const note = place.querySelector("[data-chart=throughput] figcaption .n");
+  note.textContent = byVersion ? "requests a second, by version" : "requests a second, by outcome";
   part("throughput", "now").textContent = `${perSecond.toFixed(perSecond < 10 ? 1 : 0)} /s`;
   // A line along zero says nothing that the legend does not, and lies over the others.
-  const drawn = rates.filter((r, i) => i === 0 || r.points.some((p) => p[1] > 0));
+  const drawn = rates.filter((r, i) => i === 0 || (byVersion && r.tone !== "bad") || r.points.some((p) => p[1] > 0));
   lines(part("throughput", "plot"), {
     label: `Throughput: ${rates.map((r) => `${(value(r.points) ?? 0).toFixed(1)} ${r.name}`).join(", ")} a second`,
     series: drawn,
@@ -194,6 +221,12 @@ function draw(place, seen) {
     format: (v) => (v >= 1e4 ? `${v / 1e3} k` : String(v)),
   });
 
+  for (const [version, of] of seen.at(-1).shadows) {
+    const cell = document.querySelector(`[data-agreement="${version}"]`);
+    if (!cell || !of?.compared) continue;
+    cell.firstChild.textContent = percent(of.agreement);
+    cell.lastChild.textContent = `${of.compared} compared`;
+  }
   const shadow = place.querySelector("[data-shadow]");
   const compared = seen.at(-1).shadow;
   shadow.hidden = !compared?.compared;
@@ -216,6 +249,6 @@ function draw(place, seen) {
 }
 
 function key(place, series) {
-  if (place.childElementCount === series.length) return;
+  if (place.textContent === series.map((s) => s.name).join("")) return;
   place.replaceChildren(...series.map((s) => el("span", {}, el("i", { class: s.tone || "main" }), s.name)));
 }
