@@ -46,7 +46,6 @@ pub(crate) fn versions(
         ("Agreement, live", false),
         ("Out of range", true),
         ("Weights", true),
-        ("", true),
     ];
     frame::table(html, "Versions", &columns, &rows);
     for version in endpoint.versions.iter().rev() {
@@ -123,7 +122,7 @@ fn row(
         served.and_then(|s| s.drift.as_ref()).and_then(most_outside).map(|(_, share)| percent(share));
     let send = (share < 100).then(|| {
         Act {
-            label: "Send all requests here",
+            label: "Send all here",
             question: &format!(
                 "Send all requests to version {number} ({}, {})? The other versions stay loaded and get none.",
                 version.model,
@@ -142,7 +141,8 @@ fn row(
         format!("<span class=\"num\"><b>{number}</b>{mark}</span>"),
         state.map_or_else(|| frame::chip("busy", "loading"), frame::state_chip),
         format!(
-            "<span class=\"share\"><span class=\"num\">{share} %</span><progress max=\"100\" value=\"{share}\" aria-label=\"Requests to version {number}\"></progress></span>"
+            "<span class=\"share\"><span class=\"num\">{share} %</span><progress max=\"100\" value=\"{share}\" aria-label=\"Requests to version {number}\"></progress></span>{}",
+            send.unwrap_or_default()
         ),
         format!(
             "{} · {}<span class=\"second\">{artifact}</span>",
@@ -153,7 +153,6 @@ fn row(
         agreement,
         outside.unwrap_or_else(none),
         served.map_or_else(none, |served| bytes(served.weight_bytes)),
-        send.unwrap_or_default(),
     ]
 }
 
