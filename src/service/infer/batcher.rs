@@ -698,19 +698,16 @@ mod tests {
     async fn a_request_past_its_deadline_is_not_run() {
         let batcher = batcher(Limits::default());
         let (run, began, go) = gated(Box::new(doubling));
-        let (lane, _heard) = lane(&batcher, false, run);
+        let (lane, heard) = lane(&batcher, false, run);
         let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
         let first = tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, None, 0).await.map(drop) });
         began.recv().unwrap();
-        let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
-        let late =
-            tokio::spawn(async move { b.infer(&l, x(&[1.0]), 1, Some(Instant::now()), 0).await.map(drop) });
-        while lane.depth() < 1 {
-            tokio::task::yield_now().await;
-        }
+        let late = batcher.infer(&lane, x(&[1.0]), 1, Some(Instant::now()), 0).await;
+        assert!(matches!(late, Err(Error::Deadline)), "{late:?}");
         drop(go);
         first.await.unwrap().unwrap();
-        assert!(matches!(late.await.unwrap(), Err(Error::Deadline)));
+        assert_eq!(heard.recv(), Ok(1));
+        assert!(heard.try_recv().is_err(), "the late request was not run");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
