@@ -14,7 +14,7 @@ use crate::api::wire::datatype_name;
 use crate::service::infer::Port;
 use crate::service::infer::registry::{Entry, State as Loaded};
 use crate::service::infer::served::Served;
-use crate::service::store::{Artifact, ArtifactFilter, EndpointVersion, Name, Page, Precision};
+use crate::service::store::{Artifact, ArtifactFilter, EndpointVersion, Name, Page};
 
 /// Whether the default version answers.
 pub(crate) fn answers(entry: &Entry) -> bool {
@@ -55,7 +55,7 @@ pub(crate) fn table(html: &mut String, endpoints: &[Arc<Entry>]) {
             format!("<a class=\"name\" href=\"/endpoints/{0}\">{0}</a>", escape(endpoint.name.as_str())),
             state.map_or_else(|| frame::chip("busy", "loading"), frame::state_chip),
             format!("{default}"),
-            source.map_or_else(String::new, |s| precision(s.precision()).to_owned()),
+            source.map_or_else(String::new, |s| frame::precision(s.precision()).to_owned()),
             source.map_or_else(String::new, |s| escape(&s.model.to_string())),
             weights,
             answered,
@@ -74,14 +74,6 @@ pub(crate) fn table(html: &mut String, endpoints: &[Arc<Entry>]) {
         ("Mean time", true),
     ];
     frame::table(html, "Endpoints", &columns, &rows);
-}
-
-/// In what numbers, as people write it.
-pub(crate) fn precision(precision: Precision) -> &'static str {
-    match precision {
-        Precision::Fp32 => "FP32",
-        Precision::Int8 => "INT8",
-    }
 }
 
 /// The page of an endpoint.
@@ -163,7 +155,7 @@ fn roll_back(name: &Name, path: &str, tag: &str, version: &EndpointVersion) -> S
             "Serve again what version {} of {name} served ({}, {})? It becomes a new version; the present one answers until it is loaded.",
             version.version,
             version.model,
-            precision(version.precision())
+            frame::precision(version.precision())
         ),
         method: "PUT",
         path,
@@ -248,7 +240,7 @@ fn try_it(html: &mut String, name: &Name, served: &Arc<Served>) {
     }
     html.push_str("<div class=\"row\"><button class=\"button primary\" type=\"submit\">Send</button>");
     let precisions: Vec<(String, String)> =
-        served.precisions().map(|p| (p.as_str().to_owned(), precision(p).to_owned())).collect();
+        served.precisions().map(|p| (p.as_str().to_owned(), frame::precision(p).to_owned())).collect();
     if precisions.len() > 1 {
         html.push_str("<label class=\"inline\" for=\"try-precision\">in</label><select id=\"try-precision\" name=\"precision\">");
         frame::options(html, &precisions, None);

@@ -6,7 +6,7 @@ use axum::response::{Html, IntoResponse, Response};
 use crate::api::error::Problem;
 use crate::api::http::ui::{ForPeople, assets, escape, put};
 use crate::service::infer::registry::State as Loaded;
-use crate::service::store::{Cursor, JobState};
+use crate::service::store::{Cursor, JobState, Precision};
 
 /// Scripts, styles and pictures of ours, requests to us, nothing else, whatever a name or a message holds.
 const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; \
@@ -202,6 +202,14 @@ pub(crate) fn state_chip(state: &Loaded) -> String {
         Loaded::Failed(_) => chip("bad", "failed"),
         Loaded::Unloaded => chip("wait", "unloaded"),
         Loaded::Evicted => chip("wait", "made room"),
+    }
+}
+
+/// In what numbers, as people write it.
+pub(crate) fn precision(precision: Precision) -> &'static str {
+    match precision {
+        Precision::Fp32 => "FP32",
+        Precision::Int8 => "INT8",
     }
 }
 

@@ -2,8 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::http::ui::endpoints::precision;
-use crate::api::http::ui::frame::{self, Act};
+use crate::api::http::ui::frame::{self, Act, precision};
 use crate::api::http::ui::result::accuracy_line;
 use crate::api::http::ui::{ago, bytes, escape, percent, put, short};
 use crate::service::infer::drift::Drift;
