@@ -110,6 +110,7 @@ def check_shapes_whose_product_overflows(server):
     # An inference request.
     upload(server)
     server.wait(server.submit(model="m", calibration="good", endpoint="m", keep=True))
+    server.until(lambda: server.get("/v2/models/m/ready").status == 200, "m is ready")
     for shape in ([1 << 32, 1 << 32, 1, 28], [-1, 1, 28, 28], [1 << 62, 1, 28, 28]):
         answer = server.post("/v2/models/m/infer", {
             "inputs": [{"name": "input", "shape": shape, "datatype": "FP32", "data": [0.0]}]})
