@@ -254,7 +254,7 @@ def check_a_full_queue_and_a_short_timeout(binary):
         in_flight(1)
         errors = queue.Queue()
         # In microseconds: it waits behind the long one.
-        client.async_infer("slow", [input_of(one)], timeout=2_000_000, callback=lambda result, error: errors.put(error))
+        client.async_infer("slow", [input_of(one)], timeout=200_000, callback=lambda result, error: errors.put(error))
         in_flight(2)
         refused("RESOURCE_EXHAUSTED", "queue", lambda: client.infer("slow", [input_of(one)]))
         calls[0].cancel()
