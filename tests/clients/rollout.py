@@ -26,24 +26,13 @@ def version(server, name, number):
     return next(v for v in view(server, name)["versions"] if v["version"] == number)
 
 
-def binary(array):
-    """Body and headers of a request with one input and raw tensors."""
-    head = json.dumps({
-        "inputs": [{"name": "input", "shape": array.shape, "datatype": "FP32",
-                    "parameters": {"binary_data_size": array.nbytes}}],
-        "parameters": {"binary_data_output": True},
-    }).encode()
-    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
-    return head + array.tobytes(), headers
-
-
 def ask(server, name, requests, array, threads=4):
     """So many requests over connections that stay open; gives how often each version answered."""
     counts, lock = {}, threading.Lock()
 
     def run(count):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-        body, headers = binary(array)
+        body, headers = support.binary_request("input", array)
         mine = {}
         for _ in range(count):
             connection.request("POST", f"/v2/models/{name}/infer", body, headers)
@@ -87,7 +76,7 @@ def check_a_version_is_swapped_under_load_without_a_failed_request(server):
     stop, answered, failed = threading.Event(), [], []
 
     def load():
-        body, headers = binary(support.images()[0][:1])
+        body, headers = support.binary_request("input", support.images()[0][:1])
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         while not stop.is_set():
             connection.request("POST", "/v2/models/mlp/infer", body, headers)

@@ -58,6 +58,19 @@ def peak_bytes(pid):
     return None
 
 
+def binary_request(name, array):
+    """Body and headers of an inference request with one input and raw tensors."""
+    array = np.ascontiguousarray(array)
+    assert array.dtype == np.float32
+    head = json.dumps({
+        "inputs": [{"name": name, "shape": array.shape, "datatype": "FP32",
+                    "parameters": {"binary_data_size": array.nbytes}}],
+        "parameters": {"binary_data_output": True},
+    }).encode()
+    headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
+    return head + array.tobytes(), headers
+
+
 class Answer:
     def __init__(self, status, headers, body):
         self.status, self.headers, self.body = status, headers, body
@@ -231,15 +244,7 @@ class Server:
 
     def infer(self, endpoint, name, array, output=None):
         """One request with binary tensors; the first output, or the one that is named."""
-        array = np.ascontiguousarray(array)
-        assert array.dtype == np.float32
-        head = json.dumps({
-            "inputs": [{"name": name, "shape": array.shape, "datatype": "FP32",
-                        "parameters": {"binary_data_size": array.nbytes}}],
-            "parameters": {"binary_data_output": True},
-        }).encode()
-        answer = self.request("POST", f"/v2/models/{endpoint}/infer", head + array.tobytes(), {
-            "Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"})
+        answer = self.request("POST", f"/v2/models/{endpoint}/infer", *binary_request(name, array))
         assert answer.status == 200, f"infer {endpoint}: {answer.status} {answer.text()[:2000]}"
         size = int(answer.headers["inference-header-content-length"])
         outputs, at = json.loads(answer.body[:size])["outputs"], size

@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -47,31 +47,31 @@ pub(crate) struct EndpointRequest {
     routes: Option<Vec<Route>>,
     /// Runs a part of the requests in float as well, after they are answered, and compares.
     #[schema(value_type = Option<ShadowBody>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     shadow: Option<Option<Shadow>>,
     /// When a version loses its requests to another without anybody asking.
     #[schema(value_type = Option<RollbackBody>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     rollback: Option<Option<Rollback>>,
     /// How requests are run together; what is not given is as in the settings of the server.
     #[schema(value_type = Option<BatchingBody>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     batching: Option<Option<Batching>>,
     /// Requests that may wait at a version, 1 to 100000.
     #[schema(value_type = Option<u32>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     queue_limit: Option<Option<u32>>,
     /// Runs of a version at the same time, 1 to 1024.
     #[schema(value_type = Option<u32>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     concurrency: Option<Option<u32>>,
     /// Whether the server is ready only when this endpoint answers; without it not.
     #[schema(value_type = Option<bool>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     required: Option<Option<bool>>,
     /// Runs of made-up samples before a version is ready, 1 to 1000; without it 1.
     #[schema(value_type = Option<u32>)]
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "store::given")]
     warm_up: Option<Option<u32>>,
 }
 
@@ -115,11 +115,6 @@ pub(crate) struct BatchingBody {
     max: Option<u32>,
     /// Microseconds that a sample waits for others, 0 to 1000000.
     delay_us: Option<u32>,
-}
-
-/// A field that stands there, `null` or not.
-fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
-    Option::<T>::deserialize(from).map(Some)
 }
 
 /// A name under `/v2/models/`.
@@ -216,7 +211,7 @@ fn view(shared: &Shared, endpoint: Endpoint) -> EndpointView {
             precision: v.precision().as_str(),
             artifact: v.artifact.map(|id| id.to_string()),
             model: v.model.to_string(),
-            weight: endpoint.routes.iter().find(|r| r.version == v.version).map_or(0, |r| r.weight),
+            weight: endpoint.weight(v.version),
             state: state.map_or("LOADING", Loaded::name),
             reason: state.map_or_else(String::new, Loaded::reason),
             weight_bytes: served.map_or(0, |served| served.weight_bytes),

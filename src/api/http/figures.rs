@@ -117,7 +117,7 @@ pub(crate) async fn get(
             None => None,
         };
         let state = loaded.as_ref().and_then(|entry| entry.versions.get(&version.version.0));
-        let weight = endpoint.routes.iter().find(|r| r.version == version.version).map_or(0, |r| r.weight);
+        let weight = endpoint.weight(version.version);
         versions.push(figures_of(version, state, accuracy, weight));
     }
     let default_version = endpoint.default_version.0;

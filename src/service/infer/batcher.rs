@@ -74,33 +74,9 @@ pub struct Lane {
     queue: Mutex<Queue>,
 }
 
-/// How much of a lane runs and waits at once.
-#[derive(Clone, Debug)]
-pub struct LaneLimits {
-    /// Requests that may wait.
-    pub queue_max: usize,
-    /// Samples that are run together at most; 1 switches batching off.
-    pub batch_samples_max: usize,
-    /// How long the first request of a batch waits for others.
-    pub batch_delay: Duration,
-    /// Runs at the same time.
-    pub runs_max: usize,
-}
-
-impl From<&Limits> for LaneLimits {
-    fn from(limits: &Limits) -> LaneLimits {
-        LaneLimits {
-            queue_max: limits.queue_max,
-            batch_samples_max: limits.batch_samples_max,
-            batch_delay: limits.batch_delay,
-            runs_max: limits.runs_max,
-        }
-    }
-}
-
 struct Queue {
     waiting: VecDeque<Waiting>,
-    limits: LaneLimits,
+    limits: Limits,
     // Whether the lane stands in `Turns`.
     listed: bool,
     // Whether a timer will list it.
@@ -136,46 +112,27 @@ impl Lane {
         name: String,
         precision: Precision,
         batching: bool,
-        limits: LaneLimits,
+        limits: Limits,
         run: Run,
         heard: Heard,
-    ) -> Arc<Lane> {
-        Arc::new(Lane::make(name, precision, batching, limits, run, heard, false))
-    }
-
-    /// The same for runs that can wait until the other lanes have nothing to do.
-    #[must_use]
-    pub fn in_background(
-        name: String,
-        precision: Precision,
-        batching: bool,
-        limits: LaneLimits,
-        run: Run,
-        heard: Heard,
-    ) -> Arc<Lane> {
-        Arc::new(Lane::make(name, precision, batching, limits, run, heard, true))
-    }
-
-    fn make(
-        name: String,
-        precision: Precision,
-        batching: bool,
-        limits: LaneLimits,
-        run: Run,
-        heard: Heard,
-        background: bool,
     ) -> Lane {
         Lane {
             name,
             precision,
             run,
             heard,
-            background,
+            background: false,
             batching: AtomicBool::new(batching),
             running: AtomicUsize::new(0),
             sample_ns: AtomicU64::new(0),
             queue: Mutex::new(Queue { waiting: VecDeque::new(), limits, listed: false, timer: false }),
         }
+    }
+
+    /// The same lane for runs that can wait until the other lanes have nothing to do.
+    #[must_use]
+    pub fn in_background(self) -> Lane {
+        Lane { background: true, ..self }
     }
 
     /// Requests that wait.
@@ -191,13 +148,13 @@ impl Lane {
     }
 
     /// From now on these limits hold. What waits already goes on waiting.
-    pub fn set_limits(&self, limits: LaneLimits) {
+    pub fn set_limits(&self, limits: Limits) {
         lock(&self.queue).limits = limits;
     }
 
     /// The limits that hold.
     #[must_use]
-    pub fn limits(&self) -> LaneLimits {
+    pub fn limits(&self) -> Limits {
         lock(&self.queue).limits.clone()
     }
 
@@ -264,7 +221,7 @@ impl Batcher {
     ) -> Result<Answer, Error> {
         if lane.is_quick(samples) && lane.take_at_once(samples) {
             let since = Instant::now();
-            let _run = AtOnce { batcher: self, lane };
+            let _slot = Slot { batcher: self, lane, of_pool: 0 };
             return lane.answer(&inputs, samples, since);
         }
         let (reply, mut answer) = oneshot::channel();
@@ -347,7 +304,7 @@ impl Batcher {
     fn start(self: &Arc<Batcher>, lane: Arc<Lane>, batch: Vec<Waiting>) {
         let batcher = Arc::clone(self);
         self.pool.spawn(move || {
-            let _slot = Slot { batcher: &batcher, lane: &lane };
+            let _slot = Slot { batcher: &batcher, lane: &lane, of_pool: 1 };
             lane.run_batch(batch);
         });
     }
@@ -385,27 +342,17 @@ impl Batcher {
     }
 }
 
-/// A run that was taken; given back when it ends, however it ends.
+/// A run of a lane that was taken; given back when it ends, however it ends.
 struct Slot<'a> {
     batcher: &'a Arc<Batcher>,
     lane: &'a Arc<Lane>,
+    // Runs of the pool that it takes: none where it is made on the thread of the request.
+    of_pool: usize,
 }
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.batcher.give_back(self.lane, 1);
-    }
-}
-
-/// A run that was made where the request is; ended however it ends.
-struct AtOnce<'a> {
-    batcher: &'a Arc<Batcher>,
-    lane: &'a Arc<Lane>,
-}
-
-impl Drop for AtOnce<'_> {
-    fn drop(&mut self) {
-        self.batcher.give_back(self.lane, 0);
+        self.batcher.give_back(self.lane, self.of_pool);
     }
 }
 
@@ -598,7 +545,17 @@ mod tests {
         let (tx, rx) = mpsc::channel();
         let tx = Mutex::new(tx);
         let heard = Box::new(move |samples, _, _, _| lock(&tx).send(samples).unwrap());
-        (Lane::new("m".to_owned(), Precision::Int8, batching, batcher.limits().into(), run, heard), rx)
+        (
+            Arc::new(Lane::new(
+                "m".to_owned(),
+                Precision::Int8,
+                batching,
+                batcher.limits().clone(),
+                run,
+                heard,
+            )),
+            rx,
+        )
     }
 
     fn x(values: &[f32]) -> Inputs {
@@ -843,7 +800,7 @@ mod tests {
             doubling(inputs)
         });
         let (lane, _heard) = lane(&batcher, false, run);
-        lane.set_limits(LaneLimits { runs_max: 1, ..lane.limits() });
+        lane.set_limits(Limits { runs_max: 1, ..lane.limits() });
         let mut tasks = Vec::new();
         for _ in 0..20 {
             let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
@@ -866,14 +823,10 @@ mod tests {
             lock(&notes).push(-1.0);
             doubling(inputs)
         });
-        let background = Lane::in_background(
-            "m".to_owned(),
-            Precision::Fp32,
-            false,
-            batcher.limits().into(),
-            other,
-            Box::new(|_, _, _, _| {}),
-        );
+        let unheard = Box::new(|_, _, _, _| {});
+        let limits = batcher.limits().clone();
+        let background = Lane::new("m".to_owned(), Precision::Fp32, false, limits, other, unheard);
+        let background = Arc::new(background.in_background());
         let (b, l) = (Arc::clone(&batcher), Arc::clone(&lane));
         let first = tokio::spawn(async move { b.infer(&l, x(&[0.0]), 1, None, 0).await.map(drop) });
         began.recv().unwrap();

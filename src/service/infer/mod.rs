@@ -16,10 +16,11 @@ use crate::engine::graph::Dim;
 use crate::engine::tensor::{DType, Tensor};
 use crate::service::store::Precision;
 
-/// How much is served at once.
+/// How much is served at once: by the whole server, and by each version of an endpoint.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Runs at the same time, over all endpoints. Times the threads of a run, it should not pass the cores.
+    /// Runs at the same time: over all endpoints, and of a version. Times the threads of a run, it should not pass the
+    /// cores.
     pub runs_max: usize,
     /// Requests that may wait, for each version of each endpoint. One more is refused with
     /// [`Error::QueueFull`].

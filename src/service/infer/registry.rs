@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::engine::exec::Options;
-use crate::service::infer::batcher::{Batcher, LaneLimits};
+use crate::service::infer::batcher::Batcher;
 use crate::service::infer::served::{Files, How, Served, Ticket};
 use crate::service::infer::shadow::Picker;
 use crate::service::infer::{Error, Limits};
@@ -380,7 +380,7 @@ impl Registry {
         let limits = lane_limits(&entry.endpoint.settings, self.batcher.limits());
         for (version, state) in &entry.versions {
             if let State::Ready(served) = state {
-                served.configure(&limits, entry.endpoint.share(Version(*version)));
+                served.configure(&limits, entry.endpoint.weight(Version(*version)));
             }
         }
     }
@@ -450,10 +450,10 @@ fn collects(endpoint: &Endpoint, source: &EndpointVersion) -> bool {
 }
 
 /// What the endpoint says, and the server where it does not.
-fn lane_limits(settings: &EndpointSettings, server: &Limits) -> LaneLimits {
+fn lane_limits(settings: &EndpointSettings, server: &Limits) -> Limits {
     let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
     let batching = settings.batching;
-    LaneLimits {
+    Limits {
         queue_max: settings.queue_limit.map_or(server.queue_max, size),
         batch_samples_max: batching.and_then(|b| b.max).map_or(server.batch_samples_max, size),
         batch_delay: batching

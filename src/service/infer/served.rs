@@ -12,11 +12,11 @@ use crate::engine::onnx::import;
 use crate::engine::quant::live::Live;
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::{DType, Tensor};
-use crate::service::infer::batcher::{Batcher, Lane, LaneLimits, Run};
+use crate::service::infer::batcher::{Batcher, Lane, Run};
 use crate::service::infer::drift::Drift;
 use crate::service::infer::shadow::Comparer;
 use crate::service::infer::stats::{Spent, Stats};
-use crate::service::infer::{Answer, Ask, Error, Inputs, Port};
+use crate::service::infer::{Answer, Ask, Error, Inputs, Limits, Port};
 use crate::service::metrics::{EndpointMetrics, EndpointReading, InFlight, Metrics, Outcome, Protocol};
 use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
@@ -77,7 +77,7 @@ pub struct How {
     /// Of each session.
     pub options: Options,
     /// Of each lane.
-    pub limits: LaneLimits,
+    pub limits: Limits,
     /// Runs of made-up samples before it is ready.
     pub warm_up: u32,
     /// Whether the requests that are compared add to statistics, and the SHA-256 of the float model.
@@ -122,7 +122,7 @@ impl Served {
                 counts.batch(samples, compute.as_secs_f64());
             });
             let lane = Lane::new(name.to_string(), precision, batching, limits.clone(), run, heard);
-            Track { precision, lane, metrics }
+            Track { precision, lane: Arc::new(lane), metrics }
         };
         let live = match (files.twin, statistics_of) {
             (Some(path), Some(model)) => {
@@ -144,12 +144,11 @@ impl Served {
                     live.run(inputs, samples, by_sample).map_err(Error::from)
                 }),
             };
-            let limits = limits.clone();
             // One run at a time: the client does not wait for it.
-            let limits = LaneLimits { runs_max: 1, batch_delay: Duration::ZERO, ..limits };
+            let limits = Limits { runs_max: 1, batch_delay: Duration::ZERO, ..limits.clone() };
             let unheard = Box::new(|_, _, _, _| {});
-            let lane = Lane::in_background(name.to_string(), Precision::Fp32, batching, limits, run, unheard);
-            Comparer::new(lane, by_sample, lanes[0].metrics.shadow())
+            let lane = Lane::new(name.to_string(), Precision::Fp32, batching, limits, run, unheard);
+            Comparer::new(Arc::new(lane.in_background()), by_sample, lanes[0].metrics.shadow())
         });
         let (name, source) = (name.clone(), source.clone());
         Ok(Served {
@@ -183,18 +182,18 @@ impl Served {
         self.lanes[0].metrics.set_accuracy(metric, *float, *int8, *delta);
     }
 
-    /// From now on these limits hold, and the version gets such a share of the requests that name none.
-    pub fn configure(&self, limits: &LaneLimits, share: f64) {
+    /// From now on these limits hold, and the version gets so many percent of the requests that name none.
+    pub fn configure(&self, limits: &Limits, weight: u32) {
         for track in &self.lanes {
             track.metrics.set_queue_limit(limits.queue_max);
             track.lane.set_limits(limits.clone());
         }
-        self.lanes[0].metrics.set_route_weight(share);
+        self.lanes[0].metrics.set_route_weight(f64::from(weight) / 100.0);
     }
 
     /// The limits that hold.
     #[must_use]
-    pub fn limits(&self) -> LaneLimits {
+    pub fn limits(&self) -> Limits {
         self.lanes[0].lane.limits()
     }
 

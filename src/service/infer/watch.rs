@@ -67,7 +67,7 @@ impl Watch {
                 let (answered, failed) = (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1));
                 let figures = served.comparer.as_ref().map(|c| c.figures()).unwrap_or_default();
                 let recent = Recent { shadow: figures, answered, failed };
-                let judged = entry.endpoint.share(Version(version)) > 0.0;
+                let judged = entry.endpoint.weight(Version(version)) > 0;
                 if let (true, Some(rule)) = (judged && fault.is_none(), &entry.endpoint.settings.rollback) {
                     fault = judge(rule, &recent).map(|reason| (Version(version), reason));
                 }

@@ -63,10 +63,10 @@ pub(super) fn change(
 }
 
 impl Endpoint {
-    /// The share of the requests that name no version, 0 to 1.
+    /// Percent of the requests that name no version.
     #[must_use]
-    pub fn share(&self, version: Version) -> f64 {
-        self.routes.iter().find(|r| r.version == version).map_or(0.0, |r| f64::from(r.weight) / 100.0)
+    pub fn weight(&self, version: Version) -> u32 {
+        weight(&self.routes, version)
     }
 
     /// The routes when `version` gets no requests any more: the others share them as before; where there are no
@@ -79,6 +79,10 @@ impl Endpoint {
         }
         Some(make_room(&others, 100))
     }
+}
+
+fn weight(routes: &[Route], version: Version) -> u32 {
+    routes.iter().find(|r| r.version == version).map_or(0, |r| r.weight)
 }
 
 /// The routes with `percent` to share, in the proportions of before; rounded so that nothing is lost.
@@ -129,8 +133,6 @@ fn trim(
     before: Option<Version>,
 ) {
     let newest = versions.last().map(|v| v.version);
-    let weight =
-        |routes: &[Route], version| routes.iter().find(|r| r.version == version).map_or(0, |r| r.weight);
     let idle = |v: &&EndpointVersion| weight(routes, v.version) == 0 && Some(v.version) != newest;
     let was_default = versions.iter().filter(idle).find(|v| Some(v.version) == before);
     let way_back = was_default.or_else(|| versions.iter().rev().find(idle)).map(|v| v.version);

@@ -788,7 +788,10 @@ pub struct SettingsPatch {
 }
 
 /// A field that stands there, `null` or not.
-fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
+///
+/// # Errors
+/// As `T`.
+pub fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Option<T>>, D::Error> {
     Option::<T>::deserialize(from).map(Some)

@@ -15,10 +15,6 @@ const CHANGES_SHOWN: usize = 10;
 /// From this share of values outside of the calibrated range on, the page says that something is to be done.
 const DRIFT_MUCH: f64 = 0.01;
 
-fn weight(endpoint: &Endpoint, version: Version) -> u32 {
-    endpoint.routes.iter().find(|r| r.version == version).map_or(0, |r| r.weight)
-}
-
 fn ready(entry: Option<&Entry>, version: Version) -> Option<&Served> {
     match entry?.versions.get(&version.0)? {
         Loaded::Ready(served) => Some(served),
@@ -95,7 +91,7 @@ fn row(
     let number = version.version;
     let state = entry.and_then(|entry| entry.versions.get(&number.0));
     let served = ready(entry, number);
-    let share = weight(endpoint, number);
+    let share = endpoint.weight(number);
     let mark = if number == endpoint.default_version { " <span class=\"tag\">default</span>" } else { "" };
     let artifact = version.artifact.map_or_else(
         || "the float model".to_owned(),
@@ -173,7 +169,7 @@ fn shares(html: &mut String, endpoint: &Endpoint, tag: &str) {
             format_args!(
                 "<div class=\"field\"><label for=\"share-{number}\">Version {number}, %</label>\
                  <input id=\"share-{number}\" type=\"number\" min=\"0\" max=\"100\" step=\"1\" required data-version=\"{number}\" value=\"{}\" aria-describedby=\"shares-sum\"></div>",
-                weight(endpoint, number)
+                endpoint.weight(number)
             ),
         );
     }
