@@ -1,6 +1,7 @@
 //! The only place that builds things: settings to stores, pools, queue, endpoints, server; and the graceful stop.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,8 +11,9 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::api::http::connections;
+use crate::api::tls::{self, Tls};
 use crate::api::{self, Context, InFlight, Logs, Readiness};
-use crate::config::{Settings, Weights};
+use crate::config::{self, AuthMode, Settings, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
@@ -21,6 +23,7 @@ use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
 use crate::service::jobs::worker::{self, Workers};
+use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::sqlite::Sqlite;
@@ -40,6 +43,27 @@ pub enum Error {
     Listen {
         /// The address.
         address: SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Strangers could reach a server that asks nobody.
+    #[error(
+        "{address} can be reached from other machines, and nobody is asked for a key: make keys with \
+         `octet key create` and set auth.mode = \"keys\", or set auth.allow_public = true where something else keeps \
+         strangers away"
+    )]
+    Public {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
+    /// The folder of the data cannot be made.
+    #[error("making folder `{path}`: {source}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
         /// Why not.
         source: std::io::Error,
     },
@@ -69,6 +93,7 @@ pub struct Server {
     workers: JoinHandle<()>,
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
+    refreshing: Vec<JoinHandle<()>>,
 }
 
 /// Starts a server. When it answers, endpoints of an earlier run may still be loading: see
@@ -86,6 +111,8 @@ pub async fn start(settings: &Settings) -> Result<Server, Error> {
 /// [`Error`]; nothing runs then.
 pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
+    refuse_public(settings)?;
+    let tls = tls(&settings.tls)?;
     let (listener, address) = bind(settings.listen).await?;
     let grpc = match settings.grpc_listen.0 {
         Some(address) => Some(bind(address).await?),
@@ -93,9 +120,9 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
     };
     let clock: Clock = Arc::new(now);
     let blobs = Blobs::open(&settings.data_dir)?;
-    let database = settings.data_dir.join("octet.db");
-    let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&database, Arc::clone(&clock)).await?);
+    let catalog = open_catalog(settings).await?;
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
+    let keys = keys(settings, &catalog, &clock, &metrics).await?;
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
     let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;
     let (stop, stopping) = watch::channel(false);
@@ -115,25 +142,31 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         in_flight: InFlight::new(size(settings.limits.requests_in_flight)),
         compress_bytes: settings.serving.compress_bytes,
         loading: tokio::sync::Mutex::default(),
+        keys: keys.clone(),
+        tls: tls.is_some(),
         logs,
     };
     let context = Arc::new(context);
     let http = api::http::router::router(Arc::clone(&context));
-    let http = tokio::spawn(connections::serve(listener, http, stopping.clone()));
+    let http = tokio::spawn(connections::serve(listener, tls.clone(), http, stopping.clone()));
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
-        let stopping = stopping.clone();
+        let (tls, stopping) = (tls.clone(), stopping.clone());
         async move {
             if let Some((listener, _)) = grpc {
-                connections::serve(listener, api::grpc::router::router(context), stopping).await;
+                connections::serve(listener, tls, api::grpc::router::router(context), stopping).await;
             }
         }
     });
     let workers = tokio::spawn(workers.run(stopping));
     let following = tokio::spawn(follow(registry, readiness.clone()));
     let watching = tokio::spawn(watch.run());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut refreshing = Vec::new();
+    refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
+    refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
-    info!(%address, grpc = grpc_text, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}, gRPC: {grpc_text}");
+    info!(%address, grpc = grpc_text, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on {scheme}://{address}, gRPC: {grpc_text}");
     Ok(Server {
         address,
         grpc_address,
@@ -146,7 +179,53 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         workers,
         following,
         watching,
+        refreshing,
     })
+}
+
+/// An address that other machines reach needs keys, unless the settings say that something else keeps strangers away.
+fn refuse_public(settings: &Settings) -> Result<(), Error> {
+    if settings.auth.mode == AuthMode::Keys || settings.auth.allow_public {
+        return Ok(());
+    }
+    let addresses = [Some(settings.listen), settings.grpc_listen.0];
+    let public = addresses.into_iter().flatten().find(|address| !address.ip().to_canonical().is_loopback());
+    public.map_or(Ok(()), |address| Err(Error::Public { address }))
+}
+
+fn tls(settings: &config::Tls) -> Result<Option<Arc<Tls>>, Error> {
+    let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    let (Some(certificate), Some(key)) = (given(&settings.certificate), given(&settings.key)) else {
+        return Ok(None);
+    };
+    let files = tls::Files { certificate, key, client_ca: given(&settings.client_ca) };
+    Ok(Some(Arc::new(Tls::open(files)?)))
+}
+
+async fn keys(
+    settings: &Settings,
+    catalog: &Arc<dyn Catalog>,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Keys>>, Error> {
+    if settings.auth.mode == AuthMode::Off {
+        return Ok(None);
+    }
+    let keys = Keys::open(Arc::clone(catalog), Arc::clone(clock), Arc::clone(metrics)).await?;
+    if keys.is_empty() {
+        warn!("There is no key yet: make one with `octet key create --name NAME --scope admin`");
+    }
+    Ok(Some(keys))
+}
+
+/// The records of the settings' data folder. A server may run on it: only the files have one owner.
+///
+/// # Errors
+/// [`Error`] where they cannot be opened.
+pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
+    let path = &settings.data_dir;
+    std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
+    Ok(Arc::new(Sqlite::open(&path.join("octet.db"), Arc::new(now)).await?))
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -191,7 +270,7 @@ impl Server {
             warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
-        for task in [self.following, self.watching] {
+        for task in [self.following, self.watching].into_iter().chain(self.refreshing) {
             task.abort();
             // It ends with an error that says it was aborted.
             let _ = task.await;
@@ -362,7 +441,9 @@ fn or_cores(number: u64) -> usize {
     }
 }
 
-fn now() -> Timestamp {
+/// The time.
+#[must_use]
+pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

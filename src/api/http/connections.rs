@@ -1,15 +1,19 @@
 //! Connections: accepts them, bounds the time of their heads, and lets them end well when the server stops.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+use crate::api::tls::Tls;
 
 /// The head of a request must be there after this time: a client that sends it byte by byte holds a connection
 /// no longer.
@@ -24,7 +28,12 @@ const WINDOW_BYTES: u32 = 1 << 20;
 /// Serves until `stopping` is `true`, then until the requests under way are answered.
 ///
 /// `axum::serve` sets no timer on its connections, so the time of a head would have no bound there.
-pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    mut stopping: watch::Receiver<bool>,
+) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIME);
     builder
@@ -56,15 +65,32 @@ pub async fn serve(listener: TcpListener, router: Router, mut stopping: watch::R
         // An answer is one or two small writes: waiting to fill a packet would cost 40 ms.
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
-        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-        let connection = graceful.watch(connection);
+        let (builder, watcher, tls) = (builder.clone(), graceful.watcher(), tls.clone());
         tasks.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "A connection ended by a fault: {error}");
+            let Some(tls) = tls else { return attend(&builder, watcher, stream, service).await };
+            match tls.accept(stream).await {
+                Ok(stream) => attend(&builder, watcher, stream, service).await,
+                // Scanners, and clients that do not trust the certificate.
+                Err(error) => tracing::debug!(%error, "A connection did not come to TLS: {error}"),
             }
         });
     }
     drop(listener);
     graceful.shutdown().await;
     while tasks.join_next().await.is_some() {}
+}
+
+/// Answers the requests of a connection until it ends.
+async fn attend<S>(
+    builder: &Builder<TokioExecutor>,
+    watcher: Watcher,
+    stream: S,
+    service: TowerToHyperService<Router>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(%error, "A connection ended by a fault: {error}");
+    }
 }

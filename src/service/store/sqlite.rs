@@ -18,9 +18,9 @@ use super::endpoint::{self, Written};
 use super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Dataset,
     DatasetId, Digest, Endpoint, EndpointChange, EndpointRecord, EndpointVersion, Error, Expect, Finish, Job,
-    JobError, JobErrorCode, JobFilter, JobId, JobKind, JobProgress, JobState, Kind, Lease, Model, ModelId,
-    Name, NewArtifact, NewDataset, NewJob, NewModel, Page, Pinned, Route, SettingsPatch, Slice, Timestamp,
-    Version, Wanted,
+    JobError, JobErrorCode, JobFilter, JobId, JobKind, JobProgress, JobState, Key, KeyId, Kind, Lease, Model,
+    ModelId, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Page, Pinned, Route, SettingsPatch,
+    Slice, Timestamp, Version, Wanted, sqlite_keys,
 };
 
 /// Applied in order; never edited once released (`migrations/README.md`).
@@ -28,6 +28,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
     (2, "statistics", include_str!("../../../migrations/sqlite/0002_statistics.sql")),
     (3, "routes", include_str!("../../../migrations/sqlite/0003_routes.sql")),
+    (4, "keys", include_str!("../../../migrations/sqlite/0004_keys.sql")),
 ];
 
 /// Connections for reading.
@@ -403,7 +404,7 @@ impl Catalog for Sqlite {
         })
     }
 
-    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect) -> Answer<'a, ()> {
+    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect, by: &'a str) -> Answer<'a, ()> {
         answer(format!("deleting endpoint `{name}`"), async move {
             let mut transaction = self.begin().await?;
             let found = expect_endpoint(&mut transaction, name, expect).await?;
@@ -419,7 +420,7 @@ impl Catalog for Sqlite {
                 .bind(name.as_str())
                 .execute(&mut *transaction)
                 .await?;
-            let record = Told { by: "api", change: json!({ "deleted": true }), reason: None };
+            let record = Told { by, change: json!({ "deleted": true }), reason: None };
             write_record(&mut transaction, name, &record, self.now()).await?;
             self.commit_endpoints(transaction).await
         })
@@ -772,6 +773,32 @@ impl Catalog for Sqlite {
             Ok(census)
         })
     }
+
+    fn create_key(&self, new: NewKey) -> Answer<'_, Key> {
+        answer(format!("adding key `{}`", new.name), async move {
+            let mut transaction = self.begin().await?;
+            let key = sqlite_keys::create(&mut transaction, &new, self.now()).await?;
+            transaction.commit().await?;
+            Ok(key)
+        })
+    }
+
+    fn keys(&self) -> Answer<'_, Vec<Key>> {
+        answer("listing keys", async move {
+            let mut connection = self.readers.acquire().await?;
+            Ok(sqlite_keys::all(&mut connection).await?)
+        })
+    }
+
+    fn revoke_key(&self, id: KeyId) -> Answer<'_, Key> {
+        answer(format!("revoking key `{id}`"), async move {
+            let mut transaction = self.begin().await?;
+            let key = sqlite_keys::revoke(&mut transaction, id, self.now()).await?;
+            let key = key.ok_or_else(|| Error::NotFound { kind: Kind::Key, id: id.to_string() })?;
+            transaction.commit().await?;
+            Ok(key)
+        })
+    }
 }
 
 fn lost(lease: &Lease) -> Error {
@@ -787,6 +814,7 @@ fn table(kind: Kind) -> &'static str {
         Kind::Job => "jobs",
         Kind::Artifact => "artifacts",
         Kind::Endpoint => "endpoints",
+        Kind::Key => "api_keys",
     }
 }
 
@@ -970,7 +998,7 @@ async fn change_endpoint(
     if change.settings != SettingsPatch::default() {
         told.insert("settings".to_owned(), json!(change.settings));
     }
-    let record = Told { by: change.by, change: Value::Object(told), reason: change.reason.as_deref() };
+    let record = Told { by: &change.by, change: Value::Object(told), reason: change.reason.as_deref() };
     write_record(connection, name, &record, now).await?;
     written_endpoint(connection, name).await
 }
@@ -1222,7 +1250,7 @@ async fn keep_artifact(
     if let Some(name) = &job.endpoint {
         let change = EndpointChange {
             add: Some((Some(new.id), job.model.clone())),
-            by: "job",
+            by: "job".into(),
             reason: Some(format!("job {}", job.id)),
             ..EndpointChange::default()
         };
@@ -1806,7 +1834,7 @@ pub(crate) mod tests {
     }
 
     fn adding(artifact: Option<ArtifactId>, model: Pinned) -> EndpointChange {
-        EndpointChange { add: Some((artifact, model)), by: "api", ..EndpointChange::default() }
+        EndpointChange { add: Some((artifact, model)), by: "api".into(), ..EndpointChange::default() }
     }
 
     #[tokio::test]
@@ -1829,7 +1857,7 @@ pub(crate) mod tests {
         assert_eq!(catalog.endpoint(&prod).await.unwrap().revision, 2, "what is refused changes nothing");
         let error = catalog.delete_model(&name("m"), Some(Version(1))).await.unwrap_err().to_string();
         assert_eq!(error, "model `m@1` is served by endpoint `prod`");
-        catalog.delete_endpoint(&prod, Expect::Revision(2)).await.unwrap();
+        catalog.delete_endpoint(&prod, Expect::Revision(2), "api").await.unwrap();
         assert!(catalog.endpoint(&prod).await.is_err());
         let again = add(Expect::Absent).await.unwrap();
         assert_eq!((again.revision, again.default_version), (4, Version(3)), "numbers go on");
