@@ -23,7 +23,7 @@ use crate::service::jobs::queue::{self, Queue};
 use crate::service::jobs::worker::{self, Workers};
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
-use crate::service::store::sqlite::Sqlite;
+use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
 
 /// Why the server does not start.
@@ -94,7 +94,7 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
     let clock: Clock = Arc::new(now);
     let blobs = Blobs::open(&settings.data_dir)?;
     let database = settings.data_dir.join("octet.db");
-    let catalog: Arc<dyn Catalog> = Arc::new(Sqlite::open(&database, Arc::clone(&clock)).await?);
+    let catalog: Arc<dyn Catalog> = Arc::new(Sql::sqlite(&database, Arc::clone(&clock)).await?);
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
     let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;

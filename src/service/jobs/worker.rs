@@ -107,6 +107,8 @@ impl Workers {
     }
 
     async fn work(self, owner: String, mut stop: watch::Receiver<bool>) {
+        // A change between a look at the queue and the wait for one is not lost: the receiver has not seen it.
+        let mut changes = self.queue.changes();
         // `has_changed` fails once the sender is gone.
         while !*stop.borrow() && stop.has_changed().is_ok() {
             match self.queue.lease(&owner).await {
@@ -119,7 +121,7 @@ impl Workers {
             }
             tokio::select! {
                 () = stopped(&mut stop) => return,
-                () = self.queue.wait(self.options.poll) => {}
+                _ = tokio::time::timeout(self.options.poll, changes.changed()) => {}
             }
         }
     }
@@ -567,7 +569,7 @@ mod tests {
 
     use super::super::{Calibration, JobSpec};
     use super::*;
-    use crate::service::store::sqlite::tests::{Scratch, name, new_dataset, new_model};
+    use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
 
     /// A service without HTTP, and with an engine of the test's choice.
     struct Bench {

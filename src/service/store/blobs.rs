@@ -440,7 +440,7 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sqlite::tests::{Scratch, new_model};
+    use super::super::sql::tests::{Scratch, new_model};
     use super::*;
 
     fn files(folder: &Path) -> Vec<PathBuf> {

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 pub mod blobs;
 mod endpoint;
-pub mod sqlite;
+pub mod sql;
 
 /// Tells the time. Handed in by `app`, so that tests can set it; only sensible within one host.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -1250,6 +1250,8 @@ pub trait Catalog: Send + Sync {
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
     fn endpoint_changes(&self) -> watch::Receiver<u64>;
 
+    /// Changes whenever a job was added or has changed in another process: look at the queue again, then.
+    fn job_changes(&self) -> watch::Receiver<u64>;
     /// Adds a job, or gives the one that the same idempotency key made.
     fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;
     /// The job.
