@@ -1,12 +1,12 @@
 -- Models, datasets, jobs, artifacts, endpoints.
 
 CREATE TABLE models (
-    id         TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
-    name       TEXT COLLATE "C"    NOT NULL,
+    id         TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    name       TEXT COLLATE "C" NOT NULL,
     version    BIGINT NOT NULL,
-    sha256     TEXT COLLATE "C"    NOT NULL,
+    sha256     TEXT COLLATE "C" NOT NULL,
     bytes      BIGINT NOT NULL,
-    info       TEXT COLLATE "C"    NOT NULL,
+    info       TEXT COLLATE "C" NOT NULL,
     created_at BIGINT NOT NULL,
     deleted_at BIGINT,
     UNIQUE (name, version)
@@ -17,13 +17,13 @@ CREATE INDEX models_page ON models (created_at, id) WHERE deleted_at IS NULL;
 CREATE INDEX models_blob ON models (sha256) WHERE deleted_at IS NULL;
 
 CREATE TABLE datasets (
-    id         TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
-    name       TEXT COLLATE "C"    NOT NULL,
+    id         TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    name       TEXT COLLATE "C" NOT NULL,
     version    BIGINT NOT NULL,
-    sha256     TEXT COLLATE "C"    NOT NULL,
+    sha256     TEXT COLLATE "C" NOT NULL,
     bytes      BIGINT NOT NULL,
     samples    BIGINT NOT NULL,
-    info       TEXT COLLATE "C"    NOT NULL,
+    info       TEXT COLLATE "C" NOT NULL,
     created_at BIGINT NOT NULL,
     deleted_at BIGINT,
     UNIQUE (name, version)
@@ -33,9 +33,9 @@ CREATE INDEX datasets_page ON datasets (created_at, id) WHERE deleted_at IS NULL
 CREATE INDEX datasets_blob ON datasets (sha256) WHERE deleted_at IS NULL;
 
 CREATE TABLE jobs (
-    id                  TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
-    kind                TEXT COLLATE "C"    NOT NULL,
-    state               TEXT COLLATE "C"    NOT NULL,
+    id                  TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    kind                TEXT COLLATE "C" NOT NULL,
+    state               TEXT COLLATE "C" NOT NULL,
     phase               TEXT COLLATE "C",
     done                BIGINT NOT NULL DEFAULT 0,
     total               BIGINT NOT NULL DEFAULT 0,
@@ -45,13 +45,13 @@ CREATE TABLE jobs (
     lease_owner         TEXT COLLATE "C",
     lease_until         BIGINT,
     cancel_requested    BIGINT NOT NULL DEFAULT 0,
-    model_name          TEXT COLLATE "C"    NOT NULL,
+    model_name          TEXT COLLATE "C" NOT NULL,
     model_version       BIGINT NOT NULL,
-    calibration_name    TEXT COLLATE "C"    NOT NULL,
+    calibration_name    TEXT COLLATE "C" NOT NULL,
     calibration_version BIGINT NOT NULL,
     evaluation_name     TEXT COLLATE "C",
     evaluation_version  BIGINT,
-    recipe              TEXT COLLATE "C"    NOT NULL,
+    recipe              TEXT COLLATE "C" NOT NULL,
     endpoint            TEXT COLLATE "C",
     result              TEXT COLLATE "C",
     error               TEXT COLLATE "C",
@@ -71,27 +71,27 @@ CREATE INDEX jobs_due ON jobs (run_at, id) WHERE state = 'queued';
 CREATE INDEX jobs_lease ON jobs (lease_until) WHERE state = 'running';
 
 CREATE TABLE idempotency_keys (
-    key         TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
-    fingerprint TEXT COLLATE "C"    NOT NULL,
-    job         TEXT COLLATE "C"    NOT NULL REFERENCES jobs (id),
+    key         TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    fingerprint TEXT COLLATE "C" NOT NULL,
+    job         TEXT COLLATE "C" NOT NULL REFERENCES jobs (id),
     created_at  BIGINT NOT NULL
 );
 CREATE INDEX idempotency_keys_age ON idempotency_keys (created_at);
 
 CREATE TABLE artifacts (
-    id            TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
-    job           TEXT COLLATE "C"    NOT NULL REFERENCES jobs (id),
-    model_name    TEXT COLLATE "C"    NOT NULL,
+    id            TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    job           TEXT COLLATE "C" NOT NULL REFERENCES jobs (id),
+    model_name    TEXT COLLATE "C" NOT NULL,
     model_version BIGINT NOT NULL,
-    sha256        TEXT COLLATE "C"    NOT NULL,
+    sha256        TEXT COLLATE "C" NOT NULL,
     bytes         BIGINT NOT NULL,
     size_ratio    DOUBLE PRECISION    NOT NULL,
-    manifest      TEXT COLLATE "C"    NOT NULL,
-    accuracy      TEXT COLLATE "C"    NOT NULL,
-    latency       TEXT COLLATE "C"    NOT NULL,
+    manifest      TEXT COLLATE "C" NOT NULL,
+    accuracy      TEXT COLLATE "C" NOT NULL,
+    latency       TEXT COLLATE "C" NOT NULL,
     gate_failure  TEXT COLLATE "C",
-    report        TEXT COLLATE "C"    NOT NULL,
-    report_html   TEXT COLLATE "C"    NOT NULL,
+    report        TEXT COLLATE "C" NOT NULL,
+    report_html   TEXT COLLATE "C" NOT NULL,
     created_at    BIGINT NOT NULL,
     deleted_at    BIGINT
 );
@@ -102,7 +102,7 @@ CREATE INDEX artifacts_report ON artifacts (report) WHERE deleted_at IS NULL;
 CREATE INDEX artifacts_report_html ON artifacts (report_html) WHERE deleted_at IS NULL;
 
 CREATE TABLE endpoints (
-    name            TEXT COLLATE "C"    NOT NULL PRIMARY KEY,
+    name            TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     default_version BIGINT NOT NULL,
     -- The highest number ever given: kept when the endpoint is deleted, as is the revision.
     version_last    BIGINT NOT NULL,
@@ -114,10 +114,10 @@ CREATE TABLE endpoints (
 
 -- Only of endpoints that are not deleted.
 CREATE TABLE endpoint_versions (
-    endpoint      TEXT COLLATE "C"    NOT NULL REFERENCES endpoints (name),
+    endpoint      TEXT COLLATE "C" NOT NULL REFERENCES endpoints (name),
     version       BIGINT NOT NULL,
     artifact      TEXT COLLATE "C" REFERENCES artifacts (id),
-    model_name    TEXT COLLATE "C"    NOT NULL,
+    model_name    TEXT COLLATE "C" NOT NULL,
     model_version BIGINT NOT NULL,
     PRIMARY KEY (endpoint, version)
 );

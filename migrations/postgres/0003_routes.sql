@@ -9,11 +9,11 @@ ALTER TABLE endpoints ADD COLUMN settings TEXT COLLATE "C" NOT NULL DEFAULT '{}'
 
 -- What was changed, by whom and why. Stays when the endpoint is deleted.
 CREATE TABLE endpoint_records (
-    endpoint TEXT COLLATE "C"    NOT NULL REFERENCES endpoints (name),
+    endpoint TEXT COLLATE "C" NOT NULL REFERENCES endpoints (name),
     revision BIGINT NOT NULL,
     at       BIGINT NOT NULL,
-    by       TEXT COLLATE "C"    NOT NULL,
-    change   TEXT COLLATE "C"    NOT NULL,
+    by       TEXT COLLATE "C" NOT NULL,
+    change   TEXT COLLATE "C" NOT NULL,
     reason   TEXT COLLATE "C",
     PRIMARY KEY (endpoint, revision)
 );

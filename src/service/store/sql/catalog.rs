@@ -8,8 +8,9 @@ use tokio::sync::watch;
 
 use super::super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, DatasetId, Digest,
-    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, Job, JobFilter, JobId, JobProgress,
-    JobState, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewModel, Page, Slice, Version, Wanted,
+    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
+    JobProgress, JobState, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewModel, Page, Slice,
+    Version, Wanted,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
@@ -18,7 +19,7 @@ use super::jobs::{Next, again, expire, find_job, keep_artifact, lock_job, lost, 
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
-use super::{answer, parsed, signed, text, time, unsigned, whole};
+use super::{answer, holds, parsed, signed, text, time, unsigned, whole};
 
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
@@ -568,19 +569,46 @@ impl Catalog for Sql {
     fn blob_referenced(&self, digest: Digest) -> Answer<'_, bool> {
         answer("looking for the rows of a blob", async move {
             // On the writer: a reader might look at the moment before the row of an upload.
-            let found: i64 = sqlx::query_scalar(
-                "SELECT CASE WHEN EXISTS (SELECT 1 FROM models WHERE sha256 = $1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM datasets WHERE sha256 = $1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM artifacts WHERE sha256 = $1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM artifacts WHERE report = $1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM artifacts WHERE report_html = $1 AND deleted_at IS NULL)
-                     OR EXISTS (SELECT 1 FROM artifacts WHERE statistics = $1 AND deleted_at IS NULL)
-                     THEN 1 ELSE 0 END",
-            )
-            .bind(digest.to_string())
-            .fetch_one(&self.writer)
-            .await?;
-            Ok(found != 0)
+            let mut connection = self.writer.acquire().await?;
+            holds::referenced(&mut connection, digest).await
+        })
+    }
+
+    fn hold_blob(&self, digest: Digest, lifetime: Duration) -> Answer<'_, Option<HoldId>> {
+        answer("holding a blob", async move {
+            let mut transaction = self.begin().await?;
+            let held = holds::hold(&mut transaction, digest, lifetime, self.now()).await?;
+            transaction.commit().await?;
+            Ok(held)
+        })
+    }
+
+    fn release_blob(&self, hold: HoldId) -> Answer<'_, ()> {
+        answer("letting go of a blob", async move {
+            sqlx::query("DELETE FROM blob_holds WHERE id = $1")
+                .bind(hold.to_string())
+                .execute(&self.writer)
+                .await?;
+            Ok(())
+        })
+    }
+
+    fn begin_removal(&self, digest: Digest, lifetime: Duration) -> Answer<'_, bool> {
+        answer("removing a blob", async move {
+            let mut transaction = self.begin().await?;
+            let begun = holds::remove(&mut transaction, digest, lifetime, self.now()).await?;
+            transaction.commit().await?;
+            Ok(begun)
+        })
+    }
+
+    fn end_removal(&self, digest: Digest) -> Answer<'_, ()> {
+        answer("removing a blob", async move {
+            sqlx::query("DELETE FROM blob_removals WHERE digest = $1")
+                .bind(digest.to_string())
+                .execute(&self.writer)
+                .await?;
+            Ok(())
         })
     }
 

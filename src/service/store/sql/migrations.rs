@@ -29,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(1, "catalog", "0001_catalog.sql"),
     migration!(2, "statistics", "0002_statistics.sql"),
     migration!(3, "routes", "0003_routes.sql"),
+    migration!(4, "holds", "0004_holds.sql"),
 ];
 
 /// The newest that this program knows.

@@ -16,6 +16,7 @@ use super::{Answer, Error, Timestamp, Version};
 
 mod catalog;
 mod endpoints;
+mod holds;
 mod jobs;
 mod migrations;
 pub mod open;
@@ -105,9 +106,31 @@ fn answer<'a, T>(tried: impl Into<String>, work: impl Future<Output = Work<T>> +
     Box::pin(async move {
         work.await.map_err(|fault| match fault {
             Fault::Refused(error) => error,
-            Fault::Database(source) => Error::Database { tried, source },
+            Fault::Database(source) => told(tried, source),
         })
     })
+}
+
+/// What a fault of the database means for the caller.
+fn told(tried: String, source: Box<dyn std::error::Error + Send + Sync>) -> Error {
+    use sqlx::Error as Sqlx;
+    let code = match source.downcast_ref::<Sqlx>() {
+        Some(Sqlx::Io(_) | Sqlx::PoolTimedOut | Sqlx::PoolClosed | Sqlx::Tls(_)) => {
+            return Error::Unavailable { tried, source };
+        }
+        Some(Sqlx::Database(error)) => error.code().map(|code| code.into_owned()).unwrap_or_default(),
+        _ => String::new(),
+    };
+    // https://sqlite.org/rescode.html: the lower byte is the primary code, 5 busy, 13 full. The codes of Postgres have
+    // five characters: 53100 disk full, 53300 too many connections, class 08 connections, 57P01 to 57P03 shutting down
+    // or starting up.
+    let primary = code.parse::<u32>().ok().filter(|_| code.len() != 5).map(|code| code & 0xff);
+    match (primary, code.as_str()) {
+        (Some(13), _) | (_, "53100") => Error::Full { tried, source },
+        (Some(5), _) | (_, "53300" | "57P01" | "57P02" | "57P03") => Error::Unavailable { tried, source },
+        (_, code) if code.len() == 5 && code.starts_with("08") => Error::Unavailable { tried, source },
+        _ => Error::Database { tried, source },
+    }
 }
 
 fn parsed<T: FromStr>(value: &str) -> Work<T>
