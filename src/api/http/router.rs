@@ -143,6 +143,20 @@ pub fn router(shared: Arc<Context>) -> axum::Router {
         .with_state(shared)
 }
 
+/// The routes of a process that only does jobs: its health and its figures.
+pub fn of_worker(shared: Arc<Context>) -> axum::Router {
+    let (routes, _) = OpenApiRouter::new()
+        .routes(routes!(system::live))
+        .routes(routes!(system::ready))
+        .routes(routes!(system::metrics))
+        .split_for_parts();
+    routes
+        .fallback(system::not_of_a_worker)
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
+        .with_state(shared)
+}
+
 /// Takes the body type of the decompression layer for that of axum.
 async fn plain(response: Response) -> Response {
     response
