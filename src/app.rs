@@ -1,9 +1,9 @@
 //! The only place that builds things: settings to stores, pools, queue, endpoints, server; and the graceful stop.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 use crate::api::http::connections;
 use crate::api::tls::{self, Tls};
 use crate::api::{self, Context, InFlight, Logs, Readiness};
-use crate::config::{self, AuthMode, Settings, Weights};
+use crate::config::{self, AuthMode, Role, Settings, Store, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
@@ -26,7 +26,8 @@ use crate::service::jobs::worker::{self, Workers};
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
-use crate::service::store::sqlite::Sqlite;
+use crate::service::store::remote::{Remote, S3};
+use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
 
 /// Why the server does not start.
@@ -59,14 +60,6 @@ pub enum Error {
     /// The files of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
-    /// The folder of the data cannot be made.
-    #[error("making folder `{path}`: {source}")]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
     /// The kernels cannot run as the settings say.
     #[error("isa `{asked}`: this CPU has {available:?}")]
     Isa {
@@ -93,6 +86,7 @@ pub struct Server {
     workers: JoinHandle<()>,
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
+    listening: JoinHandle<()>,
     refreshing: Vec<JoinHandle<()>>,
 }
 
@@ -114,13 +108,22 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
     refuse_public(settings)?;
     let tls = tls(&settings.tls)?;
     let (listener, address) = bind(settings.listen).await?;
+    let answers = settings.role != Role::Worker;
     let grpc = match settings.grpc_listen.0 {
-        Some(address) => Some(bind(address).await?),
-        None => None,
+        Some(address) if answers => Some(bind(address).await?),
+        _ => None,
     };
-    let clock: Clock = Arc::new(now);
-    let blobs = Blobs::open(&settings.data_dir)?;
-    let catalog = open_catalog(settings).await?;
+    // TLS of clients: the object store. A second call finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let clock = clock();
+    let database = database(settings, Arc::clone(&clock)).await?;
+    let catalog: Arc<dyn Catalog> = Arc::clone(&database) as _;
+    let remote = match s3(&settings.store) {
+        None => None,
+        Some(s3) => Some(Remote::s3(&s3, Arc::clone(&catalog)).map_err(blobs::Error::from)?),
+    };
+    let blobs = Blobs::open_with(&settings.data_dir, remote, settings.store.cache_bytes)?;
+    let listening = database.listen();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
     let keys = keys(settings, &catalog, &clock, &metrics).await?;
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
@@ -147,7 +150,10 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         logs,
     };
     let context = Arc::new(context);
-    let http = api::http::router::router(Arc::clone(&context));
+    let http = match settings.role {
+        Role::All | Role::Api => api::http::router::router(Arc::clone(&context)),
+        Role::Worker => api::http::router::of_worker(Arc::clone(&context)),
+    };
     let http = tokio::spawn(connections::serve(listener, tls.clone(), http, stopping.clone()));
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
@@ -159,7 +165,12 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         }
     });
     let workers = tokio::spawn(workers.run(stopping));
-    let following = tokio::spawn(follow(registry, readiness.clone()));
+    let following = if answers {
+        tokio::spawn(follow(registry, readiness.clone()))
+    } else {
+        readiness.set(true);
+        tokio::spawn(std::future::ready(()))
+    };
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut refreshing = Vec::new();
@@ -179,6 +190,7 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         workers,
         following,
         watching,
+        listening,
         refreshing,
     })
 }
@@ -218,14 +230,12 @@ async fn keys(
     Ok(Some(keys))
 }
 
-/// The records of the settings' data folder. A server may run on it: only the files have one owner.
+/// The records of a server, which may run meanwhile: only the files have one owner.
 ///
 /// # Errors
 /// [`Error`] where they cannot be opened.
 pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
-    let path = &settings.data_dir;
-    std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
-    Ok(Arc::new(Sqlite::open(&path.join("octet.db"), Arc::new(now)).await?))
+    Ok(database(settings, clock()).await?)
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -270,7 +280,7 @@ impl Server {
             warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
-        for task in [self.following, self.watching].into_iter().chain(self.refreshing) {
+        for task in [self.following, self.watching, self.listening].into_iter().chain(self.refreshing) {
             task.abort();
             // It ends with an error that says it was aborted.
             let _ = task.await;
@@ -372,7 +382,8 @@ fn workers(
     blobs: &Blobs,
     metrics: &Arc<Metrics>,
 ) -> Result<Workers, Error> {
-    let (workers, threads) = (size(settings.jobs.workers), or_cores(settings.jobs.threads));
+    let workers = if settings.role == Role::Api { 0 } else { size(settings.jobs.workers) };
+    let threads = or_cores(settings.jobs.threads);
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.max(workers))
         .thread_name(|n| format!("job-{n}"))
@@ -389,7 +400,7 @@ fn workers(
             workers,
             threads,
             // One process a data folder: whoever holds its lock is the host.
-            host: "local".to_owned(),
+            host: host(&settings.data_dir)?,
             poll: Duration::from_millis(settings.jobs.poll_ms),
         },
     })
@@ -444,6 +455,61 @@ fn or_cores(number: u64) -> usize {
 /// The time.
 #[must_use]
 pub fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    clock()()
+}
+
+/// The time of day at the start, and what has passed since: a clock that somebody sets does not end leases.
+fn clock() -> Clock {
+    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let begun = Instant::now();
+    Arc::new(move || {
+        let since = start + begun.elapsed();
+        Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    })
+}
+
+/// Opens what keeps the records.
+async fn database(settings: &Settings, clock: Clock) -> Result<Arc<Sql>, Error> {
+    let url = settings.store.database_url.reveal();
+    let sql = if url.is_empty() {
+        let folder = &settings.data_dir;
+        std::fs::create_dir_all(folder).map_err(|source| blobs::Error::Io {
+            tried: "making folder",
+            path: folder.clone(),
+            source,
+        })?;
+        Sql::sqlite(&folder.join("octet.db"), clock).await?
+    } else {
+        Sql::postgres(url, clock).await?
+    };
+    Ok(Arc::new(sql))
+}
+
+/// Where the bucket is; `None` keeps files in the data folder.
+fn s3(store: &Store) -> Option<S3> {
+    if store.s3_bucket.is_empty() {
+        return None;
+    }
+    Some(S3 {
+        bucket: store.s3_bucket.clone(),
+        prefix: store.s3_prefix.clone(),
+        endpoint: store.s3_endpoint.clone(),
+        region: store.s3_region.clone(),
+        access_key_id: store.s3_access_key_id.clone(),
+        secret_access_key: store.s3_secret_access_key.reveal().to_owned(),
+    })
+}
+
+/// Names this data folder: leases of an earlier process that had it are its own. Made once.
+fn host(data_dir: &Path) -> Result<String, Error> {
+    let path = data_dir.join("host");
+    let failed = |source| blobs::Error::Io { tried: "reading or writing", path: path.clone(), source };
+    match std::fs::read_to_string(&path) {
+        Ok(text) if !text.trim().is_empty() => Ok(text.trim().to_owned()),
+        _ => {
+            let name = uuid::Uuid::now_v7().simple().to_string();
+            std::fs::write(&path, &name).map_err(failed)?;
+            Ok(name)
+        }
+    }
 }

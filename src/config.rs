@@ -22,6 +22,8 @@ pub struct Settings {
     pub grpc_listen: Listen,
     /// Folder of the database and all files.
     pub data_dir: PathBuf,
+    /// What this process does.
+    pub role: Role,
     /// Instructions of the kernels: `auto` or one that the CPU has.
     pub isa: String,
     /// What counts more for packed weights.
@@ -32,12 +34,73 @@ pub struct Settings {
     pub tls: Tls,
     /// What a stranger may send.
     pub limits: Limits,
+    /// Where things are kept.
+    pub store: Store,
     /// Quantization.
     pub jobs: Jobs,
     /// Inference.
     pub serving: Serving,
     /// Log lines.
     pub log: Log,
+}
+
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Answers requests and does jobs.
+    All,
+    /// Answers requests.
+    Api,
+    /// Does jobs; answers for its health and metrics only.
+    Worker,
+}
+
+/// Where things are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// URL of a Postgres database; empty is SQLite in the data folder.
+    pub database_url: Secret,
+    /// Name of a bucket; empty is files in the data folder.
+    pub s3_bucket: String,
+    /// Begins every key.
+    pub s3_prefix: String,
+    /// URL of the object store; empty is AWS.
+    pub s3_endpoint: String,
+    /// Region that requests are signed for.
+    pub s3_region: String,
+    /// Empty takes the credentials of the environment.
+    pub s3_access_key_id: String,
+    /// Goes with it.
+    pub s3_secret_access_key: Secret,
+    /// Bytes of local copies, 0 (no limit) to 1 TiB.
+    pub cache_bytes: u64,
+}
+
+/// A text that is not shown where settings are.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.is_empty() { "(none)" } else { "(hidden)" })
+    }
 }
 
 /// An address and port, or `off`.
@@ -221,6 +284,7 @@ const RANGES: &[Range] = &[
     ("limits.json_depth", |s| s.limits.json_depth, 4, 128),
     ("limits.request_timeout_ms", |s| s.limits.request_timeout_ms, 100, 3_600_000),
     ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
+    ("store.cache_bytes", |s| s.store.cache_bytes, 0, TIB),
     ("jobs.workers", |s| s.jobs.workers, 0, 64),
     ("jobs.threads", |s| s.jobs.threads, 0, 1024),
     ("jobs.attempts_max", |s| s.jobs.attempts_max, 1, 100),
@@ -367,6 +431,29 @@ impl Settings {
         }
         if given(&tls.client_ca) && !given(&tls.certificate) {
             faults.push("`tls.client_ca` needs `tls.certificate` and `tls.key`".to_owned());
+        }
+        let url = self.store.database_url.reveal();
+        if !url.is_empty() && !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            faults
+                .push("`store.database_url` must begin with `postgres://` (or be empty: SQLite)".to_owned());
+        }
+        if self.store.s3_access_key_id.is_empty() != self.store.s3_secret_access_key.is_empty() {
+            faults.push(
+                "`store.s3_access_key_id` and `store.s3_secret_access_key` go together: give both or none"
+                    .to_owned(),
+            );
+        }
+        let endpoint = &self.store.s3_endpoint;
+        if !endpoint.is_empty() && !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            faults.push(
+                "`store.s3_endpoint` must begin with `http://` or `https://` (or be empty: AWS)".to_owned(),
+            );
+        }
+        if self.role != Role::All && url.is_empty() {
+            faults.push(
+                "`role` is not \"all\", so `store.database_url` must name the Postgres database that the processes share"
+                    .to_owned(),
+            );
         }
         faults.extend(
             texts.iter().filter(|(_, empty)| *empty).map(|(key, _)| format!("`{key}` must not be empty")),

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::wire;
 use crate::engine::pipeline;
 use crate::service::keys::Refused;
-use crate::service::store::{self, BadText, blobs};
+use crate::service::store::{self, BadText, blobs, remote};
 use crate::service::{infer, jobs::queue};
 
 /// What went wrong: part of the API, for programs.
@@ -62,6 +62,10 @@ pub(crate) enum Code {
     NotReady,
     /// It took too long.
     Deadline,
+    /// The disk, or the database, has no room left.
+    StorageFull,
+    /// The database or the object store does not answer.
+    StorageUnavailable,
     /// Not part of this server.
     NotImplemented,
     /// A fault of ours.
@@ -71,7 +75,7 @@ pub(crate) enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub(crate) const ALL: [Code; 27] = [
+    pub(crate) const ALL: [Code; 29] = [
         Code::BadRequest,
         Code::MalformedJson,
         Code::BadInput,
@@ -97,6 +101,8 @@ impl Code {
         Code::Overloaded,
         Code::NotReady,
         Code::Deadline,
+        Code::StorageFull,
+        Code::StorageUnavailable,
         Code::NotImplemented,
         Code::Internal,
     ];
@@ -143,6 +149,14 @@ impl Code {
             Code::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Too many requests"),
             Code::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not_ready", "Not ready"),
             Code::Deadline => (StatusCode::GATEWAY_TIMEOUT, "deadline", "It took too long"),
+            Code::StorageFull => {
+                (StatusCode::INSUFFICIENT_STORAGE, "storage_full", "The server has no room left")
+            }
+            Code::StorageUnavailable => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "storage_unavailable",
+                "The server cannot reach what it keeps things in",
+            ),
             Code::NotImplemented => {
                 (StatusCode::NOT_IMPLEMENTED, "not_implemented", "Not part of this server")
             }
@@ -183,8 +197,10 @@ impl Code {
                 tonic::Code::FailedPrecondition
             }
             Code::BadRange => tonic::Code::OutOfRange,
-            Code::TooLarge | Code::QueueFull | Code::RateLimited => tonic::Code::ResourceExhausted,
-            Code::Overloaded | Code::NotReady => tonic::Code::Unavailable,
+            Code::TooLarge | Code::QueueFull | Code::RateLimited | Code::StorageFull => {
+                tonic::Code::ResourceExhausted
+            }
+            Code::Overloaded | Code::NotReady | Code::StorageUnavailable => tonic::Code::Unavailable,
             Code::Deadline => tonic::Code::DeadlineExceeded,
             Code::NoRoute | Code::MethodNotAllowed | Code::UnsupportedMedia | Code::NotImplemented => {
                 tonic::Code::Unimplemented
@@ -256,6 +272,19 @@ impl Problem {
         Problem::new(Code::TooLarge, format!("the body is longer than the limit of {limit_bytes} bytes"))
     }
 
+    /// No room is left.
+    fn storage_full(cause: impl ToString) -> Problem {
+        let detail = "the server has no room left on its disk or in its database; nothing was kept";
+        Problem { cause: Some(cause.to_string()), ..Problem::new(Code::StorageFull, detail) }
+    }
+
+    /// The database or the object store does not answer.
+    fn storage_unavailable(cause: impl ToString) -> Problem {
+        let detail = "the database or the object store does not answer; try again";
+        let problem = Problem::new(Code::StorageUnavailable, detail).retry_after(5);
+        Problem { cause: Some(cause.to_string()), ..problem }
+    }
+
     fn retry_after(self, seconds: u64) -> Problem {
         Problem { retry_after_s: Some(seconds), ..self }
     }
@@ -302,6 +331,10 @@ impl From<store::Error> for Problem {
             store::Error::QueueFull { .. } => Problem::new(Code::QueueFull, detail).retry_after(10),
             // Only a worker holds leases: a handler that meets this is wrong.
             store::Error::LeaseLost { .. } => Problem::internal(detail),
+            store::Error::Full { source, .. } => Problem::storage_full(format!("{detail}: {source}")),
+            store::Error::Unavailable { source, .. } => {
+                Problem::storage_unavailable(format!("{detail}: {source}"))
+            }
             store::Error::Database { source, .. } => Problem::internal(format!("{detail}: {source}")),
         }
     }
@@ -329,10 +362,35 @@ impl From<blobs::Error> for Problem {
             blobs::Error::DigestMismatch { .. } => Problem::new(Code::DigestMismatch, detail),
             blobs::Error::Missing { .. } => Problem::internal(detail),
             blobs::Error::Locked { .. } => Problem::internal(detail),
-            blobs::Error::Io { source, .. } => Problem::internal(format!("{detail}: {source}")),
-            blobs::Error::Catalog(error) => error.into(),
+            blobs::Error::Io { source, .. } => of_io(&detail, &source),
+            blobs::Error::Catalog(error) | blobs::Error::Remote(remote::Error::Catalog(error)) => {
+                error.into()
+            }
+            blobs::Error::Remote(remote::Error::Local { source, .. }) => of_io(&detail, &source),
+            blobs::Error::Remote(remote::Error::Corrupt { .. }) => Problem::internal(detail),
+            blobs::Error::Remote(error) => Problem::storage_unavailable(chain(&error)),
         }
     }
+}
+
+/// A file that could not be read or written.
+fn of_io(detail: &str, source: &std::io::Error) -> Problem {
+    let cause = format!("{detail}: {source}");
+    match source.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Problem::storage_full(cause),
+        _ => Problem::internal(cause),
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 impl From<queue::Error> for Problem {

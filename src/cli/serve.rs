@@ -108,7 +108,6 @@ pub(crate) fn start_error(error: app::Error) -> Error {
         | app::Error::Store(_)
         | app::Error::Listen { .. }
         | app::Error::Tls(_)
-        | app::Error::Folder { .. }
         | app::Error::Threads(_) => Error::Work(chain(&error)),
     }
 }

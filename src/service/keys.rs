@@ -335,7 +335,7 @@ impl Bucket {
 mod tests {
     use super::*;
     use crate::service::store::NewKey;
-    use crate::service::store::sqlite::tests::{Scratch, name};
+    use crate::service::store::sql::tests::{Scratch, name};
     use std::sync::atomic::Ordering;
 
     struct Fixture {
@@ -348,7 +348,7 @@ mod tests {
             let scratch = Scratch::new().await;
             let now = Arc::clone(&scratch.now);
             let clock: Clock = Arc::new(move || Timestamp(now.load(Ordering::Relaxed)));
-            let catalog: Arc<dyn Catalog> = Arc::<store::sqlite::Sqlite>::clone(&scratch.catalog);
+            let catalog: Arc<dyn Catalog> = Arc::<store::sql::open::Sql>::clone(&scratch.catalog);
             let metrics = Arc::new(Metrics::new("0", "scalar"));
             let keys = Keys::open(catalog, clock, metrics).await.unwrap();
             Fixture { scratch, keys }

@@ -189,9 +189,26 @@ fn administration() -> OpenApiRouter<Shared> {
 
 /// The server's routes over what they share.
 pub fn router(shared: Arc<Context>) -> axum::Router {
+    let routes = guarded(groups(), &shared).fallback(system::no_route);
+    around(routes, shared)
+}
+
+/// The routes of a process that only does jobs: its health and its figures.
+pub fn of_worker(shared: Arc<Context>) -> axum::Router {
+    let figures = OpenApiRouter::new().routes(routes!(system::metrics));
+    let groups = [
+        Group { needs: None, kind: Kind::Plain, routes: health() },
+        Group { needs: Some(Scope::Read), kind: Kind::Plain, routes: figures },
+    ];
+    let routes = guarded(groups, &shared).fallback(system::not_of_a_worker);
+    around(routes, shared)
+}
+
+/// The routes of the groups, each behind what its group asks for.
+fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Router<Shared> {
     let in_time = from_fn_with_state(shared.limits.request_timeout, observe::in_time);
     let mut all = axum::Router::new();
-    for Group { needs, kind, routes } in groups() {
+    for Group { needs, kind, routes } in groups {
         let (mut routes, _) = routes.split_for_parts();
         if kind == Kind::Inference {
             // The header counts plain bytes, so nothing behind this layer sees a compressed one.
@@ -201,12 +218,16 @@ pub fn router(shared: Arc<Context>) -> axum::Router {
             routes = routes.layer(in_time.clone());
         }
         if let Some(scope) = needs {
-            let needs = Needs { shared: Arc::clone(&shared), scope, page: kind == Kind::Page };
+            let needs = Needs { shared: Arc::clone(shared), scope, page: kind == Kind::Page };
             routes = routes.layer(from_fn_with_state(needs, access::require));
         }
         all = all.merge(routes);
     }
-    all.fallback(system::no_route)
+    all
+}
+
+fn around(routes: axum::Router<Shared>, shared: Shared) -> axum::Router {
+    routes
         // Every handler bounds its own body, uploads by their own setting.
         .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(observe::panicked))

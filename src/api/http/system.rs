@@ -88,6 +88,15 @@ pub(crate) async fn no_route(uri: axum::http::Uri) -> crate::api::error::Problem
     crate::api::error::Problem::new(Code::NoRoute, format!("no route `{}`", uri.path()))
 }
 
+/// The answer of a process that only does jobs.
+pub(crate) async fn not_of_a_worker(uri: axum::http::Uri) -> crate::api::error::Problem {
+    let detail = format!(
+        "no route `{}`: this process has the role `worker`, ask one that has the role `api`",
+        uri.path()
+    );
+    crate::api::error::Problem::new(Code::NoRoute, detail)
+}
+
 /// What we know of and do not do: shared memory.
 pub(crate) async fn not_implemented() -> crate::api::error::Problem {
     crate::api::error::Problem::new(Code::NotImplemented, "shared memory is not part of this server")

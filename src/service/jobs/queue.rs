@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use super::{Calibration, JobSpec};
 use crate::engine::pipeline;
@@ -64,7 +64,6 @@ pub struct Queue {
     catalog: Arc<dyn Catalog>,
     metrics: Arc<Metrics>,
     options: Options,
-    wake: Notify,
     watched: Mutex<HashMap<JobId, watch::Sender<Arc<Job>>>>,
 }
 
@@ -72,7 +71,7 @@ impl Queue {
     /// A queue over the jobs of the catalog.
     #[must_use]
     pub fn new(catalog: Arc<dyn Catalog>, metrics: Arc<Metrics>, options: Options) -> Arc<Queue> {
-        Arc::new(Queue { catalog, metrics, options, wake: Notify::new(), watched: Mutex::default() })
+        Arc::new(Queue { catalog, metrics, options, watched: Mutex::default() })
     }
 
     /// Checks the recipe, resolves names, and adds the job; with a key that was used before, gives the job of
@@ -120,7 +119,6 @@ impl Queue {
         let created = self.catalog.create_job(new).await?;
         if created.new {
             self.metrics.job_submitted(created.record.kind.as_str());
-            self.wake.notify_one();
         }
         Ok(created)
     }
@@ -240,10 +238,10 @@ impl Queue {
         Ok(Some(job))
     }
 
-    /// Waits until a job may be there, but not longer than `poll`.
-    pub async fn wait(&self, poll: Duration) {
-        // A wake-up that nobody waits for is kept by `Notify`, so one between `lease` and here is not lost.
-        let _ = tokio::time::timeout(poll, self.wake.notified()).await;
+    /// Changes whenever a job may be there, in this process or another.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.catalog.job_changes()
     }
 
     /// Prolongs a lease and notes the progress.
@@ -336,8 +334,6 @@ impl Queue {
         if job.state.is_final() {
             let seconds = job.finished_at.zip(job.started_at).map(|(end, start)| end.seconds_since(start));
             self.metrics.job_finished(job.kind.as_str(), job.state.as_str(), job.attempt, seconds);
-        } else if job.state == JobState::Queued {
-            self.wake.notify_one();
         }
         self.publish(job);
     }
@@ -367,9 +363,7 @@ impl Queue {
 mod tests {
     use super::super::{Event, after};
     use super::*;
-    use crate::service::store::sqlite::tests::{
-        Scratch, name, new_artifact, new_dataset, new_job, new_model,
-    };
+    use crate::service::store::sql::tests::{Scratch, name, new_artifact, new_dataset, new_job, new_model};
     use crate::service::store::{JobErrorCode, Wanted};
 
     const OPTIONS: Options = Options {
@@ -475,11 +469,12 @@ mod tests {
             let spec = JobSpec { attempts_max: Some(attempts_max), ..spec() };
             assert!(matches!(queue.enqueue(spec, None).await, Err(Error::BadAttempts { limit: 3, .. })));
         }
+        let mut changes = queue.changes();
         let job = queue.enqueue(spec(), None).await.unwrap().record;
         assert_eq!((job.state, job.attempts_max, job.seq), (JobState::Queued, 3, 1));
         assert!(queue.metrics.render().contains("octet_jobs_submitted_total{kind=\"quantize\"} 1"));
         // An idle worker is woken, whether it waits before or after.
-        tokio::time::timeout(Duration::from_secs(5), queue.wait(Duration::from_secs(60))).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
     }
 
     #[tokio::test]

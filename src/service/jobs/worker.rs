@@ -26,6 +26,10 @@ pub type Engine = Arc<dyn Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pip
 const BEAT: Duration = Duration::from_millis(500);
 /// How often expired leases are looked for and gauges are set.
 const TEND: Duration = Duration::from_secs(2);
+/// In a shared store, copies of what others have removed are looked for so often, in rounds of [`TEND`]: once a minute.
+const SWEEP_COPIES: u32 = 30;
+/// And what nobody refers to: once an hour.
+const SWEEP_ALL: u32 = 60 * SWEEP_COPIES;
 
 /// What the settings say about the workers.
 #[derive(Clone, Debug)]
@@ -72,11 +76,7 @@ impl Workers {
             Ok(jobs) => info!(jobs, "{jobs} jobs of an earlier process are taken up again"),
             Err(error) => error!(error = %chain(&error), "Leases of an earlier process could not be taken"),
         }
-        match self.blobs.sweep(&*self.catalog).await {
-            Ok(0) => {}
-            Ok(blobs) => info!(blobs, "{blobs} blobs that no record refers to were removed"),
-            Err(error) => error!(error = %chain(&error), "Blobs could not be swept"),
-        }
+        self.sweep(self.options.workers > 0 || !self.blobs.is_shared()).await;
         let mut tasks = JoinSet::new();
         for _ in 0..self.options.workers {
             tasks.spawn(self.clone().work(owner.clone(), stop.clone()));
@@ -89,8 +89,27 @@ impl Workers {
         }
     }
 
+    /// Removes blobs that no record refers to: all, or only the copies here of what others have removed.
+    async fn sweep(&self, all: bool) {
+        let swept = if all {
+            self.blobs.sweep(&*self.catalog).await
+        } else {
+            self.blobs.sweep_copies(&*self.catalog).await
+        };
+        match swept {
+            Ok(0) => {}
+            Ok(blobs) => info!(blobs, "{blobs} blobs that no record refers to were removed"),
+            Err(error) => error!(error = %chain(&error), "Blobs could not be swept"),
+        }
+    }
+
     async fn tend(self, mut stop: watch::Receiver<bool>) {
+        let mut rounds = 0u32;
         loop {
+            rounds = rounds.wrapping_add(1);
+            if self.blobs.is_shared() && rounds.is_multiple_of(SWEEP_COPIES) {
+                self.sweep(self.options.workers > 0 && rounds.is_multiple_of(SWEEP_ALL)).await;
+            }
             self.metrics.set_uploads_incomplete(self.blobs.incomplete());
             match self.queue.tend().await {
                 Ok(freed) => self.discard(&freed).await,
@@ -107,6 +126,8 @@ impl Workers {
     }
 
     async fn work(self, owner: String, mut stop: watch::Receiver<bool>) {
+        // A change between a look at the queue and the wait for one is not lost: the receiver has not seen it.
+        let mut changes = self.queue.changes();
         // `has_changed` fails once the sender is gone.
         while !*stop.borrow() && stop.has_changed().is_ok() {
             match self.queue.lease(&owner).await {
@@ -119,7 +140,7 @@ impl Workers {
             }
             tokio::select! {
                 () = stopped(&mut stop) => return,
-                () = self.queue.wait(self.options.poll) => {}
+                _ = tokio::time::timeout(self.options.poll, changes.changed()) => {}
             }
         }
     }
@@ -567,7 +588,7 @@ mod tests {
 
     use super::super::{Calibration, JobSpec};
     use super::*;
-    use crate::service::store::sqlite::tests::{Scratch, name, new_dataset, new_model};
+    use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
 
     /// A service without HTTP, and with an engine of the test's choice.
     struct Bench {

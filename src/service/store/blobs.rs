@@ -1,5 +1,6 @@
-//! Content-addressed bytes as local files: streamed aside while hashed, synced, renamed. Knows no records
-//! but asks the catalog whether any of them still holds a blob.
+//! Content-addressed bytes as local files: streamed aside while hashed, synced, renamed; with a store that several
+//! processes share behind them, the local files are copies. Knows no records but asks the catalog whether any of them
+//! still holds a blob.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -10,7 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt;
 
-use super::{Catalog, Digest};
+use super::remote::{self, Remote};
+use super::{Catalog, Digest, HoldId};
 
 /// Why bytes could not be kept or found.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +56,9 @@ pub enum Error {
     /// The catalog could not say whether a blob is needed.
     #[error(transparent)]
     Catalog(#[from] super::Error),
+    /// The shared store did not do it.
+    #[error(transparent)]
+    Remote(#[from] remote::Error),
 }
 
 /// The blobs below one data folder. Cheap to clone.
@@ -61,6 +66,9 @@ pub enum Error {
 /// `blobs/ab/cdef…` holds the bytes whose SHA-256 is `abcdef…`; `tmp/` what is being written. A file below
 /// `blobs/` is always whole. `lock` is held while the process lives: one process a folder, so what lies in
 /// `tmp/` at start is left over from one that died.
+///
+/// With a [`Remote`], a blob is in there before it counts as kept, and `blobs/` has copies of what was written or read
+/// here; what is removed is removed in both.
 #[derive(Clone)]
 pub struct Blobs {
     shared: Arc<Shared>,
@@ -74,6 +82,13 @@ struct Shared {
     doomed: Mutex<HashSet<Digest>>,
     gate: tokio::sync::Mutex<()>,
     _lock: fs::File,
+    remote: Option<Remote>,
+    /// Bytes of the local copies of what is in `remote`; 0 is no limit.
+    cache_bytes: u64,
+    /// Counts pins; the last of each copy.
+    uses: Mutex<(u64, HashMap<Digest, u64>)>,
+    /// One copy of a blob is made at a time.
+    turns: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// A blob that is not removed while this lives: hold it until the row that refers to the blob is committed,
@@ -83,6 +98,27 @@ pub struct Pin {
     digest: Digest,
     bytes: u64,
     path: PathBuf,
+    /// Keeps other processes from removing a blob that was written here.
+    _held: Option<Held>,
+}
+
+/// Released when dropped.
+struct Held {
+    remote: Remote,
+    hold: Option<HoldId>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let Some(hold) = self.hold.take() else { return };
+        let remote = self.remote.clone();
+        self.runtime.spawn(async move {
+            if let Err(error) = remote.release(hold).await {
+                tracing::warn!(%error, "A blob is held until its time is over: {error}");
+            }
+        });
+    }
 }
 
 impl Pin {
@@ -124,6 +160,15 @@ impl Blobs {
     /// # Errors
     /// [`Error::Locked`] or [`Error::Io`].
     pub fn open(root: &Path) -> Result<Blobs, Error> {
+        Blobs::open_with(root, None, 0)
+    }
+
+    /// The same, with a store behind it that several processes share. Local copies take at most `cache_bytes` beside what
+    /// is in use; 0 is no limit.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] or [`Error::Io`].
+    pub fn open_with(root: &Path, remote: Option<Remote>, cache_bytes: u64) -> Result<Blobs, Error> {
         for folder in [root.to_owned(), root.join("blobs"), root.join("tmp")] {
             fs::create_dir_all(&folder).map_err(|source| failed("making folder", &folder, source))?;
         }
@@ -145,6 +190,10 @@ impl Blobs {
             doomed: Mutex::default(),
             gate: tokio::sync::Mutex::default(),
             _lock: lock,
+            remote,
+            cache_bytes,
+            uses: Mutex::default(),
+            turns: Mutex::default(),
         };
         Ok(Blobs { shared: Arc::new(shared) })
     }
@@ -173,21 +222,42 @@ impl Blobs {
         writer.finish(None).await
     }
 
-    /// Keeps a blob from being removed, so that its path can be read.
+    /// Keeps a blob from being removed, so that its path can be read. Makes a local copy first where there is none.
     ///
     /// # Errors
-    /// [`Error::Missing`] or [`Error::Io`].
+    /// [`Error::Missing`], [`Error::Io`] or [`Error::Remote`].
     pub async fn pin(&self, digest: Digest) -> Result<Pin, Error> {
+        if let Some(pin) = self.pin_local(digest).await? {
+            return Ok(pin);
+        }
+        let Some(remote) = &self.shared.remote else { return Err(Error::Missing { digest }) };
+        let turn = {
+            let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(turns.entry(digest).or_default())
+        };
+        let _turn = turn.lock().await;
+        if let Some(pin) = self.pin_local(digest).await? {
+            return Ok(pin);
+        }
+        let mut copy = self.writer(u64::MAX).await?;
+        let BlobWriter { file, hash, .. } = &mut copy;
+        let bytes = remote.download(digest, file, |part| hash.update(part)).await?;
+        copy.bytes = bytes.ok_or(Error::Missing { digest })?;
+        if Digest(copy.hash.clone().finalize().into()) != digest {
+            return Err(remote::Error::Corrupt { digest }.into());
+        }
+        copy.place(digest, None).await
+    }
+
+    async fn pin_local(&self, digest: Digest) -> Result<Option<Pin>, Error> {
         let path = self.path(digest);
         let _gate = self.shared.gate.lock().await;
-        let bytes = match tokio::fs::metadata(&path).await {
-            Ok(metadata) => metadata.len(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Error::Missing { digest });
-            }
-            Err(source) => return Err(failed("looking at", &path, source)),
-        };
-        Ok(pin(&self.shared, digest, bytes, path))
+        match tokio::fs::metadata(&path).await {
+            Ok(metadata) => Ok(Some(pin(&self.shared, digest, metadata.len(), path, None))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(failed("looking at", &path, source)),
+        }
     }
 
     /// Opens a blob for reading; gives its length too. An open file stays readable when the blob is removed.
@@ -221,13 +291,24 @@ impl Blobs {
         self.shared.root.join("blobs").join(&text[..2]).join(&text[2..])
     }
 
-    /// Whether a blob is there.
+    /// Whether a blob is there, here or in the shared store.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`] or [`Error::Remote`].
     pub async fn holds(&self, digest: Digest) -> Result<bool, Error> {
         let path = self.path(digest);
-        tokio::fs::try_exists(&path).await.map_err(|source| failed("looking at", &path, source))
+        let here =
+            tokio::fs::try_exists(&path).await.map_err(|source| failed("looking at", &path, source))?;
+        match &self.shared.remote {
+            Some(remote) if !here => Ok(remote.bytes(digest).await?.is_some()),
+            _ => Ok(here),
+        }
+    }
+
+    /// Whether several processes share the blobs.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shared.remote.is_some()
     }
 
     /// Tries again to remove what was being read when it was discarded.
@@ -243,49 +324,128 @@ impl Blobs {
         self.shared.doomed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Removes those of `digests` that no record refers to. One that somebody has pinned goes later, with
-    /// [`Blobs::discard_doomed`].
+    /// Removes those of `digests` that no record refers to. One that somebody has pinned, or that could not be removed,
+    /// goes later, with [`Blobs::discard_doomed`].
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Catalog`]; the rest stays and is found again at the next start.
+    /// [`Error::Io`], [`Error::Remote`] or [`Error::Catalog`], after all were tried.
     pub async fn discard(&self, catalog: &dyn Catalog, digests: &[Digest]) -> Result<u64, Error> {
         let mut removed = 0;
+        let mut fault = None;
         for &digest in digests {
-            // Under the gate nothing is renamed into place or pinned, so a blob without a pin and without
-            // a row cannot get a row before it is gone: whoever makes a row holds a pin.
-            let _gate = self.shared.gate.lock().await;
-            if catalog.blob_referenced(digest).await? {
-                continue;
+            match self.discard_one(catalog, digest).await {
+                Ok(gone) => removed += u64::from(gone),
+                Err(error) => {
+                    self.doomed().insert(digest);
+                    fault.get_or_insert(error);
+                }
             }
-            if self.pinned(digest) {
+        }
+        fault.map_or(Ok(removed), Err)
+    }
+
+    async fn discard_one(&self, catalog: &dyn Catalog, digest: Digest) -> Result<bool, Error> {
+        let Some(mut removed) = self.discard_local(catalog, digest).await? else { return Ok(false) };
+        if let Some(remote) = &self.shared.remote {
+            let gone = remote.remove(digest).await?;
+            if !gone && !catalog.blob_referenced(digest).await? {
+                // Somebody holds it, but may yet let go of it.
                 self.doomed().insert(digest);
-                continue;
             }
-            let path = self.path(digest);
-            match tokio::fs::remove_file(&path).await {
-                Ok(()) => removed += 1,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(failed("removing", &path, source)),
-            }
+            removed |= gone;
         }
         Ok(removed)
     }
 
-    /// Removes every blob that no record refers to: those of uploads and jobs that were cut off between the
-    /// file and the row. For use at start.
+    /// Removes the local file; `None` where it is needed.
+    async fn discard_local(&self, catalog: &dyn Catalog, digest: Digest) -> Result<Option<bool>, Error> {
+        // Under the gate nothing is renamed into place or pinned, so a blob without a pin and without
+        // a row cannot get a row before it is gone: whoever makes a row holds a pin.
+        let _gate = self.shared.gate.lock().await;
+        if catalog.blob_referenced(digest).await? {
+            return Ok(None);
+        }
+        if self.pinned(digest) {
+            self.doomed().insert(digest);
+            return Ok(None);
+        }
+        self.unlink(digest).await.map(Some)
+    }
+
+    /// To be called under the gate.
+    async fn unlink(&self, digest: Digest) -> Result<bool, Error> {
+        let path = self.path(digest);
+        match tokio::fs::remove_file(&path).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(failed("removing", &path, source)),
+        }
+    }
+
+    /// Removes every blob that no record refers to, here and in the shared store: those of uploads and jobs that were
+    /// cut off between the file and the row.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Remote`] or [`Error::Catalog`], after all were tried.
+    pub async fn sweep(&self, catalog: &dyn Catalog) -> Result<u64, Error> {
+        let mut all = self.local()?;
+        if let Some(remote) = &self.shared.remote {
+            all.extend(remote.list().await?);
+            all.sort_unstable();
+            all.dedup();
+        }
+        self.discard(catalog, &all).await
+    }
+
+    /// Removes local copies of what another process has removed, and of what was not used for the longest where they take
+    /// more than they may.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Catalog`].
-    pub async fn sweep(&self, catalog: &dyn Catalog) -> Result<u64, Error> {
+    pub async fn sweep_copies(&self, catalog: &dyn Catalog) -> Result<u64, Error> {
         let mut removed = 0;
-        let blobs = self.shared.root.join("blobs");
-        for folder in names(&blobs)? {
-            let path = blobs.join(&folder);
-            let digests: Vec<Digest> =
-                names(&path)?.iter().filter_map(|rest| format!("{folder}{rest}").parse().ok()).collect();
-            removed += self.discard(catalog, &digests).await?;
+        let mut copies = Vec::new();
+        for digest in self.local()? {
+            match self.discard_local(catalog, digest).await? {
+                Some(gone) => removed += u64::from(gone),
+                None => {
+                    let used = self.uses().1.get(&digest).copied().unwrap_or(0);
+                    let bytes =
+                        tokio::fs::metadata(self.path(digest)).await.map_or(0, |metadata| metadata.len());
+                    copies.push((used, digest, bytes));
+                }
+            }
         }
+        let mut total: u64 = copies.iter().map(|copy| copy.2).sum();
+        copies.sort_unstable();
+        for (_, digest, bytes) in copies {
+            if self.shared.cache_bytes == 0 || total <= self.shared.cache_bytes {
+                break;
+            }
+            let _gate = self.shared.gate.lock().await;
+            if !self.pinned(digest) && self.unlink(digest).await? {
+                total -= bytes;
+                removed += 1;
+            }
+        }
+        let mut uses = self.uses();
+        uses.1.retain(|digest, _| self.path(*digest).exists());
         Ok(removed)
+    }
+
+    fn uses(&self) -> std::sync::MutexGuard<'_, (u64, HashMap<Digest, u64>)> {
+        self.shared.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The blobs that have a file here.
+    fn local(&self) -> Result<Vec<Digest>, Error> {
+        let blobs = self.shared.root.join("blobs");
+        let mut digests = Vec::new();
+        for folder in names(&blobs)? {
+            let files = names(&blobs.join(&folder))?;
+            digests.extend(files.iter().filter_map(|rest| format!("{folder}{rest}").parse::<Digest>().ok()));
+        }
+        Ok(digests)
     }
 
     /// How many blobs are being written.
@@ -357,18 +517,28 @@ impl BlobWriter {
         }
     }
 
-    /// Syncs the file, moves it into its place and syncs the folder; after that it survives a power cut.
-    /// The row that refers to it must be committed while the pin lives.
+    /// Syncs the file, moves it into its place and syncs the folder; after that it survives a power cut. With a shared
+    /// store, copies it there. The row that refers to it must be committed while the pin lives.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`] where the bytes are not the `expected` ones, or [`Error::Io`].
-    pub async fn finish(mut self, expected: Option<Digest>) -> Result<Pin, Error> {
-        let digest = Digest(self.hash.finalize().into());
-        if let Some(expected) = expected
-            && expected != digest
-        {
-            return Err(Error::DigestMismatch { expected, got: digest });
+    /// [`Error::DigestMismatch`] where the bytes are not the `expected` ones, [`Error::Io`] or [`Error::Remote`].
+    pub async fn finish(self, expected: Option<Digest>) -> Result<Pin, Error> {
+        self.expect(expected)?;
+        let digest = Digest(self.hash.clone().finalize().into());
+        let Some(remote) = self.shared.remote.clone() else { return self.place(digest, None).await };
+        let hold = Some(remote.hold(digest).await?);
+        let held = Held { remote: remote.clone(), hold, runtime: tokio::runtime::Handle::current() };
+        let shared = Arc::clone(&self.shared);
+        let pin = self.place(digest, Some(held)).await?;
+        if let Err(error) = remote.upload(digest, &pin.path, pin.bytes).await {
+            shared.doomed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+            return Err(error.into());
         }
+        Ok(pin)
+    }
+
+    /// Moves the file to where blob `digest` lies.
+    async fn place(mut self, digest: Digest, held: Option<Held>) -> Result<Pin, Error> {
         let from = self.aside.path().to_owned();
         self.file.flush().await.map_err(|source| failed("writing", &from, source))?;
         self.file.sync_all().await.map_err(|source| failed("syncing", &from, source))?;
@@ -387,7 +557,7 @@ impl BlobWriter {
         tokio::fs::rename(&from, &path).await.map_err(|source| failed("renaming to", &path, source))?;
         self.aside.path = None;
         sync_folder(&folder).await?;
-        Ok(pin(&self.shared, digest, self.bytes, path))
+        Ok(pin(&self.shared, digest, self.bytes, path, held))
     }
 }
 
@@ -412,9 +582,15 @@ impl Drop for Aside {
 }
 
 /// To be called under the gate.
-fn pin(shared: &Arc<Shared>, digest: Digest, bytes: u64, path: PathBuf) -> Pin {
+fn pin(shared: &Arc<Shared>, digest: Digest, bytes: u64, path: PathBuf, held: Option<Held>) -> Pin {
     *shared.pins.lock().unwrap_or_else(PoisonError::into_inner).entry(digest).or_default() += 1;
-    Pin { shared: Arc::clone(shared), digest, bytes, path }
+    if shared.remote.is_some() {
+        let mut uses = shared.uses.lock().unwrap_or_else(PoisonError::into_inner);
+        uses.0 += 1;
+        let number = uses.0;
+        uses.1.insert(digest, number);
+    }
+    Pin { shared: Arc::clone(shared), digest, bytes, path, _held: held }
 }
 
 fn failed(tried: &'static str, path: &Path, source: io::Error) -> Error {
@@ -440,7 +616,7 @@ fn names(folder: &Path) -> Result<Vec<String>, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sqlite::tests::{Scratch, new_model};
+    use super::super::sql::tests::{Scratch, new_model};
     use super::*;
 
     fn files(folder: &Path) -> Vec<PathBuf> {
@@ -525,5 +701,96 @@ mod tests {
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 1);
         assert_eq!(kept(scratch.folder.path()), 0);
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 0, "again does no harm");
+    }
+
+    /// Two processes that share a store: each with a folder of its own.
+    async fn two(scratch: &Scratch, cache_bytes: u64) -> (Blobs, Blobs) {
+        let store = Arc::new(object_store::memory::InMemory::new());
+        let open = |name: &str| {
+            let catalog: Arc<dyn Catalog> = Arc::clone(&scratch.catalog) as _;
+            let remote = Remote::new(Arc::clone(&store) as _, "here", catalog);
+            Blobs::open_with(&scratch.folder.path().join(name), Some(remote), cache_bytes).unwrap()
+        };
+        (open("a"), open("b"))
+    }
+
+    #[tokio::test]
+    async fn what_one_process_keeps_another_reads() {
+        let scratch = Scratch::new().await;
+        let (a, b) = two(&scratch, 0).await;
+        // Small, empty, and larger than a part.
+        for bytes in [b"small".to_vec(), Vec::new(), (0..20_000_000u32).map(|i| (i / 7) as u8).collect()] {
+            let pin = a.put(&bytes).await.unwrap();
+            assert!(b.holds(pin.digest()).await.unwrap());
+            // Many at once make one copy.
+            let read = || b.read(pin.digest(), u64::MAX);
+            let (one, two, three) = tokio::join!(read(), read(), read());
+            assert!(one.unwrap() == bytes && two.unwrap() == bytes && three.unwrap() == bytes);
+        }
+        assert!(matches!(b.pin(Digest([3; 32])).await, Err(Error::Missing { .. })));
+        assert_eq!(b.incomplete(), 0);
+    }
+
+    #[tokio::test]
+    async fn nobody_removes_what_another_is_about_to_refer_to() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let (a, b) = two(&scratch, 0).await;
+        let pin = a.put(b"model").await.unwrap();
+        let digest = pin.digest();
+        assert_eq!(b.sweep(catalog).await.unwrap(), 0, "it is held");
+        catalog.create_model(new_model("m", digest)).await.unwrap();
+        drop(pin);
+        // The hold is released by a task.
+        while catalog.begin_removal(digest, std::time::Duration::from_secs(9)).await.unwrap() {
+            panic!("a row refers to it");
+        }
+        assert_eq!(b.sweep(catalog).await.unwrap(), 0, "it has a row");
+        assert_eq!(b.read(digest, 99).await.unwrap(), b"model");
+        let digests = catalog.delete_model(&"m".parse().unwrap(), None).await.unwrap();
+        let mut removed = a.discard(catalog, &digests).await.unwrap();
+        for _ in 0..100 {
+            if removed > 0 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            removed = a.discard_doomed(catalog).await.unwrap();
+        }
+        assert_eq!(removed, 1);
+        assert_eq!(b.sweep_copies(catalog).await.unwrap(), 1, "the copy goes too");
+        assert!(!a.holds(digest).await.unwrap() && !b.holds(digest).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_blob_that_is_being_removed_is_written_after_that() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let (a, _) = two(&scratch, 0).await;
+        let digest = Digest(Sha256::digest(b"again").into());
+        assert!(catalog.begin_removal(digest, std::time::Duration::from_secs(9)).await.unwrap());
+        let mut writing = Box::pin(a.put(b"again"));
+        let soon = tokio::time::timeout(std::time::Duration::from_millis(150), &mut writing).await;
+        assert!(soon.is_err(), "it waits");
+        catalog.end_removal(digest).await.unwrap();
+        assert_eq!(writing.await.unwrap().digest(), digest);
+    }
+
+    #[tokio::test]
+    async fn copies_that_were_not_used_for_the_longest_make_room() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let (a, b) = two(&scratch, 25).await;
+        let mut digests = Vec::new();
+        for (number, bytes) in [[1; 10], [2; 10], [3; 10]].iter().enumerate() {
+            let pin = a.put(bytes).await.unwrap();
+            catalog.create_model(new_model(&format!("m{number}"), pin.digest())).await.unwrap();
+            digests.push(pin.digest());
+            drop(b.pin(pin.digest()).await.unwrap());
+        }
+        drop(b.pin(digests[0]).await.unwrap());
+        assert_eq!(b.sweep_copies(catalog).await.unwrap(), 1);
+        let here: Vec<bool> = digests.iter().map(|digest| b.path(*digest).exists()).collect();
+        assert_eq!(here, [true, false, true]);
+        assert_eq!(b.read(digests[1], 99).await.unwrap(), [2; 10], "and comes again");
     }
 }

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 pub mod blobs;
 mod endpoint;
-pub mod sqlite;
-mod sqlite_keys;
+pub mod remote;
+pub mod sql;
 
 /// Tells the time. Handed in by `app`, so that tests can set it; only sensible within one host.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
@@ -291,6 +291,10 @@ id!(
 id!(
     /// Names an artifact.
     ArtifactId, "art", "an artifact id"
+);
+id!(
+    /// Names the hold of somebody who writes a blob.
+    HoldId, "hold", "the id of a hold"
 );
 
 /// A float model as uploaded. Never changes.
@@ -1309,6 +1313,22 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// The database has no room left.
+    #[error("database: {tried}")]
+    Full {
+        /// What was tried.
+        tried: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The database does not answer, for now.
+    #[error("database: {tried}")]
+    Unavailable {
+        /// What was tried.
+        tried: String,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The database did not do it.
     #[error("database: {tried}")]
     Database {
@@ -1384,6 +1404,8 @@ pub trait Catalog: Send + Sync {
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
     fn endpoint_changes(&self) -> watch::Receiver<u64>;
 
+    /// Changes whenever a job was added or has changed in another process: look at the queue again, then.
+    fn job_changes(&self) -> watch::Receiver<u64>;
     /// Adds a job, or gives the one that the same idempotency key made.
     fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;
     /// The job.
@@ -1417,6 +1439,16 @@ pub trait Catalog: Send + Sync {
     fn blob_referenced(&self, digest: Digest) -> Answer<'_, bool>;
     /// The rows that are not deleted and hold the blob, in words (`dataset calib@2`); at most so many.
     fn blob_holders(&self, digest: Digest, limit: u32) -> Answer<'_, Vec<String>>;
+    /// Holds a blob that several processes share, so that none removes it before the row that refers to it is committed;
+    /// `None` while it is being removed: ask again. A hold ends by itself after `lifetime`.
+    fn hold_blob(&self, digest: Digest, lifetime: Duration) -> Answer<'_, Option<HoldId>>;
+    /// Ends a hold.
+    fn release_blob(&self, hold: HoldId) -> Answer<'_, ()>;
+    /// Says that a shared blob is being removed; `false` where a row refers to it or somebody holds it. What a process
+    /// that died was removing may be held again after `lifetime`.
+    fn begin_removal(&self, digest: Digest, lifetime: Duration) -> Answer<'_, bool>;
+    /// The blob is gone, or stays after all.
+    fn end_removal(&self, digest: Digest) -> Answer<'_, ()>;
     /// Figures for the metrics.
     fn census(&self) -> Answer<'_, Census>;
 

@@ -1,0 +1,280 @@
+//! Opens the database, begins transactions, and hears of what other processes change.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::postgres::PgListener;
+use sqlx::{Any, AnyPool, ConnectOptions as _, Transaction};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tracing::warn;
+use url::Url;
+
+use super::super::{Clock, Error, Timestamp};
+use super::migrations::migrate;
+use super::{Dialect, Fault, Work, answer};
+
+/// Connections for reading SQLite.
+const READERS: u32 = 4;
+/// Connections to Postgres, of one process.
+const CONNECTIONS: u32 = 8;
+/// Wait for a lock that another process holds (a backup, a person with a shell).
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait for a connection: a database that is gone is told of, not waited for.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// One statement of ours never takes so long; one that does waits for something that is broken.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Names the lock that writing transactions of all processes take in Postgres: the letters "octet".
+const WRITER_LOCK: i64 = 0x6f_63_74_65_74;
+/// What other processes change is looked for so often, where no notification tells of it.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+/// The clock of the database is looked at so often, in rounds of [`LOOK_AGAIN`].
+const ROUNDS_OF_THE_CLOCK: u32 = 20;
+
+/// The channels that processes notify each other over.
+pub(super) const ENDPOINTS_CHANNEL: &str = "octet_endpoints";
+pub(super) const JOBS_CHANNEL: &str = "octet_jobs";
+
+/// A catalog in one SQLite file, or in a Postgres database that several processes share.
+///
+/// SQLite: WAL, so that readers do not wait for the writer; `synchronous=FULL`, so that what was answered is on the
+/// disk. All writes go through one connection: SQLite has one writer anyway, and waiting for our own queue is fair where
+/// its lock is not.
+///
+/// Postgres: a transaction that reads before it writes takes one lock first, so that it sees what it would see in
+/// SQLite. What is asked all the time (a lease, a heartbeat) is one statement and goes without.
+pub struct Sql {
+    pub(super) dialect: Dialect,
+    pub(super) writer: AnyPool,
+    pub(super) readers: AnyPool,
+    pub(super) endpoint_changes: watch::Sender<u64>,
+    pub(super) job_changes: watch::Sender<u64>,
+    url: String,
+    clock: Clock,
+    /// Milliseconds that the clock of the database is ahead of ours.
+    ahead: AtomicI64,
+}
+
+impl Sql {
+    /// Opens or makes a SQLite file and applies the migrations that it lacks.
+    ///
+    /// # Errors
+    /// [`Error::Database`], also where the file was written by a newer program.
+    pub async fn sqlite(path: &Path, clock: Clock) -> Result<Sql, Error> {
+        let tried = format!("opening `{}`", path.display());
+        answer(tried, async move {
+            // A path as a URL: what means something in one is escaped.
+            let absolute = std::path::absolute(path).map_err(|error| Fault::Database(Box::new(error)))?;
+            let mut url = Url::from_file_path(&absolute).map_err(|()| {
+                Fault::Database(format!("`{}` is no path of a file", absolute.display()).into())
+            })?;
+            url.set_query(Some("mode=rwc"));
+            let url = url.as_str().replacen("file://", "sqlite://", 1);
+            let writer = sqlite_pool(&url, 1, "").await?;
+            migrate(&writer, Dialect::Sqlite, clock()).await?;
+            let readers = sqlite_pool(&url, READERS, "PRAGMA query_only = on;").await?;
+            Ok(Sql::new(Dialect::Sqlite, writer, readers, url, clock))
+        })
+        .await
+    }
+
+    /// Connects to a Postgres database (`postgres://user:password@host/database`) and applies the migrations that it
+    /// lacks.
+    ///
+    /// # Errors
+    /// [`Error::Database`]. The text of it does not hold the URL, which has a password.
+    pub async fn postgres(url: &str, clock: Clock) -> Result<Sql, Error> {
+        answer("connecting to Postgres", async move {
+            sqlx::any::install_default_drivers();
+            let options = AnyPoolOptions::new()
+                .max_connections(CONNECTIONS)
+                .acquire_timeout(CONNECT_TIMEOUT)
+                .after_connect(|connection, _| {
+                    Box::pin(async move {
+                        let set = format!(
+                            "SET statement_timeout = {0}; SET idle_in_transaction_session_timeout = {0}; \
+                             SET default_transaction_isolation = 'read committed'",
+                            STATEMENT_TIMEOUT.as_millis()
+                        );
+                        sqlx::raw_sql(sqlx::AssertSqlSafe(set)).execute(connection).await?;
+                        Ok(())
+                    })
+                });
+            let pool = options.connect_with(quiet(url)?).await?;
+            migrate(&pool, Dialect::Postgres, clock()).await?;
+            Ok(Sql::new(Dialect::Postgres, pool.clone(), pool, url.to_owned(), clock))
+        })
+        .await
+    }
+
+    fn new(dialect: Dialect, writer: AnyPool, readers: AnyPool, url: String, clock: Clock) -> Sql {
+        Sql {
+            dialect,
+            writer,
+            readers,
+            endpoint_changes: watch::Sender::new(0),
+            job_changes: watch::Sender::new(0),
+            url,
+            clock,
+            ahead: AtomicI64::new(0),
+        }
+    }
+
+    /// Closes the database; what was answered is kept whether this is called or not.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+
+    /// Hears of what other processes change, and takes over the clock of the database, until the task is aborted. Does
+    /// nothing over SQLite, whose only process this is.
+    pub fn listen(self: &Arc<Sql>) -> JoinHandle<()> {
+        let sql = Arc::clone(self);
+        tokio::spawn(async move {
+            if sql.dialect == Dialect::Sqlite {
+                return;
+            }
+            loop {
+                if let Err(error) = sql.listen_once().await {
+                    warn!(%error, "Changes of other processes are not heard of for now: {error}");
+                }
+                sql.tell_all();
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        })
+    }
+
+    async fn listen_once(&self) -> Result<(), sqlx::Error> {
+        self.take_clock().await?;
+        let mut listener = PgListener::connect(&self.url).await?;
+        listener.listen_all([ENDPOINTS_CHANNEL, JOBS_CHANNEL]).await?;
+        // What was told before we listened.
+        self.tell_all();
+        let mut rounds = 0;
+        loop {
+            match tokio::time::timeout(LOOK_AGAIN, listener.try_recv()).await {
+                Ok(Ok(Some(told))) if told.channel() == JOBS_CHANNEL => tell(&self.job_changes),
+                Ok(Ok(Some(_))) => tell(&self.endpoint_changes),
+                // The connection was lost; the listener has made a new one, but what was told meanwhile is lost.
+                Ok(Ok(None)) => self.tell_all(),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    self.tell_all();
+                    rounds += 1;
+                    if rounds % ROUNDS_OF_THE_CLOCK == 0 {
+                        self.take_clock().await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leases of all processes are told in the time of the database: their own clocks may differ.
+    async fn take_clock(&self) -> Result<(), sqlx::Error> {
+        let theirs: i64 =
+            sqlx::query_scalar("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)")
+                .fetch_one(&self.readers)
+                .await?;
+        self.ahead.store(theirs - (self.clock)().0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn tell_all(&self) {
+        tell(&self.job_changes);
+        tell(&self.endpoint_changes);
+    }
+
+    pub(super) fn now(&self) -> Timestamp {
+        Timestamp((self.clock)().0 + self.ahead.load(Ordering::Relaxed))
+    }
+
+    pub(super) async fn begin(&self) -> Work<Transaction<'static, Any>> {
+        begin(&self.writer, self.dialect).await
+    }
+
+    /// Commits a change of endpoints and tells it.
+    pub(super) async fn commit_endpoints(&self, mut transaction: Transaction<'static, Any>) -> Work<()> {
+        self.notify(&mut transaction, ENDPOINTS_CHANNEL).await?;
+        // Told on drop: also when the caller goes away after the commit but before it is polled again.
+        // Telling of a change that was not made is harmless.
+        let _tell = Tell(&self.endpoint_changes);
+        Ok(transaction.commit().await?)
+    }
+
+    /// Commits jobs that wait for a worker, and tells it.
+    pub(super) async fn commit_jobs(&self, mut transaction: Transaction<'static, Any>) -> Work<()> {
+        self.notify(&mut transaction, JOBS_CHANNEL).await?;
+        let _tell = Tell(&self.job_changes);
+        Ok(transaction.commit().await?)
+    }
+
+    /// Other processes hear of it when the transaction is committed.
+    async fn notify(&self, transaction: &mut Transaction<'static, Any>, channel: &'static str) -> Work<()> {
+        if self.dialect == Dialect::Postgres {
+            sqlx::query("SELECT CAST(pg_notify($1, '') AS TEXT)")
+                .bind(channel)
+                .execute(&mut **transaction)
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+/// Begins a transaction that reads and then writes: no other such one runs meanwhile, in any process.
+pub(super) async fn begin(writer: &AnyPool, dialect: Dialect) -> Work<Transaction<'static, Any>> {
+    match dialect {
+        // IMMEDIATE takes the lock at once: a transaction that reads first and then writes could otherwise fail where
+        // another process has written in between.
+        Dialect::Sqlite => Ok(writer.begin_with("BEGIN IMMEDIATE").await?),
+        Dialect::Postgres => {
+            let mut transaction = writer.begin().await?;
+            sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)")
+                .bind(WRITER_LOCK)
+                .execute(&mut *transaction)
+                .await?;
+            Ok(transaction)
+        }
+    }
+}
+
+async fn sqlite_pool(url: &str, connections: u32, further: &'static str) -> Work<AnyPool> {
+    sqlx::any::install_default_drivers();
+    let options = AnyPoolOptions::new()
+        .max_connections(connections)
+        .min_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .after_connect(move |connection, _| {
+            Box::pin(async move {
+                let pragmas = format!(
+                    "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+                     PRAGMA foreign_keys = on; {further}",
+                    BUSY_TIMEOUT.as_millis()
+                );
+                sqlx::raw_sql(sqlx::AssertSqlSafe(pragmas)).execute(connection).await?;
+                Ok(())
+            })
+        });
+    Ok(options.connect_with(quiet(url)?).await?)
+}
+
+/// Options that do not log every statement.
+fn quiet(url: &str) -> Work<AnyConnectOptions> {
+    let options: AnyConnectOptions = url.parse()?;
+    Ok(options.disable_statement_logging())
+}
+
+fn tell(changes: &watch::Sender<u64>) {
+    changes.send_modify(|count| *count += 1);
+}
+
+struct Tell<'a>(&'a watch::Sender<u64>);
+
+impl Drop for Tell<'_> {
+    fn drop(&mut self) {
+        tell(self.0);
+    }
+}

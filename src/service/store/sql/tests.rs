@@ -1,0 +1,502 @@
+//! The same tests on both databases.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::super::{
+    AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
+    EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
+    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Page, Pinned,
+    Route, Timestamp, Version,
+};
+use super::catalog::KEY_LIFETIME_MS;
+use super::open::Sql;
+
+/// Runs each test on SQLite, and on Postgres where the variable names one (`tests/postgres` starts it).
+macro_rules! on_both {
+    ($($test:ident,)*) => {
+        mod sqlite {
+            $(#[tokio::test] async fn $test() { super::$test(super::Scratch::new().await).await; })*
+        }
+        mod postgres {
+            $(
+                #[tokio::test]
+                #[ignore = "needs a Postgres: tests/run starts one"]
+                async fn $test() { super::$test(super::Scratch::postgres().await).await; }
+            )*
+        }
+    };
+}
+
+on_both! {
+    the_same_bytes_under_a_name_are_the_same_version,
+    a_version_is_never_given_twice,
+    pages_give_every_record_once_newest_first,
+    jobs_are_leased_in_order_and_once,
+    progress_is_kept_and_counted,
+    a_worker_that_lost_its_lease_can_write_nothing,
+    a_job_whose_workers_die_fails_after_its_attempts,
+    a_job_survives_kill_and_restart,
+    success_commits_artifact_endpoint_and_job_together,
+    what_misses_its_gate_is_kept_and_not_served,
+    a_model_deleted_under_a_job_fails_it,
+    endpoints_change_only_as_expected,
+    a_key_used_again_gives_the_job_of_then,
+    the_queue_has_an_end,
+    the_census_counts,
+    keys_come_back_as_they_were_made,
+    a_key_is_revoked_once,
+    a_file_of_a_newer_program_is_refused,
+}
+
+/// A catalog of its own, with a clock that stands still until it is moved.
+pub(crate) struct Scratch {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) catalog: Arc<Sql>,
+    pub(crate) now: Arc<AtomicI64>,
+    /// Of the Postgres database; `None` is SQLite in the folder.
+    url: Option<String>,
+}
+
+impl Scratch {
+    /// In SQLite.
+    pub(crate) async fn new() -> Scratch {
+        Scratch::with(None).await
+    }
+
+    /// In a new database of the Postgres that `OCTET_TEST_POSTGRES` names.
+    pub(crate) async fn postgres() -> Scratch {
+        let server = std::env::var("OCTET_TEST_POSTGRES").expect(
+            "OCTET_TEST_POSTGRES: the URL of a Postgres server (`tests/postgres` starts one and prints it)",
+        );
+        let database = format!("t{}", uuid::Uuid::now_v7().simple());
+        sqlx::any::install_default_drivers();
+        let admin = sqlx::AnyPool::connect(&server).await.unwrap();
+        sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE DATABASE {database}")))
+            .execute(&admin)
+            .await
+            .unwrap();
+        admin.close().await;
+        let mut url: url::Url = server.parse().unwrap();
+        url.set_path(&database);
+        Scratch::with(Some(url.into())).await
+    }
+
+    async fn with(url: Option<String>) -> Scratch {
+        let folder = tempfile::tempdir().unwrap();
+        let now = Arc::new(AtomicI64::new(1_795_421_730_250));
+        let catalog = Arc::new(open(folder.path(), url.as_deref(), &now).await);
+        Scratch { folder, catalog, now, url }
+    }
+
+    pub(crate) fn pass(&self, milliseconds: i64) {
+        self.now.fetch_add(milliseconds, Ordering::Relaxed);
+    }
+
+    /// As after a restart of the process.
+    pub(crate) async fn reopen(&mut self) {
+        self.catalog.close().await;
+        self.catalog = Arc::new(self.open_again().await);
+    }
+
+    /// As another process would.
+    pub(crate) async fn open_again(&self) -> Sql {
+        open(self.folder.path(), self.url.as_deref(), &self.now).await
+    }
+}
+
+async fn open(folder: &Path, url: Option<&str>, now: &Arc<AtomicI64>) -> Sql {
+    let now = Arc::clone(now);
+    let clock: Clock = Arc::new(move || Timestamp(now.load(Ordering::Relaxed)));
+    match url {
+        None => Sql::sqlite(&folder.join("octet.db"), clock).await.unwrap(),
+        Some(url) => Sql::postgres(url, clock).await.unwrap(),
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+pub(crate) fn new_model(called: &str, sha256: Digest) -> NewModel {
+    NewModel { name: name(called), sha256, bytes: 1000, info: json!({ "inputs": [] }) }
+}
+
+pub(crate) fn new_dataset(called: &str, sha256: Digest) -> NewDataset {
+    NewDataset { name: name(called), sha256, bytes: 500, samples: 8, info: json!({ "samples": 8 }) }
+}
+
+pub(crate) fn new_artifact(gate_failure: Option<&str>) -> NewArtifact {
+    NewArtifact {
+        id: ArtifactId::new(),
+        sha256: Digest([7; 32]),
+        bytes: 260,
+        size_ratio: 0.26,
+        manifest: json!({ "contract": 1 }),
+        accuracy: AccuracySummary {
+            metric: "top1".to_owned(),
+            float: 0.75,
+            int8: 0.74,
+            delta: -0.01,
+            agreement: 0.98,
+            sqnr_db: 31.5,
+            samples: 8,
+        },
+        latency: LatencySummary { float_ms: 2.0, int8_ms: 1.0 },
+        gate_failure: gate_failure.map(str::to_owned),
+        report: Digest([8; 32]),
+        report_html: Digest([9; 32]),
+        statistics: Digest([10; 32]),
+    }
+}
+
+/// A job for model `m` with data `d`, which are made if they are not there.
+pub(crate) async fn new_job(catalog: &Sql) -> NewJob {
+    let model = catalog.create_model(new_model("m", Digest([1; 32]))).await.unwrap().record;
+    let data = catalog.create_dataset(new_dataset("d", Digest([2; 32]))).await.unwrap().record;
+    NewJob {
+        kind: JobKind::Quantize,
+        model: model.pinned(),
+        calibration: data.pinned(),
+        calibration_of: None,
+        evaluation: None,
+        keep: false,
+        recipe: json!({ "scheme": "static" }),
+        endpoint: None,
+        attempts_max: 3,
+        idempotency: None,
+        queued_max: 1000,
+    }
+}
+
+const LEASE: Duration = Duration::from_secs(30);
+
+async fn queued(catalog: &Sql) -> Job {
+    catalog.create_job(new_job(catalog).await).await.unwrap().record
+}
+
+async fn leased(catalog: &Sql, owner: &str) -> (Job, Lease) {
+    let job = catalog.lease_job(owner, LEASE).await.unwrap().expect("a job is due");
+    let lease = job.lease().unwrap();
+    (job, lease)
+}
+
+fn is_lost<T>(answer: Result<T, Error>) -> bool {
+    matches!(answer, Err(Error::LeaseLost { .. }))
+}
+
+async fn the_same_bytes_under_a_name_are_the_same_version(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let upload = |called, byte| catalog.create_model(new_model(called, Digest([byte; 32])));
+    let first = upload("resnet", 1).await.unwrap();
+    assert!(first.new);
+    assert_eq!((first.record.version, first.record.bytes), (Version(1), 1000));
+    assert_eq!(upload("resnet", 1).await.unwrap(), Created { record: first.record.clone(), new: false });
+    assert_eq!(upload("resnet", 2).await.unwrap().record.version, Version(2));
+    assert_eq!(upload("other", 1).await.unwrap().record.version, Version(1));
+    let newest = catalog.model(&"resnet".parse().unwrap()).await.unwrap();
+    assert_eq!(newest.version, Version(2));
+    assert_eq!(catalog.model(&"resnet@1".parse().unwrap()).await.unwrap(), first.record);
+}
+
+async fn a_version_is_never_given_twice(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let upload = || catalog.create_dataset(new_dataset("d", Digest([1; 32])));
+    upload().await.unwrap();
+    let deleted = catalog.delete_dataset(&name("d"), None).await.unwrap();
+    assert_eq!(deleted.iter().map(|dataset| dataset.sha256).collect::<Vec<_>>(), [Digest([1; 32])]);
+    assert!(!catalog.blob_referenced(Digest([1; 32])).await.unwrap());
+    let error = catalog.dataset(&"d".parse().unwrap()).await.unwrap_err();
+    assert_eq!(error.to_string(), "no dataset `d`");
+    let again = upload().await.unwrap();
+    assert!(again.new);
+    assert_eq!(again.record.version, Version(2));
+    assert!(catalog.blob_referenced(Digest([1; 32])).await.unwrap());
+}
+
+async fn pages_give_every_record_once_newest_first(scratch: Scratch) {
+    for index in 0..7 {
+        // Pairs share a moment: the id decides.
+        scratch.pass(index % 2);
+        scratch
+            .catalog
+            .create_model(new_model("m", Digest([u8::try_from(index).unwrap(); 32])))
+            .await
+            .unwrap();
+    }
+    for limit in [1, 2, 3, 7, 8] {
+        let mut versions = Vec::new();
+        let mut page = Page::first(limit);
+        loop {
+            let slice = scratch.catalog.models(Some(&name("m")), &page).await.unwrap();
+            versions.extend(slice.items.iter().map(|model| model.version.0));
+            assert!(slice.items.len() <= limit as usize);
+            let Some(next) = slice.next else { break };
+            // As through a client.
+            page.after = Some(next.to_string().parse().unwrap());
+        }
+        assert_eq!(versions, [7, 6, 5, 4, 3, 2, 1], "limit {limit}");
+    }
+    assert!(scratch.catalog.models(Some(&name("n")), &Page::first(5)).await.unwrap().items.is_empty());
+    assert_eq!(scratch.catalog.models(None, &Page::first(0)).await.unwrap().items.len(), 1);
+    assert!("nonsense".parse::<Cursor>().is_err());
+}
+
+async fn jobs_are_leased_in_order_and_once(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let (first, second) = (queued(catalog).await, queued(catalog).await);
+    let (job, _) = leased(catalog, "host/a").await;
+    assert_eq!((job.id, job.attempt, job.state), (first.id, 1, JobState::Running));
+    assert_eq!(leased(catalog, "host/b").await.0.id, second.id);
+    assert!(catalog.lease_job("host/a", LEASE).await.unwrap().is_none());
+}
+
+async fn progress_is_kept_and_counted(scratch: Scratch) {
+    queued(&scratch.catalog).await;
+    let (job, lease) = leased(&scratch.catalog, "host/a").await;
+    scratch.pass(10_000);
+    let progress = JobProgress { phase: "calibrate".to_owned(), done: 3, total: 8 };
+    let after = scratch.catalog.heartbeat(&lease, LEASE, Some(progress.clone())).await.unwrap();
+    assert_eq!(after.progress, Some(progress.clone()));
+    assert_eq!(after.seq, job.seq + 1);
+    assert_eq!(after.lease_until, Some(after.updated_at.plus(LEASE)));
+    scratch.pass(10_000);
+    let silent = scratch.catalog.heartbeat(&lease, LEASE, None).await.unwrap();
+    assert_eq!((silent.progress, silent.seq), (Some(progress), after.seq));
+    assert!(silent.lease_until > after.lease_until);
+}
+
+async fn a_worker_that_lost_its_lease_can_write_nothing(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    queued(catalog).await;
+    let (_, old) = leased(catalog, "host/a").await;
+    assert!(catalog.reap_jobs(Duration::ZERO).await.unwrap().is_empty(), "the lease still holds");
+    scratch.pass(30_001);
+    assert_eq!(catalog.reap_jobs(Duration::ZERO).await.unwrap()[0].state, JobState::Queued);
+    // The same process, another attempt: only the number tells them apart.
+    let (job, new) = leased(catalog, "host/a").await;
+    assert_eq!(job.attempt, 2);
+    assert!(is_lost(catalog.heartbeat(&old, LEASE, None).await));
+    assert!(is_lost(catalog.finish_job(&old, Finish::Done(Box::new(new_artifact(None)))).await));
+    assert!(is_lost(catalog.finish_job(&old, Finish::HandBack).await));
+    assert!(catalog.artifacts(&ArtifactFilter::default(), &Page::first(9)).await.unwrap().items.is_empty());
+    catalog.finish_job(&new, Finish::Done(Box::new(new_artifact(None)))).await.unwrap();
+    assert!(is_lost(catalog.finish_job(&new, Finish::Cancelled).await));
+}
+
+async fn a_job_whose_workers_die_fails_after_its_attempts(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let id = queued(catalog).await.id;
+    for attempt in 1..=3 {
+        assert_eq!(leased(catalog, "host/a").await.0.attempt, attempt);
+        scratch.pass(30_001);
+        let jobs = catalog.reap_jobs(Duration::from_secs(5)).await.unwrap();
+        assert_eq!(jobs.len(), 1);
+        assert!(catalog.lease_job("host/a", LEASE).await.unwrap().is_none(), "not before the wait is over");
+        scratch.pass(5_000);
+    }
+    let job = catalog.job(id).await.unwrap();
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.unwrap().code, JobErrorCode::LeaseLost);
+    assert!(job.finished_at.is_some() && job.lease_owner.is_none());
+}
+
+async fn a_job_survives_kill_and_restart(mut scratch: Scratch) {
+    let id = queued(&scratch.catalog).await.id;
+    leased(&scratch.catalog, "host/first").await;
+    let waiting = queued(&scratch.catalog).await.id;
+    scratch.reopen().await;
+    let catalog = &scratch.catalog;
+    assert_eq!(catalog.job(waiting).await.unwrap().state, JobState::Queued);
+    assert!(catalog.release_jobs("hos", "hos/second").await.unwrap().is_empty(), "another host");
+    let released = catalog.release_jobs("host", "host/second").await.unwrap();
+    assert_eq!(released.len(), 1);
+    let (job, lease) = leased(catalog, "host/second").await;
+    assert_eq!((job.id, job.attempt), (id, 2), "the older one first");
+    assert!(catalog.release_jobs("host", "host/second").await.unwrap().is_empty(), "its own");
+    let job = catalog.finish_job(&lease, Finish::Done(Box::new(new_artifact(None)))).await.unwrap();
+    assert_eq!(job.state, JobState::Succeeded);
+    assert_eq!(leased(catalog, "host/second").await.0.id, waiting);
+}
+
+async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let mut changes = catalog.endpoint_changes();
+    for round in 1..=3u32 {
+        let mut new = new_job(catalog).await;
+        new.endpoint = Some(name("prod"));
+        catalog.create_job(new).await.unwrap();
+        let (_, lease) = leased(catalog, "host/a").await;
+        let made = new_artifact(None);
+        let id = made.id;
+        let job = catalog.finish_job(&lease, Finish::Done(Box::new(made))).await.unwrap();
+        assert_eq!(job.state, JobState::Succeeded);
+        let result = job.result.unwrap();
+        assert_eq!(result["artifact"]["id"], json!(id));
+        assert_eq!(result["endpoint"], json!({ "name": "prod", "version": round }));
+        let artifact = catalog.artifact(id).await.unwrap();
+        assert_eq!((artifact.job, artifact.accuracy.sqnr_db), (job.id, 31.5));
+        let endpoint = catalog.endpoint(&name("prod")).await.unwrap();
+        assert_eq!((endpoint.revision, endpoint.default_version), (u64::from(round), Version(round)));
+        assert_eq!(endpoint.versions.len(), 2.min(round as usize));
+        let newest = endpoint.versions.last().unwrap();
+        assert_eq!((newest.artifact, newest.precision()), (Some(id), super::super::Precision::Int8));
+        assert!(changes.has_changed().unwrap());
+        changes.borrow_and_update();
+    }
+    let filter = ArtifactFilter { model: Some(name("m")), job: None };
+    assert_eq!(catalog.artifacts(&filter, &Page::first(9)).await.unwrap().items.len(), 3);
+}
+
+async fn what_misses_its_gate_is_kept_and_not_served(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let mut new = new_job(catalog).await;
+    new.endpoint = Some(name("prod"));
+    catalog.create_job(new).await.unwrap();
+    let (_, lease) = leased(catalog, "host/a").await;
+    let made = new_artifact(Some("top1 fell by 0.01, at most 0.005"));
+    let id = made.id;
+    let job = catalog.finish_job(&lease, Finish::Done(Box::new(made))).await.unwrap();
+    assert_eq!(job.state, JobState::GateFailed);
+    assert_eq!(job.error.unwrap().code, JobErrorCode::GateFailed);
+    assert!(catalog.artifact(id).await.is_ok());
+    assert!(catalog.endpoint(&name("prod")).await.is_err());
+    let error =
+        catalog.change_endpoint(&name("prod"), adding(Some(id), job.model), Expect::Any).await.unwrap_err();
+    assert!(error.to_string().contains("does not keep its gate"), "{error}");
+}
+
+async fn a_model_deleted_under_a_job_fails_it(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    queued(catalog).await;
+    let (_, lease) = leased(catalog, "host/a").await;
+    catalog.delete_model(&name("m"), None).await.unwrap();
+    let made = new_artifact(None);
+    let id = made.id;
+    let job = catalog.finish_job(&lease, Finish::Done(Box::new(made))).await.unwrap();
+    assert_eq!(job.state, JobState::Failed);
+    assert_eq!(job.error.unwrap().code, JobErrorCode::ModelDeleted);
+    assert!(catalog.artifact(id).await.is_err());
+}
+
+fn adding(artifact: Option<ArtifactId>, model: Pinned) -> EndpointChange {
+    EndpointChange { add: Some((artifact, model)), by: "api".into(), ..EndpointChange::default() }
+}
+
+async fn endpoints_change_only_as_expected(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let model = new_job(catalog).await.model;
+    let prod = name("prod");
+    let add = |expect| catalog.change_endpoint(&prod, adding(None, model.clone()), expect);
+    let first = add(Expect::Absent).await.unwrap();
+    assert_eq!((first.revision, first.versions.len()), (1, 1));
+    let error = add(Expect::Absent).await.unwrap_err().to_string();
+    assert_eq!(error, "endpoint `prod`: expected Absent, it has revision 1");
+    assert!(add(Expect::Revision(2)).await.is_err());
+    assert_eq!(add(Expect::Revision(1)).await.unwrap().revision, 2);
+    let routes = Some(vec![Route { version: Version(2), weight: 99 }]);
+    let wrong = EndpointChange { routes, ..EndpointChange::default() };
+    let error = catalog.change_endpoint(&prod, wrong, Expect::Any).await.unwrap_err();
+    assert!(matches!(error, Error::BadEndpoint { .. }), "{error}");
+    assert_eq!(catalog.endpoint(&prod).await.unwrap().revision, 2, "what is refused changes nothing");
+    let error = catalog.delete_model(&name("m"), Some(Version(1))).await.unwrap_err().to_string();
+    assert_eq!(error, "model `m@1` is served by endpoint `prod`");
+    catalog.delete_endpoint(&prod, Expect::Revision(2), "api").await.unwrap();
+    assert!(catalog.endpoint(&prod).await.is_err());
+    let again = add(Expect::Absent).await.unwrap();
+    assert_eq!((again.revision, again.default_version), (4, Version(3)), "numbers go on");
+    assert_eq!(catalog.endpoints(&Page::first(9)).await.unwrap().items, [again]);
+    let records = catalog.endpoint_records(&prod).await.unwrap();
+    let told: Vec<_> = records.iter().map(|r| (r.revision, r.by.as_str())).collect();
+    assert_eq!(told, [(4, "api"), (3, "api"), (2, "api"), (1, "api")]);
+}
+
+async fn a_key_used_again_gives_the_job_of_then(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let keyed = |fingerprint| async move {
+        let mut new = new_job(catalog).await;
+        let fingerprint = Digest([fingerprint; 32]);
+        new.idempotency = Some(IdempotencyKey { key: "k".to_owned(), fingerprint });
+        catalog.create_job(new).await
+    };
+    let first = keyed(1).await.unwrap();
+    assert!(first.new);
+    assert_eq!(keyed(1).await.unwrap(), Created { record: first.record.clone(), new: false });
+    assert!(matches!(keyed(2).await, Err(Error::KeyReused { .. })));
+    scratch.pass(KEY_LIFETIME_MS + 1);
+    assert_ne!(keyed(2).await.unwrap().record.id, first.record.id);
+}
+
+async fn the_queue_has_an_end(scratch: Scratch) {
+    let new = NewJob { queued_max: 1, ..new_job(&scratch.catalog).await };
+    scratch.catalog.create_job(new.clone()).await.unwrap();
+    let full = scratch.catalog.create_job(new).await;
+    assert!(matches!(full, Err(Error::QueueFull { limit: 1 })));
+}
+
+async fn the_census_counts(scratch: Scratch) {
+    assert_eq!(scratch.catalog.census().await.unwrap(), Census::default());
+    queued(&scratch.catalog).await;
+    scratch.pass(1_500);
+    let census = scratch.catalog.census().await.unwrap();
+    let expected = Census {
+        jobs: [1, 0, 0, 0, 0, 0],
+        oldest_queued_s: 1.5,
+        float_bytes: 1000,
+        int8_bytes: 0,
+        dataset_bytes: 500,
+    };
+    assert_eq!(census, expected);
+}
+
+async fn a_file_of_a_newer_program_is_refused(scratch: Scratch) {
+    sqlx::query("INSERT INTO schema_version VALUES (999, 'later', 0)")
+        .execute(&scratch.catalog.writer)
+        .await
+        .unwrap();
+    scratch.catalog.close().await;
+    let error = match &scratch.url {
+        None => Sql::sqlite(&scratch.folder.path().join("octet.db"), Arc::new(|| Timestamp(0))).await,
+        Some(url) => Sql::postgres(url, Arc::new(|| Timestamp(0))).await,
+    };
+    let Err(Error::Database { source, .. }) = error else { panic!("it was opened") };
+    assert!(source.to_string().contains("999"), "{source}");
+}
+
+fn new_key(id: u8, lifetime: Option<Duration>) -> NewKey {
+    NewKey {
+        id: KeyId([id; 8]),
+        name: name("ci"),
+        sha256: Digest([id; 32]),
+        scopes: "read,infer".parse().unwrap(),
+        rate: lifetime.map(|_| 50),
+        lifetime,
+    }
+}
+
+async fn keys_come_back_as_they_were_made(mut scratch: Scratch) {
+    let first = scratch.catalog.create_key(new_key(2, None)).await.unwrap();
+    scratch.pass(1_000);
+    let day = Duration::from_secs(86_400);
+    let second = scratch.catalog.create_key(new_key(1, Some(day))).await.unwrap();
+    assert_eq!(second.expires_at, Some(second.created_at.plus(day)));
+    scratch.reopen().await;
+    assert_eq!(scratch.catalog.keys().await.unwrap(), [first, second]);
+    // An id is given once.
+    assert!(scratch.catalog.create_key(new_key(1, None)).await.is_err());
+}
+
+async fn a_key_is_revoked_once(scratch: Scratch) {
+    let key = scratch.catalog.create_key(new_key(1, None)).await.unwrap();
+    scratch.pass(1_000);
+    let revoked = scratch.catalog.revoke_key(key.id).await.unwrap();
+    assert_eq!(revoked.revoked_at, Some(key.created_at.plus(Duration::from_secs(1))));
+    scratch.pass(1_000);
+    assert_eq!(scratch.catalog.revoke_key(key.id).await.unwrap(), revoked);
+    let unknown = scratch.catalog.revoke_key(KeyId([9; 8])).await;
+    assert!(matches!(unknown, Err(Error::NotFound { .. })), "{unknown:?}");
+}
