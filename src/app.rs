@@ -30,6 +30,9 @@ use crate::service::store::remote::{Remote, S3};
 use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
 
+/// Calibration that takes less is done again by another attempt as fast as what it found out is kept.
+const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
+
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -402,6 +405,7 @@ fn workers(
             // One process a data folder: whoever holds its lock is the host.
             host: host(&settings.data_dir)?,
             poll: Duration::from_millis(settings.jobs.poll_ms),
+            checkpoint_after: CHECKPOINT_AFTER,
         },
     })
 }

@@ -19,7 +19,7 @@ use crate::service::jobs::queue::Queue;
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
-use crate::service::store::{Catalog, Clock};
+use crate::service::store::{Catalog, Clock, Digest};
 
 /// What every handler shares.
 pub struct Context {
@@ -148,6 +148,13 @@ pub struct Limits {
 }
 
 impl Context {
+    /// Removes blobs of rows that were deleted. What cannot be removed now is tried again: the rows are gone all the same.
+    pub(crate) async fn discard(&self, freed: &[Digest]) {
+        if let Err(error) = self.blobs.discard(&*self.catalog, freed).await {
+            tracing::warn!(%error, "Blobs are left for later: {error}");
+        }
+    }
+
     /// Why the server takes no requests; `None` where it does.
     #[must_use]
     pub fn unready(&self) -> Option<String> {

@@ -6,7 +6,7 @@ import sys
 
 import support
 
-NAMES = sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py") if p.stem not in ("all", "support"))
+NAMES = sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py") if p.stem not in ("all", "support", "cluster"))
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:

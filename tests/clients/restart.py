@@ -53,6 +53,31 @@ def check_a_job_killed_in_evaluation_finishes(binary):
     finish_after_kill(binary, "evaluate")
 
 
+def check_what_was_calibrated_is_not_calibrated_again(binary):
+    """Killed after a calibration that took long: the next attempt begins behind it, and makes the same artifact."""
+    with support.Server(binary) as server:
+        for path, file in [("/v1/models/resnet8", support.model_path("fm_resnet8")),
+                           ("/v1/datasets/calib", support.EVALUATION_PATH)]:
+            assert server.put(path, file).status == 201
+        spec = {"model": "resnet8", "calibration": "calib", "keep": True}
+        began = time.monotonic()
+        artifact = server.download(server.wait(server.submit(**spec)))
+        whole = time.monotonic() - began
+        job = server.submit(**spec)
+        server.until(lambda: server.job(job)["phase"] == "evaluate", "it evaluates", 120)
+        server.kill()
+        server.start()
+        began, phases = time.monotonic(), set()
+        while (state := server.job(job))["state"] in ("queued", "running"):
+            phases.add(state["phase"])
+            time.sleep(0.005)
+        again = time.monotonic() - began
+        assert state["state"] == "succeeded" and state["attempt"] == 2, json.dumps(state, indent=1)
+        assert "calibrate" not in phases, phases
+        assert server.download(state) == artifact, "the job that was interrupted made another artifact"
+        return f"{whole:.1f} s whole, {again:.1f} s after the kill"
+
+
 def check_a_stop_in_the_middle_loses_no_job(binary):
     """SIGTERM instead: the server ends by itself, and the next one does the work."""
     with support.Server(binary) as server:

@@ -277,7 +277,7 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode, Problem> {
     let id: ArtifactId = id.parse()?;
     let freed = shared.catalog.delete_artifact(id).await?;
-    shared.blobs.discard(&*shared.catalog, &freed).await?;
+    shared.discard(&freed).await;
     tracing::info!(artifact = %id, "Artifact {id} is deleted");
     Ok(StatusCode::NO_CONTENT)
 }

@@ -192,7 +192,7 @@ pub(crate) async fn delete(
     let deleted = shared.catalog.delete_dataset(&wanted.name, wanted.version).await?;
     let deleted_at = (shared.clock)().to_string();
     let freed: Vec<Digest> = deleted.iter().map(|dataset| dataset.sha256).collect();
-    shared.blobs.discard(&*shared.catalog, &freed).await?;
+    shared.discard(&freed).await;
     tracing::info!(dataset = %wanted, "Dataset {wanted} is deleted");
     let mut blobs: Vec<BlobView> = Vec::new();
     for dataset in &deleted {

@@ -456,7 +456,7 @@ pub(crate) async fn cancel(
 ) -> Result<Response, Problem> {
     let id: JobId = id.parse()?;
     let job = shared.queue.cancel(id).await?;
-    shared.blobs.discard(&*shared.catalog, &job.freed).await?;
+    shared.discard(&job.freed).await;
     tracing::info!(job.id = %id, "Job {id} is asked to stop");
     Ok((StatusCode::ACCEPTED, one(&job)).into_response())
 }

@@ -242,7 +242,7 @@ pub(crate) async fn delete(
 ) -> Result<StatusCode, Problem> {
     let wanted: Wanted = name.parse()?;
     let freed = shared.catalog.delete_model(&wanted.name, wanted.version).await?;
-    shared.blobs.discard(&*shared.catalog, &freed).await?;
+    shared.discard(&freed).await;
     tracing::info!(model = %wanted, "Model {wanted} is deleted");
     Ok(StatusCode::NO_CONTENT)
 }

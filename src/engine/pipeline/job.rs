@@ -139,6 +139,7 @@ impl Job<'_> {
                 let calibration = calibration.as_ref().ok_or_else(no_calibration)?;
                 let found = self.calibrate(seen, &even, &plan, calibration, &model, &mut ranges)?;
                 let kept = found.encode();
+                self.progress.calibrated(&kept);
                 (found, kept)
             }
         };

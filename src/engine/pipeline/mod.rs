@@ -43,6 +43,11 @@ pub trait Progress: Sync {
     fn cancelled(&self) -> bool;
     /// Seconds since some fixed moment, for timing.
     fn seconds(&self) -> f64;
+    /// What calibration found out ([`Outcome::statistics`]): given as [`Request::statistics`] beside the same data, the
+    /// same job makes the same artifact without calibrating again.
+    fn calibrated(&self, statistics: &[u8]) {
+        let _ = statistics;
+    }
 }
 
 /// What a job works on. Files on this machine.

@@ -254,6 +254,14 @@ impl Queue {
         Ok(job)
     }
 
+    /// Keeps what an attempt has found out for the next one. Gives the blob that this one replaces.
+    ///
+    /// # Errors
+    /// [`store::Error::LeaseLost`].
+    pub async fn keep_checkpoint(&self, lease: &Lease, statistics: Digest) -> Result<Option<Digest>, Error> {
+        Ok(self.catalog.keep_checkpoint(lease, statistics).await?)
+    }
+
     /// How long a lease lasts without a heartbeat.
     #[must_use]
     pub fn lease_time(&self) -> Duration {

@@ -42,6 +42,8 @@ pub struct Options {
     pub host: String,
     /// Idle workers look at the queue again after this time, even if nothing woke them.
     pub poll: Duration,
+    /// What calibration found out is kept for another attempt where it took at least so long.
+    pub checkpoint_after: Duration,
 }
 
 /// What workers work with.
@@ -165,9 +167,8 @@ impl Workers {
                 let error = job.error.as_ref().map(|error| error.code.as_str());
                 info!(job.id = %id, attempt, duration_ms, state = %job.state, error, "Job {id} is {}", job.state);
                 self.discard(&job.freed).await;
-                if !job.freed.is_empty() {
-                    let blobs = job.freed.len();
-                    info!(job.id = %id, blobs, "The calibration data of job {id} are deleted");
+                if job.calibration_deleted_at.is_some() && !job.freed.is_empty() {
+                    info!(job.id = %id, "The calibration data of job {id} are deleted");
                 }
             }
             // The lease runs out, and the job is tried again; nothing of this attempt is visible.
@@ -190,7 +191,7 @@ impl Workers {
             Ok(inputs) => inputs,
             Err(error) => return Ended::Failed(error),
         };
-        let monitor = Arc::new(Monitor::new(Arc::clone(&self.metrics)));
+        let monitor = Arc::new(Monitor::new(Arc::clone(&self.metrics), self.options.checkpoint_after));
         // Whatever ends this future stops the engine.
         let _stop_engine = StopEngine(Arc::clone(&monitor));
         let mut result = self.spawn(inputs, job.recipe.clone(), Arc::clone(&monitor));
@@ -210,7 +211,7 @@ impl Workers {
                         why = Some(Ended::Cancelled);
                         monitor.stop();
                     }
-                    Ok(_) => {}
+                    Ok(_) => self.checkpoint(lease, &monitor).await,
                     Err(queue::Error::Store(store::Error::LeaseLost { .. })) => {
                         why = Some(Ended::Lost);
                         monitor.stop();
@@ -282,7 +283,7 @@ impl Workers {
             self.pin(found.sha256).await
         };
         let (calibration, statistics) = match job.calibration_of {
-            None => (Some(data(job.calibration.clone()).await?), None),
+            None => (Some(data(job.calibration.clone()).await?), self.earlier(job).await),
             Some(earlier) => (None, Some(self.statistics(earlier).await?)),
         };
         Ok(Inputs {
@@ -294,6 +295,27 @@ impl Workers {
                 Some(pinned) => Some(data(pinned).await?),
             },
         })
+    }
+
+    /// Keeps what calibration has found out, if it is new. Without it, another attempt only takes longer.
+    async fn checkpoint(&self, lease: &Lease, monitor: &Monitor) {
+        let Some(statistics) = monitor.statistics() else { return };
+        let kept = async {
+            let pin = self.blobs.put(&statistics).await.map_err(|error| chain(&error))?;
+            self.queue.keep_checkpoint(lease, pin.digest()).await.map_err(|error| chain(&error))
+        };
+        match kept.await {
+            Ok(before) => self.discard(before.as_slice()).await,
+            Err(error) => {
+                warn!(job.id = %lease.job, error, "What calibration found out is not kept: {error}")
+            }
+        }
+    }
+
+    /// What an earlier attempt has found out, where that is still there.
+    async fn earlier(&self, job: &Job) -> Option<Pin> {
+        let pin = self.blobs.pin(job.checkpoint?).await;
+        pin.inspect_err(|error| warn!(job.id = %job.id, error = %chain(error), "It calibrates again")).ok()
     }
 
     /// The statistics that a job has kept.
@@ -405,10 +427,13 @@ struct Monitor {
     begun: Instant,
     stop: AtomicBool,
     now: Mutex<Now>,
+    checkpoint_after: Duration,
 }
 
 #[derive(Default)]
 struct Now {
+    /// What calibration has found out, until it is kept.
+    statistics: Option<Vec<u8>>,
     phase: Option<(Phase, Instant)>,
     done: u64,
     total: u64,
@@ -417,8 +442,14 @@ struct Now {
 }
 
 impl Monitor {
-    fn new(metrics: Arc<Metrics>) -> Monitor {
-        Monitor { metrics, begun: Instant::now(), stop: AtomicBool::new(false), now: Mutex::default() }
+    fn new(metrics: Arc<Metrics>, checkpoint_after: Duration) -> Monitor {
+        let begun = Instant::now();
+        Monitor { metrics, begun, stop: AtomicBool::new(false), now: Mutex::default(), checkpoint_after }
+    }
+
+    /// What calibration has found out, once.
+    fn statistics(&self) -> Option<Vec<u8>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner).statistics.take()
     }
 
     fn stop(&self) {
@@ -463,6 +494,13 @@ impl Progress for Monitor {
 
     fn seconds(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
+    }
+
+    fn calibrated(&self, statistics: &[u8]) {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.phase.is_some_and(|(_, since)| since.elapsed() >= self.checkpoint_after) {
+            now.statistics = Some(statistics.to_vec());
+        }
     }
 }
 
@@ -626,6 +664,7 @@ mod tests {
                     threads: 1,
                     host: "host".to_owned(),
                     poll: Duration::from_millis(20),
+                    checkpoint_after: Duration::ZERO,
                 },
             };
             let model = workers.blobs.put(b"a model").await.unwrap();
@@ -713,6 +752,44 @@ mod tests {
 
     fn io_error() -> pipeline::Error {
         pipeline::Error::Io { path: "disk".to_owned(), source: std::io::Error::other("broken") }
+    }
+
+    #[tokio::test]
+    async fn what_an_attempt_found_out_is_there_for_the_next() {
+        let attempts = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&attempts);
+        let bench = Bench::new(move |request, progress| {
+            let mut seen = seen.lock().unwrap();
+            seen.push((
+                request.calibration.is_some(),
+                request.statistics.map(|path| std::fs::read(path).unwrap()),
+            ));
+            if seen.len() > 1 {
+                return Ok(outcome(None));
+            }
+            progress.update(Phase::Calibrate, 8, 8);
+            progress.calibrated(b"found out");
+            // The worker keeps it at its next look; then the disk breaks.
+            std::thread::sleep(3 * BEAT);
+            Err(io_error())
+        })
+        .await;
+        let id = bench.enqueue().await;
+        let workers = bench.start();
+        let job = bench.done(id).await;
+        assert_eq!((job.state, job.attempt), (JobState::Succeeded, 2));
+        let attempts = attempts.lock().unwrap().clone();
+        assert_eq!(attempts, [(true, None), (true, Some(b"found out".to_vec()))]);
+        let checkpoint = Digest(
+            sha2::Digest::finalize(sha2::Digest::chain_update(sha2::Sha256::default(), b"found out")).into(),
+        );
+        let begun = Instant::now();
+        while bench.workers.blobs.holds(checkpoint).await.unwrap() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "it goes with the job");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bench.stop.send_replace(true);
+        workers.await.unwrap();
     }
 
     #[tokio::test]

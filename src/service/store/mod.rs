@@ -542,10 +542,13 @@ pub struct Job {
     pub calibration_deleted_at: Option<Timestamp>,
     /// When the evaluation data were deleted.
     pub evaluation_deleted_at: Option<Timestamp>,
-    /// Blobs of data that were deleted as the job ended: to be handed to `Blobs::discard` by whoever ended it, and empty
+    /// Blobs that the job needs no more since it has ended (its data, its checkpoint): to be handed to `Blobs::discard` by whoever ended it, and empty
     /// in every other answer.
     #[serde(skip)]
     pub freed: Vec<Digest>,
+    /// Blob of the statistics that an attempt has taken: the next one need not calibrate again.
+    #[serde(skip)]
+    pub checkpoint: Option<Digest>,
     /// The recipe with every default filled in.
     pub recipe: Value,
     /// The endpoint that serves the artifact on success.
@@ -1421,6 +1424,8 @@ pub trait Catalog: Send + Sync {
         prolong: Duration,
         progress: Option<JobProgress>,
     ) -> Answer<'a, Job>;
+    /// Keeps what an attempt has found out for the next one. Gives the blob that this one replaces.
+    fn keep_checkpoint<'a>(&'a self, lease: &'a Lease, statistics: Digest) -> Answer<'a, Option<Digest>>;
     /// Ends an attempt.
     fn finish_job<'a>(&'a self, lease: &'a Lease, finish: Finish) -> Answer<'a, Job>;
     /// A queued job is cancelled at once, a running one is asked to stop. Asking again changes nothing. Gives

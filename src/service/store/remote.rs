@@ -19,7 +19,7 @@ const PART: u64 = 8 << 20;
 /// A request that failed is repeated for so long.
 const RETRY_FOR: Duration = Duration::from_secs(20);
 /// One request of at most [`PART`] bytes.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// From the first byte of an upload to the commit of its row; after that a process is taken for dead.
 const HOLD: Duration = Duration::from_secs(3600);

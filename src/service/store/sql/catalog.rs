@@ -15,7 +15,7 @@ use super::super::{
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
 };
-use super::jobs::{Next, again, expire, find_job, keep_artifact, lock_job, lost, write_next};
+use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_job, lost, write_next};
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
@@ -445,22 +445,25 @@ impl Catalog for Sql {
         })
     }
 
+    fn keep_checkpoint<'a>(&'a self, lease: &'a Lease, statistics: Digest) -> Answer<'a, Option<Digest>> {
+        answer(format!("keeping a checkpoint of job `{}`", lease.job), async move {
+            let mut transaction = self.begin().await?;
+            let job = held_job(&mut transaction, lease).await?;
+            sqlx::query("UPDATE jobs SET checkpoint = $2 WHERE id = $1")
+                .bind(lease.job.to_string())
+                .bind(statistics.to_string())
+                .execute(&mut *transaction)
+                .await?;
+            transaction.commit().await?;
+            Ok(job.checkpoint.filter(|before| *before != statistics))
+        })
+    }
+
     fn finish_job<'a>(&'a self, lease: &'a Lease, finish: Finish) -> Answer<'a, Job> {
         answer(format!("ending attempt {} of job `{}`", lease.attempt, lease.job), async move {
             let now = self.now();
             let mut transaction = self.begin().await?;
-            let sql = format!(
-                "SELECT * FROM jobs WHERE id = $1 AND attempt = $2 AND lease_owner = $3 AND state = 'running' {}",
-                self.dialect.for_update()
-            );
-            let row = sqlx::query(AssertSqlSafe(sql))
-                .bind(lease.job.to_string())
-                .bind(i64::from(lease.attempt))
-                .bind(lease.owner.as_str())
-                .fetch_optional(&mut *transaction)
-                .await?
-                .ok_or_else(|| lost(lease))?;
-            let job = Job::read(&row)?;
+            let job = held_job(&mut transaction, lease).await?;
             let mut serves = false;
             let next = match finish {
                 Finish::Done(new) => {

@@ -67,6 +67,7 @@ pub(super) async fn referenced(connection: &mut AnyConnection, digest: Digest) -
              OR EXISTS (SELECT 1 FROM artifacts WHERE report = $1 AND deleted_at IS NULL)
              OR EXISTS (SELECT 1 FROM artifacts WHERE report_html = $1 AND deleted_at IS NULL)
              OR EXISTS (SELECT 1 FROM artifacts WHERE statistics = $1 AND deleted_at IS NULL)
+             OR EXISTS (SELECT 1 FROM jobs WHERE checkpoint = $1)
              THEN 1 ELSE 0 END",
     )
     .bind(digest.to_string())

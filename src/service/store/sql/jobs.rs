@@ -74,7 +74,14 @@ pub(super) async fn write_next(
     if !job.state.is_final() {
         return Ok(job);
     }
-    let freed = let_go(connection, &job, now).await?;
+    let mut freed = let_go(connection, &job, now).await?;
+    if let Some(checkpoint) = job.checkpoint {
+        sqlx::query("UPDATE jobs SET checkpoint = NULL WHERE id = $1")
+            .bind(id.to_string())
+            .execute(&mut *connection)
+            .await?;
+        freed.push(checkpoint);
+    }
     // A job that is deleted already has a row all the same.
     let row =
         sqlx::query("SELECT * FROM jobs WHERE id = $1").bind(id.to_string()).fetch_one(connection).await?;
@@ -180,4 +187,20 @@ pub(super) async fn lock_job(connection: &mut AnyConnection, id: JobId) -> Work<
         .fetch_optional(&mut *connection)
         .await?;
     find_job(connection, id).await
+}
+
+/// The job whose attempt somebody holds, to be written.
+pub(super) async fn held_job(connection: &mut AnyConnection, lease: &Lease) -> Work<Job> {
+    let sql = format!(
+        "SELECT * FROM jobs WHERE id = $1 AND attempt = $2 AND lease_owner = $3 AND state = 'running' {}",
+        Dialect::of(connection).for_update()
+    );
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(lease.job.to_string())
+        .bind(i64::from(lease.attempt))
+        .bind(lease.owner.as_str())
+        .fetch_optional(connection)
+        .await?
+        .ok_or_else(|| lost(lease))?;
+    Job::read(&row)
 }

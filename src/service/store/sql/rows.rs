@@ -94,6 +94,7 @@ impl Record for Job {
             calibration_deleted_at: time_or_null(row, "calibration_deleted_at")?,
             evaluation_deleted_at: time_or_null(row, "evaluation_deleted_at")?,
             freed: Vec::new(),
+            checkpoint: text_or_null(row, "checkpoint")?,
             recipe: json_of(row, "recipe")?,
             endpoint: text_or_null(row, "endpoint")?,
             result: json_or_null(row, "result")?,

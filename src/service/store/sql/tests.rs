@@ -47,6 +47,8 @@ on_both! {
     endpoints_change_only_as_expected,
     a_key_used_again_gives_the_job_of_then,
     the_queue_has_an_end,
+    no_job_is_leased_twice,
+    a_hold_and_a_removal_exclude_each_other,
     the_census_counts,
     keys_come_back_as_they_were_made,
     a_key_is_revoked_once,
@@ -436,6 +438,65 @@ async fn the_queue_has_an_end(scratch: Scratch) {
     scratch.catalog.create_job(new.clone()).await.unwrap();
     let full = scratch.catalog.create_job(new).await;
     assert!(matches!(full, Err(Error::QueueFull { limit: 1 })));
+}
+
+/// Eight workers, each with connections of its own, take all jobs there are. `CLAIMS` makes it longer: 100,000 is what we
+/// hold to.
+async fn no_job_is_leased_twice(scratch: Scratch) {
+    let jobs = std::env::var("CLAIMS").map_or(400, |text| text.parse::<usize>().unwrap());
+    queued(&scratch.catalog).await;
+    // Copies of the first, by the database itself: a row each by itself would take longer than the claims.
+    let copy = "INSERT INTO jobs (id, kind, state, attempts_max, model_name, model_version, calibration_name,
+                                  calibration_version, recipe, run_at, created_at, updated_at)
+                WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < $1)
+                SELECT substr(id, 1, 24) || substr('000000000000' || CAST(i AS TEXT), length(CAST(i AS TEXT)) + 1, 12), kind,
+                       state, attempts_max, model_name, model_version, calibration_name, calibration_version, recipe,
+                       run_at, created_at, updated_at
+                FROM jobs, n WHERE jobs.id NOT LIKE '%000000000000'";
+    let more = i64::try_from(jobs - 1).unwrap();
+    sqlx::query(copy).bind(more).execute(&scratch.catalog.writer).await.unwrap();
+    let begun = std::time::Instant::now();
+    let mut workers = tokio::task::JoinSet::new();
+    for worker in 0..8 {
+        // SQLite has one process, whose workers share its one writer.
+        let catalog = match &scratch.url {
+            None => Arc::clone(&scratch.catalog),
+            Some(_) => Arc::new(scratch.open_again().await),
+        };
+        workers.spawn(async move {
+            let owner = format!("host/{worker}");
+            let mut leased = Vec::new();
+            while let Some(job) = catalog.lease_job(&owner, LEASE).await.unwrap() {
+                assert_eq!(job.attempt, 1, "{} is leased twice", job.id);
+                leased.push(job.id);
+            }
+            leased
+        });
+    }
+    let leased: Vec<_> = workers.join_all().await.into_iter().flatten().collect();
+    let seconds = begun.elapsed().as_secs_f64();
+    let different: std::collections::HashSet<_> = leased.iter().collect();
+    assert_eq!((leased.len(), different.len()), (jobs, jobs));
+    println!("{jobs} claims by 8 workers, {:.0} a second", jobs as f64 / seconds);
+}
+
+async fn a_hold_and_a_removal_exclude_each_other(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let digest = Digest([5; 32]);
+    let hold = catalog.hold_blob(digest, LEASE).await.unwrap().expect("nobody removes it");
+    assert!(!catalog.begin_removal(digest, LEASE).await.unwrap());
+    catalog.release_blob(hold).await.unwrap();
+    assert!(catalog.begin_removal(digest, LEASE).await.unwrap());
+    assert!(catalog.hold_blob(digest, LEASE).await.unwrap().is_none());
+    catalog.end_removal(digest).await.unwrap();
+    assert!(catalog.hold_blob(digest, LEASE).await.unwrap().is_some());
+    // What a process that died has held or was removing comes free.
+    scratch.pass(30_001);
+    assert!(catalog.begin_removal(digest, LEASE).await.unwrap());
+    scratch.pass(30_001);
+    assert!(catalog.hold_blob(digest, LEASE).await.unwrap().is_some());
+    catalog.create_model(new_model("m", Digest([6; 32]))).await.unwrap();
+    assert!(!catalog.begin_removal(Digest([6; 32]), LEASE).await.unwrap(), "a row refers to it");
 }
 
 async fn the_census_counts(scratch: Scratch) {
