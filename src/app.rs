@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
+use crate::api::answered::{self, Traces};
 use crate::api::http::connections;
 use crate::api::{self, Context, InFlight, Logs, Readiness};
-use crate::config::{Settings, Weights};
+use crate::config::{LogRequests, Settings, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
@@ -77,14 +78,23 @@ pub struct Server {
 /// # Errors
 /// [`Error`]; nothing runs then.
 pub async fn start(settings: &Settings) -> Result<Server, Error> {
-    start_with(settings, None).await
+    start_with(settings, Outside::default()).await
 }
 
-/// The same, with what changes the level of the log while the server runs.
+/// What the process has and a server makes use of.
+#[derive(Default)]
+pub struct Outside {
+    /// Changes the level of the log while the server runs.
+    pub logs: Option<Arc<dyn Logs>>,
+    /// Takes what traces are made of.
+    pub traces: Option<Arc<dyn Traces>>,
+}
+
+/// The same, with what the process has.
 ///
 /// # Errors
 /// [`Error`]; nothing runs then.
-pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<Server, Error> {
+pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
     let (listener, address) = bind(settings.listen).await?;
     let grpc = match settings.grpc_listen.0 {
@@ -115,7 +125,13 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         in_flight: InFlight::new(size(settings.limits.requests_in_flight)),
         compress_bytes: settings.serving.compress_bytes,
         loading: tokio::sync::Mutex::default(),
-        logs,
+        logs: outside.logs,
+        traces: outside.traces,
+        log_requests: match settings.log.requests {
+            LogRequests::Off => answered::LogRequests::Off,
+            LogRequests::Errors => answered::LogRequests::Errors,
+            LogRequests::All => answered::LogRequests::All,
+        },
     };
     let context = Arc::new(context);
     let http = api::http::router::router(Arc::clone(&context));
@@ -204,8 +220,8 @@ impl Server {
 ///
 /// # Errors
 /// [`Error`] where it does not start.
-pub async fn serve(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<(), Error> {
-    let server = start_with(settings, logs).await?;
+pub async fn serve(settings: &Settings, outside: Outside) -> Result<(), Error> {
+    let server = start_with(settings, outside).await?;
     asked_to_end().await;
     info!("Octet stops; once more ends it at once");
     tokio::select! {
@@ -362,7 +378,13 @@ fn or_cores(number: u64) -> usize {
     }
 }
 
+/// The time of day.
+#[must_use]
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
 fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

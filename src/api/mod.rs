@@ -1,6 +1,7 @@
 //! Speaks HTTP and gRPC. This file holds the handles that every handler shares; the routes stand in `http/router.rs`
 //! and `grpc/router.rs`.
 
+pub mod answered;
 pub(crate) mod error;
 pub mod grpc;
 pub mod http;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
+use crate::api::answered::{LogRequests, Traces};
 use crate::service::infer::registry::Registry;
 use crate::service::jobs::queue::Queue;
 use crate::service::metrics::Metrics;
@@ -46,6 +48,10 @@ pub struct Context {
     pub loading: Mutex<()>,
     /// Changes which log lines are written; `None` where that is fixed.
     pub logs: Option<Arc<dyn Logs>>,
+    /// Takes what traces are made of; `None` where nobody traces.
+    pub traces: Option<Arc<dyn Traces>>,
+    /// Which requests have a line in the log.
+    pub log_requests: LogRequests,
 }
 
 /// Changes which log lines are written, while the server runs.

@@ -1,0 +1,210 @@
+//! What a request was and where its time went, once it is answered: a line in the log, and a span for whoever traces.
+//! Knows the words of the protocols, and nothing of where spans go.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use axum::http::HeaderMap;
+use tracing::Level;
+
+use crate::api::Context;
+
+/// Takes what a trace of requests is made of.
+pub trait Traces: Send + Sync {
+    /// A request was answered.
+    fn record(&self, request: &Answered<'_>);
+}
+
+/// Which requests have a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogRequests {
+    /// None.
+    Off,
+    /// Those that failed in us or found us too busy.
+    Errors,
+    /// All.
+    All,
+}
+
+/// A request that was answered.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    /// The client's id or ours.
+    pub request_id: &'a str,
+    /// The method and what it was asked of.
+    pub call: Call<'a>,
+    /// The endpoint that was asked, where one was.
+    pub endpoint: Option<&'a str>,
+    /// `traceparent` of the W3C, as it came.
+    pub parent: Option<&'a str>,
+    /// `tracestate` of the W3C, as it came.
+    pub state: Option<&'a str>,
+    /// When it began.
+    pub start: Instant,
+    /// When the answer was ready.
+    pub end: Instant,
+    /// Where the time of an inference went.
+    pub phases: Option<&'a Phases>,
+}
+
+/// What was asked, in the words of its protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Call<'a> {
+    /// A request over HTTP.
+    Http {
+        /// `POST`.
+        method: &'a str,
+        /// The template: `/v2/models/{name}/infer`; `None` where nothing stands.
+        route: Option<&'a str>,
+        /// As it came.
+        path: &'a str,
+        /// Of the answer.
+        status: u16,
+    },
+    /// A call over gRPC.
+    Grpc {
+        /// `/inference.GRPCInferenceService/ModelInfer`.
+        path: &'a str,
+        /// Of the answer: 0 is OK.
+        status: i32,
+    },
+}
+
+impl Call<'_> {
+    /// Whether we failed, or were too busy.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Call::Http { status, .. } => *status == 429 || *status >= 500,
+            // UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+            Call::Grpc { status, .. } => matches!(status, 2 | 4 | 8 | 13 | 14 | 15),
+        }
+    }
+}
+
+/// Where the time of an inference went, one after the other.
+#[derive(Clone, Debug)]
+pub struct Phases {
+    /// The version that answered.
+    pub version: u32,
+    /// In what numbers it was computed: `int8`, `fp32`.
+    pub precision: &'static str,
+    /// Samples of this request.
+    pub samples: usize,
+    /// Samples that ran together, of this and other requests.
+    pub batch_samples: usize,
+    /// From the last byte of the body.
+    pub decode: Instant,
+    /// In the queue from here on.
+    pub queue: Instant,
+    /// The run, with putting batches together and taking them apart.
+    pub compute: Instant,
+    /// The end of the run.
+    pub computed: Instant,
+    /// From here on the outputs become bytes.
+    pub encode: Instant,
+    /// The end of that.
+    pub encoded: Instant,
+}
+
+/// Goes along with a request, for what only its handler learns.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trail(Arc<(OnceLock<String>, OnceLock<Phases>)>);
+
+impl Trail {
+    /// The endpoint that is asked.
+    pub(crate) fn set_endpoint(&self, name: &str) {
+        // The first stands.
+        let _ = self.0.0.set(name.to_owned());
+    }
+
+    /// Where the time went.
+    pub(crate) fn set_phases(&self, phases: Phases) {
+        let _ = self.0.1.set(phases);
+    }
+
+    /// The endpoint that was asked.
+    pub(crate) fn endpoint(&self) -> Option<&str> {
+        self.0.0.get().map(String::as_str)
+    }
+
+    /// Where the time went.
+    pub(crate) fn phases(&self) -> Option<&Phases> {
+        self.0.1.get()
+    }
+}
+
+/// The headers that name the trace of a request; copied because the request is gone when its span is made.
+pub(crate) fn parents(headers: &HeaderMap) -> [Option<String>; 2] {
+    ["traceparent", "tracestate"].map(|name| {
+        let text = headers.get(name)?.to_str().ok()?;
+        // The W3C asks to pass on 512 characters of state at least.
+        (text.len() <= 512).then(|| text.to_owned())
+    })
+}
+
+/// Writes the line of a request and hands it to whoever traces. `quiet` is a probe, of which there are many: it is part
+/// of a trace only if it came with one.
+pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
+    macro_rules! line {
+        ($level:expr) => {{
+            let Answered { request_id, endpoint, .. } = *request;
+            let duration_ms = request.end.saturating_duration_since(request.start).as_secs_f64() * 1e3;
+            match request.call {
+                Call::Http { method, route, path, status } => tracing::event!(
+                    $level,
+                    request_id,
+                    method,
+                    path,
+                    route,
+                    status,
+                    duration_ms,
+                    endpoint,
+                    "{method} {path} {status}"
+                ),
+                Call::Grpc { path, status } => tracing::event!(
+                    $level,
+                    request_id,
+                    method = path,
+                    status,
+                    duration_ms,
+                    endpoint,
+                    "gRPC {path} {status}"
+                ),
+            }
+        }};
+    }
+    match (shared.log_requests, request.call.is_fault()) {
+        (LogRequests::Errors | LogRequests::All, true) => line!(Level::WARN),
+        (LogRequests::All, false) => line!(Level::INFO),
+        (LogRequests::Off, _) | (LogRequests::Errors, false) => line!(Level::DEBUG),
+    }
+    if let Some(traces) = &shared.traces
+        && (!quiet || request.parent.is_some())
+    {
+        traces.record(request);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_ours_or_that_we_are_busy() {
+        let http = |status| Call::Http { method: "GET", route: None, path: "/", status }.is_fault();
+        let grpc = |status| Call::Grpc { path: "/", status }.is_fault();
+        assert_eq!([200, 404, 422, 429, 500, 503].map(http), [false, false, false, true, true, true]);
+        // OK, INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE.
+        assert_eq!([0, 3, 5, 8, 12, 13, 14].map(grpc), [false, false, false, true, false, true, true]);
+    }
+
+    #[test]
+    fn a_trace_is_read_from_the_headers_unless_it_is_too_long() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(parents(&headers), [None, None]);
+        headers.insert("traceparent", "00-1-2-01".parse().unwrap());
+        headers.insert("tracestate", "a".repeat(513).parse().unwrap());
+        assert_eq!(parents(&headers), [Some("00-1-2-01".to_owned()), None]);
+    }
+}
