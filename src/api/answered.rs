@@ -11,8 +11,8 @@ use crate::api::Context;
 
 /// Takes what a trace of requests is made of.
 pub trait Traces: Send + Sync {
-    /// A request was answered.
-    fn record(&self, request: &Answered<'_>);
+    /// A request was answered. Gives the id of its trace, 32 hexadecimal digits, for whoever looks for it in the log.
+    fn record(&self, request: &Answered<'_>) -> Option<String>;
 }
 
 /// Which requests have a line in the log.
@@ -71,7 +71,7 @@ pub enum Call<'a> {
 }
 
 impl Call<'_> {
-    /// Whether we failed, or were too busy.
+    /// Whether we failed, or were too busy: what whoever runs the server wants to know.
     #[must_use]
     pub fn is_fault(&self) -> bool {
         match self {
@@ -146,7 +146,10 @@ pub(crate) fn parents(headers: &HeaderMap) -> [Option<String>; 2] {
 /// Writes the line of a request and hands it to whoever traces. `quiet` is a probe, of which there are many: it is part
 /// of a trace only if it came with one.
 pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
-    macro_rules! line {
+    let traces = shared.traces.as_ref().filter(|_| !quiet || request.parent.is_some());
+    let trace_id = traces.and_then(|traces| traces.record(request));
+    let trace_id = trace_id.as_deref();
+    macro_rules! tell {
         ($level:expr) => {{
             let Answered { request_id, endpoint, .. } = *request;
             let duration_ms = request.end.saturating_duration_since(request.start).as_secs_f64() * 1e3;
@@ -160,6 +163,7 @@ pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
                     status,
                     duration_ms,
                     endpoint,
+                    trace_id,
                     "{method} {path} {status}"
                 ),
                 Call::Grpc { path, status } => tracing::event!(
@@ -169,20 +173,16 @@ pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
                     status,
                     duration_ms,
                     endpoint,
+                    trace_id,
                     "gRPC {path} {status}"
                 ),
             }
         }};
     }
     match (shared.log_requests, request.call.is_fault()) {
-        (LogRequests::Errors | LogRequests::All, true) => line!(Level::WARN),
-        (LogRequests::All, false) => line!(Level::INFO),
-        (LogRequests::Off, _) | (LogRequests::Errors, false) => line!(Level::DEBUG),
-    }
-    if let Some(traces) = &shared.traces
-        && (!quiet || request.parent.is_some())
-    {
-        traces.record(request);
+        (LogRequests::Errors | LogRequests::All, true) => tell!(Level::WARN),
+        (LogRequests::All, false) => tell!(Level::INFO),
+        (LogRequests::Off, _) | (LogRequests::Errors, false) => tell!(Level::DEBUG),
     }
 }
 

@@ -8,7 +8,7 @@ use octet::api::answered::{Answered, Call, Phases, Traces};
 use octet::app;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
-    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, Tracer as _, TracerProvider as _,
+    Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _, TracerProvider as _,
 };
 use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _};
@@ -80,7 +80,7 @@ struct Spans {
 }
 
 impl Traces for Spans {
-    fn record(&self, request: &Answered<'_>) {
+    fn record(&self, request: &Answered<'_>) -> Option<String> {
         // Both clocks now, so that a clock that was set since changes no duration.
         let (now, wall) = (Instant::now(), app::wall_clock());
         let at = |instant: Instant| wall - now.saturating_duration_since(instant);
@@ -90,10 +90,12 @@ impl Traces for Spans {
             .with_start_time(at(request.start))
             .with_attributes(attributes(request));
         let mut span = self.tracer.build_with_context(span, &parent);
+        let trace_id = span.span_context().trace_id();
+        let trace_id = (trace_id != TraceId::INVALID).then(|| trace_id.to_string());
         if !span.is_recording() {
-            return;
+            return trace_id;
         }
-        if request.call.is_fault() {
+        if is_error(&request.call) {
             span.set_status(Status::error(""));
         }
         if let Some(phases) = request.phases {
@@ -101,6 +103,7 @@ impl Traces for Spans {
             self.record_phases(phases, &within, at);
         }
         span.end_with_timestamp(at(request.end));
+        trace_id
     }
 }
 
@@ -134,6 +137,15 @@ fn name(call: &Call<'_>) -> String {
         Call::Http { method, route: None, .. } => known(method).to_owned(),
         Call::Grpc { status: UNIMPLEMENTED, .. } => "_OTHER".to_owned(),
         Call::Grpc { path, .. } => path.trim_start_matches('/').to_owned(),
+    }
+}
+
+/// What OpenTelemetry's conventions call an error of a server: not what the client did wrong, nor that it came too often.
+fn is_error(call: &Call<'_>) -> bool {
+    match call {
+        Call::Http { status, .. } => *status >= 500,
+        // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+        Call::Grpc { status, .. } => matches!(status, 2 | 4 | 12 | 13 | 14 | 15),
     }
 }
 

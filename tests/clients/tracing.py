@@ -23,6 +23,8 @@ import support
 
 PHASES = ["decode", "queue", "compute", "encode"]
 ROUTE = "/v2/models/{name}/infer"
+# A client may ask for it, and we do not have it: 501.
+SHARED_MEMORY = "/v2/systemsharedmemory/region/a/register"
 
 
 class Collector:
@@ -122,7 +124,7 @@ def grpc_infer(server, metadata):
 def check_spans_continue_the_trace_of_the_client(binary):
     needs_otel(binary)
     (web, web_parent, web_header), (rpc, rpc_parent, rpc_header) = traceparent(), traceparent()
-    with traced(binary) as (server, collector):
+    with traced(binary, OCTET_LOG__REQUESTS="all") as (server, collector):
         before = time.time_ns()
         http_infer(server, {"traceparent": web_header, "tracestate": "vendor=1", "x-request-id": "web-1"})
         grpc_infer(server, [("traceparent", rpc_header), ("x-request-id", "rpc-1")])
@@ -158,14 +160,18 @@ def check_spans_continue_the_trace_of_the_client(binary):
             assert at <= root.end_time_unix_nano, (name, at, root)
         (root,), _ = collector.of(web)
         assert root.trace_state == "vendor=1", root
+        logged = {line["request_id"]: line.get("trace_id") for line in lines(server)}
+        assert (logged["web-1"], logged["rpc-1"]) == (web, rpc), logged
 
 
 def check_a_refusal_has_a_span_and_a_probe_has_none(binary):
     needs_otel(binary)
     trace, _, header = traceparent()
     probe, _, probe_header = traceparent()
+    fault, _, fault_header = traceparent()
     with traced(binary) as (server, collector):
         assert server.request("POST", "/v2/models/nobody/infer", "{}", {"traceparent": header}).status == 404
+        assert server.request("POST", SHARED_MEMORY, "{}", {"traceparent": fault_header}).status == 501
         assert server.request("GET", "/nowhere/at/all").status == 404
         assert server.request("BREW", "/nowhere/at/all").status in (404, 405)
         server.get("/metrics")
@@ -178,6 +184,12 @@ def check_a_refusal_has_a_span_and_a_probe_has_none(binary):
         assert root.status.code == trace_pb2.Status.STATUS_CODE_UNSET and not within[root.span_id], root
         names = [span.name for span in collector.spans]
         assert "GET" in names and "_OTHER" in names, names
+        (failed,), _ = collector.of(fault)
+        assert failed.status.code == trace_pb2.Status.STATUS_CODE_ERROR, failed
+        assert attributes(failed)["error.type"] == "501", failed
+        # Whoever reads the line of a request finds its trace, in both directions.
+        (line,) = lines(server)
+        assert (line["status"], line["trace_id"]) == (501, fault), line
         health = [span for span in collector.spans if "health" in span.name]
         assert [h.trace_id.hex() for h in health] == [probe] and "GET /metrics" not in names, names
 
@@ -221,18 +233,19 @@ def lines(server):
     return [line for line in found if "request_id" in line]
 
 
-def check_a_busy_server_says_whom_it_refused(binary):
-    """With the default, requests that are answered have no line, and 503 has one."""
-    settings = {"OCTET_LOG__FORMAT": "json", "OCTET_LIMITS__MODEL_BYTES": "1000000"}
+def check_requests_have_the_lines_that_were_asked_for(binary):
+    """With the default, requests that are answered or wrong have no line, and 501 has one."""
+    settings = {"OCTET_LOG__FORMAT": "json"}
     with support.Server(binary, settings=settings) as server:
         server.serve("lenet", "fm_lenet")
         http_infer(server, {"x-request-id": "fine"})
         assert server.get("/v2/models/nobody").status == 404
         assert lines(server) == [], lines(server)
-        answer = server.request("POST", "/v2/systemsharedmemory/region/a/register", "{}", {"x-request-id": "shm-1"})
-        if answer.status >= 500:
-            (line,) = [line for line in lines(server) if line["request_id"] == "shm-1"]
-            assert (line["method"], line["status"]) == ("POST", answer.status) and line["duration_ms"] >= 0, line
+        answer = server.request("POST", SHARED_MEMORY, "{}", {"x-request-id": "shm-1"})
+        assert answer.status == 501, answer.text()
+        (line,) = lines(server)
+        assert (line["request_id"], line["method"], line["status"]) == ("shm-1", "POST", 501), line
+        assert line["duration_ms"] >= 0 and "trace_id" not in line, line
     for requests, expected in [("all", {"fine", "wrong", "call"}), ("off", set())]:
         with support.Server(binary, settings=settings | {"OCTET_LOG__REQUESTS": requests}) as server:
             server.serve("lenet", "fm_lenet")
