@@ -135,13 +135,14 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     };
     let context = Arc::new(context);
     let http = api::http::router::router(Arc::clone(&context));
-    let http = tokio::spawn(connections::serve(listener, http, stopping.clone()));
+    let open = connection_limits(settings);
+    let http = tokio::spawn(connections::serve(listener, http, open, stopping.clone()));
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
         let stopping = stopping.clone();
         async move {
             if let Some((listener, _)) = grpc {
-                connections::serve(listener, api::grpc::router::router(context), stopping).await;
+                connections::serve(listener, api::grpc::router::router(context), open, stopping).await;
             }
         }
     });
@@ -357,6 +358,45 @@ fn limits(settings: &Settings) -> api::Limits {
     }
 }
 
+fn connection_limits(settings: &Settings) -> connections::Limits {
+    let asked = size(settings.limits.connections);
+    let connections_max = connections_that_fit(asked, open_files());
+    if connections_max < asked {
+        warn!(
+            connections_max,
+            "limits.connections is {asked}; the process may open files for {connections_max} a port (ulimit -n)"
+        );
+    }
+    connections::Limits { connections_max, head_time: Duration::from_millis(settings.limits.head_timeout_ms) }
+}
+
+/// Connections of each of two ports that leave files for everything else; `files` is `None` where there is no limit.
+fn connections_that_fit(asked: usize, files: Option<u64>) -> usize {
+    const OTHERS: u64 = 256;
+    let fit = files.map_or(usize::MAX, |files| size(files.saturating_sub(OTHERS) / 2));
+    // Better to run out of files than to serve nobody.
+    asked.min(fit.max(16))
+}
+
+/// Files that the process may open, raised as far as it may raise it: many systems begin with 1,024 for the sake of
+/// programs that use `select`. `None` where there is no limit.
+fn open_files() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+            Ok(()) => maximum,
+            Err(error) => {
+                tracing::debug!(%error, "The limit of open files stays as it is: {error}");
+                current
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Lets threads that answer requests go before this one.
 fn stand_back() {
     // On Linux a niceness is that of a thread. Where it cannot be set, the work is done all the same.
@@ -387,4 +427,18 @@ pub fn wall_clock() -> SystemTime {
 fn now() -> Timestamp {
     let since = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     Timestamp(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        assert_eq!(connections_that_fit(8192, None), 8192);
+        assert_eq!(connections_that_fit(8192, Some(1 << 20)), 8192);
+        assert_eq!(connections_that_fit(8192, Some(1024)), 384);
+        assert_eq!(connections_that_fit(8192, Some(100)), 16);
+        assert_eq!(connections_that_fit(10, Some(1024)), 10);
+    }
 }

@@ -66,7 +66,7 @@ pub struct Limits {
     pub model_bytes: u64,
     /// Bytes of memory that the weights of a model and one run of it may take, 1 MiB to 1 TiB.
     pub model_memory_bytes: u64,
-    /// Bytes of a dataset as sent, 1 KiB to 1 TiB.
+    /// Bytes of a dataset, as sent and as unpacked, 1 KiB to 1 TiB.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed, 1 KiB to 4 GiB.
     pub infer_body_bytes: u64,
@@ -78,6 +78,10 @@ pub struct Limits {
     pub request_timeout_ms: u64,
     /// Requests being answered at a time, 1 to 1,000,000.
     pub requests_in_flight: u64,
+    /// Connections to each port at a time, 16 to 1,000,000.
+    pub connections: u64,
+    /// Milliseconds for the head of a request, 100 to 600,000.
+    pub head_timeout_ms: u64,
 }
 
 /// Quantization.
@@ -225,6 +229,8 @@ const RANGES: &[Range] = &[
     ("limits.json_depth", |s| s.limits.json_depth, 4, 128),
     ("limits.request_timeout_ms", |s| s.limits.request_timeout_ms, 100, 3_600_000),
     ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
+    ("limits.connections", |s| s.limits.connections, 16, 1_000_000),
+    ("limits.head_timeout_ms", |s| s.limits.head_timeout_ms, 100, 600_000),
     ("jobs.workers", |s| s.jobs.workers, 0, 64),
     ("jobs.threads", |s| s.jobs.threads, 0, 1024),
     ("jobs.attempts_max", |s| s.jobs.attempts_max, 1, 100),

@@ -144,7 +144,7 @@ pub(crate) fn parents(headers: &HeaderMap) -> [Option<String>; 2] {
 }
 
 /// Writes the line of a request and hands it to whoever traces. `quiet` is a probe, of which there are many: it is part
-/// of a trace only if it came with one.
+/// of a trace only if it came with one, and that it says «not ready» is no fault.
 pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
     let traces = shared.traces.as_ref().filter(|_| !quiet || request.parent.is_some());
     let trace_id = traces.and_then(|traces| traces.record(request));
@@ -179,7 +179,7 @@ pub(crate) fn note(shared: &Context, request: &Answered<'_>, quiet: bool) {
             }
         }};
     }
-    match (shared.log_requests, request.call.is_fault()) {
+    match (shared.log_requests, request.call.is_fault() && !quiet) {
         (LogRequests::Errors | LogRequests::All, true) => tell!(Level::WARN),
         (LogRequests::All, false) => tell!(Level::INFO),
         (LogRequests::Off, _) | (LogRequests::Errors, false) => tell!(Level::DEBUG),

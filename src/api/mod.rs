@@ -132,7 +132,7 @@ pub struct Limits {
     pub model_memory_bytes: u64,
     /// Threads of a job: what a dry run predicts for.
     pub job_threads: usize,
-    /// Bytes of a dataset, as sent.
+    /// Bytes of a dataset, as sent and as unpacked.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed.
     pub infer_body_bytes: u64,

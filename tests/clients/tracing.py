@@ -4,6 +4,7 @@ Needs a program that was built with `--features otel`.
 """
 
 import contextlib
+import functools
 import http.server
 import json
 import secrets
@@ -105,15 +106,20 @@ def traced(binary, **settings):
             yield server, collector
 
 
+@functools.cache
+def some(count):
+    return support.images()[0][:count].copy()
+
+
 def http_infer(server, headers):
-    values = support.images()[0][:2]
+    values = some(2)
     body = {"inputs": [{"name": "input", "shape": values.shape, "datatype": "FP32", "data": values.ravel().tolist()}]}
     answer = server.request("POST", "/v2/models/lenet/infer", json.dumps(body), headers)
     assert answer.status == 200, answer.text()
 
 
 def grpc_infer(server, metadata):
-    values = support.images()[0][:3]
+    values = some(3)
     with grpc.insecure_channel(server.grpc_address) as channel:
         request = service_pb2.ModelInferRequest(model_name="lenet")
         request.inputs.add(name="input", datatype="FP32", shape=values.shape)
