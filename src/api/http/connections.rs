@@ -86,7 +86,7 @@ pub async fn serve(
         }
         // An answer is one or two small writes: waiting to fill a packet would cost 40 ms.
         let _ = stream.set_nodelay(true);
-        let usage = Usage::new(open.start);
+        let usage = Usage::new(Arc::clone(&open.requests));
         let talk = converse(
             builder.clone(),
             stream,
@@ -169,22 +169,21 @@ async fn stops(stopping: &mut watch::Receiver<bool>) {
 /// What a connection is used for.
 #[derive(Clone, Debug)]
 struct Usage {
-    /// The clock of `asked`.
-    start: Instant,
-    /// Milliseconds from `start` to the latest request, and one more; 0 where there was none.
+    /// Counts the requests of all connections. No clock: two requests may come at one time.
+    requests: Arc<AtomicU64>,
+    /// Which of them was the latest one of this connection, from 1 on; 0 where there was none.
     asked: Arc<AtomicU64>,
     /// Requests whose answers are not yet sent to their end.
     in_flight: InFlightRequestsCounter,
 }
 
 impl Usage {
-    fn new(start: Instant) -> Usage {
-        Usage { start, asked: Arc::default(), in_flight: InFlightRequestsCounter::new() }
+    fn new(requests: Arc<AtomicU64>) -> Usage {
+        Usage { requests, asked: Arc::default(), in_flight: InFlightRequestsCounter::new() }
     }
 
     fn note(&self) {
-        let passed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.asked.store(passed + 1, Ordering::Relaxed);
+        self.asked.store(self.requests.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
 
     fn is_unused(&self) -> bool {
@@ -195,7 +194,7 @@ impl Usage {
 /// The open connections.
 struct Open {
     max: usize,
-    start: Instant,
+    requests: Arc<AtomicU64>,
     opened: u64,
     connections: HashMap<Id, (u64, AbortHandle, Usage)>,
     told: Option<Instant>,
@@ -203,7 +202,7 @@ struct Open {
 
 impl Open {
     fn new(max: usize) -> Open {
-        Open { max, start: Instant::now(), opened: 0, connections: HashMap::new(), told: None }
+        Open { max, requests: Arc::default(), opened: 0, connections: HashMap::new(), told: None }
     }
 
     fn insert(&mut self, task: AbortHandle, usage: Usage) {
