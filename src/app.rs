@@ -9,9 +9,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
-use crate::api::answered::{self, Traces};
 use crate::api::http::connections;
-use crate::api::{self, Context, InFlight, Logs, Readiness};
+use crate::api::{self, Context, InFlight, Logs, Readiness, Traces};
 use crate::config::{LogRequests, Settings, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
@@ -128,9 +127,9 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         logs: outside.logs,
         traces: outside.traces,
         log_requests: match settings.log.requests {
-            LogRequests::Off => answered::LogRequests::Off,
-            LogRequests::Errors => answered::LogRequests::Errors,
-            LogRequests::All => answered::LogRequests::All,
+            LogRequests::Off => api::LogRequests::Off,
+            LogRequests::Errors => api::LogRequests::Errors,
+            LogRequests::All => api::LogRequests::All,
         },
     };
     let context = Arc::new(context);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use octet::api::answered::{Answered, Call, Phases, Traces};
+use octet::api::{Answered, Call, Phases, Traces};
 use octet::app;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{

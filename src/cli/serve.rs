@@ -4,8 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use octet::api::answered::Traces;
-use octet::api::{LogLevel, Logs};
+use octet::api::{LogLevel, Logs, Traces};
 use octet::app::{self, Outside};
 use octet::config::{Flags, LogFormat, Settings};
 use tracing_subscriber::layer::SubscriberExt as _;

@@ -14,14 +14,14 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::Context;
-use crate::api::answered::{self, Answered, Call, Trail};
+use crate::api::answered::{self, Trail};
 use crate::api::error::{Code as Refusal, Problem};
 use crate::api::grpc::health::Health;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::api::grpc::service::Service;
 use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
+use crate::api::{Answered, Call, Context};
 
 /// The call that may carry a model.
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";

@@ -10,10 +10,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::api::answered::{self, Answered, Call, Trail};
+use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
 use crate::api::http::ui::ForPeople;
 use crate::api::http::{ErrorBody, ProblemBody, Shared};
+use crate::api::{Answered, Call};
 
 /// The id of a request: as it came, or ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::api::Context;
-use crate::api::answered::{Phases, Trail};
+use crate::api::answered::Trail;
 use crate::api::error::{Code, Problem};
 use crate::api::wire::InferRequest;
+use crate::api::{Context, Phases};
 use crate::engine::tensor::Tensor;
 use crate::service::infer::served::Ticket;
 use crate::service::infer::stats::Spent;
