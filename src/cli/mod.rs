@@ -7,6 +7,8 @@ pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod lint;
+#[cfg(feature = "otel")]
+pub(crate) mod otel;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;
