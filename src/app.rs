@@ -1,7 +1,7 @@
 //! The only place that builds things: settings to stores, pools, queue, endpoints, server; and the graceful stop.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,8 +11,9 @@ use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use crate::api::http::connections;
+use crate::api::tls::{self, Tls};
 use crate::api::{self, Context, InFlight, Logs, Readiness, Traces};
-use crate::config::{LogRequests, Role, Settings, Store, Weights};
+use crate::config::{self, AuthMode, LogRequests, Role, Settings, Store, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
@@ -22,6 +23,7 @@ use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
 use crate::service::jobs::worker::{self, Workers};
+use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::remote::{Remote, S3};
@@ -48,6 +50,19 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// Strangers could reach a server that asks nobody.
+    #[error(
+        "{address} can be reached from other machines, and nobody is asked for a key: make keys with \
+         `octet key create` and set auth.mode = \"keys\", or set auth.allow_public = true where something else keeps \
+         strangers away"
+    )]
+    Public {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The files of TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] tls::Error),
     /// The kernels cannot run as the settings say.
     #[error("isa `{asked}`: this CPU has {available:?}")]
     Isa {
@@ -75,6 +90,7 @@ pub struct Server {
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
     listening: JoinHandle<()>,
+    refreshing: Vec<JoinHandle<()>>,
 }
 
 /// Starts a server. When it answers, endpoints of an earlier run may still be loading: see
@@ -101,6 +117,8 @@ pub struct Outside {
 /// [`Error`]; nothing runs then.
 pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
+    refuse_public(settings)?;
+    let tls = tls(&settings.tls)?;
     let (listener, address) = bind(settings.listen).await?;
     let answers = settings.role != Role::Worker;
     let grpc = match settings.grpc_listen.0 {
@@ -119,6 +137,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let blobs = Blobs::open_with(&settings.data_dir, remote, settings.store.cache_bytes)?;
     let listening = database.listen();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
+    let keys = keys(settings, &catalog, &clock, &metrics).await?;
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
     let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;
     let (stop, stopping) = watch::channel(false);
@@ -138,6 +157,8 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         in_flight: InFlight::new(size(settings.limits.requests_in_flight)),
         compress_bytes: settings.serving.compress_bytes,
         loading: tokio::sync::Mutex::default(),
+        keys: keys.clone(),
+        tls: tls.is_some(),
         logs: outside.logs,
         traces: outside.traces,
         log_requests: match settings.log.requests {
@@ -152,13 +173,13 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         Role::Worker => api::http::router::of_worker(Arc::clone(&context)),
     };
     let open = connection_limits(settings);
-    let http = tokio::spawn(connections::serve(listener, http, open, stopping.clone()));
+    let http = tokio::spawn(connections::serve(listener, tls.clone(), http, open, stopping.clone()));
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
-        let stopping = stopping.clone();
+        let (tls, stopping) = (tls.clone(), stopping.clone());
         async move {
             if let Some((listener, _)) = grpc {
-                connections::serve(listener, api::grpc::router::router(context), open, stopping).await;
+                connections::serve(listener, tls, api::grpc::router::router(context), open, stopping).await;
             }
         }
     });
@@ -170,8 +191,12 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         tokio::spawn(std::future::ready(()))
     };
     let watching = tokio::spawn(watch.run());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let mut refreshing = Vec::new();
+    refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
+    refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
-    info!(%address, grpc = grpc_text, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on http://{address}, gRPC: {grpc_text}");
+    info!(%address, grpc = grpc_text, isa = isa.name(), data_dir = %settings.data_dir.display(), "Octet listens on {scheme}://{address}, gRPC: {grpc_text}");
     Ok(Server {
         address,
         grpc_address,
@@ -185,7 +210,51 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         following,
         watching,
         listening,
+        refreshing,
     })
+}
+
+/// An address that other machines reach needs keys, unless the settings say that something else keeps strangers away.
+fn refuse_public(settings: &Settings) -> Result<(), Error> {
+    if settings.auth.mode == AuthMode::Keys || settings.auth.allow_public {
+        return Ok(());
+    }
+    let addresses = [Some(settings.listen), settings.grpc_listen.0];
+    let public = addresses.into_iter().flatten().find(|address| !address.ip().to_canonical().is_loopback());
+    public.map_or(Ok(()), |address| Err(Error::Public { address }))
+}
+
+fn tls(settings: &config::Tls) -> Result<Option<Arc<Tls>>, Error> {
+    let given = |path: &PathBuf| (!path.as_os_str().is_empty()).then(|| path.clone());
+    let (Some(certificate), Some(key)) = (given(&settings.certificate), given(&settings.key)) else {
+        return Ok(None);
+    };
+    let files = tls::Files { certificate, key, client_ca: given(&settings.client_ca) };
+    Ok(Some(Arc::new(Tls::open(files)?)))
+}
+
+async fn keys(
+    settings: &Settings,
+    catalog: &Arc<dyn Catalog>,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Keys>>, Error> {
+    if settings.auth.mode == AuthMode::Off {
+        return Ok(None);
+    }
+    let keys = Keys::open(Arc::clone(catalog), Arc::clone(clock), Arc::clone(metrics)).await?;
+    if keys.is_empty() {
+        warn!("There is no key yet: make one with `octet key create --name NAME --scope admin`");
+    }
+    Ok(Some(keys))
+}
+
+/// The records of a server, which may run meanwhile: only the files have one owner.
+///
+/// # Errors
+/// [`Error`] where they cannot be opened.
+pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
+    Ok(database(settings, clock()).await?)
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -230,7 +299,7 @@ impl Server {
             warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
-        for task in [self.following, self.watching, self.listening] {
+        for task in [self.following, self.watching, self.listening].into_iter().chain(self.refreshing) {
             task.abort();
             // It ends with an error that says it was aborted.
             let _ = task.await;
@@ -446,6 +515,12 @@ fn or_cores(number: u64) -> usize {
 #[must_use]
 pub fn wall_clock() -> SystemTime {
     SystemTime::now()
+}
+
+/// The time.
+#[must_use]
+pub fn now() -> Timestamp {
+    clock()()
 }
 
 /// The time of day at the start, and what has passed since: a clock that somebody sets does not end leases.

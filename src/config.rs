@@ -28,6 +28,10 @@ pub struct Settings {
     pub isa: String,
     /// What counts more for packed weights.
     pub memory: Weights,
+    /// Who may use it.
+    pub auth: Auth,
+    /// Encryption of both ports.
+    pub tls: Tls,
     /// What a stranger may send.
     pub limits: Limits,
     /// Where things are kept.
@@ -119,6 +123,38 @@ impl From<Listen> for String {
     fn from(listen: Listen) -> String {
         listen.0.map_or_else(|| "off".to_owned(), |address| address.to_string())
     }
+}
+
+/// Who may use it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Auth {
+    /// Whether requests need a key.
+    pub mode: AuthMode,
+    /// Whether an address that is not loopback is taken although nobody is asked for a key.
+    pub allow_public: bool,
+}
+
+/// Whether requests need a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AuthMode {
+    /// They do not: whoever reaches the port may do everything.
+    Off,
+    /// They need one of `octet key create`.
+    Keys,
+}
+
+/// Encryption of both ports: files in PEM. Empty paths are none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// The certificate of the server, and those between it and its authority.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Authorities of clients: then each must show a certificate.
+    pub client_ca: PathBuf,
 }
 
 /// What a stranger may send.
@@ -434,6 +470,14 @@ impl Settings {
             ("isa", self.isa.is_empty()),
             ("log.level", self.log.level.is_empty()),
         ];
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        let tls = &self.tls;
+        if given(&tls.certificate) != given(&tls.key) {
+            faults.push("`tls.certificate` and `tls.key` must be given together".to_owned());
+        }
+        if given(&tls.client_ca) && !given(&tls.certificate) {
+            faults.push("`tls.client_ca` needs `tls.certificate` and `tls.key`".to_owned());
+        }
         let url = self.store.database_url.reveal();
         if !url.is_empty() && !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             faults
@@ -566,9 +610,12 @@ mod tests {
     fn the_environment_reaches_every_key() {
         for (key, value) in leaves(&Toml::string(DEFAULT)).unwrap() {
             let variable = format!("OCTET_{}", key.to_uppercase().replace('.', "__"));
-            let number = || value.to_i128().map(|n| n.to_string());
-            let text = value.as_str().map(str::to_owned).or_else(number);
-            let text = text.unwrap_or_else(|| value.to_f64().unwrap().to_string());
+            let text = match (value.as_str(), value.to_bool(), value.to_i128()) {
+                (Some(text), ..) => text.to_owned(),
+                (None, Some(flag), _) => flag.to_string(),
+                (None, None, Some(number)) => number.to_string(),
+                (None, None, None) => value.to_f64().unwrap().to_string(),
+            };
             let settings = assemble("", &[(&variable, &text)], &Flags::default());
             assert_eq!(settings, Ok(defaults()), "{variable}={text}");
         }
@@ -627,6 +674,19 @@ mod tests {
     fn the_example_for_production_is_valid() {
         let text = include_str!("../config/production.example.toml");
         assemble(text, &[], &Flags::default()).unwrap();
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_belong_together() {
+        for (file, want) in [
+            ("[tls]\ncertificate = \"c\"", "together"),
+            ("[tls]\nkey = \"k\"", "together"),
+            ("[tls]\nclient_ca = \"a\"", "`tls.client_ca` needs"),
+        ] {
+            let error = assemble(file, &[], &Flags::default()).unwrap_err();
+            assert!(error.faults.len() == 1 && error.faults[0].contains(want), "{error}");
+        }
+        assemble("[tls]\ncertificate = \"c\"\nkey = \"7\"", &[], &Flags::default()).unwrap();
     }
 
     #[test]

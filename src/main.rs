@@ -26,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Runs the server.
     Serve(cli::serve::Serve),
+    /// Makes, lists and revokes API keys, also while a server runs.
+    Key(cli::key::Key),
     /// Shows the whole path on bundled data: upload, quantize, report, serve, infer.
     Demo(cli::serve::Demo),
     /// Quantizes a model without a server.
@@ -52,6 +54,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Serve(command) => command.run(),
+        Command::Key(command) => command.run(),
         Command::Demo(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Run(command) => command.run(),

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::api::wire;
 use crate::engine::pipeline;
+use crate::service::keys::Refused;
 use crate::service::store::{self, BadText, blobs, remote};
 use crate::service::{infer, jobs::queue};
 
@@ -19,6 +20,12 @@ pub(crate) enum Code {
     BadInput,
     /// The bytes are not what their digest says.
     DigestMismatch,
+    /// No key was given, or none that is taken.
+    Unauthenticated,
+    /// The key may do other things.
+    Forbidden,
+    /// The key is used too often.
+    RateLimited,
     /// No such route.
     NoRoute,
     /// No such record.
@@ -68,11 +75,14 @@ pub(crate) enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub(crate) const ALL: [Code; 26] = [
+    pub(crate) const ALL: [Code; 29] = [
         Code::BadRequest,
         Code::MalformedJson,
         Code::BadInput,
         Code::DigestMismatch,
+        Code::Unauthenticated,
+        Code::Forbidden,
+        Code::RateLimited,
         Code::NoRoute,
         Code::NotFound,
         Code::MethodNotAllowed,
@@ -106,6 +116,9 @@ impl Code {
             Code::DigestMismatch => {
                 (StatusCode::BAD_REQUEST, "digest_mismatch", "The bytes are not what their digest says")
             }
+            Code::Unauthenticated => (StatusCode::UNAUTHORIZED, "unauthenticated", "A key is needed"),
+            Code::Forbidden => (StatusCode::FORBIDDEN, "forbidden", "The key does not allow it"),
+            Code::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "rate_limited", "The key is used too often"),
             Code::NoRoute => (StatusCode::NOT_FOUND, "no_route", "No such route"),
             Code::NotFound => (StatusCode::NOT_FOUND, "not_found", "Not found"),
             Code::MethodNotAllowed => {
@@ -177,12 +190,16 @@ impl Code {
             | Code::BadData
             | Code::BadRecipe
             | Code::KeyReused => tonic::Code::InvalidArgument,
+            Code::Unauthenticated => tonic::Code::Unauthenticated,
+            Code::Forbidden => tonic::Code::PermissionDenied,
             Code::NotFound => tonic::Code::NotFound,
             Code::InUse | Code::AlreadyFinished | Code::NotFinished | Code::RevisionMismatch => {
                 tonic::Code::FailedPrecondition
             }
             Code::BadRange => tonic::Code::OutOfRange,
-            Code::TooLarge | Code::QueueFull | Code::StorageFull => tonic::Code::ResourceExhausted,
+            Code::TooLarge | Code::QueueFull | Code::RateLimited | Code::StorageFull => {
+                tonic::Code::ResourceExhausted
+            }
             Code::Overloaded | Code::NotReady | Code::StorageUnavailable => tonic::Code::Unavailable,
             Code::Deadline => tonic::Code::DeadlineExceeded,
             Code::NoRoute | Code::MethodNotAllowed | Code::UnsupportedMedia | Code::NotImplemented => {
@@ -319,6 +336,20 @@ impl From<store::Error> for Problem {
                 Problem::storage_unavailable(format!("{detail}: {source}"))
             }
             store::Error::Database { source, .. } => Problem::internal(format!("{detail}: {source}")),
+        }
+    }
+}
+
+impl From<Refused> for Problem {
+    fn from(refused: Refused) -> Problem {
+        let detail = refused.to_string();
+        match refused {
+            Refused::Missing | Refused::Unknown | Refused::Expired { .. } | Refused::Revoked { .. } => {
+                Problem::new(Code::Unauthenticated, detail)
+            }
+            Refused::Scope { .. } | Refused::Origin => Problem::new(Code::Forbidden, detail),
+            // A rate is one a second or more.
+            Refused::Rate { .. } => Problem::new(Code::RateLimited, detail).retry_after(1),
         }
     }
 }

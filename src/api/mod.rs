@@ -1,10 +1,12 @@
 //! Speaks HTTP and gRPC. This file holds the handles that every handler shares; the routes stand in `http/router.rs`
 //! and `grpc/router.rs`.
 
+pub(crate) mod access;
 pub(crate) mod answered;
 pub(crate) mod error;
 pub mod grpc;
 pub mod http;
+pub mod tls;
 pub(crate) mod v2;
 pub(crate) mod wire;
 
@@ -15,6 +17,7 @@ use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::service::infer::registry::Registry;
 use crate::service::jobs::queue::Queue;
+use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::{Catalog, Clock, Digest};
@@ -45,6 +48,10 @@ pub struct Context {
     pub compress_bytes: u64,
     /// Held by the one request that carries a whole model in a message.
     pub loading: Mutex<()>,
+    /// The keys that are taken; `None` where nobody is asked for one.
+    pub keys: Option<Arc<Keys>>,
+    /// Whether the ports speak TLS.
+    pub tls: bool,
     /// Changes which log lines are written; `None` where that is fixed.
     pub logs: Option<Arc<dyn Logs>>,
     /// Takes what traces are made of; `None` where nobody traces.

@@ -6,6 +6,7 @@ pub(crate) mod convert;
 pub(crate) mod demo;
 pub(crate) mod diff;
 pub(crate) mod inspect;
+pub(crate) mod key;
 pub(crate) mod lint;
 #[cfg(feature = "otel")]
 pub(crate) mod otel;

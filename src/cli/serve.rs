@@ -46,7 +46,7 @@ pub(crate) struct Demo {
     exit: bool,
 }
 
-fn key_value(text: &str) -> Result<(String, String), String> {
+pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }
@@ -100,17 +100,19 @@ impl Demo {
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Error> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     runtime.map_err(|error| Error::Work(format!("starting the runtime: {error}")))
 }
 
-fn start_error(error: app::Error) -> Error {
+pub(crate) fn start_error(error: app::Error) -> Error {
     match error {
-        app::Error::Isa { .. } => Error::Usage(error.to_string()),
-        app::Error::Blobs(_) | app::Error::Store(_) | app::Error::Listen { .. } | app::Error::Threads(_) => {
-            Error::Work(chain(&error))
-        }
+        app::Error::Isa { .. } | app::Error::Public { .. } => Error::Usage(error.to_string()),
+        app::Error::Blobs(_)
+        | app::Error::Store(_)
+        | app::Error::Listen { .. }
+        | app::Error::Tls(_)
+        | app::Error::Threads(_) => Error::Work(chain(&error)),
     }
 }
 

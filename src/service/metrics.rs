@@ -107,6 +107,9 @@ declare! {
         "Time from the request head to the end of the answer.", "Which route is slow?";
     "http_requests_in_flight" Gauge, "requests", [], "HTTP requests being answered.",
         "Is the server idle, busy, or draining?";
+    "auth_refused_total" Counter, "requests", ["reason"],
+        "Requests refused for want of a key that allows them, over HTTP and gRPC.",
+        "Does somebody try keys, or has one run out?";
 
     "inference_requests_total" Counter, "requests", ["endpoint", "version", "precision", "protocol", "outcome"],
         "Inference requests, by how they ended.", "What share is refused, cancelled, invalid or failed?";
@@ -266,6 +269,7 @@ pub struct Metrics {
     http_requests: IntCounterVec,
     http_duration: HistogramVec,
     http_in_flight: IntGauge,
+    auth_refused: IntCounterVec,
     routes: Mutex<HashSet<(&'static str, String)>>,
     endpoints: Arc<Endpoints>,
     models_loaded: IntGaugeVec,
@@ -341,6 +345,7 @@ impl Metrics {
             http_requests: make.counters("octet_http_requests_total"),
             http_duration: make.histograms("octet_http_request_duration_seconds"),
             http_in_flight: make.int_gauge("octet_http_requests_in_flight"),
+            auth_refused: make.counters("octet_auth_refused_total"),
             routes: Mutex::default(),
             endpoints: Arc::new(Endpoints {
                 requests: make.counters("octet_inference_requests_total"),
@@ -392,6 +397,9 @@ impl Metrics {
 
     /// Series whose labels are known from the start begin at 0, so that `rate()` sees the first event.
     fn create_series(&self) {
+        for reason in ["missing", "unknown", "expired", "revoked", "scope", "origin", "rate"] {
+            self.auth_refused.with_label_values(&[reason]);
+        }
         for precision in ["fp32", "int8"] {
             self.models_loaded.with_label_values(&[precision]);
             self.model_load.with_label_values(&[precision]);
@@ -448,6 +456,11 @@ impl Metrics {
         }
         routes.insert(key);
         route
+    }
+
+    /// A request was refused for want of a key that allows it.
+    pub fn auth_refused(&self, reason: &'static str) {
+        self.auth_refused.with_label_values(&[reason]).inc();
     }
 
     /// Counts a request as being answered until the guard is dropped.

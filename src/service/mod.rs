@@ -3,5 +3,6 @@
 
 pub mod infer;
 pub mod jobs;
+pub mod keys;
 pub mod metrics;
 pub mod store;

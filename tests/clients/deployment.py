@@ -116,6 +116,8 @@ def check_the_parts_of_compose_fit():
             assert other in compose["services"]
         for port in service.get("ports", []):
             assert port.startswith("127.0.0.1:"), f"{name} is open to the network: {port}"
+    # The image listens on all addresses, and octet refuses that without keys unless it is told.
+    assert compose["services"]["octet"]["environment"] == {"OCTET_AUTH__ALLOW_PUBLIC": "true"}
     assert compose["services"]["postgres"]["profiles"] == ["postgres"]
 
 
@@ -129,6 +131,7 @@ def check_octet_takes_the_settings(binary):
     for settings, arguments in (({}, ["--config", config]), (environment, [])):
         with Configured(binary, settings, arguments) as server:
             assert server.get("/v2/health/ready").status == 200
+            assert server.get("/v1/models").status == 401, "a cluster is no loopback"
 
 
 class Configured(support.Server):

@@ -7,6 +7,7 @@ mod datasets;
 mod endpoints;
 mod infer;
 mod jobs;
+mod keys;
 mod limits;
 mod lint;
 mod models;

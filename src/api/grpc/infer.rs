@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Status, Streaming};
 
 use crate::api::Context;
+use crate::api::access::admit_again;
 use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::grpc::given;
@@ -27,7 +28,9 @@ use crate::api::wire::{Error, InferRequest, OutputRequest, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor};
 use crate::service::infer::served::{Served, Ticket};
 use crate::service::infer::stats::Spent;
+use crate::service::keys::Caller;
 use crate::service::metrics::Protocol;
+use crate::service::store::Scope;
 
 /// Requests of one stream that are under way at a time: enough to fill a batch, few enough to hold in memory.
 const STREAM_DEPTH: usize = 16;
@@ -76,6 +79,7 @@ pub(crate) fn answer_all(
     shared: Arc<Context>,
     messages: Streaming<ModelInferRequest>,
     deadline: Option<Instant>,
+    caller: Option<Caller>,
 ) -> Answers {
     let mut stopping = shared.stopping.clone();
     // A stopping server takes no further requests, but answers those that it has.
@@ -83,8 +87,8 @@ pub(crate) fn answer_all(
         let _ = stopping.wait_for(|stopping| *stopping).await;
     });
     let answers = messages.take_until(stop).map(move |message| {
-        let shared = Arc::clone(&shared);
-        async move { Ok(answer_in_stream(&shared, message?, deadline).await) }
+        let (shared, caller) = (Arc::clone(&shared), caller.clone());
+        async move { Ok(answer_in_stream(&shared, message?, deadline, caller.as_ref()).await) }
     });
     Box::pin(answers.buffered(STREAM_DEPTH))
 }
@@ -93,16 +97,18 @@ async fn answer_in_stream(
     shared: &Context,
     message: ModelInferRequest,
     deadline: Option<Instant>,
+    caller: Option<&Caller>,
 ) -> ModelStreamInferResponse {
     let id = message.id.clone();
     let last = matches!(
         choice(&message.parameters, "triton_enable_empty_final_response"),
         Some(ParameterChoice::BoolParam(true))
     );
-    let result = match shared.in_flight.enter() {
-        // Each is a request of its own.
-        Some(_entered) => answer(shared, message, deadline, None).await,
-        None => Err(Problem::overloaded(shared.in_flight.max())),
+    // Each is a request of its own.
+    let result = match (admit_again(shared, caller, Scope::Infer), shared.in_flight.enter()) {
+        (Err(problem), _) => Err(problem),
+        (Ok(()), Some(_entered)) => answer(shared, message, deadline, None).await,
+        (Ok(()), None) => Err(Problem::overloaded(shared.in_flight.max())),
     };
     match result {
         Ok(mut response) => {

@@ -1,5 +1,6 @@
 //! The Open Inference Protocol over gRPC: messages and refusals. The calls stand in `grpc/service.rs`.
 
+pub(crate) mod access;
 pub(crate) mod describe;
 pub(crate) mod health;
 pub(crate) mod infer;

@@ -14,14 +14,18 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::api::access::{admit, given, log_write};
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code as Refusal, Problem};
+use crate::api::grpc::access;
 use crate::api::grpc::health::Health;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::api::grpc::service::Service;
 use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
 use crate::api::{Answered, Call, Context};
+use crate::service::keys::Caller;
+use crate::service::store::Scope;
 
 /// The call that may carry a model.
 const LOAD: &str = "/inference.GRPCInferenceService/RepositoryModelLoad";
@@ -90,7 +94,7 @@ async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: 
     let trail = Trail::default();
     request.extensions_mut().insert(trail.clone());
     let parents = if shared.traces.is_some() { answered::parents(request.headers()) } else { [None, None] };
-    let mut response = bounded(&shared, &path, request, next).await;
+    let mut response = admitted(&shared, &path, &id, request, next).await;
     let cause = response.extensions().get::<Status>().and_then(|status| status.source());
     if let Some(cause) = cause.filter(|source| source.is::<Cause>()) {
         tracing::error!(request_id = %id, %path, %cause, "Call {id} failed: {cause}");
@@ -114,6 +118,23 @@ async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: 
         phases: trail.phases(),
     };
     answered::note(&shared, &answered, is_probe(&path));
+    response
+}
+
+/// Lets a call in whose key allows it, and notes whose it is.
+async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, next: Next) -> Response {
+    let Some(scope) = access::scope_of(path) else { return bounded(shared, path, request, next).await };
+    let caller = match admit(shared, given(request.headers()), scope) {
+        Ok(caller) => caller,
+        Err(refused) => return Status::from(Problem::from(refused)).into_http(),
+    };
+    let Some(caller) = caller else { return bounded(shared, path, request, next).await };
+    request.extensions_mut().insert::<Caller>(caller.clone());
+    let response = bounded(shared, path, request, next).await;
+    if matches!(scope, Scope::Write | Scope::Admin) {
+        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+        log_write(&caller, id, &format!("gRPC {path}"), &code);
+    }
     response
 }
 

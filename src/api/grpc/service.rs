@@ -8,6 +8,7 @@ use futures::stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::Context;
+use crate::api::access::By;
 use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceService;
@@ -23,6 +24,7 @@ use crate::api::grpc::proto::{
 };
 use crate::api::grpc::{describe, given, infer, repository, settings};
 use crate::api::v2;
+use crate::service::keys::Caller;
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -82,7 +84,8 @@ impl GrpcInferenceService for Service {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Answer<Self::ModelStreamInferStream> {
         let deadline = infer::deadline(request.metadata());
-        let answers = infer::answer_all(Arc::clone(&self.shared), request.into_inner(), deadline);
+        let caller = request.extensions().get::<Caller>().cloned();
+        let answers = infer::answer_all(Arc::clone(&self.shared), request.into_inner(), deadline, caller);
         Ok(Response::new(answers))
     }
 
@@ -120,10 +123,11 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
+        let by = By::of(request.extensions());
         let load = repository::Load::read(request.into_inner())?;
         let bytes = |bytes| stream::iter([Ok::<Bytes, Infallible>(bytes)]);
         let file = load.file.as_ref().map(|(path, file)| (path.as_str(), bytes(file.clone())));
-        v2::repository::load(&self.shared, &load.name, load.config.as_deref(), file).await?;
+        v2::repository::load(&self.shared, &load.name, load.config.as_deref(), file, &by).await?;
         Ok(Response::new(RepositoryModelLoadResponse {}))
     }
 

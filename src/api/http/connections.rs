@@ -12,12 +12,15 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
 use tower::util::MapRequest;
 use tower_http::metrics::InFlightRequests;
 use tower_http::metrics::in_flight_requests::InFlightRequestsCounter;
+
+use crate::api::tls::Tls;
 
 /// Requests of one HTTP/2 connection at a time: a gRPC client sends all of its calls over one.
 const STREAMS_MAX: u32 = 1024;
@@ -51,6 +54,7 @@ pub struct Limits {
 /// `axum::serve` sets no timer on its connections, so the time of a head would have no bound there.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<Tls>>,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
@@ -81,21 +85,27 @@ pub async fn serve(
             }
         };
         if !open.make_room() {
-            refuse(stream);
+            if tls.is_none() {
+                refuse(stream);
+            }
             continue;
         }
         // An answer is one or two small writes: waiting to fill a packet would cost 40 ms.
         let _ = stream.set_nodelay(true);
         let usage = Usage::new(Arc::clone(&open.requests));
-        let talk = converse(
-            builder.clone(),
-            stream,
-            router.clone(),
-            usage.clone(),
-            limits.head_time,
-            stopping.clone(),
-        );
-        let task = tasks.spawn(talk);
+        let (builder, router, noted) = (builder.clone(), router.clone(), usage.clone());
+        let (tls, head_time, stopping) = (tls.clone(), limits.head_time, stopping.clone());
+        let task = tasks.spawn(async move {
+            let Some(tls) = tls else {
+                return converse(builder, stream, router, noted, head_time, stopping).await;
+            };
+            match tokio::time::timeout(head_time, tls.accept(stream)).await {
+                Ok(Ok(stream)) => converse(builder, stream, router, noted, head_time, stopping).await,
+                // Scanners, and clients that do not trust the certificate.
+                Ok(Err(error)) => tracing::debug!(%error, "A connection did not come to TLS: {error}"),
+                Err(_) => tracing::debug!("A connection did not come to TLS in time"),
+            }
+        });
         open.insert(task, usage);
     }
     drop(listener);
@@ -119,14 +129,16 @@ fn builder(head_time: Duration) -> Builder<TokioExecutor> {
 }
 
 /// Serves one connection to its end.
-async fn converse(
+async fn converse<S>(
     builder: Builder<TokioExecutor>,
-    stream: TcpStream,
+    stream: S,
     router: Router,
     usage: Usage,
     head_time: Duration,
     mut stopping: watch::Receiver<bool>,
-) {
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let noted = usage.clone();
     let router = MapRequest::new(router, move |request| {
         noted.note();
@@ -280,7 +292,7 @@ mod tests {
         };
         let router = Router::new().route("/", get(|| async { "here" })).route("/never", get(never));
         let (stop, stopping) = watch::channel(false);
-        tokio::spawn(serve(listener, router, Limits { connections_max, head_time }, stopping));
+        tokio::spawn(serve(listener, None, router, Limits { connections_max, head_time }, stopping));
         (address, stop)
     }
 

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::api::access::By;
 use crate::api::error::{Code, Problem};
 use crate::api::http::{
     Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, page, read_json,
@@ -276,6 +277,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 pub(crate) async fn put(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -307,7 +309,7 @@ pub(crate) async fn put(
         weight: request.weight,
         routes: request.routes,
         settings,
-        by: "api",
+        by: by.text(),
         reason: header_text(&headers, "octet-reason").map(|text| text.chars().take(500).collect()),
     };
     let endpoint = shared.catalog.change_endpoint(&name, change, expect).await?;
@@ -329,7 +331,7 @@ pub(crate) struct EndpointRecordView {
     revision: u64,
     /// When, RFC 3339.
     at: String,
-    /// `api`, `job` or `rollback`.
+    /// `api`, `job` or `rollback`; `key NAME (ID)` where a key was asked for.
     by: String,
     /// What was changed, and the routes that came of it.
     change: Value,
@@ -400,11 +402,12 @@ pub(crate) async fn statistics(
 pub(crate) async fn delete(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    by: By,
     headers: HeaderMap,
 ) -> Result<StatusCode, Problem> {
     let name: Name = name.parse()?;
     let expect = expectation(&headers)?;
-    shared.catalog.delete_endpoint(&name, expect).await?;
+    shared.catalog.delete_endpoint(&name, expect, &by.text()).await?;
     shared.registry.follow().await.map_err(Problem::internal)?;
     tracing::info!(endpoint = %name, "Endpoint {name} is deleted");
     Ok(StatusCode::NO_CONTENT)

@@ -1,5 +1,6 @@
 //! What the handlers have in common: bodies, pages, names, request ids, the body of a refusal.
 
+pub(crate) mod access;
 pub(crate) mod artifacts;
 pub(crate) mod compress;
 pub mod connections;

@@ -19,10 +19,19 @@ use crate::api::{Answered, Call};
 /// The id of a request: as it came, or ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// What a refusal asks for where a key is missing.
+pub(crate) const CHALLENGE: HeaderValue = HeaderValue::from_static("Bearer realm=\"octet\"");
+
+/// The id of a request, for the layers further in.
+#[derive(Clone, Debug)]
+pub(crate) struct RequestId(pub(crate) String);
+
 /// Gives a request its id, counts and times it, and writes the body of its refusal.
-pub(crate) async fn observe(State(shared): State<Shared>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next: Next) -> Response {
     let start = Instant::now();
+    let mut request = request;
     let id = request_id(request.headers());
+    request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
@@ -137,6 +146,9 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
         if let Some(value) = parts.headers.get(&name) {
             body.headers_mut().insert(name, value.clone());
         }
+    }
+    if problem.code == Code::Unauthenticated {
+        body.headers_mut().insert(header::WWW_AUTHENTICATE, CHALLENGE);
     }
     if let Some(seconds) = problem.retry_after_s {
         body.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -16,6 +16,7 @@ use serde::de::{IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
+use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::{ErrorBody, Shared, check_length, parse_json, read_body};
 use crate::api::v2::repository::{self, IndexEntry};
@@ -68,6 +69,7 @@ pub(crate) struct LoadRequest {
 pub(crate) async fn load(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Problem> {
@@ -87,7 +89,7 @@ pub(crate) async fn load(
     let read = tokio::task::spawn_blocking(move || Load::read(&bytes, depth_max));
     let Load { config, file } = read.await.map_err(Problem::internal)??;
     let file = file.as_ref().map(|(path, text)| (path.as_str(), decoded(path, text)));
-    repository::load(&shared, &name, config.as_deref(), file).await?;
+    repository::load(&shared, &name, config.as_deref(), file, &by).await?;
     Ok(StatusCode::OK)
 }
 

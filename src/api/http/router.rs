@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn_with_state, map_response};
 use axum::response::Response;
-use axum::routing::{any, get};
+use axum::routing::{any, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::decompression::RequestDecompressionLayer;
 use utoipa::OpenApi;
@@ -13,10 +13,12 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::Context;
+use crate::api::http::access::Needs;
 use crate::api::http::{
-    Shared, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
+    Shared, access, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
     settings, system, ui,
 };
+use crate::service::store::Scope;
 
 /// The head of the OpenAPI document.
 #[derive(OpenApi)]
@@ -42,46 +44,98 @@ use crate::api::http::{
 )]
 struct Head;
 
-/// Uploads: their time is that of the network.
-fn uploads() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new()
-        .routes(routes!(models::put, models::get, models::delete))
-        .routes(routes!(models::post, models::list))
-        .routes(routes!(lint::post))
-        .routes(routes!(datasets::put, datasets::get, datasets::delete))
-        .routes(routes!(repository::load))
+/// Routes that have what is around them in common.
+struct Group {
+    /// What a key must allow; `None` is open to everybody.
+    needs: Option<Scope>,
+    /// What is special about them.
+    kind: Kind,
+    routes: OpenApiRouter<Shared>,
 }
 
-/// Inference: bodies may be compressed.
-fn inference() -> OpenApiRouter<Shared> {
-    OpenApiRouter::new().routes(routes!(infer::infer)).routes(routes!(infer::infer_version))
+/// What is special about the routes of a group.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Nothing.
+    Plain,
+    /// Their time is that of the network.
+    Upload,
+    /// Bodies may be compressed.
+    Inference,
+    /// For people. They are no part of the document.
+    Page,
 }
 
-/// Everything else.
-fn rest() -> OpenApiRouter<Shared> {
+/// Every route, with the one scope that it needs: there is no other way for a route to come into the server.
+fn groups() -> [Group; 9] {
+    let group = |needs, kind, routes| Group { needs, kind, routes };
+    [
+        group(None, Kind::Plain, health()),
+        group(None, Kind::Page, doors()),
+        group(Some(Scope::Read), Kind::Page, pages()),
+        group(Some(Scope::Read), Kind::Plain, reading()),
+        group(Some(Scope::Infer), Kind::Inference, inference()),
+        group(Some(Scope::Write), Kind::Upload, uploads()),
+        group(Some(Scope::Write), Kind::Plain, changes()),
+        group(Some(Scope::Admin), Kind::Upload, OpenApiRouter::new().routes(routes!(repository::load))),
+        group(Some(Scope::Admin), Kind::Plain, administration()),
+    ]
+}
+
+/// For probes, which have no key.
+fn health() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(system::live)).routes(routes!(system::ready))
+}
+
+/// What a browser needs to sign in.
+fn doors() -> OpenApiRouter<Shared> {
+    let form = DefaultBodyLimit::max(ui::sign_in::FORM_BYTES_MAX);
     OpenApiRouter::new()
+        .route("/login", get(ui::sign_in::page).post(ui::sign_in::sign_in).layer(form))
+        .route("/logout", post(ui::sign_in::sign_out))
+        .route("/assets/{digest}/{name}", get(ui::assets::get))
+        .route("/favicon.ico", get(ui::assets::icon))
+}
+
+fn pages() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .route("/", get(ui::overview::page))
+        .route("/models", get(ui::models::page))
+        .route("/datasets", get(ui::datasets::page))
+        .route("/jobs", get(ui::jobs::list))
+        .route("/jobs/new", get(ui::jobs::form))
+        .route("/jobs/{id}", get(ui::jobs::one))
+        .route("/artifacts", get(ui::artifacts::list))
+        .route("/artifacts/{id}", get(ui::artifacts::one))
+        .route("/endpoints", get(ui::endpoints::list))
+        .route("/endpoints/{name}", get(ui::endpoints::one))
+        .route("/docs", get(|| async { ui::docs::page(document) }))
+}
+
+fn reading() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(models::list))
+        .routes(routes!(models::get))
         .routes(routes!(models::file))
         .routes(routes!(datasets::list))
+        .routes(routes!(datasets::get))
         .routes(routes!(datasets::file))
-        .routes(routes!(jobs::post, jobs::list))
-        .routes(routes!(jobs::get, jobs::delete))
-        .routes(routes!(jobs::cancel))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::get))
         .routes(routes!(jobs::events))
         .routes(routes!(artifacts::list))
-        .routes(routes!(artifacts::get, artifacts::delete))
+        .routes(routes!(artifacts::get))
         .routes(routes!(artifacts::file))
         .routes(routes!(artifacts::report))
         .routes(routes!(artifacts::report_html))
         .routes(routes!(artifacts::statistics))
         .routes(routes!(artifacts::diff))
         .routes(routes!(endpoints::list))
-        .routes(routes!(endpoints::get, endpoints::put, endpoints::delete))
+        .routes(routes!(endpoints::get))
         .routes(routes!(endpoints::changes))
         .routes(routes!(endpoints::statistics))
         .routes(routes!(figures::get))
         .routes(routes!(system::metadata))
-        .routes(routes!(system::live))
-        .routes(routes!(system::ready))
         .routes(routes!(system::metrics))
         .routes(routes!(system::openapi))
         .routes(routes!(system::model_names))
@@ -95,63 +149,87 @@ fn rest() -> OpenApiRouter<Shared> {
         .routes(routes!(infer::stats))
         .routes(routes!(infer::stats_version))
         .routes(routes!(repository::index))
-        .routes(routes!(repository::unload))
-        .routes(routes!(settings::log, settings::update_log))
-        .routes(routes!(settings::trace, settings::update_trace))
-        .routes(routes!(settings::trace_model, settings::update_trace_model))
+        .routes(routes!(settings::log))
+        .routes(routes!(settings::trace))
+        .routes(routes!(settings::trace_model))
         .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
         .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
 }
 
-/// Pages for people. They are no part of the document.
-fn pages() -> axum::Router<Shared> {
-    axum::Router::new()
-        .route("/", get(ui::overview::page))
-        .route("/models", get(ui::models::page))
-        .route("/datasets", get(ui::datasets::page))
-        .route("/jobs", get(ui::jobs::list))
-        .route("/jobs/new", get(ui::jobs::form))
-        .route("/jobs/{id}", get(ui::jobs::one))
-        .route("/artifacts", get(ui::artifacts::list))
-        .route("/artifacts/{id}", get(ui::artifacts::one))
-        .route("/endpoints", get(ui::endpoints::list))
-        .route("/endpoints/{name}", get(ui::endpoints::one))
-        .route("/docs", get(|| async { ui::docs::page(document) }))
-        .route("/assets/{digest}/{name}", get(ui::assets::get))
-        .route("/favicon.ico", get(ui::assets::icon))
+fn inference() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new().routes(routes!(infer::infer)).routes(routes!(infer::infer_version))
+}
+
+fn uploads() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(models::put))
+        .routes(routes!(models::post))
+        .routes(routes!(lint::post))
+        .routes(routes!(datasets::put))
+}
+
+fn changes() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(models::delete))
+        .routes(routes!(datasets::delete))
+        .routes(routes!(jobs::post))
+        .routes(routes!(jobs::delete))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(artifacts::delete))
+        .routes(routes!(endpoints::put, endpoints::delete))
+}
+
+fn administration() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(repository::unload))
+        .routes(routes!(settings::update_log))
+        .routes(routes!(settings::update_trace))
+        .routes(routes!(settings::update_trace_model))
 }
 
 /// The server's routes over what they share.
 pub fn router(shared: Arc<Context>) -> axum::Router {
-    let limit = shared.limits.request_timeout;
-    let in_time = from_fn_with_state(limit, observe::in_time);
-    let (uploads, _) = uploads().split_for_parts();
-    let (inference, _) = inference().split_for_parts();
-    let (rest, _) = rest().split_for_parts();
-    // The header counts plain bytes, so nothing behind this layer sees a compressed one.
-    let inference = inference.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
-    inference
-        .merge(rest)
-        .merge(pages())
-        .layer(in_time)
-        .merge(uploads)
-        .fallback(system::no_route)
-        // Every handler bounds its own body, uploads by their own setting.
-        .layer(DefaultBodyLimit::disable())
-        .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
-        .with_state(shared)
+    let routes = guarded(groups(), &shared).fallback(system::no_route);
+    around(routes, shared)
 }
 
 /// The routes of a process that only does jobs: its health and its figures.
 pub fn of_worker(shared: Arc<Context>) -> axum::Router {
-    let (routes, _) = OpenApiRouter::new()
-        .routes(routes!(system::live))
-        .routes(routes!(system::ready))
-        .routes(routes!(system::metrics))
-        .split_for_parts();
+    let figures = OpenApiRouter::new().routes(routes!(system::metrics));
+    let groups = [
+        Group { needs: None, kind: Kind::Plain, routes: health() },
+        Group { needs: Some(Scope::Read), kind: Kind::Plain, routes: figures },
+    ];
+    let routes = guarded(groups, &shared).fallback(system::not_of_a_worker);
+    around(routes, shared)
+}
+
+/// The routes of the groups, each behind what its group asks for.
+fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Router<Shared> {
+    let in_time = from_fn_with_state(shared.limits.request_timeout, observe::in_time);
+    let mut all = axum::Router::new();
+    for Group { needs, kind, routes } in groups {
+        let (mut routes, _) = routes.split_for_parts();
+        if kind == Kind::Inference {
+            // The header counts plain bytes, so nothing behind this layer sees a compressed one.
+            routes = routes.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
+        }
+        if kind != Kind::Upload {
+            routes = routes.layer(in_time.clone());
+        }
+        if let Some(scope) = needs {
+            let needs = Needs { shared: Arc::clone(shared), scope, page: kind == Kind::Page };
+            routes = routes.layer(from_fn_with_state(needs, access::require));
+        }
+        all = all.merge(routes);
+    }
+    all
+}
+
+fn around(routes: axum::Router<Shared>, shared: Shared) -> axum::Router {
     routes
-        .fallback(system::not_of_a_worker)
+        // Every handler bounds its own body, uploads by their own setting.
+        .layer(DefaultBodyLimit::disable())
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
         .with_state(shared)
@@ -177,7 +255,14 @@ pub(crate) fn document() -> serde_json::Value {
 }
 
 fn described() -> utoipa::openapi::OpenApi {
-    let routes =
-        OpenApiRouter::with_openapi(Head::openapi()).merge(uploads()).merge(inference()).merge(rest());
-    routes.into_openapi()
+    let mut document = Head::openapi();
+    access::describe(&mut document);
+    for Group { needs, routes, .. } in groups() {
+        let mut part = routes.into_openapi();
+        if let Some(scope) = needs {
+            access::describe_needs(&mut part, scope);
+        }
+        document.merge(part);
+    }
+    document
 }

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::api::Context;
+use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::{models, parse_json, uploads};
 use crate::api::wire::datatype;
@@ -57,6 +58,7 @@ pub(crate) async fn load<E: std::error::Error>(
     name: &str,
     config: Option<&str>,
     file: Option<(&str, impl Stream<Item = Result<Bytes, E>> + Unpin)>,
+    by: &By,
 ) -> Result<(), Problem> {
     let config = match config {
         None => None,
@@ -80,7 +82,8 @@ pub(crate) async fn load<E: std::error::Error>(
         });
         // The same file again makes no version: clients load at each start.
         if !same {
-            let change = EndpointChange { add: Some((None, model)), by: "api", ..EndpointChange::default() };
+            let change =
+                EndpointChange { add: Some((None, model)), by: by.text(), ..EndpointChange::default() };
             let endpoint = shared.catalog.change_endpoint(&name, change, Expect::Any).await?;
             tracing::info!(endpoint = %name, revision = endpoint.revision, "Endpoint {name} has changed");
         }

@@ -95,7 +95,7 @@ impl Watch {
         let reason = format!("version {version}: {reason}");
         let change = EndpointChange {
             routes: Some(routes),
-            by: "rollback",
+            by: "rollback".into(),
             reason: Some(reason.clone()),
             ..EndpointChange::default()
         };

@@ -1,5 +1,6 @@
 //! What is kept: ids, records, and the [`Catalog`] that keeps them. Knows no SQL dialect and no files.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -805,6 +806,135 @@ pub fn given<'de, T: Deserialize<'de>, D: serde::Deserializer<'de>>(
     Option::<T>::deserialize(from).map(Some)
 }
 
+/// Names an API key: 16 lower-case hexadecimal digits, which are no secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyId(pub [u8; 8]);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<KeyId, BadText> {
+        let mut bytes = [0; 8];
+        match hex::decode_to_slice(text, &mut bytes) {
+            Ok(()) if KeyId(bytes).to_string() == text => Ok(KeyId(bytes)),
+            _ => Err(bad(text, "the id of a key", "16 lower-case hexadecimal digits")),
+        }
+    }
+}
+serde_as_text!(KeyId);
+
+/// What a key may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Look: lists, reports, downloads, figures, pages.
+    Read,
+    /// Run a model.
+    Infer,
+    /// Upload, start jobs, change endpoints, delete.
+    Write,
+    /// Everything, and load, unload, and change settings of the server.
+    Admin,
+}
+
+impl Scope {
+    /// Every scope.
+    pub const ALL: [Scope; 4] = [Scope::Read, Scope::Infer, Scope::Write, Scope::Admin];
+
+    /// As shown in the API, the database and the command line.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scope::Read => "read",
+            Scope::Infer => "infer",
+            Scope::Write => "write",
+            Scope::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Some scopes, at least one. Written `read,write`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scopes(Vec<Scope>);
+
+impl Scopes {
+    /// Whether they allow what needs `scope`: `admin` allows everything.
+    #[must_use]
+    pub fn allow(&self, scope: Scope) -> bool {
+        self.0.contains(&scope) || self.0.contains(&Scope::Admin)
+    }
+}
+
+impl FromStr for Scopes {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<Scopes, BadText> {
+        let named = |name: &str| Scope::ALL.into_iter().find(|scope| scope.as_str() == name.trim());
+        let scopes: Option<Vec<Scope>> = text.split(',').map(named).collect();
+        let rule = "one or more of read, infer, write and admin, with commas between them";
+        let mut scopes = scopes.ok_or_else(|| bad(text, "a list of scopes", rule))?;
+        scopes.sort_unstable();
+        scopes.dedup();
+        Ok(Scopes(scopes))
+    }
+}
+
+impl fmt::Display for Scopes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|scope| scope.as_str()).collect();
+        f.write_str(&names.join(","))
+    }
+}
+serde_as_text!(Scopes);
+
+/// Lets whoever has its secret do something. The secret itself is kept nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Key {
+    /// Its id: the part of the key that is no secret.
+    pub id: KeyId,
+    /// What people call it. Several may have the same, as when one replaces another.
+    pub name: Name,
+    /// Of the bytes of the secret.
+    #[serde(skip)]
+    pub sha256: Digest,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Requests a second; `None` is no limit of its own.
+    pub rate: Option<u32>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From when on it is refused.
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A key to be.
+#[derive(Clone, Debug)]
+pub struct NewKey {
+    /// Its id.
+    pub id: KeyId,
+    /// What people call it.
+    pub name: Name,
+    /// Of the bytes of the secret.
+    pub sha256: Digest,
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Requests a second; `None` is no limit of its own.
+    pub rate: Option<u32>,
+    /// How long it is taken, from now on; `None` is until it is revoked.
+    pub lifetime: Option<Duration>,
+}
+
 /// What shall change of an endpoint.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EndpointChange {
@@ -817,8 +947,8 @@ pub struct EndpointChange {
     pub routes: Option<Vec<Route>>,
     /// Settings.
     pub settings: SettingsPatch,
-    /// Who changes it: `api`, `job`, `rollback`.
-    pub by: &'static str,
+    /// Who changes it: `api`, `job`, `rollback`, or the key that was used.
+    pub by: Cow<'static, str>,
     /// Why, where there is more to say.
     pub reason: Option<String>,
 }
@@ -1094,6 +1224,8 @@ pub enum Kind {
     Artifact,
     /// An [`Endpoint`].
     Endpoint,
+    /// A [`Key`].
+    Key,
 }
 
 impl fmt::Display for Kind {
@@ -1104,6 +1236,7 @@ impl fmt::Display for Kind {
             Kind::Job => "job",
             Kind::Artifact => "artifact",
             Kind::Endpoint => "endpoint",
+            Kind::Key => "key",
         })
     }
 }
@@ -1269,8 +1402,8 @@ pub trait Catalog: Send + Sync {
     ) -> Answer<'a, Endpoint>;
     /// The changes that an endpoint has seen, newest first, at most 200.
     fn endpoint_records<'a>(&'a self, name: &'a Name) -> Answer<'a, Vec<EndpointRecord>>;
-    /// Deletes an endpoint.
-    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect) -> Answer<'a, ()>;
+    /// Deletes an endpoint. `by` is who does it: see [`EndpointChange::by`].
+    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect, by: &'a str) -> Answer<'a, ()>;
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
     fn endpoint_changes(&self) -> watch::Receiver<u64>;
 
@@ -1323,6 +1456,13 @@ pub trait Catalog: Send + Sync {
     fn end_removal(&self, digest: Digest) -> Answer<'_, ()>;
     /// Figures for the metrics.
     fn census(&self) -> Answer<'_, Census>;
+
+    /// Adds a key.
+    fn create_key(&self, new: NewKey) -> Answer<'_, Key>;
+    /// All keys, also those that are not taken any more, oldest first.
+    fn keys(&self) -> Answer<'_, Vec<Key>>;
+    /// From now on the key is not taken. Asking again changes nothing.
+    fn revoke_key(&self, id: KeyId) -> Answer<'_, Key>;
 }
 
 #[cfg(test)]
@@ -1372,5 +1512,22 @@ mod tests {
         let digest = Digest([0xab; 32]);
         assert_eq!(digest.to_string().parse(), Ok(digest));
         assert!("ab".parse::<Digest>().is_err());
+        assert_eq!("00ff00ff00ff00ff".parse::<KeyId>().unwrap().to_string(), "00ff00ff00ff00ff");
+        for text in ["", "00", "00FF00FF00FF00FF", "00ff00ff00ff00ff00"] {
+            assert!(text.parse::<KeyId>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn scopes_are_named_and_only_admin_includes_others() {
+        let scopes = |text: &str| text.parse::<Scopes>();
+        assert_eq!(scopes("write, read,write").unwrap().to_string(), "read,write");
+        for text in ["", "read,", "root", "READ"] {
+            assert!(scopes(text).is_err(), "{text:?}");
+        }
+        let allowed = |text: &str| Scope::ALL.map(|scope| scopes(text).unwrap().allow(scope));
+        assert_eq!(allowed("read"), [true, false, false, false]);
+        assert_eq!(allowed("infer,write"), [false, true, true, false]);
+        assert_eq!(allowed("admin"), [true; 4]);
     }
 }

@@ -57,7 +57,8 @@ pub(crate) fn page(place: &str, title: &str, main: &str) -> Response {
         format_args!(
             "</nav></div></header><main id=\"main\" tabindex=\"-1\">{main}</main>\
              <footer><span>Octet {}</span><a href=\"/docs\">API reference</a>\
-             <a href=\"/openapi.yaml\">openapi.yaml</a><a href=\"/metrics\">Metrics</a></footer>\
+             <a href=\"/openapi.yaml\">openapi.yaml</a><a href=\"/metrics\">Metrics</a>\
+             <a href=\"/login\">Access</a></footer>\
              <div id=\"announce\" class=\"unseen\" role=\"status\" aria-live=\"polite\"></div></body></html>",
             env!("CARGO_PKG_VERSION")
         ),

@@ -11,6 +11,7 @@ pub(crate) mod models;
 pub(crate) mod overview;
 pub(crate) mod result;
 pub(crate) mod rollout;
+pub(crate) mod sign_in;
 
 use std::fmt;
 

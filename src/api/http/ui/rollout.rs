@@ -330,12 +330,13 @@ pub(crate) fn changes(html: &mut String, endpoint: &Endpoint, records: &[Endpoin
             let by = match record.by.as_str() {
                 "rollback" => "its rollback rule",
                 "job" => "a job",
-                _ => "the API",
+                "api" => "the API",
+                key => key,
             };
             let reason = record.reason.as_deref().unwrap_or("–");
             vec![
                 ago(record.at, now),
-                by.to_owned(),
+                escape(by),
                 format!("<span class=\"long\">{}</span>", escape(&told(&record.change))),
                 format!("<span class=\"long\">{}</span>", escape(reason)),
             ]

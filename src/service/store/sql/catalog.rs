@@ -9,8 +9,8 @@ use tokio::sync::watch;
 use super::super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, DatasetId, Digest,
     Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
-    JobProgress, JobState, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewModel, Page, Slice,
-    Version, Wanted,
+    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewKey,
+    NewModel, Page, Slice, Version, Wanted,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
@@ -19,7 +19,7 @@ use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_j
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
-use super::{answer, holds, parsed, signed, text, time, unsigned, whole};
+use super::{answer, holds, keys, parsed, signed, text, time, unsigned, whole};
 
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
@@ -256,7 +256,7 @@ impl Catalog for Sql {
         })
     }
 
-    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect) -> Answer<'a, ()> {
+    fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect, by: &'a str) -> Answer<'a, ()> {
         answer(format!("deleting endpoint `{name}`"), async move {
             let mut transaction = self.begin().await?;
             let found = expect_endpoint(&mut transaction, name, expect).await?;
@@ -272,7 +272,7 @@ impl Catalog for Sql {
                 .bind(name.as_str())
                 .execute(&mut *transaction)
                 .await?;
-            let record = Told { by: "api", change: json!({ "deleted": true }), reason: None };
+            let record = Told { by, change: json!({ "deleted": true }), reason: None };
             write_record(&mut transaction, name, &record, self.now()).await?;
             self.commit_endpoints(transaction).await
         })
@@ -632,6 +632,31 @@ impl Catalog for Sql {
             .fetch_all(&self.writer)
             .await?;
             Ok(holders)
+        })
+    }
+
+    fn create_key(&self, new: NewKey) -> Answer<'_, Key> {
+        answer(format!("adding key `{}`", new.name), async move {
+            let mut transaction = self.begin().await?;
+            let key = keys::create(&mut transaction, &new, self.now()).await?;
+            transaction.commit().await?;
+            Ok(key)
+        })
+    }
+
+    fn keys(&self) -> Answer<'_, Vec<Key>> {
+        answer("listing keys", async move {
+            let mut connection = self.readers.acquire().await?;
+            keys::all(&mut connection).await
+        })
+    }
+
+    fn revoke_key(&self, id: KeyId) -> Answer<'_, Key> {
+        answer(format!("revoking key `{id}`"), async move {
+            let mut transaction = self.begin().await?;
+            let key = keys::revoke(&mut transaction, id, self.now()).await?;
+            transaction.commit().await?;
+            Ok(key)
         })
     }
 

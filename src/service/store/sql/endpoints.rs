@@ -87,7 +87,7 @@ pub(super) async fn change_endpoint(
     if change.settings != SettingsPatch::default() {
         told.insert("settings".to_owned(), json!(change.settings));
     }
-    let record = Told { by: change.by, change: Value::Object(told), reason: change.reason.as_deref() };
+    let record = Told { by: &change.by, change: Value::Object(told), reason: change.reason.as_deref() };
     write_record(connection, name, &record, now).await?;
     written_endpoint(connection, name).await
 }

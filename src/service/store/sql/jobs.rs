@@ -160,7 +160,7 @@ pub(super) async fn keep_artifact(
     if let Some(name) = &job.endpoint {
         let change = EndpointChange {
             add: Some((Some(new.id), job.model.clone())),
-            by: "job",
+            by: "job".into(),
             reason: Some(format!("job {}", job.id)),
             ..EndpointChange::default()
         };

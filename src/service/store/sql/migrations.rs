@@ -30,6 +30,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(2, "statistics", "0002_statistics.sql"),
     migration!(3, "routes", "0003_routes.sql"),
     migration!(4, "holds", "0004_holds.sql"),
+    migration!(5, "keys", "0005_keys.sql"),
     migration!(6, "checkpoints", "0006_checkpoints.sql"),
 ];
 

@@ -18,6 +18,7 @@ mod catalog;
 mod endpoints;
 mod holds;
 mod jobs;
+mod keys;
 mod migrations;
 pub mod open;
 mod rows;

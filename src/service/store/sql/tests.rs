@@ -10,8 +10,8 @@ use serde_json::json;
 use super::super::{
     AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
     EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
-    LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewModel, Page, Pinned, Route, Timestamp,
-    Version,
+    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Page, Pinned,
+    Route, Timestamp, Version,
 };
 use super::catalog::KEY_LIFETIME_MS;
 use super::open::Sql;
@@ -50,6 +50,8 @@ on_both! {
     no_job_is_leased_twice,
     a_hold_and_a_removal_exclude_each_other,
     the_census_counts,
+    keys_come_back_as_they_were_made,
+    a_key_is_revoked_once,
     a_file_of_a_newer_program_is_refused,
 }
 
@@ -384,7 +386,7 @@ async fn a_model_deleted_under_a_job_fails_it(scratch: Scratch) {
 }
 
 fn adding(artifact: Option<ArtifactId>, model: Pinned) -> EndpointChange {
-    EndpointChange { add: Some((artifact, model)), by: "api", ..EndpointChange::default() }
+    EndpointChange { add: Some((artifact, model)), by: "api".into(), ..EndpointChange::default() }
 }
 
 async fn endpoints_change_only_as_expected(scratch: Scratch) {
@@ -405,7 +407,7 @@ async fn endpoints_change_only_as_expected(scratch: Scratch) {
     assert_eq!(catalog.endpoint(&prod).await.unwrap().revision, 2, "what is refused changes nothing");
     let error = catalog.delete_model(&name("m"), Some(Version(1))).await.unwrap_err().to_string();
     assert_eq!(error, "model `m@1` is served by endpoint `prod`");
-    catalog.delete_endpoint(&prod, Expect::Revision(2)).await.unwrap();
+    catalog.delete_endpoint(&prod, Expect::Revision(2), "api").await.unwrap();
     assert!(catalog.endpoint(&prod).await.is_err());
     let again = add(Expect::Absent).await.unwrap();
     assert_eq!((again.revision, again.default_version), (4, Version(3)), "numbers go on");
@@ -524,4 +526,38 @@ async fn a_file_of_a_newer_program_is_refused(scratch: Scratch) {
     };
     let Err(Error::Database { source, .. }) = error else { panic!("it was opened") };
     assert!(source.to_string().contains("999"), "{source}");
+}
+
+fn new_key(id: u8, lifetime: Option<Duration>) -> NewKey {
+    NewKey {
+        id: KeyId([id; 8]),
+        name: name("ci"),
+        sha256: Digest([id; 32]),
+        scopes: "read,infer".parse().unwrap(),
+        rate: lifetime.map(|_| 50),
+        lifetime,
+    }
+}
+
+async fn keys_come_back_as_they_were_made(mut scratch: Scratch) {
+    let first = scratch.catalog.create_key(new_key(2, None)).await.unwrap();
+    scratch.pass(1_000);
+    let day = Duration::from_secs(86_400);
+    let second = scratch.catalog.create_key(new_key(1, Some(day))).await.unwrap();
+    assert_eq!(second.expires_at, Some(second.created_at.plus(day)));
+    scratch.reopen().await;
+    assert_eq!(scratch.catalog.keys().await.unwrap(), [first, second]);
+    // An id is given once.
+    assert!(scratch.catalog.create_key(new_key(1, None)).await.is_err());
+}
+
+async fn a_key_is_revoked_once(scratch: Scratch) {
+    let key = scratch.catalog.create_key(new_key(1, None)).await.unwrap();
+    scratch.pass(1_000);
+    let revoked = scratch.catalog.revoke_key(key.id).await.unwrap();
+    assert_eq!(revoked.revoked_at, Some(key.created_at.plus(Duration::from_secs(1))));
+    scratch.pass(1_000);
+    assert_eq!(scratch.catalog.revoke_key(key.id).await.unwrap(), revoked);
+    let unknown = scratch.catalog.revoke_key(KeyId([9; 8])).await;
+    assert!(matches!(unknown, Err(Error::NotFound { .. })), "{unknown:?}");
 }

@@ -13,6 +13,7 @@ pub(super) fn table(kind: Kind) -> &'static str {
         Kind::Job => "jobs",
         Kind::Artifact => "artifacts",
         Kind::Endpoint => "endpoints",
+        Kind::Key => "api_keys",
     }
 }
 

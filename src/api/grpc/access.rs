@@ -1,0 +1,58 @@
+//! What each call of the gRPC port needs a key for.
+
+use crate::service::store::Scope;
+
+/// The scope that a call needs; `None` where probes must get through. What is not known needs the most.
+pub(crate) fn scope_of(path: &str) -> Option<Scope> {
+    let (service, call) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    match (service, call) {
+        ("grpc.health.v1.Health", _) => None,
+        ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
+            Some(Scope::Read)
+        }
+        (crate::api::grpc::INFERENCE, call) => match call {
+            "ServerLive" | "ServerReady" => None,
+            "ModelInfer" | "ModelStreamInfer" => Some(Scope::Infer),
+            "ServerMetadata" | "ModelReady" | "ModelMetadata" | "ModelConfig" | "ModelStatistics"
+            | "RepositoryIndex" => Some(Scope::Read),
+            // One call reads and changes settings.
+            _ => Some(Scope::Admin),
+        },
+        _ => Some(Scope::Admin),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_of_the_protocol_has_the_scope_that_it_should() {
+        let proto = include_str!("../../../proto/grpc_service.proto");
+        let calls =
+            proto.lines().filter_map(|line| line.trim().strip_prefix("rpc ")?.split(['(', ' ']).next());
+        let mut admin = Vec::new();
+        let mut count = 0;
+        for call in calls {
+            count += 1;
+            let scope = scope_of(&format!("/{}/{call}", crate::api::grpc::INFERENCE));
+            match scope {
+                None => assert!(["ServerLive", "ServerReady"].contains(&call), "{call} is open"),
+                Some(Scope::Infer) => assert!(call.ends_with("Infer"), "{call}"),
+                Some(Scope::Admin) => admin.push(call),
+                Some(Scope::Read) => {
+                    let changes = ["Load", "Unload", "Settings", "Setting", "Register", "Infer"];
+                    assert!(!changes.iter().any(|end| call.ends_with(end)), "{call} changes something");
+                }
+                Some(Scope::Write) => panic!("{call}"),
+            }
+        }
+        assert!(count >= 13, "{count} calls");
+        for call in ["RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"] {
+            assert!(admin.contains(&call), "{call}");
+        }
+        for unknown in ["/", "", "/x/y", "/inference.GRPCInferenceService/Later"] {
+            assert_eq!(scope_of(unknown), Some(Scope::Admin), "{unknown}");
+        }
+    }
+}
