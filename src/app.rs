@@ -12,8 +12,8 @@ use tracing::{error, info, warn};
 
 use crate::api::http::connections;
 use crate::api::tls::{self, Tls};
-use crate::api::{self, Context, InFlight, Logs, Readiness};
-use crate::config::{self, AuthMode, Role, Settings, Store, Weights};
+use crate::api::{self, Context, InFlight, Logs, Readiness, Traces};
+use crate::config::{self, AuthMode, LogRequests, Role, Settings, Store, Weights};
 use crate::engine::exec::{Memory, Options};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
@@ -99,14 +99,23 @@ pub struct Server {
 /// # Errors
 /// [`Error`]; nothing runs then.
 pub async fn start(settings: &Settings) -> Result<Server, Error> {
-    start_with(settings, None).await
+    start_with(settings, Outside::default()).await
 }
 
-/// The same, with what changes the level of the log while the server runs.
+/// What the process has and a server makes use of.
+#[derive(Default)]
+pub struct Outside {
+    /// Changes the level of the log while the server runs.
+    pub logs: Option<Arc<dyn Logs>>,
+    /// Takes what traces are made of.
+    pub traces: Option<Arc<dyn Traces>>,
+}
+
+/// The same, with what the process has.
 ///
 /// # Errors
 /// [`Error`]; nothing runs then.
-pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<Server, Error> {
+pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
     refuse_public(settings)?;
     let tls = tls(&settings.tls)?;
@@ -150,20 +159,27 @@ pub async fn start_with(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Res
         loading: tokio::sync::Mutex::default(),
         keys: keys.clone(),
         tls: tls.is_some(),
-        logs,
+        logs: outside.logs,
+        traces: outside.traces,
+        log_requests: match settings.log.requests {
+            LogRequests::Off => api::LogRequests::Off,
+            LogRequests::Errors => api::LogRequests::Errors,
+            LogRequests::All => api::LogRequests::All,
+        },
     };
     let context = Arc::new(context);
     let http = match settings.role {
         Role::All | Role::Api => api::http::router::router(Arc::clone(&context)),
         Role::Worker => api::http::router::of_worker(Arc::clone(&context)),
     };
-    let http = tokio::spawn(connections::serve(listener, tls.clone(), http, stopping.clone()));
+    let open = connection_limits(settings);
+    let http = tokio::spawn(connections::serve(listener, tls.clone(), http, open, stopping.clone()));
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
         let (tls, stopping) = (tls.clone(), stopping.clone());
         async move {
             if let Some((listener, _)) = grpc {
-                connections::serve(listener, tls, api::grpc::router::router(context), stopping).await;
+                connections::serve(listener, tls, api::grpc::router::router(context), open, stopping).await;
             }
         }
     });
@@ -296,8 +312,8 @@ impl Server {
 ///
 /// # Errors
 /// [`Error`] where it does not start.
-pub async fn serve(settings: &Settings, logs: Option<Arc<dyn Logs>>) -> Result<(), Error> {
-    let server = start_with(settings, logs).await?;
+pub async fn serve(settings: &Settings, outside: Outside) -> Result<(), Error> {
+    let server = start_with(settings, outside).await?;
     asked_to_end().await;
     info!("Octet stops; once more ends it at once");
     tokio::select! {
@@ -435,6 +451,45 @@ fn limits(settings: &Settings) -> api::Limits {
     }
 }
 
+fn connection_limits(settings: &Settings) -> connections::Limits {
+    let asked = size(settings.limits.connections);
+    let connections_max = connections_that_fit(asked, open_files());
+    if connections_max < asked {
+        warn!(
+            connections_max,
+            "limits.connections is {asked}; the process may open files for {connections_max} a port (ulimit -n)"
+        );
+    }
+    connections::Limits { connections_max, head_time: Duration::from_millis(settings.limits.head_timeout_ms) }
+}
+
+/// Connections of each of two ports that leave files for everything else; `files` is `None` where there is no limit.
+fn connections_that_fit(asked: usize, files: Option<u64>) -> usize {
+    const OTHERS: u64 = 256;
+    let fit = files.map_or(usize::MAX, |files| size(files.saturating_sub(OTHERS) / 2));
+    // Better to run out of files than to serve nobody.
+    asked.min(fit.max(16))
+}
+
+/// Files that the process may open, raised as far as it may raise it: many systems begin with 1,024 for the sake of
+/// programs that use `select`. `None` where there is no limit.
+fn open_files() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        match setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+            Ok(()) => maximum,
+            Err(error) => {
+                tracing::debug!(%error, "The limit of open files stays as it is: {error}");
+                current
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    None
+}
+
 /// Lets threads that answer requests go before this one.
 fn stand_back() {
     // On Linux a niceness is that of a thread. Where it cannot be set, the work is done all the same.
@@ -456,6 +511,12 @@ fn or_cores(number: u64) -> usize {
     }
 }
 
+/// The time of day.
+#[must_use]
+pub fn wall_clock() -> SystemTime {
+    SystemTime::now()
+}
+
 /// The time.
 #[must_use]
 pub fn now() -> Timestamp {
@@ -464,7 +525,7 @@ pub fn now() -> Timestamp {
 
 /// The time of day at the start, and what has passed since: a clock that somebody sets does not end leases.
 fn clock() -> Clock {
-    let start = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let start = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     let begun = Instant::now();
     Arc::new(move || {
         let since = start + begun.elapsed();
@@ -515,5 +576,19 @@ fn host(data_dir: &Path) -> Result<String, Error> {
             std::fs::write(&path, &name).map_err(failed)?;
             Ok(name)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_files_for_everything_else() {
+        assert_eq!(connections_that_fit(8192, None), 8192);
+        assert_eq!(connections_that_fit(8192, Some(1 << 20)), 8192);
+        assert_eq!(connections_that_fit(8192, Some(1024)), 384);
+        assert_eq!(connections_that_fit(8192, Some(100)), 16);
+        assert_eq!(connections_that_fit(10, Some(1024)), 10);
     }
 }

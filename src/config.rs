@@ -165,7 +165,7 @@ pub struct Limits {
     pub model_bytes: u64,
     /// Bytes of memory that the weights of a model and one run of it may take, 1 MiB to 1 TiB.
     pub model_memory_bytes: u64,
-    /// Bytes of a dataset as sent, 1 KiB to 1 TiB.
+    /// Bytes of a dataset, as sent and as unpacked, 1 KiB to 1 TiB.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed, 1 KiB to 4 GiB.
     pub infer_body_bytes: u64,
@@ -177,6 +177,10 @@ pub struct Limits {
     pub request_timeout_ms: u64,
     /// Requests being answered at a time, 1 to 1,000,000.
     pub requests_in_flight: u64,
+    /// Connections to each port at a time, 16 to 1,000,000.
+    pub connections: u64,
+    /// Milliseconds for the head of a request, 100 to 600,000.
+    pub head_timeout_ms: u64,
 }
 
 /// Quantization.
@@ -229,6 +233,46 @@ pub struct Log {
     pub format: LogFormat,
     /// A level, or a filter of `tracing-subscriber`.
     pub level: String,
+    /// Collector of OpenTelemetry, `http://HOST:PORT`; empty for none.
+    pub otlp_endpoint: String,
+    /// Which requests have a line.
+    pub requests: LogRequests,
+    /// Part of the traces that is kept, 0 to 1.
+    pub trace_ratio: Ratio,
+}
+
+/// Which requests have a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogRequests {
+    /// None.
+    Off,
+    /// Those with 5xx and 429.
+    Errors,
+    /// All.
+    All,
+}
+
+/// A part of something, 0 to 1.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub struct Ratio(f64);
+
+// It is never NaN.
+impl Eq for Ratio {}
+
+impl TryFrom<f64> for Ratio {
+    type Error = String;
+
+    fn try_from(part: f64) -> Result<Ratio, String> {
+        if (0.0..=1.0).contains(&part) { Ok(Ratio(part)) } else { Err(format!("{part} is not 0 to 1")) }
+    }
+}
+
+impl From<Ratio> for f64 {
+    fn from(ratio: Ratio) -> f64 {
+        ratio.0
+    }
 }
 
 /// How a log line looks.
@@ -284,6 +328,8 @@ const RANGES: &[Range] = &[
     ("limits.json_depth", |s| s.limits.json_depth, 4, 128),
     ("limits.request_timeout_ms", |s| s.limits.request_timeout_ms, 100, 3_600_000),
     ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
+    ("limits.connections", |s| s.limits.connections, 16, 1_000_000),
+    ("limits.head_timeout_ms", |s| s.limits.head_timeout_ms, 100, 600_000),
     ("store.cache_bytes", |s| s.store.cache_bytes, 0, TIB),
     ("jobs.workers", |s| s.jobs.workers, 0, 64),
     ("jobs.threads", |s| s.jobs.threads, 0, 1024),
@@ -564,10 +610,11 @@ mod tests {
     fn the_environment_reaches_every_key() {
         for (key, value) in leaves(&Toml::string(DEFAULT)).unwrap() {
             let variable = format!("OCTET_{}", key.to_uppercase().replace('.', "__"));
-            let text = match (value.as_str(), value.to_bool()) {
-                (Some(text), _) => text.to_owned(),
-                (None, Some(flag)) => flag.to_string(),
-                (None, None) => value.to_i128().unwrap().to_string(),
+            let text = match (value.as_str(), value.to_bool(), value.to_i128()) {
+                (Some(text), ..) => text.to_owned(),
+                (None, Some(flag), _) => flag.to_string(),
+                (None, None, Some(number)) => number.to_string(),
+                (None, None, None) => value.to_f64().unwrap().to_string(),
             };
             let settings = assemble("", &[(&variable, &text)], &Flags::default());
             assert_eq!(settings, Ok(defaults()), "{variable}={text}");
@@ -581,6 +628,18 @@ mod tests {
             assert_eq!(settings.grpc_listen, Listen(None), "{text}");
         }
         assert!(assemble("grpc_listen = \"here\"", &[], &Flags::default()).is_err());
+    }
+
+    #[test]
+    fn a_ratio_is_0_to_1() {
+        let ratio = |text: &str| {
+            assemble("", &[("OCTET_LOG__TRACE_RATIO", text)], &Flags::default())
+                .map(|s| f64::from(s.log.trace_ratio))
+        };
+        assert_eq!([ratio("0"), ratio("0.25"), ratio("1")], [Ok(0.0), Ok(0.25), Ok(1.0)]);
+        for text in ["-0.1", "1.5", "NaN", "all"] {
+            assert!(ratio(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! and `grpc/router.rs`.
 
 pub(crate) mod access;
+pub(crate) mod answered;
 pub(crate) mod error;
 pub mod grpc;
 pub mod http;
@@ -10,7 +11,7 @@ pub(crate) mod v2;
 pub(crate) mod wire;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
@@ -53,6 +54,108 @@ pub struct Context {
     pub tls: bool,
     /// Changes which log lines are written; `None` where that is fixed.
     pub logs: Option<Arc<dyn Logs>>,
+    /// Takes what traces are made of; `None` where nobody traces.
+    pub traces: Option<Arc<dyn Traces>>,
+    /// Which requests have a line in the log.
+    pub log_requests: LogRequests,
+}
+
+/// Takes what a trace of requests is made of.
+pub trait Traces: Send + Sync {
+    /// A request was answered. Gives the id of its trace, 32 hexadecimal digits, for whoever looks for it in the log.
+    fn record(&self, request: &Answered<'_>) -> Option<String>;
+}
+
+/// Which requests have a line in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogRequests {
+    /// None.
+    Off,
+    /// Those that failed in us or found us too busy.
+    Errors,
+    /// All.
+    All,
+}
+
+/// A request that was answered.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    /// The client's id or ours.
+    pub request_id: &'a str,
+    /// The method and what it was asked of.
+    pub call: Call<'a>,
+    /// The endpoint that was asked, where one was.
+    pub endpoint: Option<&'a str>,
+    /// `traceparent` of the W3C, as it came.
+    pub parent: Option<&'a str>,
+    /// `tracestate` of the W3C, as it came.
+    pub state: Option<&'a str>,
+    /// When it began.
+    pub start: Instant,
+    /// When the answer was ready.
+    pub end: Instant,
+    /// Where the time of an inference went.
+    pub phases: Option<&'a Phases>,
+}
+
+/// What was asked, in the words of its protocol.
+#[derive(Clone, Copy, Debug)]
+pub enum Call<'a> {
+    /// A request over HTTP.
+    Http {
+        /// `POST`.
+        method: &'a str,
+        /// The template: `/v2/models/{name}/infer`; `None` where nothing stands.
+        route: Option<&'a str>,
+        /// As it came.
+        path: &'a str,
+        /// Of the answer.
+        status: u16,
+    },
+    /// A call over gRPC.
+    Grpc {
+        /// `/inference.GRPCInferenceService/ModelInfer`.
+        path: &'a str,
+        /// Of the answer: 0 is OK.
+        status: i32,
+    },
+}
+
+impl Call<'_> {
+    /// Whether we failed, or were too busy: what whoever runs the server wants to know.
+    #[must_use]
+    pub fn is_fault(&self) -> bool {
+        match self {
+            Call::Http { status, .. } => *status == 429 || *status >= 500,
+            // UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE, DATA_LOSS.
+            Call::Grpc { status, .. } => matches!(status, 2 | 4 | 8 | 13 | 14 | 15),
+        }
+    }
+}
+
+/// Where the time of an inference went, one after the other.
+#[derive(Clone, Debug)]
+pub struct Phases {
+    /// The version that answered.
+    pub version: u32,
+    /// In what numbers it was computed: `int8`, `fp32`.
+    pub precision: &'static str,
+    /// Samples of this request.
+    pub samples: usize,
+    /// Samples that ran together, of this and other requests.
+    pub batch_samples: usize,
+    /// From the last byte of the body.
+    pub decode: Instant,
+    /// In the queue from here on.
+    pub queue: Instant,
+    /// The run, with putting batches together and taking them apart.
+    pub compute: Instant,
+    /// The end of the run.
+    pub computed: Instant,
+    /// From here on the outputs become bytes.
+    pub encode: Instant,
+    /// The end of that.
+    pub encoded: Instant,
 }
 
 /// Changes which log lines are written, while the server runs.
@@ -133,7 +236,7 @@ pub struct Limits {
     pub model_memory_bytes: u64,
     /// Threads of a job: what a dry run predicts for.
     pub job_threads: usize,
-    /// Bytes of a dataset, as sent.
+    /// Bytes of a dataset, as sent and as unpacked.
     pub dataset_bytes: u64,
     /// Bytes of the body of an inference request, decompressed.
     pub infer_body_bytes: u64,

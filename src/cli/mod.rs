@@ -8,6 +8,8 @@ pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod lint;
+#[cfg(feature = "otel")]
+pub(crate) mod otel;
 pub(crate) mod quantize;
 pub(crate) mod run;
 pub(crate) mod serve;

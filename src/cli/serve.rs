@@ -4,13 +4,15 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use octet::api::{LogLevel, Logs};
-use octet::app;
+use octet::api::{LogLevel, Logs, Traces};
+use octet::app::{self, Outside};
 use octet::config::{Flags, LogFormat, Settings};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
+#[cfg(feature = "otel")]
+use crate::cli::otel::Exporter;
 use crate::cli::{Error, demo};
 
 /// Arguments of `octet serve`.
@@ -56,8 +58,10 @@ impl Serve {
         let flags = Flags { listen, grpc_listen, data_dir, set };
         let settings =
             Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
-        let logs = log(&settings)?;
-        runtime()?.block_on(app::serve(&settings, Some(logs))).map_err(start_error)
+        let logs = Some(log(&settings)?);
+        with_traces(&settings, |traces| {
+            runtime()?.block_on(app::serve(&settings, Outside { logs, traces })).map_err(start_error)
+        })
     }
 }
 
@@ -110,6 +114,39 @@ pub(crate) fn start_error(error: app::Error) -> Error {
         | app::Error::Tls(_)
         | app::Error::Threads(_) => Error::Work(chain(&error)),
     }
+}
+
+/// Serves, with what takes the traces; when it has ended, sends what is left of them.
+#[cfg(feature = "otel")]
+fn with_traces(
+    settings: &Settings,
+    serve: impl FnOnce(Option<Arc<dyn Traces>>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let endpoint = settings.log.otlp_endpoint.as_str();
+    if endpoint.is_empty() {
+        return serve(None);
+    }
+    let wrong = |what: &str| Error::Usage(format!("log.otlp_endpoint `{endpoint}`: {what}"));
+    if !endpoint.starts_with("http://") {
+        return Err(wrong("it must begin with http://"));
+    }
+    let exporter = Exporter::start(endpoint, settings.log.trace_ratio.into()).map_err(|e| wrong(&e))?;
+    let served = serve(Some(exporter.traces()));
+    exporter.end();
+    served
+}
+
+/// The same in a program that cannot trace.
+#[cfg(not(feature = "otel"))]
+fn with_traces(
+    settings: &Settings,
+    serve: impl FnOnce(Option<Arc<dyn Traces>>) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if settings.log.otlp_endpoint.is_empty() {
+        return serve(None);
+    }
+    let built = "this program cannot send traces: build it with `cargo build --release --features otel`";
+    Err(Error::Usage(format!("log.otlp_endpoint: {built}")))
 }
 
 /// An error and what caused it, in one line.

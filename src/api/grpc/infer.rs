@@ -12,6 +12,7 @@ use tonic::{Status, Streaming};
 
 use crate::api::Context;
 use crate::api::access::admit_again;
+use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::grpc::given;
 use crate::api::grpc::proto::infer_parameter::ParameterChoice;
@@ -45,10 +46,14 @@ pub(crate) async fn answer(
     shared: &Context,
     message: ModelInferRequest,
     deadline: Option<Instant>,
+    trail: Option<&Trail>,
 ) -> Result<ModelInferResponse, Problem> {
+    if let Some(trail) = trail {
+        trail.set_endpoint(&message.model_name);
+    }
     let version = given(&message.model_version);
     let mut ticket = shared.registry.admit(&message.model_name, version, Protocol::Grpc).await?;
-    let result = answer_ticket(&mut ticket, message, deadline).await;
+    let result = answer_ticket(&mut ticket, message, deadline, trail).await;
     close(shared, ticket, result)
 }
 
@@ -56,6 +61,7 @@ async fn answer_ticket(
     ticket: &mut Ticket,
     message: ModelInferRequest,
     deadline: Option<Instant>,
+    trail: Option<&Trail>,
 ) -> Result<(ModelInferResponse, Spent), Problem> {
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
@@ -64,7 +70,7 @@ async fn answer_ticket(
     drop(message);
     let mut ran = run(ticket, &mut request, start, deadline).await?;
     let response = encode(&request, std::mem::take(&mut ran.outputs), &served)?;
-    let spent = ran.spent(ticket);
+    let spent = ran.spent(ticket, trail);
     Ok((response, spent))
 }
 
@@ -101,7 +107,7 @@ async fn answer_in_stream(
     // Each is a request of its own.
     let result = match (admit_again(shared, caller, Scope::Infer), shared.in_flight.enter()) {
         (Err(problem), _) => Err(problem),
-        (Ok(()), Some(_entered)) => answer(shared, message, deadline).await,
+        (Ok(()), Some(_entered)) => answer(shared, message, deadline, None).await,
         (Ok(()), None) => Err(Problem::overloaded(shared.in_flight.max())),
     };
     match result {

@@ -14,8 +14,8 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::Context;
 use crate::api::access::{admit, given, log_write};
+use crate::api::answered::{self, Trail};
 use crate::api::error::{Code as Refusal, Problem};
 use crate::api::grpc::access;
 use crate::api::grpc::health::Health;
@@ -23,6 +23,7 @@ use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceService
 use crate::api::grpc::service::Service;
 use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
+use crate::api::{Answered, Call, Context};
 use crate::service::keys::Caller;
 use crate::service::store::Scope;
 
@@ -86,14 +87,17 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 }
 
 /// Gives a call its id, bounds how many there are and how long each takes, and logs what went wrong in us.
-async fn around(State(shared): State<Arc<Context>>, request: Request, next: Next) -> Response {
+async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: Next) -> Response {
     let start = Instant::now();
     let id = request_id(request.headers());
     let path = request.uri().path().to_owned();
+    let trail = Trail::default();
+    request.extensions_mut().insert(trail.clone());
+    let parents = if shared.traces.is_some() { answered::parents(request.headers()) } else { [None, None] };
     let mut response = admitted(&shared, &path, &id, request, next).await;
     let cause = response.extensions().get::<Status>().and_then(|status| status.source());
     if let Some(cause) = cause.filter(|source| source.is::<Cause>()) {
-        tracing::error!(request.id = %id, %path, %cause, "Call {id} failed: {cause}");
+        tracing::error!(request_id = %id, %path, %cause, "Call {id} failed: {cause}");
     }
     if let Some(other) = Status::from_header_map(response.headers()).and_then(|s| plainer(&s, &path)) {
         response = other.into_http();
@@ -101,8 +105,19 @@ async fn around(State(shared): State<Arc<Context>>, request: Request, next: Next
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let duration_ms = start.elapsed().as_secs_f64() * 1e3;
-    tracing::debug!(request.id = %id, %path, duration_ms, "gRPC {path}");
+    // Where an answer comes, its status follows in the trailers: it is OK.
+    let status = Status::from_header_map(response.headers()).map_or(0, |status| status.code() as i32);
+    let answered = Answered {
+        request_id: &id,
+        call: Call::Grpc { path: &path, status },
+        endpoint: trail.endpoint(),
+        parent: parents[0].as_deref(),
+        state: parents[1].as_deref(),
+        start,
+        end: Instant::now(),
+        phases: trail.phases(),
+    };
+    answered::note(&shared, &answered, is_probe(&path));
     response
 }
 
@@ -125,8 +140,7 @@ async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, 
 
 async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> Response {
     let own = path.starts_with(&format!("/{INFERENCE}/"));
-    let probe = path.ends_with("/ServerLive") || path.ends_with("/ServerReady");
-    if !own || probe {
+    if !own || is_probe(path) {
         // Probes must get through when nothing else does.
         return next.run(request).await;
     }
@@ -139,6 +153,12 @@ async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> 
         return in_time(LOAD_TIME, next.run(request)).await;
     }
     in_time(shared.limits.request_timeout, next.run(request)).await
+}
+
+fn is_probe(path: &str) -> bool {
+    path.ends_with("/ServerLive")
+        || path.ends_with("/ServerReady")
+        || path.starts_with("/grpc.health.v1.Health/")
 }
 
 async fn in_time(limit: Duration, answer: impl Future<Output = Response>) -> Response {

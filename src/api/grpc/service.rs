@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::api::Context;
 use crate::api::access::By;
+use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceService;
 use crate::api::grpc::proto::repository_index_response::ModelIndex;
@@ -72,7 +73,8 @@ impl GrpcInferenceService for Service {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let deadline = infer::deadline(request.metadata());
-        Ok(Response::new(infer::answer(&self.shared, request.into_inner(), deadline).await?))
+        let trail = request.extensions().get::<Trail>().cloned();
+        Ok(Response::new(infer::answer(&self.shared, request.into_inner(), deadline, trail.as_ref()).await?))
     }
 
     type ModelStreamInferStream = infer::Answers;

@@ -72,10 +72,11 @@ pub(crate) async fn put(
     body: Body,
 ) -> Result<Response, Problem> {
     let name: Name = name.parse()?;
+    let limit_bytes = shared.limits.dataset_bytes;
     let kind = uploads::Kind {
-        limit_bytes: shared.limits.dataset_bytes,
+        limit_bytes,
         unpack: None,
-        inspect: Box::new(pipeline::inspect::inspect_dataset),
+        inspect: Box::new(move |path| pipeline::inspect::inspect_dataset(path, limit_bytes)),
     };
     let (pin, info) = uploads::receive(&shared, &headers, body, kind).await?;
     let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);

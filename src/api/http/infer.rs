@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::http::{ErrorBody, Shared, compress, read_body};
 use crate::api::v2::describe::{self, Configuration, ConfiguredPort, ModelMetadata};
@@ -103,10 +104,11 @@ pub(crate) struct InferResponse {
 pub(crate) async fn infer(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    trail: Option<Extension<Trail>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    answer(&shared, &name, None, &headers, body).await
+    answer(&shared, &name, None, trail, &headers, body).await
 }
 
 /// Runs a version of an endpoint.
@@ -117,27 +119,30 @@ pub(crate) async fn infer(
 pub(crate) async fn infer_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
+    trail: Option<Extension<Trail>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    answer(&shared, &name, Some(&version), &headers, body).await
+    answer(&shared, &name, Some(&version), trail, &headers, body).await
 }
 
 async fn answer(
     shared: &Shared,
     name: &str,
     version: Option<&str>,
+    trail: Option<Extension<Trail>>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let mut ticket = shared.registry.admit(name, version, Protocol::Http).await?;
-    let result = answer_ticket(shared, &mut ticket, headers, body).await;
+    let result = answer_ticket(shared, &mut ticket, trail.as_deref(), headers, body).await;
     close(shared, ticket, result)
 }
 
 async fn answer_ticket(
     shared: &Shared,
     ticket: &mut Ticket,
+    trail: Option<&Trail>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<(Response, Spent), Problem> {
@@ -155,7 +160,7 @@ async fn answer_ticket(
         let plain = std::mem::take(&mut encoded.body);
         encoded.body = aside(move || compress::compress(coding, &plain)).await?.map_err(Problem::internal)?;
     }
-    let spent = ran.spent(ticket);
+    let spent = ran.spent(ticket, trail);
     let mut response = respond(encoded, &spent);
     if let Some(coding) = coding {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding.name()));

@@ -10,9 +10,11 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
 use crate::api::http::ui::ForPeople;
 use crate::api::http::{ErrorBody, ProblemBody, Shared};
+use crate::api::{Answered, Call};
 
 /// The id of a request: as it came, or ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -36,6 +38,12 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let _counted = shared.metrics.http_begin();
     // Probes and scrapes must get through when nothing else does.
     let exempt = path.starts_with("/v2/health/") || path == "/metrics";
+    let mut trace = None;
+    if shared.traces.is_some() {
+        let trail = Trail::default();
+        request.extensions_mut().insert(trail.clone());
+        trace = Some((answered::parents(request.headers()), trail));
+    }
     let mut response = match shared.in_flight.enter() {
         None if !exempt => Problem::overloaded(shared.in_flight.max()).into_response(),
         _entered => next.run(request).await,
@@ -48,11 +56,29 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
-    let seconds = start.elapsed().as_secs_f64();
+    let end = Instant::now();
+    let seconds = (end - start).as_secs_f64();
     let status = response.status().as_u16();
     shared.metrics.http_request(method.as_str(), route.as_deref().unwrap_or("_none"), status, seconds);
-    tracing::debug!(request.id = %id, %method, %path, status, duration_ms = seconds * 1e3, "{method} {path} {status}");
+    let parents = trace.as_ref().map(|(parents, _)| parents);
+    let answered = Answered {
+        request_id: &id,
+        call: Call::Http { method: method.as_str(), route: route.as_deref(), path: &path, status },
+        endpoint: endpoint(route.as_deref(), &path),
+        parent: parents.and_then(|[parent, _]| parent.as_deref()),
+        state: parents.and_then(|[_, state]| state.as_deref()),
+        start,
+        end,
+        phases: trace.as_ref().and_then(|(_, trail)| trail.phases()),
+    };
+    answered::note(&shared, &answered, exempt);
     response
+}
+
+/// The endpoint that a path names, as it stands there.
+fn endpoint<'a>(route: Option<&str>, path: &'a str) -> Option<&'a str> {
+    let prefix = ["/v2/models/", "/v1/endpoints/"].into_iter().find(|prefix| path.starts_with(prefix))?;
+    route?.strip_prefix(prefix)?.starts_with('{').then(|| path[prefix.len()..].split('/').next())?
 }
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
@@ -99,7 +125,7 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
         Problem::new(code, format!("{} ({})", code.title(), parts.status))
     });
     if let Some(cause) = &problem.cause {
-        tracing::error!(request.id = %id, %path, %cause, "Request {id} failed: {cause}");
+        tracing::error!(request_id = %id, %path, %cause, "Request {id} failed: {cause}");
     }
     let status = problem.code.status();
     let (code, request_id, detail) = (problem.code.text(), id.to_owned(), problem.detail);

@@ -2,14 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::api::Context;
+use crate::api::answered::Trail;
 use crate::api::error::{Code, Problem};
 use crate::api::wire::InferRequest;
+use crate::api::{Context, Phases};
 use crate::engine::tensor::Tensor;
 use crate::service::infer::served::Ticket;
 use crate::service::infer::stats::Spent;
 use crate::service::infer::{Ask, Timing};
 use crate::service::metrics::Outcome;
+use crate::service::store::Precision;
 
 /// What a run gave, while its outputs become bytes.
 pub(crate) struct Ran {
@@ -18,6 +20,7 @@ pub(crate) struct Ran {
     start: Instant,
     decode: Duration,
     timing: Timing,
+    precision: Precision,
     encode_start: Instant,
 }
 
@@ -40,20 +43,50 @@ pub(crate) async fn run(
         priority: request.priority,
     };
     let answer = ticket.infer(std::mem::take(&mut request.inputs), &ask).await?;
-    Ok(Ran { outputs: answer.outputs, start, decode, timing: answer.timing, encode_start: Instant::now() })
+    Ok(Ran {
+        outputs: answer.outputs,
+        start,
+        decode,
+        timing: answer.timing,
+        precision: answer.precision,
+        encode_start: Instant::now(),
+    })
 }
 
 impl Ran {
-    /// Where the time went, now that the answer is in bytes; noted in the metrics.
-    pub(crate) fn spent(&self, ticket: &Ticket) -> Spent {
+    /// Where the time went, now that the answer is in bytes; noted in the metrics and,
+    /// for a trace, in the trail.
+    pub(crate) fn spent(&self, ticket: &Ticket, trail: Option<&Trail>) -> Spent {
         let encode = self.encode_start.elapsed();
         ticket.times(self.decode, self.timing.queue, encode);
+        if let Some(trail) = trail {
+            trail.set_phases(self.phases(ticket, encode));
+        }
         Spent {
             total: self.start.elapsed(),
             queue: self.timing.queue,
             input: self.decode + self.timing.merge,
             compute: self.timing.compute,
             output: self.timing.split + encode,
+        }
+    }
+
+    fn phases(&self, ticket: &Ticket, encode: Duration) -> Phases {
+        let Timing { queue, merge, compute, split, batch_samples, samples } = self.timing;
+        let queued = self.start + self.decode;
+        // What was measured beside each other need not add up to the last nanosecond.
+        let started = (queued + queue).min(self.encode_start);
+        Phases {
+            version: ticket.served().source.version.0,
+            precision: self.precision.as_str(),
+            samples,
+            batch_samples,
+            decode: self.start,
+            queue: queued,
+            compute: started,
+            computed: (started + merge + compute + split).min(self.encode_start),
+            encode: self.encode_start,
+            encoded: self.encode_start + encode,
         }
     }
 }

@@ -107,11 +107,12 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
 
 /// Checks that a file is a dataset (`.npz` or `.npy` with arrays that share their first dimension), without a model.
 /// Gives `{"samples": n, "arrays": [{"name", "dtype", "shape"}]}`. A file of statistics, from which a job can take ranges,
-/// is one as well: it has no arrays, and `"statistics"` is the number of values that it knows.
+/// is one as well: it has no arrays, and `"statistics"` is the number of values that it knows. The arrays may have
+/// `bytes_max` bytes together: a few MiB of compressed zeros would else keep a job busy for days.
 ///
 /// # Errors
 /// [`Error::Data`] or [`Error::Io`].
-pub fn inspect_dataset(path: &Path) -> Result<Value, Error> {
+pub fn inspect_dataset(path: &Path, bytes_max: u64) -> Result<Value, Error> {
     if Statistics::is_file(path) {
         let bytes = read(path)?;
         let refused = |e: statistics::Error| Error::Data { which: "dataset", reason: e.to_string() };
@@ -122,6 +123,10 @@ pub fn inspect_dataset(path: &Path) -> Result<Value, Error> {
     let failed = |e: npy::Error| data_error(e.into(), path, "dataset");
     let archive = npy::Archive::open(path).map_err(failed)?;
     let refused = |reason: String| Error::Data { which: "dataset", reason };
+    let bytes = archive.arrays().iter().fold(0u64, |sum, e| sum.saturating_add(e.header.data_bytes()));
+    if bytes > bytes_max {
+        return Err(refused(format!("its arrays have {bytes} bytes, more than the limit of {bytes_max}")));
+    }
     let mut samples: Option<(&str, usize)> = None;
     for entry in archive.arrays() {
         // The mean and deviation of a byte image are not samples.
@@ -192,7 +197,7 @@ mod tests {
         ] {
             let bytes = npy::write_npz(Cursor::new(Vec::new()), arrays).unwrap().into_inner();
             std::fs::write(file.path(), bytes).unwrap();
-            match (inspect_dataset(file.path()), want) {
+            match (inspect_dataset(file.path(), 1 << 20), want) {
                 (Ok(found), Ok(samples)) => {
                     assert_eq!(found["samples"], samples);
                     assert_eq!(
@@ -204,7 +209,13 @@ mod tests {
                 (found, want) => panic!("{found:?}, expected {want:?}"),
             }
         }
-        assert!(matches!(inspect_dataset(Path::new("/nowhere/x.npz")), Err(Error::Io { .. })));
+        // Two arrays of 48 bytes, however few they are in the file.
+        let bytes = npy::write_npz(Cursor::new(Vec::new()), &[("x", &x), ("y", &x)]).unwrap().into_inner();
+        std::fs::write(file.path(), bytes).unwrap();
+        assert!(inspect_dataset(file.path(), 96).is_ok());
+        let refused = inspect_dataset(file.path(), 95).unwrap_err().to_string();
+        assert!(refused.contains("96 bytes, more than the limit of 95"), "{refused}");
+        assert!(matches!(inspect_dataset(Path::new("/nowhere/x.npz"), 0), Err(Error::Io { .. })));
     }
 
     #[test]
