@@ -5,6 +5,7 @@ pub(crate) mod artifacts;
 pub(crate) mod compress;
 pub mod connections;
 pub(crate) mod datasets;
+pub(crate) mod document;
 pub(crate) mod dry_run;
 pub(crate) mod endpoints;
 pub(crate) mod figures;

@@ -15,8 +15,8 @@ use utoipa_axum::routes;
 use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
-    Shared, access, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
-    settings, system, ui,
+    Shared, access, artifacts, datasets, document, endpoints, figures, infer, jobs, lint, models, observe,
+    repository, settings, system, ui,
 };
 use crate::service::store::Scope;
 
@@ -109,7 +109,7 @@ fn pages() -> OpenApiRouter<Shared> {
         .route("/artifacts/{id}", get(ui::artifacts::one))
         .route("/endpoints", get(ui::endpoints::list))
         .route("/endpoints/{name}", get(ui::endpoints::one))
-        .route("/docs", get(|| async { ui::docs::page(document) }))
+        .route("/docs", get(|| async { ui::docs::page(as_json) }))
 }
 
 fn reading() -> OpenApiRouter<Shared> {
@@ -250,7 +250,7 @@ pub fn openapi() -> String {
 }
 
 /// The same document as JSON, for the page that shows it.
-pub(crate) fn document() -> serde_json::Value {
+pub(crate) fn as_json() -> serde_json::Value {
     serde_json::to_value(described()).unwrap_or_default()
 }
 
@@ -264,5 +264,5 @@ fn described() -> utoipa::openapi::OpenApi {
         }
         document.merge(part);
     }
-    document
+    document::completed(document)
 }
