@@ -246,15 +246,11 @@ async fn plain(response: Response) -> Response {
 /// Never: the document is made of the code alone, and a test makes it.
 #[must_use]
 pub fn openapi() -> String {
-    described().to_yaml().expect("the document has only strings, numbers and lists")
+    serde_norway::to_string(&as_json()).expect("the document has only strings, numbers and lists")
 }
 
 /// The same document as JSON, for the page that shows it.
 pub(crate) fn as_json() -> serde_json::Value {
-    serde_json::to_value(described()).unwrap_or_default()
-}
-
-fn described() -> utoipa::openapi::OpenApi {
     let mut document = Head::openapi();
     access::describe(&mut document);
     for Group { needs, routes, .. } in groups() {
@@ -264,5 +260,5 @@ fn described() -> utoipa::openapi::OpenApi {
         }
         document.merge(part);
     }
-    document::completed(document)
+    document::completed(&document)
 }
