@@ -246,7 +246,7 @@ async fn plain(response: Response) -> Response {
 /// Never: the document is made of the code alone, and a test makes it.
 #[must_use]
 pub fn openapi() -> String {
-    serde_norway::to_string(&as_json()).expect("the document has only strings, numbers and lists")
+    yaml_serde::to_string(&as_json()).expect("the document has only strings, numbers and lists")
 }
 
 /// The same document as JSON, for the page that shows it.

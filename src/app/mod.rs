@@ -1,5 +1,8 @@
 //! The only place that builds things: settings to stores, pools, queue, endpoints, server; and the graceful stop.
 
+pub mod backup;
+pub mod doctor;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -255,6 +258,26 @@ async fn keys(
 /// [`Error`] where they cannot be opened.
 pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
     Ok(database(settings, clock()).await?)
+}
+
+/// Brings the database to what this program knows. Gives the version, and the names of what was applied.
+///
+/// # Errors
+/// [`Error::Store`], or [`Error::Blobs`] where the data folder cannot be used.
+pub async fn migrate(settings: &Settings) -> Result<(i64, Vec<&'static str>), Error> {
+    let sql = database(settings, clock()).await?;
+    Ok((sql.schema_version(), sql.applied().to_vec()))
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
