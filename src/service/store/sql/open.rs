@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::postgres::PgListener;
-use sqlx::{Any, AnyPool, ConnectOptions as _, Transaction};
+use sqlx::{Any, AnyPool, ConnectOptions as _, Connection as _, Transaction};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
@@ -348,6 +348,9 @@ async fn sqlite_pool(url: &str, connections: u32, further: &'static str) -> Work
         .min_connections(1)
         .idle_timeout(None)
         .max_lifetime(None)
+        // SQLite itself ends a transaction where the disk is full. The rollback that follows is refused then, and the
+        // connection would count as in a transaction for good.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .after_connect(move |connection, _| {
             Box::pin(async move {
                 let pragmas = format!(

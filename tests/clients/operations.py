@@ -12,7 +12,7 @@ import time
 import numpy as np
 import support
 
-# Fails every write to a file, as a full disk does, while the file that OCTET_TEST_FULL names is there.
+# Fails every write to a file, as a full disk does, while the file that FULL_DISK_FLAG names is there.
 FULL = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,7 +24,7 @@ FULL = r"""
 
 static int full(int fd) {
     struct stat s;
-    const char *flag = getenv("OCTET_TEST_FULL");
+    const char *flag = getenv("FULL_DISK_FLAG");
     if (!flag || access(flag, F_OK) != 0 || fstat(fd, &s) != 0 || !S_ISREG(s.st_mode)) return 0;
     errno = ENOSPC;
     return 1;
@@ -45,7 +45,7 @@ def server_on_a_disk_that_fills(binary):
         (folder / "full.c").write_text(FULL)
         library, flag = folder / "full.so", folder / "full"
         subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "full.c", "-ldl"], check=True)
-        settings = {"LD_PRELOAD": str(library), "OCTET_TEST_FULL": str(flag), "OCTET_JOBS__LEASE_SECONDS": "5",
+        settings = {"LD_PRELOAD": str(library), "FULL_DISK_FLAG": str(flag), "OCTET_JOBS__LEASE_SECONDS": "5",
                     "OCTET_JOBS__ATTEMPTS_MAX": "20", "OCTET_JOBS__RETRY_WAIT_MS": "200"}
         with support.Server(binary, folder / "data", settings) as server:
             def fill(yes):
