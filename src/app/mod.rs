@@ -153,7 +153,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         queue,
         registry: Arc::clone(&registry),
         metrics,
-        clock,
+        clock: Arc::clone(&clock),
         limits: limits(settings),
         readiness: readiness.clone(),
         stopping: stopping.clone(),
@@ -162,6 +162,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         loading: tokio::sync::Mutex::default(),
         keys: keys.clone(),
         tls: tls.is_some(),
+        about: about(settings, isa, &database, clock()),
         logs: outside.logs,
         traces: outside.traces,
         log_requests: match settings.log.requests {
@@ -447,6 +448,25 @@ fn workers(
             checkpoint_after: CHECKPOINT_AFTER,
         },
     })
+}
+
+fn about(settings: &Settings, isa: Isa, database: &Sql, started_at: Timestamp) -> api::About {
+    api::About {
+        role: match settings.role {
+            Role::All => "all",
+            Role::Api => "api",
+            Role::Worker => "worker",
+        },
+        isa: isa.name(),
+        isas: Isa::available().into_iter().map(Isa::name).collect(),
+        cores: or_cores(0),
+        serving_threads: or_cores(settings.serving.threads),
+        job_workers: if settings.role == Role::Api { 0 } else { size(settings.jobs.workers) },
+        database: if settings.store.database_url.is_empty() { "sqlite" } else { "postgres" },
+        schema_version: database.schema_version(),
+        files: if settings.store.s3_bucket.is_empty() { "local" } else { "s3" },
+        started_at,
+    }
 }
 
 fn queue_options(settings: &Settings) -> queue::Options {

@@ -114,6 +114,7 @@ fn pages() -> OpenApiRouter<Shared> {
 
 fn reading() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
+        .routes(routes!(system::system))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         .routes(routes!(models::file))
