@@ -181,6 +181,8 @@ pub struct Limits {
     pub connections: u64,
     /// Milliseconds for the head of a request, 100 to 600,000.
     pub head_timeout_ms: u64,
+    /// Seconds after which an upload in parts that nobody goes on with is given up, 60 to 2,592,000.
+    pub upload_expires_s: u64,
 }
 
 /// Quantization.
@@ -330,6 +332,7 @@ const RANGES: &[Range] = &[
     ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
     ("limits.connections", |s| s.limits.connections, 16, 1_000_000),
     ("limits.head_timeout_ms", |s| s.limits.head_timeout_ms, 100, 600_000),
+    ("limits.upload_expires_s", |s| s.limits.upload_expires_s, 60, 2_592_000),
     ("store.cache_bytes", |s| s.store.cache_bytes, 0, TIB),
     ("jobs.workers", |s| s.jobs.workers, 0, 64),
     ("jobs.threads", |s| s.jobs.threads, 0, 1024),

@@ -10,7 +10,7 @@ use axum::http::{Extensions, HeaderMap, Uri, header};
 use crate::api::Context;
 use crate::api::error::Problem;
 use crate::service::keys::{Caller, Refused};
-use crate::service::store::Scope;
+use crate::service::store::{Owner, Scope};
 
 /// The cookie in which a browser that has signed in keeps its key.
 pub(crate) const COOKIE: &str = "octet_key";
@@ -103,6 +103,11 @@ impl By {
     /// As the layer that let the request in has noted it.
     pub(crate) fn of(extensions: &Extensions) -> By {
         By(extensions.get::<Caller>().cloned())
+    }
+
+    /// Whose key what is stored counts for; `None` where nobody is asked for one.
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.0.as_ref().map(Caller::owner)
     }
 
     /// `key NAME (ID)`; `api` where nobody is asked for a key.

@@ -17,6 +17,7 @@ pub(crate) mod repository;
 pub mod router;
 pub(crate) mod settings;
 pub(crate) mod system;
+pub(crate) mod tus;
 pub(crate) mod ui;
 pub(crate) mod uploads;
 

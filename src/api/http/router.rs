@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -16,7 +16,7 @@ use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
     Shared, access, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
-    settings, system, ui,
+    settings, system, tus, ui,
 };
 use crate::service::store::Scope;
 
@@ -33,6 +33,7 @@ use crate::service::store::Scope;
     tags(
         (name = "models", description = "Float models as uploaded"),
         (name = "datasets", description = "Calibration and evaluation data"),
+        (name = "uploads", description = "Uploads in parts, by tus 1.0.0"),
         (name = "jobs", description = "Queued work"),
         (name = "artifacts", description = "INT8 products and their reports"),
         (name = "endpoints", description = "What is served under which name"),
@@ -166,6 +167,15 @@ fn uploads() -> OpenApiRouter<Shared> {
         .routes(routes!(models::post))
         .routes(routes!(lint::post))
         .routes(routes!(datasets::put))
+        .merge(in_parts())
+}
+
+/// Uploads that a client can go on with where they were cut off.
+fn in_parts() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(tus::options, tus::post))
+        .routes(routes!(tus::head, tus::patch, tus::delete, tus::post_override))
+        .layer(from_fn(tus::speak))
 }
 
 fn changes() -> OpenApiRouter<Shared> {

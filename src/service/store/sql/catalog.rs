@@ -38,11 +38,12 @@ impl Catalog for Sql {
             {
                 return Ok(Created { record: Model::read(&row)?, new: false });
             }
+            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             // Deleted rows count too: a number is never given twice.
             let row = sqlx::query(
-                "INSERT INTO models (id, name, version, sha256, bytes, info, created_at)
+                "INSERT INTO models (id, name, version, sha256, bytes, info, created_at, uploaded_by)
                  VALUES ($1, $2, (SELECT coalesce(max(version), 0) + 1 FROM models WHERE name = $2),
-                         $3, $4, $5, $6)
+                         $3, $4, $5, $6, $7)
                  RETURNING *",
             )
             .bind(ModelId::new().to_string())
@@ -51,6 +52,7 @@ impl Catalog for Sql {
             .bind(signed(new.bytes))
             .bind(new.info.to_string())
             .bind(self.now().0)
+            .bind(new.owner.map(|owner| owner.key.to_string()))
             .fetch_one(&mut *transaction)
             .await?;
             let record = Model::read(&row)?;
@@ -102,10 +104,11 @@ impl Catalog for Sql {
             {
                 return Ok(Created { record: Dataset::read(&row)?, new: false });
             }
+            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             let row = sqlx::query(
-                "INSERT INTO datasets (id, name, version, sha256, bytes, samples, info, created_at)
+                "INSERT INTO datasets (id, name, version, sha256, bytes, samples, info, created_at, uploaded_by)
                  VALUES ($1, $2, (SELECT coalesce(max(version), 0) + 1 FROM datasets WHERE name = $2),
-                         $3, $4, $5, $6, $7)
+                         $3, $4, $5, $6, $7, $8)
                  RETURNING *",
             )
             .bind(DatasetId::new().to_string())
@@ -115,6 +118,7 @@ impl Catalog for Sql {
             .bind(signed(new.samples))
             .bind(new.info.to_string())
             .bind(self.now().0)
+            .bind(new.owner.map(|owner| owner.key.to_string()))
             .fetch_one(&mut *transaction)
             .await?;
             let record = Dataset::read(&row)?;
@@ -657,6 +661,13 @@ impl Catalog for Sql {
             let key = keys::revoke(&mut transaction, id, self.now()).await?;
             transaction.commit().await?;
             Ok(key)
+        })
+    }
+
+    fn stored_bytes(&self, key: KeyId) -> Answer<'_, u64> {
+        answer(format!("adding up what key `{key}` has stored"), async move {
+            let mut connection = self.readers.acquire().await?;
+            keys::stored_bytes(&mut connection, key).await
         })
     }
 

@@ -32,6 +32,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(4, "holds", "0004_holds.sql"),
     migration!(5, "keys", "0005_keys.sql"),
     migration!(6, "checkpoints", "0006_checkpoints.sql"),
+    migration!(8, "quotas", "0008_quotas.sql"),
 ];
 
 /// The newest that this program knows.

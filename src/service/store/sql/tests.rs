@@ -10,8 +10,8 @@ use serde_json::json;
 use super::super::{
     AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
     EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
-    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Page, Pinned,
-    Route, Timestamp, Version,
+    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Owner, Page,
+    Pinned, Route, Timestamp, Version,
 };
 use super::catalog::KEY_LIFETIME_MS;
 use super::open::Sql;
@@ -52,6 +52,7 @@ on_both! {
     the_census_counts,
     keys_come_back_as_they_were_made,
     a_key_is_revoked_once,
+    a_key_stores_no_more_than_its_quota,
     a_file_of_a_newer_program_is_refused,
 }
 
@@ -125,11 +126,18 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 pub(crate) fn new_model(called: &str, sha256: Digest) -> NewModel {
-    NewModel { name: name(called), sha256, bytes: 1000, info: json!({ "inputs": [] }) }
+    NewModel { name: name(called), sha256, bytes: 1000, info: json!({ "inputs": [] }), owner: None }
 }
 
 pub(crate) fn new_dataset(called: &str, sha256: Digest) -> NewDataset {
-    NewDataset { name: name(called), sha256, bytes: 500, samples: 8, info: json!({ "samples": 8 }) }
+    NewDataset {
+        name: name(called),
+        sha256,
+        bytes: 500,
+        samples: 8,
+        info: json!({ "samples": 8 }),
+        owner: None,
+    }
 }
 
 pub(crate) fn new_artifact(gate_failure: Option<&str>) -> NewArtifact {
@@ -535,6 +543,7 @@ fn new_key(id: u8, lifetime: Option<Duration>) -> NewKey {
         sha256: Digest([id; 32]),
         scopes: "read,infer".parse().unwrap(),
         rate: lifetime.map(|_| 50),
+        quota: lifetime.map(|_| 1 << 40),
         lifetime,
     }
 }
@@ -560,4 +569,31 @@ async fn a_key_is_revoked_once(scratch: Scratch) {
     assert_eq!(scratch.catalog.revoke_key(key.id).await.unwrap(), revoked);
     let unknown = scratch.catalog.revoke_key(KeyId([9; 8])).await;
     assert!(matches!(unknown, Err(Error::NotFound { .. })), "{unknown:?}");
+}
+
+async fn a_key_stores_no_more_than_its_quota(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let key = KeyId([3; 8]);
+    let owner = |quota| Some(Owner { key, quota });
+    let model = |byte, quota| {
+        catalog.create_model(NewModel { owner: owner(quota), ..new_model("m", Digest([byte; 32])) })
+    };
+    let data = |byte, quota| {
+        catalog.create_dataset(NewDataset { owner: owner(quota), ..new_dataset("d", Digest([byte; 32])) })
+    };
+    // What others have stored does not count.
+    catalog.create_model(new_model("other", Digest([9; 32]))).await.unwrap();
+    model(1, Some(1_500)).await.unwrap();
+    assert!(!model(1, Some(0)).await.unwrap().new, "what is there already takes no room");
+    data(2, Some(1_500)).await.unwrap();
+    assert_eq!(catalog.stored_bytes(key).await.unwrap(), 1_500);
+    let refused = data(3, Some(1_999)).await;
+    let Err(Error::QuotaExceeded { used: 1_500, asked: 500, quota: 1_999, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    catalog.delete_model(&name("m"), None).await.unwrap();
+    data(3, Some(1_999)).await.unwrap();
+    model(4, None).await.unwrap();
+    assert_eq!(catalog.stored_bytes(key).await.unwrap(), 2_000);
+    assert_eq!(catalog.stored_bytes(KeyId([4; 8])).await.unwrap(), 0);
 }
