@@ -153,6 +153,8 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let workers = workers(settings, &queue, &catalog, &blobs, &metrics)?;
     let readiness = Readiness::default();
     let watch = Watch::new(Arc::clone(&registry), Arc::clone(&catalog));
+    let records = Arc::clone(&catalog);
+    let keep = Duration::from_secs(settings.audit.keep_days * 86_400);
     let context = Context {
         catalog,
         blobs,
@@ -202,7 +204,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     };
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut refreshing = vec![tokio::spawn(tidy(partials))];
+    let mut refreshing = vec![tokio::spawn(tidy(partials, records, keep))];
     refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
     refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -362,12 +364,15 @@ async fn follow(registry: Arc<Registry>, readiness: Readiness) {
 }
 
 /// Removes what has had its time, until it is aborted.
-async fn tidy(partials: Arc<Partials>) {
+async fn tidy(partials: Arc<Partials>, catalog: Arc<dyn Catalog>, keep: Duration) {
     loop {
         match partials.expire().await {
             Ok(0) => {}
             Ok(uploads) => info!(uploads, "{uploads} uploads that nobody went on with were given up"),
             Err(error) => warn!(%error, "Uploads that have expired are left for later: {error}"),
+        }
+        if let Err(error) = catalog.prune_audit(keep).await {
+            warn!(%error, "Old lines of the audit log are left for later: {error}");
         }
         tokio::time::sleep(TIDY).await;
     }

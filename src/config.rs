@@ -42,6 +42,8 @@ pub struct Settings {
     pub serving: Serving,
     /// Log lines.
     pub log: Log,
+    /// The record of changes.
+    pub audit: Audit,
 }
 
 /// What a process does.
@@ -227,6 +229,14 @@ pub struct Serving {
     pub drain_timeout_ms: u64,
 }
 
+/// The record of changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Days that it goes back, 1 to 3,650.
+    pub keep_days: u64,
+}
+
 /// Log lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -349,6 +359,7 @@ const RANGES: &[Range] = &[
     ("serving.compress_bytes", |s| s.serving.compress_bytes, 0, TIB),
     ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
     ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
+    ("audit.keep_days", |s| s.audit.keep_days, 1, 3650),
 ];
 
 impl Settings {

@@ -67,6 +67,7 @@ fn operations() -> Vec<(Method, String)> {
 fn promised(method: &Method, path: &str) -> Option<&'static str> {
     match (method, path) {
         (_, path) if path.starts_with("/v2/health/") => None,
+        (_, "/v1/audit") => Some("admin"),
         (&Method::GET, _) | (_, "/v2/repository/index") => Some("read"),
         (_, path) if path.ends_with("/infer") => Some("infer"),
         (_, path) if path.starts_with("/v2") => Some("admin"),

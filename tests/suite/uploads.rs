@@ -170,3 +170,30 @@ async fn a_key_stores_no_more_than_its_quota() {
     with(app.request(Method::DELETE, "/v1/models/linear")).await.expect(204);
     put("/v1/datasets/d", &data).await.expect(201);
 }
+
+#[tokio::test]
+async fn who_changed_what_is_on_record() {
+    let app = TestApp::start().await;
+    let model = files::linear();
+    app.put("/v1/models/linear", model.clone()).await.expect(201);
+    let path = created(&app, "model", model.len()).await;
+    send(patch(&app, &path, 0, &model[..10])).await.expect(204);
+    send(patch(&app, &path, 10, &model[10..])).await.expect(204);
+    app.delete("/v1/models/nobody").await.expect(404);
+    let lines = app.get("/v1/audit").await.expect(200).json();
+    let seen: Vec<_> = lines["items"].as_array().unwrap().iter().collect();
+    let short = |line: &serde_json::Value| {
+        let part = |key: &str| line[key].as_str().unwrap_or("-").to_owned();
+        [part("method"), part("route"), part("record"), part("outcome")].join(" ")
+    };
+    let short: Vec<_> = seen.iter().map(|line| short(line)).collect();
+    let want = [
+        "DELETE /v1/models/{name} - 404".to_owned(),
+        "PATCH /v1/uploads/{id} /v1/models/linear@1 204".to_owned(),
+        format!("POST /v1/uploads {path} 201"),
+        "PUT /v1/models/{name} /v1/models/linear@1 201".to_owned(),
+    ];
+    assert_eq!(short, want, "{lines:#}");
+    assert_eq!(seen[0]["path"], "/v1/models/nobody");
+    assert_eq!(seen[0]["key"], serde_json::Value::Null);
+}

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod artifacts;
+pub(crate) mod audit;
 pub(crate) mod compress;
 pub mod connections;
 pub(crate) mod datasets;

@@ -15,8 +15,8 @@ use utoipa_axum::routes;
 use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
-    Shared, access, artifacts, datasets, endpoints, figures, infer, jobs, lint, models, observe, repository,
-    settings, system, tus, ui,
+    Shared, access, artifacts, audit, datasets, endpoints, figures, infer, jobs, lint, models, observe,
+    repository, settings, system, tus, ui,
 };
 use crate::service::store::Scope;
 
@@ -40,6 +40,7 @@ use crate::service::store::Scope;
         (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
         (name = "repository", description = "Triton's model repository extension"),
         (name = "settings", description = "Triton's settings of the log and of traces"),
+        (name = "audit", description = "Who changed what"),
         (name = "health", description = "The server about itself"),
     )
 )]
@@ -191,6 +192,7 @@ fn changes() -> OpenApiRouter<Shared> {
 
 fn administration() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
+        .routes(routes!(audit::list))
         .routes(routes!(repository::unload))
         .routes(routes!(settings::update_log))
         .routes(routes!(settings::update_trace))

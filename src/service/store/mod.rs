@@ -298,6 +298,10 @@ id!(
     HoldId, "hold", "the id of a hold"
 );
 id!(
+    /// Names a line of the audit log.
+    AuditId, "audit", "the id of an audit line"
+);
+id!(
     /// Names an upload that comes in parts.
     UploadId, "upload", "the id of an upload"
 );
@@ -944,6 +948,36 @@ pub struct NewKey {
     pub lifetime: Option<Duration>,
 }
 
+/// A request that changed something, or tried to. Holds no body and no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewAudit {
+    /// The key and its name; `None` where nobody was asked for one.
+    pub key: Option<(KeyId, Name)>,
+    /// The method; `gRPC` for a call.
+    pub method: String,
+    /// The template of the route.
+    pub route: String,
+    /// The path as it came, without a query.
+    pub path: String,
+    /// What was made, where something was.
+    pub record: Option<String>,
+    /// The status of the answer.
+    pub outcome: String,
+    /// Of the request.
+    pub request_id: String,
+}
+
+/// The same, on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its id; listings sort by it.
+    pub id: AuditId,
+    /// When it was answered.
+    pub at: Timestamp,
+    /// What.
+    pub what: NewAudit,
+}
+
 /// Whose key stores something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
@@ -1494,6 +1528,13 @@ pub trait Catalog: Send + Sync {
     fn census(&self) -> Answer<'_, Census>;
     /// Bytes of the models and datasets that were uploaded with a key and are not deleted.
     fn stored_bytes(&self, key: KeyId) -> Answer<'_, u64>;
+
+    /// Puts a request that changed something on record.
+    fn add_audit(&self, new: NewAudit) -> Answer<'_, ()>;
+    /// Requests that changed something; those with one key where given.
+    fn audit<'a>(&'a self, key: Option<KeyId>, page: &'a Page) -> Answer<'a, Slice<AuditEntry>>;
+    /// Removes from the record what is older than `keep`; gives how many.
+    fn prune_audit(&self, keep: Duration) -> Answer<'_, u64>;
 
     /// Adds a key.
     fn create_key(&self, new: NewKey) -> Answer<'_, Key>;

@@ -7,10 +7,10 @@ use sqlx::AssertSqlSafe;
 use tokio::sync::watch;
 
 use super::super::{
-    Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, DatasetId, Digest,
-    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
-    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewKey,
-    NewModel, Page, Slice, Version, Wanted,
+    Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, DatasetId,
+    Digest, Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
+    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewAudit, NewDataset, NewJob,
+    NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
@@ -19,7 +19,7 @@ use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_j
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
-use super::{answer, holds, keys, parsed, signed, text, time, unsigned, whole};
+use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, whole};
 
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
@@ -636,6 +636,26 @@ impl Catalog for Sql {
             .fetch_all(&self.writer)
             .await?;
             Ok(holders)
+        })
+    }
+
+    fn add_audit(&self, new: NewAudit) -> Answer<'_, ()> {
+        answer("putting a request on record", async move {
+            let mut connection = self.writer.acquire().await?;
+            audit::add(&mut connection, &new, self.now()).await
+        })
+    }
+
+    fn audit<'a>(&'a self, key: Option<KeyId>, page: &'a Page) -> Answer<'a, Slice<AuditEntry>> {
+        answer("listing requests on record", audit::list(&self.readers, key, page))
+    }
+
+    fn prune_audit(&self, keep: Duration) -> Answer<'_, u64> {
+        answer("removing old requests from the record", async move {
+            let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+            let before = Timestamp(self.now().0.saturating_sub(keep));
+            let mut connection = self.writer.acquire().await?;
+            audit::prune(&mut connection, before).await
         })
     }
 

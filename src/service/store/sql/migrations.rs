@@ -33,6 +33,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(5, "keys", "0005_keys.sql"),
     migration!(6, "checkpoints", "0006_checkpoints.sql"),
     migration!(8, "quotas", "0008_quotas.sql"),
+    migration!(9, "audit", "0009_audit.sql"),
 ];
 
 /// The newest that this program knows.

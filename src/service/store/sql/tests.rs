@@ -10,8 +10,8 @@ use serde_json::json;
 use super::super::{
     AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
     EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
-    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Owner, Page,
-    Pinned, Route, Timestamp, Version,
+    KeyId, LatencySummary, Lease, Name, NewArtifact, NewAudit, NewDataset, NewJob, NewKey, NewModel, Owner,
+    Page, Pinned, Route, Timestamp, Version,
 };
 use super::catalog::KEY_LIFETIME_MS;
 use super::open::Sql;
@@ -53,6 +53,7 @@ on_both! {
     keys_come_back_as_they_were_made,
     a_key_is_revoked_once,
     a_key_stores_no_more_than_its_quota,
+    the_audit_log_is_paged_and_has_an_end,
     a_file_of_a_newer_program_is_refused,
 }
 
@@ -596,4 +597,32 @@ async fn a_key_stores_no_more_than_its_quota(scratch: Scratch) {
     model(4, None).await.unwrap();
     assert_eq!(catalog.stored_bytes(key).await.unwrap(), 2_000);
     assert_eq!(catalog.stored_bytes(KeyId([4; 8])).await.unwrap(), 0);
+}
+
+async fn the_audit_log_is_paged_and_has_an_end(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let line = |key: Option<u8>, record: Option<&str>| NewAudit {
+        key: key.map(|byte| (KeyId([byte; 8]), name("ci"))),
+        method: "PUT".to_owned(),
+        route: "/v1/models/{name}".to_owned(),
+        path: "/v1/models/m".to_owned(),
+        record: record.map(str::to_owned),
+        outcome: "201".to_owned(),
+        request_id: "r".to_owned(),
+    };
+    let lines = [line(None, None), line(Some(1), Some("/v1/models/m@1")), line(Some(2), None)];
+    for line in &lines {
+        catalog.add_audit(line.clone()).await.unwrap();
+        scratch.pass(1_000);
+    }
+    let first = catalog.audit(None, &Page::first(2)).await.unwrap();
+    let what =
+        |items: &[super::super::AuditEntry]| -> Vec<_> { items.iter().map(|e| e.what.clone()).collect() };
+    assert_eq!(what(&first.items), [lines[2].clone(), lines[1].clone()]);
+    let rest = catalog.audit(None, &Page { after: first.next, limit: 2 }).await.unwrap();
+    assert_eq!((what(&rest.items), rest.next), (vec![lines[0].clone()], None));
+    let own = catalog.audit(Some(KeyId([1; 8])), &Page::first(9)).await.unwrap();
+    assert_eq!(what(&own.items), [lines[1].clone()]);
+    assert_eq!(catalog.prune_audit(Duration::from_millis(2_000)).await.unwrap(), 1);
+    assert_eq!(catalog.audit(None, &Page::first(9)).await.unwrap().items.len(), 2);
 }
