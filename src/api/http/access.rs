@@ -47,15 +47,22 @@ pub(crate) async fn require(State(needs): State<Needs>, mut request: Request, ne
     let method = request.method().as_str();
     let noted = Noted::begin(&needs.shared, caller.as_ref(), &id, method, route, path);
     let response = next.run(request).await;
-    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-    let record = text(header::CONTENT_LOCATION).or_else(|| text(header::LOCATION)).map(str::to_owned);
-    // A part of an upload that is not the last.
-    if record.is_none() && response.status() == 204 && text(tus::UPLOAD_OFFSET).is_some() {
+    let outcome = response.status();
+    let (record, is_step) = made(&response);
+    if is_step {
         noted.forget();
     } else {
-        noted.end(record, response.status().as_u16().to_string()).await;
+        noted.end(record, outcome.as_u16().to_string()).await;
     }
     response
+}
+
+/// What a request has made, and whether it was a part of an upload other than the last.
+fn made(response: &Response) -> (Option<String>, bool) {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let record = text(header::CONTENT_LOCATION).or_else(|| text(header::LOCATION)).map(str::to_owned);
+    let is_step = record.is_none() && response.status() == 204 && text(tus::UPLOAD_OFFSET).is_some();
+    (record, is_step)
 }
 
 fn admit(needs: &Needs, request: &Request) -> Result<Option<Caller>, Refused> {
