@@ -30,6 +30,14 @@ enum Command {
     Key(cli::key::Key),
     /// Shows the whole path on bundled data: upload, quantize, report, serve, infer.
     Demo(cli::serve::Demo),
+    /// Looks at the machine and the settings, and tells what to do before a server starts.
+    Doctor(cli::operate::Doctor),
+    /// Brings the database to what this program knows, without a server.
+    Migrate(cli::operate::Migrate),
+    /// Copies the records and files of a server into a new folder, while it runs.
+    Backup(cli::operate::Backup),
+    /// Puts a backup into a new data folder.
+    Restore(cli::operate::Restore),
     /// Quantizes a model without a server.
     Quantize(cli::quantize::Quantize),
     /// Runs a model, float or INT8, over arrays.
@@ -56,6 +64,10 @@ fn main() -> ExitCode {
         Command::Serve(command) => command.run(),
         Command::Key(command) => command.run(),
         Command::Demo(command) => command.run(),
+        Command::Doctor(command) => command.run(),
+        Command::Migrate(command) => command.run(),
+        Command::Backup(command) => command.run(),
+        Command::Restore(command) => command.run(),
         Command::Quantize(command) => command.run(),
         Command::Run(command) => command.run(),
         Command::Bench(command) => command.run(),

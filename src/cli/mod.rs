@@ -8,6 +8,7 @@ pub(crate) mod diff;
 pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod lint;
+pub(crate) mod operate;
 #[cfg(feature = "otel")]
 pub(crate) mod otel;
 pub(crate) mod quantize;

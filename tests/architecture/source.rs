@@ -90,6 +90,8 @@ impl Source {
         let word = |at: usize| self.tokens.get(at).is_some_and(|t| is_word(&t.text));
         let text = |at: usize| self.tokens.get(at).map_or("", |t| t.text.as_str());
         let mut out = Vec::new();
+        // Tests that fill a file of their own are declared under `#[cfg(test)]` by the file that they test.
+        let all_tests = self.path.ends_with("/tests.rs");
         // For each open brace: the inline module it opens, and whether it is under `#[cfg(test)]`.
         let mut open: Vec<(Option<String>, bool)> = Vec::new();
         let mut test_next = false;
@@ -115,7 +117,7 @@ impl Source {
             // Inside a group the branches were read with its head.
             if starts && !self.inside_group(at) {
                 let inline: Vec<String> = open.iter().filter_map(|o| o.0.clone()).collect();
-                let in_test = test_next || open.last().is_some_and(|o| o.1);
+                let in_test = all_tests || test_next || open.last().is_some_and(|o| o.1);
                 for segments in self.branches(at) {
                     let (line, inline) = (self.tokens[at].line, inline.clone());
                     out.push(PathIn { segments, line, inline, in_test });

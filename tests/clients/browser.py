@@ -222,8 +222,8 @@ class Browser:
                 (SCREENSHOTS / f"{name}-{size}-{scheme}.png").write_bytes(base64.b64decode(picture["data"]))
         self.look(WIDTHS["wide"], "light")
 
-    def sound(self, where):
-        """What every page must have, whoever looks at it and however."""
+    def sound(self, where, current=1):
+        """What every page must have, whoever looks at it and however. `current` is 0 for one outside of the navigation."""
         wrong = []
         if self.js("document.documentElement.lang") != "en":
             wrong.append("no lang")
@@ -234,7 +234,7 @@ class Browser:
         for landmark in ("header", "nav[aria-label]", "main", "footer", "a.skip[href='#main']"):
             if not self.js(f"!!document.querySelector({json.dumps(landmark)})"):
                 wrong.append(f"no {landmark}")
-        if self.js("document.querySelectorAll('nav a[aria-current=page]').length") != 1:
+        if self.js("document.querySelectorAll('nav a[aria-current=page]').length") != current:
             wrong.append("the navigation does not say where one is")
         if twice := self.js("""[...document.querySelectorAll('[id]')].map((e) => e.id)
                 .filter((id, i, all) => all.indexOf(id) !== i)"""):
@@ -597,6 +597,38 @@ def check_refusals_stand_beside_the_form(server):
         assert browser.js("document.title") != "pwned"
         browser.sound("/datasets with markup in names")
     return said
+
+
+def check_a_person_signs_in_with_a_key(binary):
+    with support.Server(binary, settings={"OCTET_AUTH__MODE": "keys"}) as server, Browser(server.url) as browser:
+        made = support.run_octet(binary, "key", "create", "--name", "person", "--scope", "read,write", "--data-dir",
+                                 server.data_dir).strip()
+        server.until(lambda: server.request("GET", "/v2", headers={"X-Api-Key": made}).status == 200, "the key is known")
+        browser.go("/models")
+        assert "Sign in" in browser.text("main") and browser.js("document.title").startswith("Sign in")
+        # The browser notes 401 for the page itself, which is as it should be.
+        browser.errors.clear()
+        browser.sound("/login", current=0)
+        browser.shoot("sign-in")
+        browser.type("#key", "octet_0123456789abcdef_" + "0" * 64)
+        browser.click("form [type=submit]")
+        browser.until("document.querySelector('main .problem')?.textContent.includes('not known')")
+        browser.errors.clear()
+        browser.type("#key", made)
+        browser.click("form [type=submit]")
+        browser.until("location.pathname === '/models' && document.readyState === 'complete' && !document.querySelector('#key')")
+        assert browser.js("document.cookie") == "", "scripts can read the cookie"
+        # What the pages send by script has the cookie and comes from the same origin.
+        upload(browser, "/models", support.model_path("fm_mlp"), "mlp")
+        assert server.request("GET", "/v1/models/mlp", headers={"X-Api-Key": made}).status == 200
+        browser.go("/login")
+        assert "person" in browser.text("main")
+        browser.sound("/login, signed in", current=0)
+        browser.click("form [type=submit]")
+        browser.until("document.querySelector('#key')")
+        assert not browser.errors, browser.errors
+        browser.go("/jobs")
+        assert "Sign in" in browser.text("main")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ use utoipa_axum::routes;
 use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
-    Shared, access, artifacts, audit, datasets, endpoints, figures, infer, jobs, lint, models, observe,
-    repository, settings, system, tus, ui,
+    Shared, access, artifacts, audit, datasets, document, endpoints, figures, infer, jobs, lint, models,
+    observe, repository, settings, system, tus, ui,
 };
 use crate::service::store::Scope;
 
@@ -111,7 +111,7 @@ fn pages() -> OpenApiRouter<Shared> {
         .route("/artifacts/{id}", get(ui::artifacts::one))
         .route("/endpoints", get(ui::endpoints::list))
         .route("/endpoints/{name}", get(ui::endpoints::one))
-        .route("/docs", get(|| async { ui::docs::page(document) }))
+        .route("/docs", get(|| async { ui::docs::page(as_json) }))
 }
 
 fn reading() -> OpenApiRouter<Shared> {
@@ -258,15 +258,11 @@ async fn plain(response: Response) -> Response {
 /// Never: the document is made of the code alone, and a test makes it.
 #[must_use]
 pub fn openapi() -> String {
-    described().to_yaml().expect("the document has only strings, numbers and lists")
+    yaml_serde::to_string(&as_json()).expect("the document has only strings, numbers and lists")
 }
 
 /// The same document as JSON, for the page that shows it.
-pub(crate) fn document() -> serde_json::Value {
-    serde_json::to_value(described()).unwrap_or_default()
-}
-
-fn described() -> utoipa::openapi::OpenApi {
+pub(crate) fn as_json() -> serde_json::Value {
     let mut document = Head::openapi();
     access::describe(&mut document);
     for Group { needs, routes, .. } in groups() {
@@ -276,5 +272,5 @@ fn described() -> utoipa::openapi::OpenApi {
         }
         document.merge(part);
     }
-    document
+    document::completed(&document)
 }

@@ -78,7 +78,7 @@ pub(crate) async fn metrics(State(shared): State<Shared>) -> Response {
 
 /// This document.
 #[utoipa::path(get, path = "/openapi.yaml", tag = "health",
-    responses((status = 200, description = "The document", body = String, content_type = "application/yaml")))]
+    responses((status = 200, description = "The document", body = serde_json::Value, content_type = "application/yaml")))]
 pub(crate) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/yaml")], crate::api::http::OPENAPI).into_response()
 }

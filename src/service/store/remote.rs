@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path as Key;
 use object_store::{ClientOptions, ObjectStore, ObjectStoreExt as _, RetryConfig};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,8 +44,8 @@ pub enum Error {
         /// Why not.
         source: object_store::Error,
     },
-    /// The list of objects was not given.
-    #[error("listing the object store")]
+    /// The list of objects was not given, or a probe failed.
+    #[error("asking the object store")]
     List(#[source] object_store::Error),
     /// The local file could not be read or written.
     #[error("the local copy of blob {digest}")]
@@ -97,28 +97,22 @@ impl Remote {
     /// # Errors
     /// [`Error::Settings`].
     pub fn s3(settings: &S3, catalog: Arc<dyn Catalog>) -> Result<Remote, Error> {
-        let options = ClientOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_timeout(REQUEST_TIMEOUT)
-            .with_allow_http(settings.endpoint.starts_with("http://"));
-        let retry = RetryConfig { retry_timeout: RETRY_FOR, ..RetryConfig::default() };
-        let mut builder = if settings.access_key_id.is_empty() {
-            AmazonS3Builder::from_env()
-        } else {
-            AmazonS3Builder::new()
-                .with_access_key_id(&settings.access_key_id)
-                .with_secret_access_key(&settings.secret_access_key)
+        Ok(Remote::new(Arc::new(client(settings)?), &settings.prefix, catalog))
+    }
+
+    /// Writes, reads and removes an object, to see whether a server could.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn probe(settings: &S3) -> Result<(), Error> {
+        let store = client(settings)?;
+        let key = Key::from(format!("{}/probe-{}", settings.prefix, uuid::Uuid::now_v7().simple()));
+        let tried = async {
+            store.put(&key, Bytes::from_static(b"octet").into()).await?;
+            store.get_range(&key, 0..5).await?;
+            store.delete(&key).await
         };
-        builder = builder
-            .with_bucket_name(&settings.bucket)
-            .with_region(&settings.region)
-            .with_client_options(options)
-            .with_retry(retry);
-        if !settings.endpoint.is_empty() {
-            builder = builder.with_endpoint(&settings.endpoint);
-        }
-        let store = builder.build().map_err(Error::Settings)?;
-        Ok(Remote::new(Arc::new(store), &settings.prefix, catalog))
+        tried.await.map_err(Error::List)
     }
 
     /// Blobs in any object store.
@@ -249,6 +243,31 @@ impl Remote {
             .await
             .map_err(Error::List)
     }
+}
+
+/// What speaks to a bucket.
+fn client(settings: &S3) -> Result<AmazonS3, Error> {
+    let options = ClientOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout(REQUEST_TIMEOUT)
+        .with_allow_http(settings.endpoint.starts_with("http://"));
+    let retry = RetryConfig { retry_timeout: RETRY_FOR, ..RetryConfig::default() };
+    let mut builder = if settings.access_key_id.is_empty() {
+        AmazonS3Builder::from_env()
+    } else {
+        AmazonS3Builder::new()
+            .with_access_key_id(&settings.access_key_id)
+            .with_secret_access_key(&settings.secret_access_key)
+    };
+    builder = builder
+        .with_bucket_name(&settings.bucket)
+        .with_region(&settings.region)
+        .with_client_options(options)
+        .with_retry(retry);
+    if !settings.endpoint.is_empty() {
+        builder = builder.with_endpoint(&settings.endpoint);
+    }
+    builder.build().map_err(Error::Settings)
 }
 
 async fn read_part(file: &mut tokio::fs::File, bytes: u64) -> std::io::Result<Bytes> {

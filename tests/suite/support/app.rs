@@ -88,6 +88,8 @@ impl TestApp {
 
     /// A server with some other settings: `("limits.model_bytes", "2000")`.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> TestApp {
+        // The client asks for it as it is made, before a server has chosen it. A second call finds it done.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let own = TempDir::new().unwrap();
         let settings = settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let mut app = TestApp {

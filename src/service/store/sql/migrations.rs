@@ -3,6 +3,7 @@
 use sqlx::{AnyPool, AssertSqlSafe};
 
 use super::super::Timestamp;
+use super::transaction::begin;
 use super::{Dialect, Fault, Work};
 
 /// A number, a name, and the SQL of each dialect.
@@ -45,7 +46,7 @@ pub(super) fn known() -> i64 {
 pub(super) async fn migrate(writer: &AnyPool, dialect: Dialect, now: Timestamp) -> Work<Vec<&'static str>> {
     let mut applied = Vec::new();
     // Replicas that start together take turns.
-    let mut transaction = super::open::begin(writer, dialect).await?;
+    let mut transaction = begin(writer, dialect).await?;
     let whole = dialect.whole();
     sqlx::query(AssertSqlSafe(format!(
         "CREATE TABLE IF NOT EXISTS schema_version

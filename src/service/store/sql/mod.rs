@@ -25,6 +25,7 @@ pub mod open;
 mod rows;
 #[cfg(test)]
 pub(crate) mod tests;
+mod transaction;
 mod uploads;
 
 /// Which database it is.

@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 use tracing::warn;
 use url::Url;
 
-use super::super::{Clock, Error, Timestamp};
-use super::migrations::migrate;
-use super::{Dialect, Fault, Work, answer};
+use super::super::{Clock, Digest, Error, Timestamp};
+use super::migrations::{known, migrate};
+use super::transaction::begin;
+use super::{Dialect, Fault, Work, answer, parsed};
 
 /// Connections for reading SQLite.
 const READERS: u32 = 4;
@@ -27,8 +28,6 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// One statement of ours never takes so long; one that does waits for something that is broken.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Names the lock that writing transactions of all processes take in Postgres: the letters "octet".
-const WRITER_LOCK: i64 = 0x6f_63_74_65_74;
 /// What other processes change is looked for so often, where no notification tells of it.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// The clock of the database is looked at so often, in rounds of [`LOOK_AGAIN`].
@@ -54,6 +53,7 @@ pub struct Sql {
     pub(super) job_changes: watch::Sender<u64>,
     url: String,
     clock: Clock,
+    applied: Vec<&'static str>,
     /// Milliseconds that the clock of the database is ahead of ours.
     ahead: AtomicI64,
 }
@@ -66,7 +66,6 @@ impl Sql {
     pub async fn sqlite(path: &Path, clock: Clock) -> Result<Sql, Error> {
         let tried = format!("opening `{}`", path.display());
         answer(tried, async move {
-            // A path as a URL: what means something in one is escaped.
             let absolute = std::path::absolute(path).map_err(|error| Fault::Database(Box::new(error)))?;
             let mut url = Url::from_file_path(&absolute).map_err(|()| {
                 Fault::Database(format!("`{}` is no path of a file", absolute.display()).into())
@@ -74,9 +73,9 @@ impl Sql {
             url.set_query(Some("mode=rwc"));
             let url = url.as_str().replacen("file://", "sqlite://", 1);
             let writer = sqlite_pool(&url, 1, "").await?;
-            migrate(&writer, Dialect::Sqlite, clock()).await?;
+            let applied = migrate(&writer, Dialect::Sqlite, clock()).await?;
             let readers = sqlite_pool(&url, READERS, "PRAGMA query_only = on;").await?;
-            Ok(Sql::new(Dialect::Sqlite, writer, readers, url, clock))
+            Ok(Sql::new(Dialect::Sqlite, writer, readers, url, clock, applied))
         })
         .await
     }
@@ -104,13 +103,20 @@ impl Sql {
                     })
                 });
             let pool = options.connect_with(quiet(url)?).await?;
-            migrate(&pool, Dialect::Postgres, clock()).await?;
-            Ok(Sql::new(Dialect::Postgres, pool.clone(), pool, url.to_owned(), clock))
+            let applied = migrate(&pool, Dialect::Postgres, clock()).await?;
+            Ok(Sql::new(Dialect::Postgres, pool.clone(), pool, url.to_owned(), clock, applied))
         })
         .await
     }
 
-    fn new(dialect: Dialect, writer: AnyPool, readers: AnyPool, url: String, clock: Clock) -> Sql {
+    fn new(
+        dialect: Dialect,
+        writer: AnyPool,
+        readers: AnyPool,
+        url: String,
+        clock: Clock,
+        applied: Vec<&'static str>,
+    ) -> Sql {
         Sql {
             dialect,
             writer,
@@ -119,8 +125,55 @@ impl Sql {
             job_changes: watch::Sender::new(0),
             url,
             clock,
+            applied,
             ahead: AtomicI64::new(0),
         }
+    }
+
+    /// What the tables are like.
+    #[must_use]
+    pub fn schema_version(&self) -> i64 {
+        known()
+    }
+
+    /// What was brought to them when they were opened.
+    #[must_use]
+    pub fn applied(&self) -> &[&'static str] {
+        &self.applied
+    }
+
+    /// Copies a SQLite file as it is at one moment, while it may be written.
+    ///
+    /// # Errors
+    /// [`Error::Database`] or [`Error::Full`].
+    pub async fn copy_to(&self, path: &Path) -> Result<(), Error> {
+        answer(format!("copying the database to `{}`", path.display()), async move {
+            let text = path.to_str().ok_or_else(|| Fault::Database("the path is not UTF-8".into()))?;
+            sqlx::query("VACUUM INTO $1").bind(text).execute(&self.writer).await?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// The blobs that rows refer to.
+    ///
+    /// # Errors
+    /// [`Error::Database`].
+    pub async fn blobs(&self) -> Result<Vec<Digest>, Error> {
+        answer("listing the blobs of all rows", async move {
+            let texts: Vec<String> = sqlx::query_scalar(
+                "SELECT sha256 FROM models WHERE deleted_at IS NULL
+                 UNION SELECT sha256 FROM datasets WHERE deleted_at IS NULL
+                 UNION SELECT sha256 FROM artifacts WHERE deleted_at IS NULL
+                 UNION SELECT report FROM artifacts WHERE deleted_at IS NULL
+                 UNION SELECT report_html FROM artifacts WHERE deleted_at IS NULL
+                 UNION SELECT statistics FROM artifacts WHERE deleted_at IS NULL AND statistics IS NOT NULL",
+            )
+            .fetch_all(&self.readers)
+            .await?;
+            texts.iter().map(|text| parsed(text)).collect()
+        })
+        .await
     }
 
     /// Closes the database; what was answered is kept whether this is called or not.
@@ -174,10 +227,7 @@ impl Sql {
 
     /// Leases of all processes are told in the time of the database: their own clocks may differ.
     async fn take_clock(&self) -> Result<(), sqlx::Error> {
-        let theirs: i64 =
-            sqlx::query_scalar("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)")
-                .fetch_one(&self.readers)
-                .await?;
+        let theirs = database_time(&self.readers).await?;
         self.ahead.store(theirs - (self.clock)().0, Ordering::Relaxed);
         Ok(())
     }
@@ -223,21 +273,72 @@ impl Sql {
     }
 }
 
-/// Begins a transaction that reads and then writes: no other such one runs meanwhile, in any process.
-pub(super) async fn begin(writer: &AnyPool, dialect: Dialect) -> Work<Transaction<'static, Any>> {
-    match dialect {
-        // IMMEDIATE takes the lock at once: a transaction that reads first and then writes could otherwise fail where
-        // another process has written in between.
-        Dialect::Sqlite => Ok(writer.begin_with("BEGIN IMMEDIATE").await?),
-        Dialect::Postgres => {
-            let mut transaction = writer.begin().await?;
-            sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)")
-                .bind(WRITER_LOCK)
-                .execute(&mut *transaction)
-                .await?;
-            Ok(transaction)
-        }
-    }
+/// What a database is like, found without changing it.
+#[derive(Debug)]
+pub struct Schema {
+    /// Its version; 0 where there are no tables yet.
+    pub have: i64,
+    /// The version that this program knows.
+    pub known: i64,
+    /// What it says about itself.
+    pub healthy: Result<(), String>,
+    /// Milliseconds that its clock is ahead.
+    pub ahead_ms: i64,
+}
+
+/// What a SQLite file is like.
+///
+/// # Errors
+/// [`Error::Database`].
+pub async fn schema_of_sqlite(path: &Path) -> Result<Schema, Error> {
+    answer(format!("opening `{}`", path.display()), async move {
+        let pool = sqlite_pool(&sqlite_url(path, "rw")?, 1, "PRAGMA query_only = on;").await?;
+        let said: String = sqlx::query_scalar("PRAGMA quick_check(1)").fetch_one(&pool).await?;
+        let healthy = if said == "ok" { Ok(()) } else { Err(said) };
+        let schema = Schema { have: have(&pool).await?, known: known(), healthy, ahead_ms: 0 };
+        pool.close().await;
+        Ok(schema)
+    })
+    .await
+}
+
+/// What a Postgres database is like.
+///
+/// # Errors
+/// [`Error::Unavailable`] or [`Error::Database`].
+pub async fn schema_of_postgres(url: &str, clock: Clock) -> Result<Schema, Error> {
+    answer("connecting to Postgres", async move {
+        sqlx::any::install_default_drivers();
+        let options = AnyPoolOptions::new().max_connections(1).acquire_timeout(CONNECT_TIMEOUT);
+        let pool = options.connect_with(quiet(url)?).await?;
+        let ahead_ms = database_time(&pool).await? - clock().0;
+        let schema =
+            Schema { have: have(&pool).await.unwrap_or(0), known: known(), healthy: Ok(()), ahead_ms };
+        pool.close().await;
+        Ok(schema)
+    })
+    .await
+}
+
+async fn have(pool: &AnyPool) -> Result<i64, sqlx::Error> {
+    let sql = "SELECT CAST(coalesce(max(version), 0) AS BIGINT) FROM schema_version";
+    sqlx::query_scalar(sql).fetch_one(pool).await
+}
+
+/// Milliseconds since 1970, by Postgres.
+async fn database_time(pool: &AnyPool) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)")
+        .fetch_one(pool)
+        .await
+}
+
+/// A path as a URL: what means something in one is escaped.
+fn sqlite_url(path: &Path, mode: &str) -> Work<String> {
+    let absolute = std::path::absolute(path).map_err(|error| Fault::Database(Box::new(error)))?;
+    let mut url = Url::from_file_path(&absolute)
+        .map_err(|()| Fault::Database(format!("`{}` is no path of a file", absolute.display()).into()))?;
+    url.set_query(Some(&format!("mode={mode}")));
+    Ok(url.as_str().replacen("file://", "sqlite://", 1))
 }
 
 async fn sqlite_pool(url: &str, connections: u32, further: &'static str) -> Work<AnyPool> {

@@ -1,0 +1,106 @@
+//! `octet doctor`, `octet migrate`, `octet backup` and `octet restore`: for whoever runs a server.
+
+use std::path::PathBuf;
+
+use octet::app::{self, backup, doctor};
+use octet::config::{Flags, Settings};
+
+use crate::cli::serve::{key_value, runtime, start_error};
+use crate::cli::{Error, print};
+
+/// Where the server's settings are.
+#[derive(clap::Args)]
+struct Where {
+    /// Folder of the database and all files [default: octet-data].
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Settings in TOML: those of the server.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Any other setting; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+}
+
+impl Where {
+    fn settings(self) -> Result<Settings, Error> {
+        let flags = Flags { data_dir: self.data_dir, set: self.set, ..Flags::default() };
+        Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))
+    }
+}
+
+/// Arguments of `octet doctor`.
+#[derive(clap::Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    place: Where,
+}
+
+impl Doctor {
+    /// Looks at everything; not done where something is bad.
+    pub(crate) fn run(self) -> Result<(), Error> {
+        let settings = self.place.settings()?;
+        let findings = runtime()?.block_on(doctor::examine(&settings));
+        let lines: Vec<_> = findings.iter().map(ToString::to_string).collect();
+        print(&format!("{}\n", lines.join("\n")))?;
+        let bad = findings.iter().filter(|finding| finding.state == doctor::State::Bad).count();
+        if bad > 0 { Err(Error::Work(format!("{bad} of {} are bad", findings.len()))) } else { Ok(()) }
+    }
+}
+
+/// Arguments of `octet migrate`.
+#[derive(clap::Args)]
+pub(crate) struct Migrate {
+    #[command(flatten)]
+    place: Where,
+}
+
+impl Migrate {
+    /// Brings the database to what this program knows. A server does the same when it starts.
+    pub(crate) fn run(self) -> Result<(), Error> {
+        let settings = self.place.settings()?;
+        let (version, applied) = runtime()?.block_on(app::migrate(&settings)).map_err(start_error)?;
+        print(&match applied.as_slice() {
+            [] => format!("schema version {version}: nothing to do\n"),
+            applied => format!("schema version {version}, applied: {}\n", applied.join(", ")),
+        })
+    }
+}
+
+/// Arguments of `octet backup`.
+#[derive(clap::Args)]
+pub(crate) struct Backup {
+    /// The folder to make.
+    to: PathBuf,
+    #[command(flatten)]
+    place: Where,
+}
+
+impl Backup {
+    /// Copies records and files, beside a server that runs or without one.
+    pub(crate) fn run(self) -> Result<(), Error> {
+        let settings = self.place.settings()?;
+        let copied = runtime()?.block_on(backup::back_up(&settings, &self.to));
+        let copied = copied.map_err(|error| Error::Work(error.to_string()))?;
+        print(&format!("{} files, {} bytes: all that the records refer to\n", copied.files, copied.bytes))
+    }
+}
+
+/// Arguments of `octet restore`.
+#[derive(clap::Args)]
+pub(crate) struct Restore {
+    /// The folder that `octet backup` has made.
+    from: PathBuf,
+    /// The data folder to make [default: octet-data].
+    #[arg(long, value_name = "DIR", default_value = "octet-data")]
+    data_dir: PathBuf,
+}
+
+impl Restore {
+    /// Puts a backup into a new data folder, after comparing every file with its digest.
+    pub(crate) fn run(self) -> Result<(), Error> {
+        let copied = runtime()?.block_on(backup::restore(&self.from, &self.data_dir));
+        let copied = copied.map_err(|error| Error::Work(error.to_string()))?;
+        print(&format!("{} files, {} bytes are back\n", copied.files, copied.bytes))
+    }
+}
