@@ -20,6 +20,7 @@ use crate::service::jobs::queue::Queue;
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
+use crate::service::store::partial::Partials;
 use crate::service::store::{Catalog, Clock, Digest, Timestamp};
 
 /// What every handler shares.
@@ -28,6 +29,8 @@ pub struct Context {
     pub catalog: Arc<dyn Catalog>,
     /// The files.
     pub blobs: Blobs,
+    /// The uploads that come in parts.
+    pub partials: Arc<Partials>,
     /// The jobs.
     pub queue: Arc<Queue>,
     /// The endpoints in memory.

@@ -109,6 +109,7 @@ pub(crate) fn start_error(error: app::Error) -> Error {
     match error {
         app::Error::Isa { .. } | app::Error::Public { .. } => Error::Usage(error.to_string()),
         app::Error::Blobs(_)
+        | app::Error::Partials(_)
         | app::Error::Store(_)
         | app::Error::Listen { .. }
         | app::Error::Tls(_)
