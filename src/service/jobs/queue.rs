@@ -88,7 +88,8 @@ impl Queue {
         let recipe = if spec.recipe.is_null() { json!({}) } else { spec.recipe };
         let recipe: Value =
             pipeline::inspect::check_recipe(&recipe).map_err(|error| Error::BadRecipe(error.to_string()))?;
-        let new = match self.resolve(spec, recipe, attempts_max, key.clone()).await {
+        let spec = JobSpec { recipe, ..spec };
+        let new = match self.resolve(spec, attempts_max, key.clone()).await {
             Ok(new) => new,
             // The job of then has deleted its data, or somebody the model: the answer is still that job.
             Err(gone @ (Error::BadStatistics(_) | Error::Store(store::Error::NotFound { .. }))) => {
@@ -110,7 +111,6 @@ impl Queue {
     async fn resolve(
         &self,
         spec: JobSpec,
-        recipe: Value,
         attempts_max: u32,
         key: Option<IdempotencyKey>,
     ) -> Result<NewJob, Error> {
@@ -136,7 +136,7 @@ impl Queue {
             calibration_of,
             evaluation,
             keep: spec.keep,
-            recipe,
+            recipe: spec.recipe,
             endpoint: spec.endpoint,
             attempts_max,
             idempotency: key,
