@@ -54,7 +54,9 @@ fn operations() -> Vec<(Method, String)> {
         if let Some(text) = line.strip_prefix("  /") {
             path = Some(format!("/{}", text.trim_end_matches(':')));
         } else if let (Some(path), Some(name)) = (&path, line.strip_prefix("    ")) {
-            let method = ["get", "put", "post", "delete", "patch", "head", "options"].into_iter().find(|m| name == format!("{m}:"));
+            let method = ["get", "put", "post", "delete", "patch", "head", "options"]
+                .into_iter()
+                .find(|m| name == format!("{m}:"));
             found.extend(method.map(|m| (m.to_uppercase().parse().unwrap(), path.clone())));
         } else if !line.starts_with(' ') && line != "paths:" {
             path = None;
