@@ -7,8 +7,6 @@ use crate::service::store::{JobId, JobState, Name, Wanted};
 #[cfg(test)]
 mod faults;
 pub mod queue;
-#[cfg(test)]
-mod reference;
 pub mod worker;
 
 /// A job as asked for, before names are resolved.
