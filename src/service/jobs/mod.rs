@@ -4,8 +4,6 @@ use serde_json::Value;
 
 use crate::service::store::{JobId, JobState, Name, Wanted};
 
-#[cfg(test)]
-mod faults;
 pub mod queue;
 pub mod worker;
 
