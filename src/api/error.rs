@@ -478,7 +478,7 @@ impl From<pipeline::Error> for Problem {
             pipeline::Error::Data { .. } => Problem::new(Code::BadData, detail),
             pipeline::Error::Recipe(_) => Problem::new(Code::BadRecipe, detail),
             pipeline::Error::Cancelled => Problem::internal(detail),
-            pipeline::Error::Io { .. } => Problem::internal(detail),
+            pipeline::Error::Io { source, .. } => of_io(&detail, &source),
         }
     }
 }
