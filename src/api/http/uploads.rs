@@ -112,12 +112,12 @@ async fn written<E: std::error::Error>(
         return Err(Problem::bad_request("the body is empty: send the bytes of the file"));
     }
     writer.flush().await?;
-    if let Some(unpack) = unpack {
-        if let Some(whole) = unpacked(shared, writer.path().to_owned(), limit_bytes, unpack).await? {
-            // The digest is that of what was sent.
-            writer.expect(expected)?;
-            return Ok((whole, None));
-        }
+    if let Some(unpack) = unpack
+        && let Some(whole) = unpacked(shared, writer.path().to_owned(), limit_bytes, unpack).await?
+    {
+        // The digest is that of what was sent.
+        writer.expect(expected)?;
+        return Ok((whole, None));
     }
     Ok((writer, expected))
 }
