@@ -76,6 +76,9 @@ def check_inspect_says_what_runs_in_integers(binary):
             missing = wanted - set(said["integer"])
             assert wanted and not missing, f"{model}: {sorted(missing)} do not run in integers: {said}"
             assert not wanted & {row["node"] for row in said["float"]} and not said["unsupported"], said
+            # And the float model is told so before any job.
+            before = json.loads(support.run_octet(binary, "inspect", support.model_path(model), "--json"))
+            assert not wanted - set(before["integer"]), f"{model}: {sorted(wanted - set(before['integer']))}"
             counts.append(f"{model} {len(wanted)}")
     return ", ".join(counts)
 

@@ -83,7 +83,7 @@ fn tell(mut graph: Graph, at: Weights, memory_bytes_max: u64) -> Result<Value, E
             .nodes
             .iter()
             .zip(&plan.decisions)
-            .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Lookup));
+            .filter(|(_, d)| matches!(d, Decision::Integer | Decision::Dynamic | Decision::Lookup));
         integer = named.map(|(n, _)| n.name.clone()).collect();
         float = rows::float_rows(&graph, &plan);
     }
