@@ -682,7 +682,7 @@ async fn every(shared: bool, count: u64, when: When) {
         }
     }
     let met: Vec<&Ran> = ran.iter().filter(|ran| !ran.met.is_empty()).collect();
-    let kinds: BTreeSet<&str> = met.iter().filter_map(|ran| ran.met.first().copied()).collect();
+    let mut kinds: BTreeSet<&'static str> = met.iter().filter_map(|ran| ran.met.first().copied()).collect();
     println!(
         "{when:?}, {count} in a row, shared {shared}: {} places, {} of them met, {} kinds of calls; {} jobs failed, \
          {} runs left blobs for the sweep; {:.1} s\n  {usual:?}",
@@ -693,7 +693,15 @@ async fn every(shared: bool, count: u64, when: When) {
         ran.iter().filter(|ran| ran.left > 0).count(),
         begun.elapsed().as_secs_f64(),
     );
-    // The last of a kind may not come every time: a beat more or less. The first does.
+    // A kind that hangs on the time (a beat more or less) may not have come in the run that was to meet it.
+    for call in usual.keys() {
+        for _ in 0..5 {
+            if kinds.contains(call) {
+                break;
+            }
+            kinds.extend(run(shared, Plan::new((call, 1), count, when)).await.met.first());
+        }
+    }
     assert_eq!(kinds, usual.keys().copied().collect());
 }
 
