@@ -29,7 +29,7 @@ const RETRY_MS: i64 = 2_000;
 const KEY_MS: i64 = 24 * 3_600_000;
 const OWNERS: [&str; 3] = ["host/a", "host/b", "other/a"];
 /// Operations of one sequence.
-const STEPS: usize = 700;
+const STEPS: usize = 1_000;
 
 /// The same sequence every time for the same seed: xorshift64* (Vigna, "An experimental exploration of Marsaglia's
 /// xorshift generators, scrambled", 2016).
@@ -288,6 +288,16 @@ impl Reference {
         }
     }
 
+    /// Somebody deletes all data, whoever needs them.
+    fn delete_data(&mut self) -> Result<BTreeSet<Version>, Refusal> {
+        let take = |(version, there): (&Version, &mut bool)| std::mem::take(there).then_some(*version);
+        let gone: BTreeSet<Version> = self.data.iter_mut().filter_map(take).collect();
+        for job in self.jobs.values_mut().filter(|job| gone.contains(&job.like.data)) {
+            job.like.data_gone = true;
+        }
+        if gone.is_empty() { Err(Refusal::NotFound) } else { Ok(gone) }
+    }
+
     fn delete(&mut self, id: JobId) -> Result<(), Refusal> {
         let job = self.jobs.get_mut(&id).filter(|job| !job.deleted).ok_or(Refusal::NotFound)?;
         if !job.like.state.is_final() {
@@ -399,7 +409,7 @@ impl Both {
     }
 
     async fn create(&mut self) {
-        if self.reference.newest().is_none() && self.dice.roll(8) > 0 || self.dice.roll(12) == 0 {
+        if self.reference.newest().is_none() && self.dice.roll(2) > 0 || self.dice.roll(12) == 0 {
             self.upload().await;
         }
         let keep = self.dice.roll(25) == 0;
@@ -429,7 +439,9 @@ impl Both {
         }
         // A job that is there, or a refusal.
         let should = should.map(|then| (then, false));
-        self.same("create again", real.map(|created| (Some(created.record.id), created.new)), should);
+        let what =
+            if self.reference.newest().is_some() { "create again" } else { "create again without data" };
+        self.same(what, real.map(|created| (Some(created.record.id), created.new)), should);
     }
 
     async fn lease(&mut self) {
@@ -503,9 +515,16 @@ impl Both {
         self.same("delete", real, should);
     }
 
+    async fn delete_data(&mut self) {
+        let real = self.scratch.catalog.delete_dataset(&name("d"), None).await;
+        let real = real.map(|gone| gone.into_iter().map(|data| data.version).collect());
+        let should = self.reference.delete_data();
+        self.same("delete data", real.map_err(queue::Error::Store), should);
+    }
+
     async fn tend(&mut self) {
         let now = self.reference.now;
-        let real = self.queue.tend().await.map(|freed| BTreeSet::from_iter(freed));
+        let real = self.queue.tend().await.map(BTreeSet::from_iter);
         let (count, freed) = self.reference.expire(|_, until| until < now, now + RETRY_MS);
         let what = if count > 0 { "tend" } else { "tend nothing" };
         self.same(what, real, Ok(freed.into_iter().collect()));
@@ -537,7 +556,8 @@ impl Both {
             74..80 => self.cancel().await,
             80..84 => self.delete().await,
             84..87 => self.checkpoint().await,
-            87..91 => self.tend().await,
+            87 => self.delete_data().await,
+            88..91 => self.tend().await,
             91..93 => self.release().await,
             93..99 => self.pass(),
             _ => {
@@ -612,6 +632,7 @@ async fn agrees(scratch: Scratch, seed: u64) {
         "create",
         "create again",
         "create again: Full",
+        "create again without data: NotFound",
         "create again: KeyReused",
         "lease",
         "lease nothing",
@@ -629,6 +650,7 @@ async fn agrees(scratch: Scratch, seed: u64) {
         "cancel: Finished",
         "delete",
         "delete: NotFinished",
+        "delete data",
         "tend",
         "release",
     ] {
