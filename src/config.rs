@@ -42,6 +42,8 @@ pub struct Settings {
     pub serving: Serving,
     /// Log lines.
     pub log: Log,
+    /// The record of changes.
+    pub audit: Audit,
 }
 
 /// What a process does.
@@ -181,6 +183,8 @@ pub struct Limits {
     pub connections: u64,
     /// Milliseconds for the head of a request, 100 to 600,000.
     pub head_timeout_ms: u64,
+    /// Seconds after which an upload in parts that nobody goes on with is given up, 60 to 2,592,000.
+    pub upload_expires_s: u64,
 }
 
 /// Quantization.
@@ -223,6 +227,14 @@ pub struct Serving {
     pub drain_delay_ms: u64,
     /// Milliseconds that a stopping server waits for requests it has taken, 0 to 3,600,000.
     pub drain_timeout_ms: u64,
+}
+
+/// The record of changes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// Days that it goes back, 1 to 3,650.
+    pub keep_days: u64,
 }
 
 /// Log lines.
@@ -330,6 +342,7 @@ const RANGES: &[Range] = &[
     ("limits.requests_in_flight", |s| s.limits.requests_in_flight, 1, 1_000_000),
     ("limits.connections", |s| s.limits.connections, 16, 1_000_000),
     ("limits.head_timeout_ms", |s| s.limits.head_timeout_ms, 100, 600_000),
+    ("limits.upload_expires_s", |s| s.limits.upload_expires_s, 60, 2_592_000),
     ("store.cache_bytes", |s| s.store.cache_bytes, 0, TIB),
     ("jobs.workers", |s| s.jobs.workers, 0, 64),
     ("jobs.threads", |s| s.jobs.threads, 0, 1024),
@@ -346,6 +359,7 @@ const RANGES: &[Range] = &[
     ("serving.compress_bytes", |s| s.serving.compress_bytes, 0, TIB),
     ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
     ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
+    ("audit.keep_days", |s| s.audit.keep_days, 1, 3650),
 ];
 
 impl Settings {

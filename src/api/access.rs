@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -10,10 +11,13 @@ use axum::http::{Extensions, HeaderMap, Uri, header};
 use crate::api::Context;
 use crate::api::error::Problem;
 use crate::service::keys::{Caller, Refused};
-use crate::service::store::Scope;
+use crate::service::store::{Catalog, NewAudit, Owner, Scope};
 
 /// The cookie in which a browser that has signed in keeps its key.
 pub(crate) const COOKIE: &str = "octet_key";
+
+/// So much of a path is kept on record.
+const PATH_CHARS_MAX: usize = 512;
 
 /// What a request brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,6 +109,11 @@ impl By {
         By(extensions.get::<Caller>().cloned())
     }
 
+    /// Whose key what is stored counts for; `None` where nobody is asked for one.
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.0.as_ref().map(Caller::owner)
+    }
+
     /// `key NAME (ID)`; `api` where nobody is asked for a key.
     pub(crate) fn text(&self) -> Cow<'static, str> {
         self.0.as_ref().map_or("api".into(), |caller| caller.to_string().into())
@@ -119,10 +128,68 @@ impl<S: Sync> FromRequestParts<S> for By {
     }
 }
 
-/// One line for each request that changes something, with who sent it.
-pub(crate) fn log_write(caller: &Caller, request_id: &str, what: &str, outcome: &dyn std::fmt::Display) {
-    let (id, name) = (caller.id(), caller.name());
-    tracing::info!(key.id = %id, key.name = %name, request.id = %request_id, "Key {name} ({id}): {what}: {outcome}");
+/// A request that changes something, until it is on record: a line of the log, and one of the audit log. Where the client
+/// goes away before the answer, the record says so.
+pub(crate) struct Noted {
+    catalog: Arc<dyn Catalog>,
+    line: Option<NewAudit>,
+}
+
+impl Noted {
+    /// It begins.
+    pub(crate) fn begin(
+        shared: &Context,
+        caller: Option<&Caller>,
+        request_id: &str,
+        method: &str,
+        route: &str,
+        path: &str,
+    ) -> Noted {
+        let line = NewAudit {
+            key: caller.map(|caller| (caller.id(), caller.name().clone())),
+            method: method.to_owned(),
+            route: route.to_owned(),
+            path: path.chars().take(PATH_CHARS_MAX).collect(),
+            record: None,
+            outcome: "cut off".to_owned(),
+            request_id: request_id.to_owned(),
+        };
+        Noted { catalog: Arc::clone(&shared.catalog), line: Some(line) }
+    }
+
+    /// It was answered, and has made `record`.
+    pub(crate) async fn end(mut self, record: Option<String>, outcome: String) {
+        let Some(line) = self.line.take() else { return };
+        // In a task of its own: the client may go away while it is written.
+        let written = keep(Arc::clone(&self.catalog), NewAudit { record, outcome, ..line });
+        if let Err(error) = tokio::spawn(written).await {
+            tracing::error!(%error, "A request is not on record: {error}");
+        }
+    }
+
+    /// It was a step of something that will be on record.
+    pub(crate) fn forget(mut self) {
+        self.line = None;
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        if let (Some(line), Ok(runtime)) = (self.line.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn(keep(Arc::clone(&self.catalog), line));
+        }
+    }
+}
+
+async fn keep(catalog: Arc<dyn Catalog>, line: NewAudit) {
+    let NewAudit { method, path, outcome, request_id, .. } = &line;
+    if let Some((id, name)) = &line.key {
+        tracing::info!(key.id = %id, key.name = %name, request.id = %request_id, "Key {name} ({id}): {method} {path}: {outcome}");
+    }
+    // The change is made: that it is not on record must not make it look as if it were not.
+    if let Err(error) = catalog.add_audit(line.clone()).await {
+        tracing::error!(%error, request.id = %request_id, "A request is not on record: {method} {path}: {error}");
+    }
 }
 
 #[cfg(test)]

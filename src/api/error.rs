@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::wire;
 use crate::engine::pipeline;
 use crate::service::keys::Refused;
-use crate::service::store::{self, BadText, blobs, remote};
+use crate::service::store::{self, BadText, blobs, chain, partial, remote};
 use crate::service::{infer, jobs::queue};
 
 /// What went wrong: part of the API, for programs.
@@ -40,6 +40,16 @@ pub(crate) enum Code {
     NotFinished,
     /// The endpoint is not as `If-Match` or `If-None-Match` expects.
     RevisionMismatch,
+    /// The key has stored as much as it may.
+    QuotaExceeded,
+    /// The upload has not got as far as the request says.
+    UploadOffset,
+    /// Another request works on the upload.
+    UploadBusy,
+    /// The part of an upload is not what its checksum says.
+    ChecksumMismatch,
+    /// A version of tus that is not spoken.
+    TusVersion,
     /// The body is longer than allowed.
     TooLarge,
     /// A `Content-Encoding` or `Content-Type` that is not taken.
@@ -75,7 +85,7 @@ pub(crate) enum Code {
 impl Code {
     /// Every code.
     #[cfg(test)]
-    pub(crate) const ALL: [Code; 29] = [
+    pub(crate) const ALL: [Code; 34] = [
         Code::BadRequest,
         Code::MalformedJson,
         Code::BadInput,
@@ -90,6 +100,11 @@ impl Code {
         Code::AlreadyFinished,
         Code::NotFinished,
         Code::RevisionMismatch,
+        Code::QuotaExceeded,
+        Code::UploadOffset,
+        Code::UploadBusy,
+        Code::ChecksumMismatch,
+        Code::TusVersion,
         Code::TooLarge,
         Code::UnsupportedMedia,
         Code::BadRange,
@@ -129,6 +144,19 @@ impl Code {
             Code::NotFinished => (StatusCode::CONFLICT, "not_finished", "The job has not ended"),
             Code::RevisionMismatch => {
                 (StatusCode::PRECONDITION_FAILED, "revision_mismatch", "It was changed in the meantime")
+            }
+            Code::QuotaExceeded => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "quota_exceeded", "The key has stored as much as it may")
+            }
+            Code::UploadOffset => (StatusCode::CONFLICT, "upload_offset", "The upload is at another offset"),
+            Code::UploadBusy => (StatusCode::LOCKED, "upload_busy", "Another request works on the upload"),
+            Code::ChecksumMismatch => {
+                // Of the checksum extension of tus.
+                let status = StatusCode::from_u16(460).unwrap_or(StatusCode::BAD_REQUEST);
+                (status, "checksum_mismatch", "The part is not what its checksum says")
+            }
+            Code::TusVersion => {
+                (StatusCode::PRECONDITION_FAILED, "tus_version", "A version of tus that is not spoken")
             }
             Code::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large", "The body is too large"),
             Code::UnsupportedMedia => (
@@ -186,6 +214,8 @@ impl Code {
             | Code::MalformedJson
             | Code::BadInput
             | Code::DigestMismatch
+            | Code::ChecksumMismatch
+            | Code::TusVersion
             | Code::BadModel
             | Code::BadData
             | Code::BadRecipe
@@ -193,13 +223,18 @@ impl Code {
             Code::Unauthenticated => tonic::Code::Unauthenticated,
             Code::Forbidden => tonic::Code::PermissionDenied,
             Code::NotFound => tonic::Code::NotFound,
-            Code::InUse | Code::AlreadyFinished | Code::NotFinished | Code::RevisionMismatch => {
-                tonic::Code::FailedPrecondition
-            }
+            Code::InUse
+            | Code::AlreadyFinished
+            | Code::NotFinished
+            | Code::RevisionMismatch
+            | Code::UploadOffset
+            | Code::UploadBusy => tonic::Code::FailedPrecondition,
             Code::BadRange => tonic::Code::OutOfRange,
-            Code::TooLarge | Code::QueueFull | Code::RateLimited | Code::StorageFull => {
-                tonic::Code::ResourceExhausted
-            }
+            Code::TooLarge
+            | Code::QuotaExceeded
+            | Code::QueueFull
+            | Code::RateLimited
+            | Code::StorageFull => tonic::Code::ResourceExhausted,
             Code::Overloaded | Code::NotReady | Code::StorageUnavailable => tonic::Code::Unavailable,
             Code::Deadline => tonic::Code::DeadlineExceeded,
             Code::NoRoute | Code::MethodNotAllowed | Code::UnsupportedMedia | Code::NotImplemented => {
@@ -328,6 +363,7 @@ impl From<store::Error> for Problem {
             store::Error::AlreadyFinished { .. } => Problem::new(Code::AlreadyFinished, detail),
             store::Error::NotFinished { .. } => Problem::new(Code::NotFinished, detail),
             store::Error::KeyReused { .. } => Problem::new(Code::KeyReused, detail),
+            store::Error::QuotaExceeded { .. } => Problem::new(Code::QuotaExceeded, detail),
             store::Error::QueueFull { .. } => Problem::new(Code::QueueFull, detail).retry_after(10),
             // Only a worker holds leases: a handler that meets this is wrong.
             store::Error::LeaseLost { .. } => Problem::internal(detail),
@@ -373,6 +409,20 @@ impl From<blobs::Error> for Problem {
     }
 }
 
+impl From<partial::Error> for Problem {
+    fn from(error: partial::Error) -> Problem {
+        let detail = error.to_string();
+        match error {
+            partial::Error::NotFound { .. } => Problem::new(Code::NotFound, detail),
+            partial::Error::Offset { .. } => Problem::new(Code::UploadOffset, detail),
+            partial::Error::Busy { .. } => Problem::new(Code::UploadBusy, detail).retry_after(1),
+            partial::Error::TooMany { .. } => Problem::new(Code::QueueFull, detail).retry_after(60),
+            partial::Error::TooLong { .. } => Problem::new(Code::TooLarge, detail),
+            partial::Error::Io { source, .. } => of_io(&detail, &source),
+        }
+    }
+}
+
 /// A file that could not be read or written.
 fn of_io(detail: &str, source: &std::io::Error) -> Problem {
     let cause = format!("{detail}: {source}");
@@ -380,17 +430,6 @@ fn of_io(detail: &str, source: &std::io::Error) -> Problem {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Problem::storage_full(cause),
         _ => Problem::internal(cause),
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 impl From<queue::Error> for Problem {

@@ -20,7 +20,8 @@ use crate::service::jobs::queue::Queue;
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
-use crate::service::store::{Catalog, Clock, Digest};
+use crate::service::store::partial::Partials;
+use crate::service::store::{Catalog, Clock, Digest, Timestamp};
 
 /// What every handler shares.
 pub struct Context {
@@ -28,6 +29,8 @@ pub struct Context {
     pub catalog: Arc<dyn Catalog>,
     /// The files.
     pub blobs: Blobs,
+    /// The uploads that come in parts.
+    pub partials: Arc<Partials>,
     /// The jobs.
     pub queue: Arc<Queue>,
     /// The endpoints in memory.
@@ -52,12 +55,39 @@ pub struct Context {
     pub keys: Option<Arc<Keys>>,
     /// Whether the ports speak TLS.
     pub tls: bool,
+    /// What this process is.
+    pub about: About,
     /// Changes which log lines are written; `None` where that is fixed.
     pub logs: Option<Arc<dyn Logs>>,
     /// Takes what traces are made of; `None` where nobody traces.
     pub traces: Option<Arc<dyn Traces>>,
     /// Which requests have a line in the log.
     pub log_requests: LogRequests,
+}
+
+/// What a process is, for whoever runs it.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// `all`, `api` or `worker`.
+    pub role: &'static str,
+    /// Instructions of the kernels.
+    pub isa: &'static str,
+    /// Those that the CPU has.
+    pub isas: Vec<&'static str>,
+    /// Cores that the process may use.
+    pub cores: usize,
+    /// Threads that answer inference.
+    pub serving_threads: usize,
+    /// Jobs that run side by side.
+    pub job_workers: usize,
+    /// `sqlite` or `postgres`.
+    pub database: &'static str,
+    /// What its tables are like.
+    pub schema_version: i64,
+    /// `local` or `s3`.
+    pub files: &'static str,
+    /// When it began.
+    pub started_at: Timestamp,
 }
 
 /// Takes what a trace of requests is made of.

@@ -29,6 +29,7 @@ use crate::service::jobs::worker::{self, Workers};
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
+use crate::service::store::partial::{self, Partials};
 use crate::service::store::remote::{Remote, S3};
 use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
@@ -36,12 +37,18 @@ use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
 /// Calibration that takes less is done again by another attempt as fast as what it found out is kept.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 
+/// What has had its time is looked for so often.
+const TIDY: Duration = Duration::from_secs(60);
+
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The data folder cannot be used.
     #[error(transparent)]
     Blobs(#[from] blobs::Error),
+    /// The folder of uploads cannot be used.
+    #[error(transparent)]
+    Partials(#[from] partial::Error),
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -138,6 +145,8 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         Some(s3) => Some(Remote::s3(&s3, Arc::clone(&catalog)).map_err(blobs::Error::from)?),
     };
     let blobs = Blobs::open_with(&settings.data_dir, remote, settings.store.cache_bytes)?;
+    let lifetime = Duration::from_secs(settings.limits.upload_expires_s);
+    let partials = Partials::open(&settings.data_dir, Arc::clone(&clock), lifetime)?;
     let listening = database.listen();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
     let keys = keys(settings, &catalog, &clock, &metrics).await?;
@@ -147,13 +156,16 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let workers = workers(settings, &queue, &catalog, &blobs, &metrics)?;
     let readiness = Readiness::default();
     let watch = Watch::new(Arc::clone(&registry), Arc::clone(&catalog));
+    let records = Arc::clone(&catalog);
+    let keep = Duration::from_secs(settings.audit.keep_days * 86_400);
     let context = Context {
         catalog,
         blobs,
+        partials: Arc::clone(&partials),
         queue,
         registry: Arc::clone(&registry),
         metrics,
-        clock,
+        clock: Arc::clone(&clock),
         limits: limits(settings),
         readiness: readiness.clone(),
         stopping: stopping.clone(),
@@ -162,6 +174,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         loading: tokio::sync::Mutex::default(),
         keys: keys.clone(),
         tls: tls.is_some(),
+        about: about(settings, isa, &database, clock()),
         logs: outside.logs,
         traces: outside.traces,
         log_requests: match settings.log.requests {
@@ -195,7 +208,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     };
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut refreshing = Vec::new();
+    let mut refreshing = vec![tokio::spawn(tidy(partials, records, keep))];
     refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
     refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -267,17 +280,6 @@ pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error
 pub async fn migrate(settings: &Settings) -> Result<(i64, Vec<&'static str>), Error> {
     let sql = database(settings, clock()).await?;
     Ok((sql.schema_version(), sql.applied().to_vec()))
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
@@ -374,6 +376,21 @@ async fn follow(registry: Arc<Registry>, readiness: Readiness) {
     registry.keep_following().await;
 }
 
+/// Removes what has had its time, until it is aborted.
+async fn tidy(partials: Arc<Partials>, catalog: Arc<dyn Catalog>, keep: Duration) {
+    loop {
+        match partials.expire().await {
+            Ok(0) => {}
+            Ok(uploads) => info!(uploads, "{uploads} uploads that nobody went on with were given up"),
+            Err(error) => warn!(%error, "Uploads that have expired are left for later: {error}"),
+        }
+        if let Err(error) = catalog.prune_audit(keep).await {
+            warn!(%error, "Old lines of the audit log are left for later: {error}");
+        }
+        tokio::time::sleep(TIDY).await;
+    }
+}
+
 fn isa(asked: &str) -> Result<Isa, Error> {
     let unknown = || Error::Isa {
         asked: asked.to_owned(),
@@ -447,6 +464,25 @@ fn workers(
             checkpoint_after: CHECKPOINT_AFTER,
         },
     })
+}
+
+fn about(settings: &Settings, isa: Isa, database: &Sql, started_at: Timestamp) -> api::About {
+    api::About {
+        role: match settings.role {
+            Role::All => "all",
+            Role::Api => "api",
+            Role::Worker => "worker",
+        },
+        isa: isa.name(),
+        isas: Isa::available().into_iter().map(Isa::name).collect(),
+        cores: or_cores(0),
+        serving_threads: or_cores(settings.serving.threads),
+        job_workers: if settings.role == Role::Api { 0 } else { size(settings.jobs.workers) },
+        database: if settings.store.database_url.is_empty() { "sqlite" } else { "postgres" },
+        schema_version: database.schema_version(),
+        files: if settings.store.s3_bucket.is_empty() { "local" } else { "s3" },
+        started_at,
+    }
 }
 
 fn queue_options(settings: &Settings) -> queue::Options {

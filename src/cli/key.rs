@@ -1,14 +1,12 @@
 //! `octet key`: makes, lists and revokes API keys, in the database that the settings name.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use octet::app;
-use octet::config::{Flags, Settings};
 use octet::service::keys::Token;
 use octet::service::store::{Key as Record, KeyId, Name, NewKey, Scopes, Timestamp};
 
-use crate::cli::serve::{key_value, runtime, start_error};
+use crate::cli::serve::{Where, runtime, start_error};
 use crate::cli::{Error, print};
 
 /// Arguments of `octet key`.
@@ -16,15 +14,8 @@ use crate::cli::{Error, print};
 pub(crate) struct Key {
     #[command(subcommand)]
     command: Command,
-    /// Folder of the database: that of the server [default: octet-data].
-    #[arg(long, value_name = "DIR", global = true)]
-    data_dir: Option<PathBuf>,
-    /// Settings in TOML: those of the server.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Any other setting; may be given more than once.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, global = true)]
-    set: Vec<(String, String)>,
+    #[command(flatten)]
+    place: Where,
 }
 
 #[derive(clap::Subcommand)]
@@ -43,6 +34,9 @@ enum Command {
         /// Requests a second that it is good for, 1 to 1000000; without it as many as come.
         #[arg(long, value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
         rate: Option<u32>,
+        /// Bytes of models and datasets that it may have stored at a time; without it as many as there is room for.
+        #[arg(long, value_name = "BYTES")]
+        quota: Option<u64>,
     },
     /// Lists all keys, without their secrets.
     List,
@@ -56,17 +50,15 @@ enum Command {
 impl Key {
     /// Does it, beside a server that runs or without one.
     pub(crate) fn run(self) -> Result<(), Error> {
-        let flags = Flags { data_dir: self.data_dir, set: self.set, ..Flags::default() };
-        let settings =
-            Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
+        let settings = self.place.settings()?;
         runtime()?.block_on(async {
             let catalog = app::open_catalog(&settings).await.map_err(start_error)?;
             let failed = |error: octet::service::store::Error| start_error(error.into());
             match self.command {
-                Command::Create { name, scope, expires, rate } => {
+                Command::Create { name, scope, expires, rate, quota } => {
                     let token = Token::new().map_err(|e| Error::Work(format!("random numbers: {e}")))?;
                     let (id, sha256) = (token.id(), token.sha256());
-                    let new = NewKey { id, name, sha256, scopes: scope, rate, lifetime: expires };
+                    let new = NewKey { id, name, sha256, scopes: scope, rate, quota, lifetime: expires };
                     let key = catalog.create_key(new).await.map_err(failed)?;
                     eprintln!("Key `{}` ({}) may {}. It is shown only now:", key.name, key.id, key.scopes);
                     print(&format!("{}\n", token.reveal()))
@@ -99,7 +91,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn listing(keys: &[Record], now: Timestamp) -> String {
-    let head = ["ID", "NAME", "SCOPES", "RATE", "CREATED", "STATE"].map(str::to_owned);
+    let head = ["ID", "NAME", "SCOPES", "RATE", "QUOTA", "CREATED", "STATE"].map(str::to_owned);
     let rows = keys.iter().map(|key| {
         let state = match (key.revoked_at, key.expires_at) {
             (Some(at), _) => format!("revoked {at}"),
@@ -109,12 +101,13 @@ fn listing(keys: &[Record], now: Timestamp) -> String {
         };
         let rate = key.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/s"));
         let [id, name] = [key.id.to_string(), key.name.to_string()];
-        [id, name, key.scopes.to_string(), rate, key.created_at.to_string(), state]
+        let quota = key.quota.map_or_else(|| "-".to_owned(), |bytes| format!("{bytes} B"));
+        [id, name, key.scopes.to_string(), rate, quota, key.created_at.to_string(), state]
     });
     let rows: Vec<_> = std::iter::once(head).chain(rows).collect();
     let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or(0);
-    let widths: [usize; 6] = std::array::from_fn(width);
-    let line = |row: &[String; 6]| {
+    let widths: [usize; 7] = std::array::from_fn(width);
+    let line = |row: &[String; 7]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };

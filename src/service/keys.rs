@@ -10,7 +10,9 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
 use crate::service::metrics::Metrics;
-use crate::service::store::{self, Catalog, Clock, Digest, Key, KeyId, Name, Scope, Scopes, Timestamp};
+use crate::service::store::{
+    self, Catalog, Clock, Digest, Key, KeyId, Name, Owner, Scope, Scopes, Timestamp,
+};
 
 /// How often the catalog is asked for changes: a key that was revoked is refused at most so much later.
 const POLL: Duration = Duration::from_secs(1);
@@ -158,6 +160,12 @@ impl Caller {
     #[must_use]
     pub fn name(&self) -> &Name {
         &self.0.key.name
+    }
+
+    /// What it stores counts for.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner { key: self.0.key.id, quota: self.0.key.quota }
     }
 
     /// What the key may do.
@@ -357,8 +365,8 @@ mod tests {
         async fn key(&self, scopes: &str, rate: Option<u32>, lifetime: Option<Duration>) -> Token {
             let token = Token::new().unwrap();
             let scopes = scopes.parse().unwrap();
-            let new =
-                NewKey { id: token.id(), name: name("k"), sha256: token.sha256(), scopes, rate, lifetime };
+            let (id, sha256) = (token.id(), token.sha256());
+            let new = NewKey { id, name: name("k"), sha256, scopes, rate, quota: None, lifetime };
             self.keys.catalog.create_key(new).await.unwrap();
             self.keys.refresh().await.unwrap();
             token

@@ -23,7 +23,11 @@ async fn key(app: &TestApp, scopes: &str, rate: Option<u32>) -> Token {
     let token = Token::new().unwrap();
     let name = format!("test-{}", scopes.replace(',', "-")).parse().unwrap();
     let (id, sha256, scopes) = (token.id(), token.sha256(), scopes.parse().unwrap());
-    catalog(app).await.create_key(NewKey { id, name, sha256, scopes, rate, lifetime: None }).await.unwrap();
+    catalog(app)
+        .await
+        .create_key(NewKey { id, name, sha256, scopes, rate, quota: None, lifetime: None })
+        .await
+        .unwrap();
     let begin = Instant::now();
     while !app.get_with("/login", "x-api-key", &token.reveal()).await.text().contains("You are signed in") {
         assert!(begin.elapsed() < Duration::from_secs(2), "the key is not known after two seconds");
@@ -63,6 +67,7 @@ fn operations() -> Vec<(Method, String)> {
 fn promised(method: &Method, path: &str) -> Option<&'static str> {
     match (method, path) {
         (_, path) if path.starts_with("/v2/health/") => None,
+        (_, "/v1/audit") => Some("admin"),
         (&Method::GET, _) | (_, "/v2/repository/index") => Some("read"),
         (_, path) if path.ends_with("/infer") => Some("infer"),
         (_, path) if path.starts_with("/v2") => Some("admin"),

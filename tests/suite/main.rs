@@ -16,3 +16,4 @@ mod operators;
 mod restart;
 mod support;
 mod system;
+mod uploads;

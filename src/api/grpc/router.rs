@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower_http::catch_panic::CatchPanicLayer;
 
-use crate::api::access::{admit, given, log_write};
+use crate::api::access::{Noted, admit, given};
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code as Refusal, Problem};
 use crate::api::grpc::access;
@@ -128,13 +128,16 @@ async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, 
         Ok(caller) => caller,
         Err(refused) => return Status::from(Problem::from(refused)).into_http(),
     };
-    let Some(caller) = caller else { return bounded(shared, path, request, next).await };
-    request.extensions_mut().insert::<Caller>(caller.clone());
-    let response = bounded(shared, path, request, next).await;
-    if matches!(scope, Scope::Write | Scope::Admin) {
-        let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-        log_write(&caller, id, &format!("gRPC {path}"), &code);
+    if let Some(caller) = &caller {
+        request.extensions_mut().insert::<Caller>(caller.clone());
     }
+    if !matches!(scope, Scope::Write | Scope::Admin) {
+        return bounded(shared, path, request, next).await;
+    }
+    let noted = Noted::begin(shared, caller.as_ref(), id, "gRPC", path, path);
+    let response = bounded(shared, path, request, next).await;
+    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    noted.end(None, format!("{code:?}")).await;
     response
 }
 

@@ -1,7 +1,7 @@
 //! The layer that asks for a key over HTTP, what it keeps browsers from, and what the OpenAPI document says of it.
 
-use axum::extract::{Request, State};
-use axum::http::Method;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use utoipa::openapi::security::{
@@ -9,11 +9,11 @@ use utoipa::openapi::security::{
 };
 use utoipa::openapi::{Components, OpenApi, PathItem, ResponseBuilder};
 
-use crate::api::access::{self, COOKIE, Given};
+use crate::api::access::{self, COOKIE, Given, Noted};
 use crate::api::error::Problem;
-use crate::api::http::Shared;
 use crate::api::http::observe::RequestId;
 use crate::api::http::ui::sign_in;
+use crate::api::http::{Shared, tus};
 use crate::service::keys::{Caller, Refused};
 use crate::service::store::Scope;
 
@@ -35,16 +35,34 @@ pub(crate) async fn require(State(needs): State<Needs>, mut request: Request, ne
         Err(refused) if needs.page => return sign_in::refused(&refused, request.uri()),
         Err(refused) => return Problem::from(refused).into_response(),
     };
-    let Some(caller) = caller else { return next.run(request).await };
-    request.extensions_mut().insert::<Caller>(caller.clone());
-    if !matches!(needs.scope, Scope::Write | Scope::Admin) {
+    if let Some(caller) = &caller {
+        request.extensions_mut().insert::<Caller>(caller.clone());
+    }
+    if !matches!(needs.scope, Scope::Write | Scope::Admin) || is_safe(request.method()) {
         return next.run(request).await;
     }
-    let what = format!("{} {}", request.method(), request.uri().path());
     let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+    let path = request.uri().path();
+    let route = request.extensions().get::<MatchedPath>().map_or(path, MatchedPath::as_str);
+    let method = request.method().as_str();
+    let noted = Noted::begin(&needs.shared, caller.as_ref(), &id, method, route, path);
     let response = next.run(request).await;
-    access::log_write(&caller, &id, &what, &response.status());
+    let outcome = response.status();
+    let (record, is_step) = made(&response);
+    if is_step {
+        noted.forget();
+    } else {
+        noted.end(record, outcome.as_u16().to_string()).await;
+    }
     response
+}
+
+/// What a request has made, and whether it was a part of an upload other than the last.
+fn made(response: &Response) -> (Option<String>, bool) {
+    let text = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+    let record = text(header::CONTENT_LOCATION).or_else(|| text(header::LOCATION)).map(str::to_owned);
+    let is_step = record.is_none() && response.status() == 204 && text(tus::UPLOAD_OFFSET).is_some();
+    (record, is_step)
 }
 
 fn admit(needs: &Needs, request: &Request) -> Result<Option<Caller>, Refused> {

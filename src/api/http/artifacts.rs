@@ -5,8 +5,10 @@ use std::io::SeekFrom;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
@@ -18,6 +20,8 @@ use crate::engine::pipeline::compare;
 use crate::service::store::{
     AccuracySummary, Artifact, ArtifactFilter, ArtifactId, Digest, LatencySummary, Name,
 };
+
+const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 
 /// Longest report that is read to be compared.
 const REPORT_BYTES_MAX: u64 = 256 << 20;
@@ -327,6 +331,12 @@ async fn blob(shared: &Shared, headers: &HeaderMap, digest: Digest) -> Result<Re
     let tag = etag(digest);
     let common = [
         (header::ETAG, tag.clone()),
+        // Of the whole file, so that what was put together of parts can be checked (RFC 9530).
+        (
+            REPR_DIGEST,
+            HeaderValue::try_from(format!("sha-256=:{}:", BASE64.encode(digest.0)))
+                .map_err(Problem::internal)?,
+        ),
         (header::ACCEPT_RANGES, HeaderValue::from_static("bytes")),
         // The bytes under a digest never change.
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),

@@ -8,11 +8,14 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::api::Context;
+use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
 use crate::engine::pipeline;
-use crate::service::store::{Created, Dataset, Digest, Name, NewDataset, Wanted};
+use crate::service::store::blobs::Pin;
+use crate::service::store::{Created, Dataset, Digest, Name, NewDataset, Owner, Wanted};
 
 /// So many holders of the same bytes are named.
 const HOLDERS_MAX: u32 = 20;
@@ -63,29 +66,20 @@ impl From<Dataset> for DatasetView {
     responses(
         (status = 201, description = "A new version", body = DatasetView),
         (status = 200, description = "The version that holds these bytes already", body = DatasetView),
-        (status = 413, description = "Longer than `limits.dataset_bytes`", body = ProblemBody),
+        (status = 413, description = "Longer than `limits.dataset_bytes`, or more than the quota of the key has room for",
+            body = ProblemBody),
         (status = 422, description = "Not a dataset", body = ProblemBody)))]
 pub(crate) async fn put(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let name: Name = name.parse()?;
-    let limit_bytes = shared.limits.dataset_bytes;
-    let kind = uploads::Kind {
-        limit_bytes,
-        unpack: None,
-        inspect: Box::new(move |path| pipeline::inspect::inspect_dataset(path, limit_bytes)),
-    };
-    let (pin, info) = uploads::receive(&shared, &headers, body, kind).await?;
-    let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);
-    let new = NewDataset { name, sha256: pin.digest(), bytes: pin.bytes(), samples, info };
-    let Created { record, new } = shared.catalog.create_dataset(new).await?;
+    let (pin, info) = uploads::receive(&shared, &headers, body, kind(&shared)).await?;
+    let Created { record, new } = create(&shared, name, &pin, info, by.owner()).await?;
     drop(pin);
-    if new {
-        tracing::info!(dataset = %record.pinned(), bytes = record.bytes, "Dataset {} is kept", record.pinned());
-    }
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/datasets/{}", record.pinned());
     let mut response = (status, one(record)).into_response();
@@ -93,6 +87,34 @@ pub(crate) async fn put(
         response.headers_mut().insert(header::LOCATION, location);
     }
     Ok(response)
+}
+
+/// What a file must be to become a dataset.
+pub(crate) fn kind(shared: &Context) -> uploads::Kind {
+    let limit_bytes = shared.limits.dataset_bytes;
+    uploads::Kind {
+        limit_bytes,
+        unpack: None,
+        inspect: Box::new(move |path| pipeline::inspect::inspect_dataset(path, limit_bytes)),
+    }
+}
+
+/// Makes the row while the pin keeps the file.
+pub(crate) async fn create(
+    shared: &Context,
+    name: Name,
+    pin: &Pin,
+    info: serde_json::Value,
+    owner: Option<Owner>,
+) -> Result<Created<Dataset>, Problem> {
+    let samples = info.get("samples").and_then(serde_json::Value::as_u64).unwrap_or(0);
+    let new = NewDataset { name, sha256: pin.digest(), bytes: pin.bytes(), samples, info, owner };
+    let created = shared.catalog.create_dataset(new).await?;
+    if created.new {
+        let (dataset, bytes) = (created.record.pinned(), created.record.bytes);
+        tracing::info!(%dataset, bytes, "Dataset {dataset} is kept");
+    }
+    Ok(created)
 }
 
 fn one(record: Dataset) -> Response {
@@ -142,7 +164,9 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
-        (status = 404, description = "No such dataset", body = ProblemBody)))]
+        (status = 304, description = "The client has it (`If-None-Match`)"),
+        (status = 404, description = "No such dataset", body = ProblemBody),
+        (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
     Path(name): Path<String>,

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod artifacts;
+pub(crate) mod audit;
 pub(crate) mod compress;
 pub mod connections;
 pub(crate) mod datasets;
@@ -18,6 +19,7 @@ pub(crate) mod repository;
 pub mod router;
 pub(crate) mod settings;
 pub(crate) mod system;
+pub(crate) mod tus;
 pub(crate) mod ui;
 pub(crate) mod uploads;
 

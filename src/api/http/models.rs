@@ -8,13 +8,14 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
 use crate::api::{Context, Limits};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;
-use crate::service::store::{Created, Model, Name, NewModel, Wanted};
+use crate::service::store::{Created, Model, Name, NewModel, Owner, Wanted};
 
 /// A float model as uploaded. Never changes.
 #[derive(Serialize, ToSchema)]
@@ -61,17 +62,19 @@ impl From<Model> for ModelView {
     responses(
         (status = 201, description = "A new version", body = ModelView),
         (status = 200, description = "The version that holds these bytes already", body = ModelView),
-        (status = 413, description = "Longer than `limits.model_bytes`", body = ProblemBody),
+        (status = 413, description = "Longer than `limits.model_bytes`, or more than the quota of the key has room for",
+            body = ProblemBody),
         (status = 422, description = "Not a model that can be run", body = ProblemBody)))]
 pub(crate) async fn put(
     State(shared): State<Shared>,
     Path(name): Path<String>,
+    by: By,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let name: Name = name.parse()?;
     let (pin, info) = uploads::receive(&shared, &headers, body, kind(&shared)).await?;
-    keep(&shared, name, &pin, info).await
+    keep(&shared, name, &pin, info, &by).await
 }
 
 /// What a file must be to become a model.
@@ -102,7 +105,11 @@ pub(crate) struct ModelForm {
         (status = 201, description = "A new version", body = ModelView),
         (status = 200, description = "The version that holds these bytes already", body = ModelView),
         (status = 422, description = "Not a model that can be run", body = ProblemBody)))]
-pub(crate) async fn post(State(shared): State<Shared>, mut form: Multipart) -> Result<Response, Problem> {
+pub(crate) async fn post(
+    State(shared): State<Shared>,
+    by: By,
+    mut form: Multipart,
+) -> Result<Response, Problem> {
     let broken = |e: axum::extract::multipart::MultipartError| Problem::bad_request(e.body_text());
     let mut name: Option<Name> = None;
     while let Some(field) = form.next_field().await.map_err(broken)? {
@@ -117,7 +124,7 @@ pub(crate) async fn post(State(shared): State<Shared>, mut form: Multipart) -> R
                 };
                 let received = uploads::receive_stream(&shared, field, None, kind(&shared)).await;
                 let (pin, info) = received?;
-                return keep(&shared, name, &pin, info).await;
+                return keep(&shared, name, &pin, info, &by).await;
             }
             other => {
                 return Err(Problem::bad_request(format!(
@@ -148,8 +155,9 @@ pub(crate) async fn create(
     name: Name,
     pin: &Pin,
     info: serde_json::Value,
+    owner: Option<Owner>,
 ) -> Result<Created<Model>, Problem> {
-    let new = NewModel { name, sha256: pin.digest(), bytes: pin.bytes(), info };
+    let new = NewModel { name, sha256: pin.digest(), bytes: pin.bytes(), info, owner };
     let created = shared.catalog.create_model(new).await?;
     if created.new {
         let (model, bytes) = (created.record.pinned(), created.record.bytes);
@@ -158,8 +166,14 @@ pub(crate) async fn create(
     Ok(created)
 }
 
-async fn keep(shared: &Shared, name: Name, pin: &Pin, info: serde_json::Value) -> Result<Response, Problem> {
-    let Created { record, new } = create(shared, name, pin, info).await?;
+async fn keep(
+    shared: &Shared,
+    name: Name,
+    pin: &Pin,
+    info: serde_json::Value,
+    by: &By,
+) -> Result<Response, Problem> {
+    let Created { record, new } = create(shared, name, pin, info, by.owner()).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/v1/models/{}", record.pinned());
     let mut response = (status, one(record)).into_response();
@@ -216,7 +230,9 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
-        (status = 404, description = "No such model", body = ProblemBody)))]
+        (status = 304, description = "The client has it (`If-None-Match`)"),
+        (status = 404, description = "No such model", body = ProblemBody),
+        (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
     Path(name): Path<String>,

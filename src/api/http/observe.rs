@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
 use crate::api::http::ui::ForPeople;
-use crate::api::http::{ErrorBody, ProblemBody, Shared};
+use crate::api::http::{ErrorBody, ProblemBody, Shared, tus};
 use crate::api::{Answered, Call};
 
 /// The id of a request: as it came, or ours.
@@ -142,8 +142,8 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
         body
     };
     *body.status_mut() = status;
-    for name in [header::ALLOW, header::CONTENT_RANGE] {
-        if let Some(value) = parts.headers.get(&name) {
+    for name in [header::ALLOW, header::CONTENT_RANGE].iter().chain(&tus::OF_REFUSALS) {
+        if let Some(value) = parts.headers.get(name) {
             body.headers_mut().insert(name, value.clone());
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::Response;
 use axum::routing::{any, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -15,8 +15,8 @@ use utoipa_axum::routes;
 use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
-    Shared, access, artifacts, datasets, document, endpoints, figures, infer, jobs, lint, models, observe,
-    repository, settings, system, ui,
+    Shared, access, artifacts, audit, datasets, document, endpoints, figures, infer, jobs, lint, models,
+    observe, repository, settings, system, tus, ui,
 };
 use crate::service::store::Scope;
 
@@ -33,12 +33,14 @@ use crate::service::store::Scope;
     tags(
         (name = "models", description = "Float models as uploaded"),
         (name = "datasets", description = "Calibration and evaluation data"),
+        (name = "uploads", description = "Uploads in parts, by tus 1.0.0"),
         (name = "jobs", description = "Queued work"),
         (name = "artifacts", description = "INT8 products and their reports"),
         (name = "endpoints", description = "What is served under which name"),
         (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
         (name = "repository", description = "Triton's model repository extension"),
         (name = "settings", description = "Triton's settings of the log and of traces"),
+        (name = "audit", description = "Who changed what"),
         (name = "health", description = "The server about itself"),
     )
 )]
@@ -114,6 +116,7 @@ fn pages() -> OpenApiRouter<Shared> {
 
 fn reading() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
+        .routes(routes!(system::system))
         .routes(routes!(models::list))
         .routes(routes!(models::get))
         .routes(routes!(models::file))
@@ -166,6 +169,15 @@ fn uploads() -> OpenApiRouter<Shared> {
         .routes(routes!(models::post))
         .routes(routes!(lint::post))
         .routes(routes!(datasets::put))
+        .merge(in_parts())
+}
+
+/// Uploads that a client can go on with where they were cut off.
+fn in_parts() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(tus::options, tus::post))
+        .routes(routes!(tus::head, tus::patch, tus::delete, tus::post_override))
+        .layer(from_fn(tus::speak))
 }
 
 fn changes() -> OpenApiRouter<Shared> {
@@ -181,6 +193,7 @@ fn changes() -> OpenApiRouter<Shared> {
 
 fn administration() -> OpenApiRouter<Shared> {
     OpenApiRouter::new()
+        .routes(routes!(audit::list))
         .routes(routes!(repository::unload))
         .routes(routes!(settings::update_log))
         .routes(routes!(settings::update_trace))

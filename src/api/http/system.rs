@@ -7,10 +7,12 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::api::error::Code;
+use crate::api::error::{Code, Problem};
 use crate::api::http::Shared;
 use crate::api::v2::describe;
+use crate::service::infer::registry;
 use crate::service::metrics::Metrics;
+use crate::service::store::JobState;
 
 /// Whether the process answers.
 #[derive(Serialize, ToSchema)]
@@ -74,6 +76,114 @@ pub(crate) async fn metrics(State(shared): State<Shared>) -> Response {
         }
     }
     ([(header::CONTENT_TYPE, Metrics::CONTENT_TYPE)], shared.metrics.render()).into_response()
+}
+
+/// What a server is made of, and what it is doing.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct System {
+    version: &'static str,
+    /// `all`, `api` or `worker`.
+    role: &'static str,
+    started_at: String,
+    uptime_s: f64,
+    ready: bool,
+    cpu: Cpu,
+    store: Kept,
+    serving: Serving,
+    jobs: Jobs,
+    /// Requests being answered at a time, at most.
+    requests_in_flight_max: usize,
+    /// Whether requests need a key.
+    auth: bool,
+    tls: bool,
+}
+
+/// What the kernels run on.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Cpu {
+    cores: usize,
+    /// Instructions in use.
+    isa: &'static str,
+    /// Those that the CPU has.
+    available: Vec<&'static str>,
+}
+
+/// Where things are kept.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Kept {
+    /// `sqlite` or `postgres`.
+    database: &'static str,
+    schema_version: i64,
+    /// `local` or `s3`.
+    files: &'static str,
+    float_bytes: u64,
+    int8_bytes: u64,
+    dataset_bytes: u64,
+}
+
+/// Endpoints of this process.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Serving {
+    threads: usize,
+    endpoints: usize,
+    versions_ready: usize,
+    versions_failed: usize,
+    /// Packed weights in memory.
+    weight_bytes: u64,
+}
+
+/// The queue, of all processes that share it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Jobs {
+    /// Of this process.
+    workers: usize,
+    /// Number of jobs by state.
+    #[schema(value_type = std::collections::BTreeMap<String, u64>)]
+    states: std::collections::BTreeMap<&'static str, u64>,
+    oldest_queued_s: f64,
+}
+
+/// What this server is made of and what it is doing.
+#[utoipa::path(get, path = "/v1/system", tag = "health",
+    responses((status = 200, description = "The server", body = System)))]
+pub(crate) async fn system(State(shared): State<Shared>) -> Result<Json<System>, Problem> {
+    let census = shared.catalog.census().await?;
+    let about = &shared.about;
+    let entries = shared.registry.all();
+    let states = || entries.iter().flat_map(|entry| entry.versions.values());
+    let ready =
+        || states().filter_map(|s| if let registry::State::Ready(served) = s { Some(served) } else { None });
+    Ok(Json(System {
+        version: describe::VERSION,
+        role: about.role,
+        started_at: about.started_at.to_string(),
+        uptime_s: (shared.clock)().seconds_since(about.started_at),
+        ready: shared.unready().is_none(),
+        cpu: Cpu { cores: about.cores, isa: about.isa, available: about.isas.clone() },
+        store: Kept {
+            database: about.database,
+            schema_version: about.schema_version,
+            files: about.files,
+            float_bytes: census.float_bytes,
+            int8_bytes: census.int8_bytes,
+            dataset_bytes: census.dataset_bytes,
+        },
+        serving: Serving {
+            threads: about.serving_threads,
+            endpoints: entries.len(),
+            versions_ready: ready().count(),
+            versions_failed: states().filter(|s| matches!(s, registry::State::Failed(_))).count(),
+            weight_bytes: ready().map(|served| served.weight_bytes).sum(),
+        },
+        jobs: Jobs {
+            workers: about.job_workers,
+            states: JobState::ALL.into_iter().map(JobState::as_str).zip(census.jobs).collect(),
+            oldest_queued_s: census.oldest_queued_s,
+        },
+        requests_in_flight_max: shared.in_flight.max(),
+        auth: shared.keys.is_some(),
+        tls: shared.tls,
+    }))
 }
 
 /// This document.

@@ -141,7 +141,11 @@ pub(crate) async fn blocking<T: Send + 'static>(
     Ok(done.map_err(|panic| Problem::internal(format!("looking into a file: {panic}")))??)
 }
 
-async fn next_part<T>(
+/// The next part of a body; `None` at its end.
+///
+/// # Errors
+/// 400 where none comes for so long.
+pub(crate) async fn next_part<T>(
     stream: &mut (impl Stream<Item = T> + Unpin),
     patience: Duration,
 ) -> Result<Option<T>, Problem> {

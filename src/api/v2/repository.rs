@@ -73,7 +73,7 @@ pub(crate) async fn load<E: std::error::Error>(
         let received = uploads::receive_stream(shared, stream, None, models::kind(shared)).await;
         let (pin, info) = received?;
         check_ports(config, &Ports::of_info(&info))?;
-        let model = models::create(shared, name.clone(), &pin, info).await?.record.pinned();
+        let model = models::create(shared, name.clone(), &pin, info, by.owner()).await?.record.pinned();
         let now = shared.registry.entry(name.as_str(), None).ok().map(|(entry, _)| entry);
         let same = now.is_some_and(|entry| {
             let default = entry.endpoint.default_version;

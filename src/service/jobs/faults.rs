@@ -34,10 +34,10 @@ use crate::service::store::blobs::Blobs;
 use crate::service::store::remote::Remote;
 use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
 use crate::service::store::{
-    Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, Digest, Endpoint,
-    EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job, JobErrorCode,
-    JobFilter, JobId, JobProgress, JobState, Key as ApiKey, KeyId, Lease, Model, Name, NewDataset, NewJob,
-    NewKey, NewModel, Page, Slice, Version, Wanted,
+    Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, Digest,
+    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job,
+    JobErrorCode, JobFilter, JobId, JobProgress, JobState, Key as ApiKey, KeyId, Lease, Model, Name,
+    NewAudit, NewDataset, NewJob, NewKey, NewModel, Page, Slice, Version, Wanted,
 };
 
 /// Runs side by side: most of the time they wait.
@@ -195,6 +195,10 @@ impl Catalog for Faulty {
         begin_removal(digest: Digest, lifetime: Duration) -> bool;
         end_removal(digest: Digest) -> ();
         census() -> Census;
+        stored_bytes(key: KeyId) -> u64;
+        add_audit(new: NewAudit) -> ();
+        audit(key: Option<KeyId>, page: &'a Page) -> Slice<AuditEntry>;
+        prune_audit(keep: Duration) -> u64;
         create_key(new: NewKey) -> ApiKey;
         keys() -> Vec<ApiKey>;
         revoke_key(id: KeyId) -> ApiKey;

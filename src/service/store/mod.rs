@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 pub mod blobs;
 mod endpoint;
+pub mod partial;
 pub mod remote;
 pub mod sql;
 
@@ -295,6 +296,14 @@ id!(
 id!(
     /// Names the hold of somebody who writes a blob.
     HoldId, "hold", "the id of a hold"
+);
+id!(
+    /// Names a line of the audit log.
+    AuditId, "audit", "the id of an audit line"
+);
+id!(
+    /// Names an upload that comes in parts.
+    UploadId, "upload", "the id of an upload"
 );
 
 /// A float model as uploaded. Never changes.
@@ -910,6 +919,8 @@ pub struct Key {
     pub scopes: Scopes,
     /// Requests a second; `None` is no limit of its own.
     pub rate: Option<u32>,
+    /// Bytes of models and datasets that it may have stored; `None` is no limit of its own.
+    pub quota: Option<u64>,
     /// When it was made.
     pub created_at: Timestamp,
     /// From when on it is refused.
@@ -931,8 +942,49 @@ pub struct NewKey {
     pub scopes: Scopes,
     /// Requests a second; `None` is no limit of its own.
     pub rate: Option<u32>,
+    /// Bytes of models and datasets that it may have stored; `None` is no limit of its own.
+    pub quota: Option<u64>,
     /// How long it is taken, from now on; `None` is until it is revoked.
     pub lifetime: Option<Duration>,
+}
+
+/// A request that changed something, or tried to. Holds no body and no secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewAudit {
+    /// The key and its name; `None` where nobody was asked for one.
+    pub key: Option<(KeyId, Name)>,
+    /// The method; `gRPC` for a call.
+    pub method: String,
+    /// The template of the route.
+    pub route: String,
+    /// The path as it came, without a query.
+    pub path: String,
+    /// What was made, where something was.
+    pub record: Option<String>,
+    /// The status of the answer.
+    pub outcome: String,
+    /// Of the request.
+    pub request_id: String,
+}
+
+/// The same, on record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Its id; listings sort by it.
+    pub id: AuditId,
+    /// When it was answered.
+    pub at: Timestamp,
+    /// What.
+    pub what: NewAudit,
+}
+
+/// Whose key stores something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The key.
+    pub key: KeyId,
+    /// Bytes of models and datasets that it may have stored; `None` is no limit of its own.
+    pub quota: Option<u64>,
 }
 
 /// What shall change of an endpoint.
@@ -1015,6 +1067,8 @@ pub struct NewModel {
     pub bytes: u64,
     /// What `inspect` found.
     pub info: Value,
+    /// Whose key it counts for; `None` where nobody was asked for one.
+    pub owner: Option<Owner>,
 }
 
 /// What an upload becomes. The blob must be there already.
@@ -1030,6 +1084,8 @@ pub struct NewDataset {
     pub samples: u64,
     /// What `inspect_dataset` found.
     pub info: Value,
+    /// Whose key it counts for; `None` where nobody was asked for one.
+    pub owner: Option<Owner>,
 }
 
 /// A record, and whether this call made it: an upload of bytes that the name already has makes nothing.
@@ -1310,6 +1366,20 @@ pub enum Error {
         /// The key.
         key: String,
     },
+    /// The key has stored as much as it may.
+    #[error(
+        "key `{key}` may store {quota} bytes; {used} are used, and this takes {asked}: delete what is not needed"
+    )]
+    QuotaExceeded {
+        /// The key.
+        key: KeyId,
+        /// Bytes that it may have stored.
+        quota: u64,
+        /// Bytes of its models and datasets that are not deleted, and of its uploads that are not finished.
+        used: u64,
+        /// Bytes of what shall come to them.
+        asked: u64,
+    },
     /// Too many jobs wait.
     #[error("{limit} jobs are queued already")]
     QueueFull {
@@ -1340,6 +1410,18 @@ pub enum Error {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+}
+
+/// An error and what caused it, in one line: for the log, and for whoever runs the server.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
 }
 
 fn revision_text(got: Option<u64>) -> String {
@@ -1456,6 +1538,15 @@ pub trait Catalog: Send + Sync {
     fn end_removal(&self, digest: Digest) -> Answer<'_, ()>;
     /// Figures for the metrics.
     fn census(&self) -> Answer<'_, Census>;
+    /// Bytes of the models and datasets that were uploaded with a key and are not deleted.
+    fn stored_bytes(&self, key: KeyId) -> Answer<'_, u64>;
+
+    /// Puts a request that changed something on record.
+    fn add_audit(&self, new: NewAudit) -> Answer<'_, ()>;
+    /// Requests that changed something; those with one key where given.
+    fn audit<'a>(&'a self, key: Option<KeyId>, page: &'a Page) -> Answer<'a, Slice<AuditEntry>>;
+    /// Removes from the record what is older than `keep`; gives how many.
+    fn prune_audit(&self, keep: Duration) -> Answer<'_, u64>;
 
     /// Adds a key.
     fn create_key(&self, new: NewKey) -> Answer<'_, Key>;

@@ -7,10 +7,10 @@ use sqlx::AssertSqlSafe;
 use tokio::sync::watch;
 
 use super::super::{
-    Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, DatasetId, Digest,
-    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
-    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewDataset, NewJob, NewKey,
-    NewModel, Page, Slice, Version, Wanted,
+    Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, DatasetId,
+    Digest, Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
+    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewAudit, NewDataset, NewJob,
+    NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
@@ -18,8 +18,8 @@ use super::endpoints::{
 use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_job, lost, write_next};
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
-use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
-use super::{answer, holds, keys, parsed, signed, text, time, unsigned, whole};
+use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion, same_upload};
+use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, whole};
 
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
@@ -29,20 +29,15 @@ impl Catalog for Sql {
         let tried = format!("adding a version of model `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) =
-                sqlx::query("SELECT * FROM models WHERE name = $1 AND sha256 = $2 AND deleted_at IS NULL")
-                    .bind(new.name.as_str())
-                    .bind(new.sha256.to_string())
-                    .fetch_optional(&mut *transaction)
-                    .await?
-            {
-                return Ok(Created { record: Model::read(&row)?, new: false });
+            if let Some(record) = same_upload(&mut transaction, Kind::Model, &new.name, new.sha256).await? {
+                return Ok(Created { record, new: false });
             }
+            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             // Deleted rows count too: a number is never given twice.
             let row = sqlx::query(
-                "INSERT INTO models (id, name, version, sha256, bytes, info, created_at)
+                "INSERT INTO models (id, name, version, sha256, bytes, info, created_at, uploaded_by)
                  VALUES ($1, $2, (SELECT coalesce(max(version), 0) + 1 FROM models WHERE name = $2),
-                         $3, $4, $5, $6)
+                         $3, $4, $5, $6, $7)
                  RETURNING *",
             )
             .bind(ModelId::new().to_string())
@@ -51,6 +46,7 @@ impl Catalog for Sql {
             .bind(signed(new.bytes))
             .bind(new.info.to_string())
             .bind(self.now().0)
+            .bind(new.owner.map(|owner| owner.key.to_string()))
             .fetch_one(&mut *transaction)
             .await?;
             let record = Model::read(&row)?;
@@ -93,19 +89,14 @@ impl Catalog for Sql {
         let tried = format!("adding a version of dataset `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) =
-                sqlx::query("SELECT * FROM datasets WHERE name = $1 AND sha256 = $2 AND deleted_at IS NULL")
-                    .bind(new.name.as_str())
-                    .bind(new.sha256.to_string())
-                    .fetch_optional(&mut *transaction)
-                    .await?
-            {
-                return Ok(Created { record: Dataset::read(&row)?, new: false });
+            if let Some(record) = same_upload(&mut transaction, Kind::Dataset, &new.name, new.sha256).await? {
+                return Ok(Created { record, new: false });
             }
+            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             let row = sqlx::query(
-                "INSERT INTO datasets (id, name, version, sha256, bytes, samples, info, created_at)
+                "INSERT INTO datasets (id, name, version, sha256, bytes, samples, info, created_at, uploaded_by)
                  VALUES ($1, $2, (SELECT coalesce(max(version), 0) + 1 FROM datasets WHERE name = $2),
-                         $3, $4, $5, $6, $7)
+                         $3, $4, $5, $6, $7, $8)
                  RETURNING *",
             )
             .bind(DatasetId::new().to_string())
@@ -115,6 +106,7 @@ impl Catalog for Sql {
             .bind(signed(new.samples))
             .bind(new.info.to_string())
             .bind(self.now().0)
+            .bind(new.owner.map(|owner| owner.key.to_string()))
             .fetch_one(&mut *transaction)
             .await?;
             let record = Dataset::read(&row)?;
@@ -635,6 +627,26 @@ impl Catalog for Sql {
         })
     }
 
+    fn add_audit(&self, new: NewAudit) -> Answer<'_, ()> {
+        answer("putting a request on record", async move {
+            let mut connection = self.writer.acquire().await?;
+            audit::add(&mut connection, &new, self.now()).await
+        })
+    }
+
+    fn audit<'a>(&'a self, key: Option<KeyId>, page: &'a Page) -> Answer<'a, Slice<AuditEntry>> {
+        answer("listing requests on record", audit::list(&self.readers, key, page))
+    }
+
+    fn prune_audit(&self, keep: Duration) -> Answer<'_, u64> {
+        answer("removing old requests from the record", async move {
+            let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+            let before = Timestamp(self.now().0.saturating_sub(keep));
+            let mut connection = self.writer.acquire().await?;
+            audit::prune(&mut connection, before).await
+        })
+    }
+
     fn create_key(&self, new: NewKey) -> Answer<'_, Key> {
         answer(format!("adding key `{}`", new.name), async move {
             let mut transaction = self.begin().await?;
@@ -657,6 +669,13 @@ impl Catalog for Sql {
             let key = keys::revoke(&mut transaction, id, self.now()).await?;
             transaction.commit().await?;
             Ok(key)
+        })
+    }
+
+    fn stored_bytes(&self, key: KeyId) -> Answer<'_, u64> {
+        answer(format!("adding up what key `{key}` has stored"), async move {
+            let mut connection = self.readers.acquire().await?;
+            keys::stored_bytes(&mut connection, key).await
         })
     }
 

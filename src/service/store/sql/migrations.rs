@@ -33,6 +33,8 @@ const MIGRATIONS: &[Migration] = &[
     migration!(4, "holds", "0004_holds.sql"),
     migration!(5, "keys", "0005_keys.sql"),
     migration!(6, "checkpoints", "0006_checkpoints.sql"),
+    migration!(7, "quotas", "0007_quotas.sql"),
+    migration!(8, "audit", "0008_audit.sql"),
 ];
 
 /// The newest that this program knows.

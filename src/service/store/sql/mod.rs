@@ -14,6 +14,7 @@ use sqlx::{AnyConnection, Row};
 
 use super::{Answer, Error, Timestamp, Version};
 
+mod audit;
 mod catalog;
 mod endpoints;
 mod holds;

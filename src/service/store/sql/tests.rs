@@ -10,8 +10,8 @@ use serde_json::json;
 use super::super::{
     AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
     EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
-    KeyId, LatencySummary, Lease, Name, NewArtifact, NewDataset, NewJob, NewKey, NewModel, Page, Pinned,
-    Route, Timestamp, Version,
+    KeyId, LatencySummary, Lease, Name, NewArtifact, NewAudit, NewDataset, NewJob, NewKey, NewModel, Owner,
+    Page, Pinned, Route, Timestamp, Version,
 };
 use super::catalog::KEY_LIFETIME_MS;
 use super::open::Sql;
@@ -52,6 +52,8 @@ on_both! {
     the_census_counts,
     keys_come_back_as_they_were_made,
     a_key_is_revoked_once,
+    a_key_stores_no_more_than_its_quota,
+    the_audit_log_is_paged_and_has_an_end,
     a_file_of_a_newer_program_is_refused,
 }
 
@@ -125,11 +127,18 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 pub(crate) fn new_model(called: &str, sha256: Digest) -> NewModel {
-    NewModel { name: name(called), sha256, bytes: 1000, info: json!({ "inputs": [] }) }
+    NewModel { name: name(called), sha256, bytes: 1000, info: json!({ "inputs": [] }), owner: None }
 }
 
 pub(crate) fn new_dataset(called: &str, sha256: Digest) -> NewDataset {
-    NewDataset { name: name(called), sha256, bytes: 500, samples: 8, info: json!({ "samples": 8 }) }
+    NewDataset {
+        name: name(called),
+        sha256,
+        bytes: 500,
+        samples: 8,
+        info: json!({ "samples": 8 }),
+        owner: None,
+    }
 }
 
 pub(crate) fn new_artifact(gate_failure: Option<&str>) -> NewArtifact {
@@ -535,6 +544,7 @@ fn new_key(id: u8, lifetime: Option<Duration>) -> NewKey {
         sha256: Digest([id; 32]),
         scopes: "read,infer".parse().unwrap(),
         rate: lifetime.map(|_| 50),
+        quota: lifetime.map(|_| 1 << 40),
         lifetime,
     }
 }
@@ -560,4 +570,59 @@ async fn a_key_is_revoked_once(scratch: Scratch) {
     assert_eq!(scratch.catalog.revoke_key(key.id).await.unwrap(), revoked);
     let unknown = scratch.catalog.revoke_key(KeyId([9; 8])).await;
     assert!(matches!(unknown, Err(Error::NotFound { .. })), "{unknown:?}");
+}
+
+async fn a_key_stores_no_more_than_its_quota(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let key = KeyId([3; 8]);
+    let owner = |quota| Some(Owner { key, quota });
+    let model = |byte, quota| {
+        catalog.create_model(NewModel { owner: owner(quota), ..new_model("m", Digest([byte; 32])) })
+    };
+    let data = |byte, quota| {
+        catalog.create_dataset(NewDataset { owner: owner(quota), ..new_dataset("d", Digest([byte; 32])) })
+    };
+    // What others have stored does not count.
+    catalog.create_model(new_model("other", Digest([9; 32]))).await.unwrap();
+    model(1, Some(1_500)).await.unwrap();
+    assert!(!model(1, Some(0)).await.unwrap().new, "what is there already takes no room");
+    data(2, Some(1_500)).await.unwrap();
+    assert_eq!(catalog.stored_bytes(key).await.unwrap(), 1_500);
+    let refused = data(3, Some(1_999)).await;
+    let Err(Error::QuotaExceeded { used: 1_500, asked: 500, quota: 1_999, .. }) = refused else {
+        panic!("{refused:?}");
+    };
+    catalog.delete_model(&name("m"), None).await.unwrap();
+    data(3, Some(1_999)).await.unwrap();
+    model(4, None).await.unwrap();
+    assert_eq!(catalog.stored_bytes(key).await.unwrap(), 2_000);
+    assert_eq!(catalog.stored_bytes(KeyId([4; 8])).await.unwrap(), 0);
+}
+
+async fn the_audit_log_is_paged_and_has_an_end(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let line = |key: Option<u8>, record: Option<&str>| NewAudit {
+        key: key.map(|byte| (KeyId([byte; 8]), name("ci"))),
+        method: "PUT".to_owned(),
+        route: "/v1/models/{name}".to_owned(),
+        path: "/v1/models/m".to_owned(),
+        record: record.map(str::to_owned),
+        outcome: "201".to_owned(),
+        request_id: "r".to_owned(),
+    };
+    let lines = [line(None, None), line(Some(1), Some("/v1/models/m@1")), line(Some(2), None)];
+    for line in &lines {
+        catalog.add_audit(line.clone()).await.unwrap();
+        scratch.pass(1_000);
+    }
+    let first = catalog.audit(None, &Page::first(2)).await.unwrap();
+    let what =
+        |items: &[super::super::AuditEntry]| -> Vec<_> { items.iter().map(|e| e.what.clone()).collect() };
+    assert_eq!(what(&first.items), [lines[2].clone(), lines[1].clone()]);
+    let rest = catalog.audit(None, &Page { after: first.next, limit: 2 }).await.unwrap();
+    assert_eq!((what(&rest.items), rest.next), (vec![lines[0].clone()], None));
+    let own = catalog.audit(Some(KeyId([1; 8])), &Page::first(9)).await.unwrap();
+    assert_eq!(what(&own.items), [lines[1].clone()]);
+    assert_eq!(catalog.prune_audit(Duration::from_millis(2_000)).await.unwrap(), 1);
+    assert_eq!(catalog.audit(None, &Page::first(9)).await.unwrap().items.len(), 2);
 }
