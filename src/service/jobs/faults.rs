@@ -6,7 +6,6 @@ use std::future::Future;
 use std::ops::Range;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -56,6 +55,8 @@ enum When {
     Before,
     /// All of it is done, and the answer is lost.
     After,
+    /// It does not fail, but is not done before [`Plan::end`].
+    Late,
 }
 
 /// Which calls fail.
@@ -68,7 +69,7 @@ struct Plan {
     count: u64,
     when: When,
     so_far: Mutex<SoFar>,
-    over: AtomicBool,
+    over: watch::Sender<bool>,
 }
 
 #[derive(Debug, Default)]
@@ -83,7 +84,7 @@ struct SoFar {
 
 impl Plan {
     fn new(first: (&'static str, u64), count: u64, when: When) -> Arc<Plan> {
-        Arc::new(Plan { first, count, when, so_far: Mutex::default(), over: AtomicBool::new(false) })
+        Arc::new(Plan { first, count, when, so_far: Mutex::default(), over: watch::Sender::new(false) })
     }
 
     /// Nothing fails.
@@ -93,7 +94,7 @@ impl Plan {
 
     /// Counts a call; whether it is to fail.
     fn fails(&self, call: &'static str) -> bool {
-        if self.over.load(Ordering::SeqCst) {
+        if *self.over.borrow() {
             return false;
         }
         let mut so_far = self.so_far.lock().unwrap();
@@ -120,15 +121,23 @@ impl Plan {
         if !self.fails(call) {
             return work.await;
         }
-        if self.when == When::After {
-            drop(work.await);
+        match self.when {
+            When::Before => Err(fault()),
+            When::After => {
+                drop(work.await);
+                Err(fault())
+            }
+            When::Late => {
+                let mut over = self.over.subscribe();
+                over.wait_for(|over| *over).await.expect("the plan is its own");
+                work.await
+            }
         }
-        Err(fault())
     }
 
     /// From now on nothing fails.
     fn end(&self) {
-        self.over.store(true, Ordering::SeqCst);
+        self.over.send_replace(true);
     }
 
     /// How often each was called.
@@ -138,6 +147,15 @@ impl Plan {
 
     fn met(&self) -> Vec<&'static str> {
         self.so_far.lock().unwrap().met.clone()
+    }
+
+    /// Waits for a call that is to fail.
+    async fn meeting(&self) {
+        let begun = Instant::now();
+        while self.met().is_empty() {
+            assert!(begun.elapsed() < 2 * PATIENCE, "{:?} does not come", self.first);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 }
 
@@ -414,7 +432,7 @@ impl Bench {
                     Some(path) => assert_eq!(std::fs::read(path).unwrap(), FOUND_OUT),
                     None => {
                         progress.calibrated(FOUND_OUT);
-                        if !faults.over.load(Ordering::SeqCst) {
+                        if !*faults.over.borrow() {
                             // Until the worker has looked and kept it.
                             std::thread::sleep(Duration::from_millis(600));
                         }
@@ -733,6 +751,42 @@ async fn a_job_survives_the_loss_of_any_answer_where_the_store_is_shared() {
 async fn a_job_ends_once_however_long_nothing_answers() {
     every(true, 9, When::Before).await;
     every(true, 9, When::After).await;
+}
+
+/// A blob that takes longer than a lease on its way loses no attempt, whichever it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slow_object_store_costs_no_attempt() {
+    let usual = run(true, Plan::harmless()).await.calls;
+    // Those before are uploads of the test.
+    let puts = (3..=usual["put"]).map(|nth| ("put", nth));
+    // The first that a worker asks for.
+    let get = ("get", 3);
+    let mut runs = JoinSet::new();
+    for place in puts.chain([get]) {
+        runs.spawn(async move {
+            let bench = Bench::new(true, Plan::new(place, 1, When::Late)).await;
+            bench.upload_model().await;
+            bench.upload_data().await;
+            for digest in bench.here() {
+                // The worker has no copy yet.
+                std::fs::remove_file(bench.workers.blobs.path(digest)).unwrap();
+            }
+            let id = bench.enqueue("only").await;
+            let workers = tokio::spawn(bench.workers.clone().run(bench.stop.subscribe()));
+            bench.plan.meeting().await;
+            // Until a lease without a beat would be over, and the queue was looked after.
+            tokio::time::sleep(3 * LEASE).await;
+            let job = bench.scratch.catalog.job(id).await.unwrap();
+            assert_eq!((job.state, job.attempt), (JobState::Running, 1), "{place:?}");
+            bench.plan.end();
+            let job = bench.done(id).await;
+            assert_eq!((job.state, job.attempt), (JobState::Succeeded, 1), "{place:?}: {job:?}");
+            bench.stop.send_replace(true);
+            workers.await.unwrap();
+        });
+    }
+    assert!(runs.len() >= 5, "{usual:?}");
+    runs.join_all().await;
 }
 
 /// A blob that goes and comes in parts, which those of jobs here are too small for.

@@ -185,9 +185,27 @@ impl Workers {
         }
     }
 
+    /// Does what may take longer than a lease, such as moving blobs, and prolongs the lease meanwhile.
+    async fn holding<T>(&self, lease: &Lease, work: impl Future<Output = T>) -> T {
+        let beats = async {
+            loop {
+                tokio::time::sleep(self.queue.lease_time() / 3).await;
+                // One that is lost is told of by what comes after the work: every write is fenced.
+                if let Err(error) = self.queue.heartbeat(lease, None).await {
+                    warn!(job.id = %lease.job, error = %chain(&error), "Heartbeat failed");
+                }
+            }
+        };
+        // Side by side: the work may have the connection to the catalog that a beat waits for.
+        tokio::select! {
+            done = work => done,
+            () = beats => unreachable!("it has no end"),
+        }
+    }
+
     /// Runs the engine on the pool and looks after the lease meanwhile.
     async fn run_engine(&self, job: &Job, lease: &Lease, stop: &mut watch::Receiver<bool>) -> Ended {
-        let inputs = match self.inputs(job).await {
+        let inputs = match self.holding(lease, self.inputs(job)).await {
             Ok(inputs) => inputs,
             Err(error) => return Ended::Failed(error),
         };
@@ -301,7 +319,8 @@ impl Workers {
     async fn checkpoint(&self, lease: &Lease, monitor: &Monitor) {
         let Some(statistics) = monitor.statistics() else { return };
         let kept = async {
-            let pin = self.blobs.put(&statistics).await.map_err(|error| chain(&error))?;
+            let put = self.holding(lease, self.blobs.put(&statistics));
+            let pin = put.await.map_err(|error| chain(&error))?;
             self.queue.keep_checkpoint(lease, pin.digest()).await.map_err(|error| chain(&error))
         };
         match kept.await {
@@ -371,7 +390,7 @@ impl Workers {
             Ok::<_, blobs::Error>([artifact, report, report_html, statistics])
         };
         // The pins live until the commit has answered.
-        let pins = match blobs.await {
+        let pins = match self.holding(lease, blobs).await {
             Ok(pins) => pins,
             Err(error) => return self.queue.fail(job, lease, storage(&error)).await,
         };
