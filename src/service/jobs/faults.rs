@@ -321,10 +321,9 @@ impl ObjectStore for FaultyStore {
     }
 
     fn list(&self, prefix: Option<&Key>) -> BoxStream<'static, Stored<ObjectMeta>> {
-        if self.plan.fails("list") {
-            return stream::iter([Err(store_fault())]).boxed();
-        }
-        self.inner.list(prefix)
+        let (plan, all) = (Arc::clone(&self.plan), self.inner.list(prefix));
+        let begun = async move { plan.meet("list", async { Ok(all) }, store_fault).await };
+        stream::once(begun).try_flatten().boxed()
     }
 
     fn list_with_delimiter<'s, 'k, 'a>(&'s self, prefix: Option<&'k Key>) -> Later<'a, ListResult>
@@ -653,7 +652,7 @@ async fn run(shared: bool, plan: Arc<Plan>) -> Ran {
     let left = there.difference(&referenced).count();
     // Holds whose end was lost, and removals, are over.
     bench.scratch.pass(3_600_001);
-    bench.workers.blobs.sweep(&**catalog).await.expect(&text);
+    bench.workers.blobs.sweep(&**catalog, || true).await.expect(&text);
     match &bench.store {
         Some(store) => {
             assert_eq!(bench.there(store).await, referenced, "{text}");
@@ -787,6 +786,27 @@ async fn a_slow_object_store_costs_no_attempt() {
     }
     assert!(runs.len() >= 5, "{usual:?}");
     runs.join_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn no_job_waits_for_the_sweep() {
+    let bench = Bench::new(true, Plan::new(("list", 1), 1, When::Late)).await;
+    bench.upload_model().await;
+    bench.upload_data().await;
+    let nobodys = bench.workers.blobs.put(b"nobody's").await.unwrap().digest();
+    let workers = tokio::spawn(bench.workers.clone().run(bench.stop.subscribe()));
+    bench.plan.meeting().await;
+    let id = bench.enqueue("only").await;
+    assert_eq!(bench.done(id).await.state, JobState::Succeeded);
+    assert!(bench.here().contains(&nobodys), "the sweep has not begun");
+    bench.plan.end();
+    let begun = Instant::now();
+    while bench.here().contains(&nobodys) {
+        assert!(begun.elapsed() < PATIENCE, "the sweep does not come");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    bench.stop.send_replace(true);
+    workers.await.unwrap();
 }
 
 /// A blob that goes and comes in parts, which those of jobs here are too small for.
