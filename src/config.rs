@@ -135,6 +135,16 @@ pub struct Auth {
     pub mode: AuthMode,
     /// Whether an address that is not loopback is taken although nobody is asked for a key.
     pub allow_public: bool,
+    /// Who signs the JSON Web Tokens that are taken beside keys; empty is nobody.
+    pub jwt_issuer: String,
+    /// Whom they must be for.
+    pub jwt_audience: String,
+    /// A URL or a file with the public keys; empty asks the issuer.
+    pub jwt_keys: String,
+    /// The claim that says what its holder may do.
+    pub jwt_claim: String,
+    /// What stands before the names of scopes in it.
+    pub jwt_prefix: String,
 }
 
 /// Whether requests need a key.
