@@ -211,6 +211,8 @@ pub struct Jobs {
     pub queued_max: u64,
     /// Seconds until the lease of a silent worker runs out, 5 to 3,600.
     pub lease_seconds: u64,
+    /// Seconds that one attempt may take, 0 (no limit) to 2,592,000.
+    pub timeout_seconds: u64,
     /// Milliseconds before the second attempt, 0 to 3,600,000; doubles with each further one, up to 32 times.
     pub retry_wait_ms: u64,
     /// Milliseconds after which an idle worker looks at the queue, 10 to 60,000.
@@ -359,6 +361,7 @@ const RANGES: &[Range] = &[
     ("jobs.attempts_max", |s| s.jobs.attempts_max, 1, 100),
     ("jobs.queued_max", |s| s.jobs.queued_max, 1, 1_000_000),
     ("jobs.lease_seconds", |s| s.jobs.lease_seconds, 5, 3600),
+    ("jobs.timeout_seconds", |s| s.jobs.timeout_seconds, 0, 2_592_000),
     ("jobs.retry_wait_ms", |s| s.jobs.retry_wait_ms, 0, 3_600_000),
     ("jobs.poll_ms", |s| s.jobs.poll_ms, 10, 60_000),
     ("serving.threads", |s| s.serving.threads, 0, 1024),

@@ -489,6 +489,7 @@ fn workers(
             host: host(&settings.data_dir)?,
             poll: Duration::from_millis(settings.jobs.poll_ms),
             checkpoint_after: CHECKPOINT_AFTER,
+            timeout: Some(settings.jobs.timeout_seconds).filter(|&s| s > 0).map(Duration::from_secs),
         },
     })
 }

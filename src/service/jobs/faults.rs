@@ -463,6 +463,7 @@ impl Bench {
                 host: "host".to_owned(),
                 poll: Duration::from_millis(20),
                 checkpoint_after: Duration::ZERO,
+                timeout: None,
             },
         };
         Bench { scratch, plan, store, workers, stop: watch::Sender::new(false), clock }
