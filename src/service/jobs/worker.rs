@@ -27,10 +27,10 @@ pub type Engine = Arc<dyn Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pip
 const BEAT: Duration = Duration::from_millis(500);
 /// How often expired leases are looked for and gauges are set.
 const TEND: Duration = Duration::from_secs(2);
-/// In a shared store, copies of what others have removed are looked for so often, in rounds of [`TEND`]: once a minute.
-const SWEEP_COPIES: u32 = 30;
-/// And what nobody refers to: once an hour.
-const SWEEP_ALL: u32 = 60 * SWEEP_COPIES;
+/// In a shared store, copies of what others have removed are looked for so often.
+const SWEEP_COPIES: Duration = Duration::from_secs(60);
+/// And what nobody refers to: once an hour, in rounds of [`SWEEP_COPIES`].
+const SWEEP_ALL: u32 = 60;
 
 /// What the settings say about the workers.
 #[derive(Clone, Debug)]
@@ -72,8 +72,8 @@ impl Workers {
     /// Works until `stop` becomes `true` (or its sender is gone); then asks the engine to stop, hands running
     /// jobs back, and returns.
     ///
-    /// At start it takes the leases that an earlier process of this host has left and removes blobs that no
-    /// record refers to. With no workers it still looks after leases and gauges.
+    /// At start it takes the leases that an earlier process of this host has left. Beside the jobs it removes blobs that
+    /// no record refers to. With no workers it still looks after leases and gauges.
     pub async fn run(self, stop: watch::Receiver<bool>) {
         let owner = format!("{}/{}", self.options.host, uuid::Uuid::now_v7().simple());
         match self.queue.release(&self.options.host, &owner).await {
@@ -81,11 +81,11 @@ impl Workers {
             Ok(jobs) => info!(jobs, "{jobs} jobs of an earlier process are taken up again"),
             Err(error) => error!(error = %chain(&error), "Leases of an earlier process could not be taken"),
         }
-        self.sweep(self.options.workers > 0 || !self.blobs.is_shared()).await;
         let mut tasks = JoinSet::new();
         for _ in 0..self.options.workers {
             tasks.spawn(self.clone().work(owner.clone(), stop.clone()));
         }
+        tasks.spawn(self.clone().sweep(stop.clone()));
         tasks.spawn(self.tend(stop));
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
@@ -94,27 +94,39 @@ impl Workers {
         }
     }
 
-    /// Removes blobs that no record refers to: all, or only the copies here of what others have removed.
-    async fn sweep(&self, all: bool) {
-        let swept = if all {
-            self.blobs.sweep(&*self.catalog).await
-        } else {
-            self.blobs.sweep_copies(&*self.catalog).await
-        };
-        match swept {
-            Ok(0) => {}
-            Ok(blobs) => info!(blobs, "{blobs} blobs that no record refers to were removed"),
-            Err(error) => error!(error = %chain(&error), "Blobs could not be swept"),
+    /// Removes blobs that no record refers to: once, and in a shared store, where only those who work sweep all of it and
+    /// others their copies, again and again.
+    async fn sweep(self, mut stop: watch::Receiver<bool>) {
+        let mut rounds = 0u32;
+        while goes_on(&stop) {
+            let all = if self.blobs.is_shared() {
+                self.options.workers > 0 && rounds.is_multiple_of(SWEEP_ALL)
+            } else {
+                true
+            };
+            let swept = if all {
+                self.blobs.sweep(&*self.catalog, || goes_on(&stop)).await
+            } else {
+                self.blobs.sweep_copies(&*self.catalog).await
+            };
+            match swept {
+                Ok(0) => {}
+                Ok(blobs) => info!(blobs, "{blobs} blobs that no record refers to were removed"),
+                Err(error) => error!(error = %chain(&error), "Blobs could not be swept"),
+            }
+            if !self.blobs.is_shared() {
+                return;
+            }
+            rounds = rounds.wrapping_add(1);
+            tokio::select! {
+                () = stopped(&mut stop) => return,
+                () = tokio::time::sleep(SWEEP_COPIES) => {}
+            }
         }
     }
 
     async fn tend(self, mut stop: watch::Receiver<bool>) {
-        let mut rounds = 0u32;
         loop {
-            rounds = rounds.wrapping_add(1);
-            if self.blobs.is_shared() && rounds.is_multiple_of(SWEEP_COPIES) {
-                self.sweep(self.options.workers > 0 && rounds.is_multiple_of(SWEEP_ALL)).await;
-            }
             self.metrics.set_uploads_incomplete(self.blobs.incomplete());
             match self.queue.tend().await {
                 Ok(freed) => self.discard(&freed).await,
@@ -133,8 +145,7 @@ impl Workers {
     async fn work(self, owner: String, mut stop: watch::Receiver<bool>) {
         // A change between a look at the queue and the wait for one is not lost: the receiver has not seen it.
         let mut changes = self.queue.changes();
-        // `has_changed` fails once the sender is gone.
-        while !*stop.borrow() && stop.has_changed().is_ok() {
+        while goes_on(&stop) {
             match self.queue.lease(&owner).await {
                 Ok(Some(job)) => {
                     self.attempt(job, &mut stop).await;
@@ -188,9 +199,27 @@ impl Workers {
         }
     }
 
+    /// Does what may take longer than a lease, such as moving blobs, and prolongs the lease meanwhile.
+    async fn holding<T>(&self, lease: &Lease, work: impl Future<Output = T>) -> T {
+        let beats = async {
+            loop {
+                tokio::time::sleep(self.queue.lease_time() / 3).await;
+                // One that is lost is told of by what comes after the work: every write is fenced.
+                if let Err(error) = self.queue.heartbeat(lease, None).await {
+                    warn!(job.id = %lease.job, error = %chain(&error), "Heartbeat failed");
+                }
+            }
+        };
+        // Side by side: the work may have the connection to the catalog that a beat waits for.
+        tokio::select! {
+            done = work => done,
+            () = beats => unreachable!("it has no end"),
+        }
+    }
+
     /// Runs the engine on the pool and looks after the lease meanwhile.
     async fn run_engine(&self, job: &Job, lease: &Lease, stop: &mut watch::Receiver<bool>) -> Ended {
-        let inputs = match self.inputs(job).await {
+        let inputs = match self.holding(lease, self.inputs(job)).await {
             Ok(inputs) => inputs,
             Err(error) => return Ended::Failed(error),
         };
@@ -310,7 +339,8 @@ impl Workers {
     async fn checkpoint(&self, lease: &Lease, monitor: &Monitor) {
         let Some(statistics) = monitor.statistics() else { return };
         let kept = async {
-            let pin = self.blobs.put(&statistics).await.map_err(|error| chain(&error))?;
+            let put = self.holding(lease, self.blobs.put(&statistics));
+            let pin = put.await.map_err(|error| chain(&error))?;
             self.queue.keep_checkpoint(lease, pin.digest()).await.map_err(|error| chain(&error))
         };
         match kept.await {
@@ -380,7 +410,7 @@ impl Workers {
             Ok::<_, blobs::Error>([artifact, report, report_html, statistics])
         };
         // The pins live until the commit has answered.
-        let pins = match blobs.await {
+        let pins = match self.holding(lease, blobs).await {
             Ok(pins) => pins,
             Err(error) => return self.queue.fail(job, lease, storage(&error)).await,
         };
@@ -519,6 +549,12 @@ impl Drop for StopEngine {
     fn drop(&mut self) {
         self.0.stop();
     }
+}
+
+/// Whether nobody has asked to stop.
+fn goes_on(stop: &watch::Receiver<bool>) -> bool {
+    // `has_changed` fails once the sender is gone.
+    !*stop.borrow() && stop.has_changed().is_ok()
 }
 
 /// Waits for so long, which it gives back; for ever where there is no limit.
@@ -946,7 +982,9 @@ pub(super) mod tests {
         assert_eq!((job.state, job.error.unwrap().code), (JobState::Failed, JobErrorCode::ModelDeleted));
         assert_eq!(bench.artifacts().await, 0);
         // The files of the model go at the next sweep.
-        while bench.workers.blobs.sweep(&*bench.workers.catalog).await.unwrap() == 0 && bench.blobs() > 1 {
+        while bench.workers.blobs.sweep(&*bench.workers.catalog, || true).await.unwrap() == 0
+            && bench.blobs() > 1
+        {
             tokio::task::yield_now().await;
         }
         assert_eq!(bench.blobs(), 1);

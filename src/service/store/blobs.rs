@@ -329,9 +329,17 @@ impl Blobs {
     /// # Errors
     /// [`Error::Io`], [`Error::Remote`] or [`Error::Catalog`], after all were tried.
     pub async fn discard(&self, catalog: &dyn Catalog, digests: &[Digest]) -> Result<u64, Error> {
+        self.discard_each(catalog, digests.iter().copied()).await
+    }
+
+    async fn discard_each(
+        &self,
+        catalog: &dyn Catalog,
+        digests: impl Iterator<Item = Digest>,
+    ) -> Result<u64, Error> {
         let mut removed = 0;
         let mut fault = None;
-        for &digest in digests {
+        for digest in digests {
             match self.discard_one(catalog, digest).await {
                 Ok(gone) => removed += u64::from(gone),
                 Err(error) => {
@@ -382,18 +390,18 @@ impl Blobs {
     }
 
     /// Removes every blob that no record refers to, here and in the shared store: those of uploads and jobs that were
-    /// cut off between the file and the row.
+    /// cut off between the file and the row. Before each it asks whether to go on.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Remote`] or [`Error::Catalog`], after all were tried.
-    pub async fn sweep(&self, catalog: &dyn Catalog) -> Result<u64, Error> {
+    pub async fn sweep(&self, catalog: &dyn Catalog, goes_on: impl Fn() -> bool) -> Result<u64, Error> {
         let mut all = self.local()?;
         if let Some(remote) = &self.shared.remote {
             all.extend(remote.list().await?);
             all.sort_unstable();
             all.dedup();
         }
-        self.discard(catalog, &all).await
+        self.discard_each(catalog, all.into_iter().take_while(|_| goes_on())).await
     }
 
     /// Removes local copies of what another process has removed, and of what was not used for the longest where they take
@@ -697,9 +705,9 @@ mod tests {
         assert_eq!(blobs.discard(catalog, &[digest]).await.unwrap(), 0, "it is pinned");
         catalog.create_model(new_model("m", digest)).await.unwrap();
         drop(pin);
-        assert_eq!(blobs.sweep(catalog).await.unwrap(), 0, "it has a row");
+        assert_eq!(blobs.sweep(catalog, || true).await.unwrap(), 0, "it has a row");
         let orphan = blobs.put(b"orphan").await.unwrap().digest();
-        assert_eq!(blobs.sweep(catalog).await.unwrap(), 1);
+        assert_eq!(blobs.sweep(catalog, || true).await.unwrap(), 1);
         assert!(matches!(blobs.pin(orphan).await, Err(Error::Missing { .. })));
         let digests = catalog.delete_model(&"m".parse().unwrap(), None).await.unwrap();
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 1);
@@ -742,12 +750,12 @@ mod tests {
         let (a, b) = two(&scratch, 0).await;
         let pin = a.put(b"model").await.unwrap();
         let digest = pin.digest();
-        assert_eq!(b.sweep(catalog).await.unwrap(), 0, "it is held");
+        assert_eq!(b.sweep(catalog, || true).await.unwrap(), 0, "it is held");
         catalog.create_model(new_model("m", digest)).await.unwrap();
         drop(pin);
         // The hold is released by a task.
         assert!(!catalog.begin_removal(digest, std::time::Duration::from_secs(9)).await.unwrap());
-        assert_eq!(b.sweep(catalog).await.unwrap(), 0, "it has a row");
+        assert_eq!(b.sweep(catalog, || true).await.unwrap(), 0, "it has a row");
         assert_eq!(b.read(digest, 99).await.unwrap(), b"model");
         let digests = catalog.delete_model(&"m".parse().unwrap(), None).await.unwrap();
         let mut removed = a.discard(catalog, &digests).await.unwrap();

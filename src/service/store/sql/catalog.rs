@@ -18,6 +18,7 @@ use super::endpoints::{
 use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_job, lost, write_next};
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
+use super::transaction::{refuse, unless_refused};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion, same_upload};
 use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, whole};
 
@@ -30,9 +31,11 @@ impl Catalog for Sql {
         answer(tried, async move {
             let mut transaction = self.begin().await?;
             if let Some(record) = same_upload(&mut transaction, Kind::Model, &new.name, new.sha256).await? {
+                transaction.commit().await?;
                 return Ok(Created { record, new: false });
             }
-            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
+            let room = keys::check_quota(&mut transaction, new.owner, new.bytes).await;
+            let (mut transaction, ()) = unless_refused(transaction, room).await?;
             // Deleted rows count too: a number is never given twice.
             let row = sqlx::query(
                 "INSERT INTO models (id, name, version, sha256, bytes, info, created_at, uploaded_by)
@@ -76,10 +79,11 @@ impl Catalog for Sql {
             .await?;
             if let Some(endpoint) = endpoint {
                 let id = Wanted { name: name.clone(), version }.to_string();
-                return Err(Error::InUse { kind: Kind::Model, id, endpoint: parsed(&endpoint)? }.into());
+                let in_use = Error::InUse { kind: Kind::Model, id, endpoint: parsed(&endpoint)? };
+                return refuse(transaction, in_use).await;
             }
-            let deleted: Vec<Model> =
-                delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await?;
+            let deleted = delete_upload(&mut transaction, Kind::Model, name, version, self.now()).await;
+            let (transaction, deleted): (_, Vec<Model>) = unless_refused(transaction, deleted).await?;
             transaction.commit().await?;
             Ok(deleted.into_iter().map(|model| model.sha256).collect())
         })
@@ -90,9 +94,11 @@ impl Catalog for Sql {
         answer(tried, async move {
             let mut transaction = self.begin().await?;
             if let Some(record) = same_upload(&mut transaction, Kind::Dataset, &new.name, new.sha256).await? {
+                transaction.commit().await?;
                 return Ok(Created { record, new: false });
             }
-            keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
+            let room = keys::check_quota(&mut transaction, new.owner, new.bytes).await;
+            let (mut transaction, ()) = unless_refused(transaction, room).await?;
             let row = sqlx::query(
                 "INSERT INTO datasets (id, name, version, sha256, bytes, samples, info, created_at, uploaded_by)
                  VALUES ($1, $2, (SELECT coalesce(max(version), 0) + 1 FROM datasets WHERE name = $2),
@@ -127,8 +133,8 @@ impl Catalog for Sql {
         answer(format!("deleting dataset `{name}`"), async move {
             let now = self.now();
             let mut transaction = self.begin().await?;
-            let deleted: Vec<Dataset> =
-                delete_upload(&mut transaction, Kind::Dataset, name, version, now).await?;
+            let deleted = delete_upload(&mut transaction, Kind::Dataset, name, version, now).await;
+            let (mut transaction, deleted): (_, Vec<Dataset>) = unless_refused(transaction, deleted).await?;
             for dataset in &deleted {
                 note_deletion(&mut transaction, &dataset.pinned(), now).await?;
             }
@@ -178,7 +184,8 @@ impl Catalog for Sql {
                     .await?;
             if let Some(endpoint) = endpoint {
                 let endpoint = parsed(&endpoint)?;
-                return Err(Error::InUse { kind: Kind::Artifact, id: id.to_string(), endpoint }.into());
+                let in_use = Error::InUse { kind: Kind::Artifact, id: id.to_string(), endpoint };
+                return refuse(transaction, in_use).await;
             }
             let row = sqlx::query(
                 "UPDATE artifacts SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING *",
@@ -186,8 +193,11 @@ impl Catalog for Sql {
             .bind(id.to_string())
             .bind(self.now().0)
             .fetch_optional(&mut *transaction)
-            .await?
-            .ok_or_else(|| Error::NotFound { kind: Kind::Artifact, id: id.to_string() })?;
+            .await?;
+            let Some(row) = row else {
+                let missing = Error::NotFound { kind: Kind::Artifact, id: id.to_string() };
+                return refuse(transaction, missing).await;
+            };
             let artifact = Artifact::read(&row)?;
             transaction.commit().await?;
             let held = [artifact.sha256, artifact.report, artifact.report_html];
@@ -229,8 +239,10 @@ impl Catalog for Sql {
     ) -> Answer<'a, Endpoint> {
         answer(format!("changing endpoint `{name}`"), async move {
             let mut transaction = self.begin().await?;
-            expect_endpoint(&mut transaction, name, expect).await?;
-            let endpoint = change_endpoint(&mut transaction, name, &change, self.now()).await?;
+            let expected = expect_endpoint(&mut transaction, name, expect).await;
+            let (mut transaction, _) = unless_refused(transaction, expected).await?;
+            let changed = change_endpoint(&mut transaction, name, &change, self.now()).await;
+            let (transaction, endpoint) = unless_refused(transaction, changed).await?;
             self.commit_endpoints(transaction).await?;
             Ok(endpoint)
         })
@@ -251,9 +263,11 @@ impl Catalog for Sql {
     fn delete_endpoint<'a>(&'a self, name: &'a Name, expect: Expect, by: &'a str) -> Answer<'a, ()> {
         answer(format!("deleting endpoint `{name}`"), async move {
             let mut transaction = self.begin().await?;
-            let found = expect_endpoint(&mut transaction, name, expect).await?;
+            let found = expect_endpoint(&mut transaction, name, expect).await;
+            let (mut transaction, found) = unless_refused(transaction, found).await?;
             if found.is_none() {
-                return Err(Error::NotFound { kind: Kind::Endpoint, id: name.to_string() }.into());
+                let missing = Error::NotFound { kind: Kind::Endpoint, id: name.to_string() };
+                return refuse(transaction, missing).await;
             }
             sqlx::query("UPDATE endpoints SET deleted_at = $2, revision = revision + 1 WHERE name = $1")
                 .bind(name.as_str())
@@ -296,8 +310,9 @@ impl Catalog for Sql {
                 .await?;
                 if let Some(row) = row {
                     if text::<Digest>(&row, "fingerprint")? != key.fingerprint {
-                        return Err(Error::KeyReused { key: key.key.clone() }.into());
+                        return refuse(transaction, Error::KeyReused { key: key.key.clone() }).await;
                     }
+                    transaction.commit().await?;
                     return Ok(Created { record: Job::read(&row)?, new: false });
                 }
             }
@@ -305,14 +320,15 @@ impl Catalog for Sql {
             let calibration = Some(&new.calibration).filter(|_| new.calibration_of.is_none());
             for data in calibration.into_iter().chain(&new.evaluation) {
                 if !is_live(&mut transaction, Kind::Dataset, data).await? {
-                    return Err(Error::NotFound { kind: Kind::Dataset, id: data.to_string() }.into());
+                    let missing = Error::NotFound { kind: Kind::Dataset, id: data.to_string() };
+                    return refuse(transaction, missing).await;
                 }
             }
             let queued: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE state = 'queued'")
                 .fetch_one(&mut *transaction)
                 .await?;
             if unsigned(queued) >= new.queued_max {
-                return Err(Error::QueueFull { limit: new.queued_max }.into());
+                return refuse(transaction, Error::QueueFull { limit: new.queued_max }).await;
             }
             let row = sqlx::query(
                 "INSERT INTO jobs (id, kind, state, attempts_max, model_name, model_version,
@@ -440,7 +456,8 @@ impl Catalog for Sql {
     fn keep_checkpoint<'a>(&'a self, lease: &'a Lease, statistics: Digest) -> Answer<'a, Option<Digest>> {
         answer(format!("keeping a checkpoint of job `{}`", lease.job), async move {
             let mut transaction = self.begin().await?;
-            let job = held_job(&mut transaction, lease).await?;
+            let held = held_job(&mut transaction, lease).await;
+            let (mut transaction, job) = unless_refused(transaction, held).await?;
             sqlx::query("UPDATE jobs SET checkpoint = $2 WHERE id = $1")
                 .bind(lease.job.to_string())
                 .bind(statistics.to_string())
@@ -455,11 +472,14 @@ impl Catalog for Sql {
         answer(format!("ending attempt {} of job `{}`", lease.attempt, lease.job), async move {
             let now = self.now();
             let mut transaction = self.begin().await?;
-            let job = held_job(&mut transaction, lease).await?;
+            let held = held_job(&mut transaction, lease).await;
+            let (mut transaction, job) = unless_refused(transaction, held).await?;
             let mut serves = false;
             let next = match finish {
                 Finish::Done(new) => {
-                    let next = keep_artifact(&mut transaction, &job, *new, now).await?;
+                    let kept = keep_artifact(&mut transaction, &job, *new, now).await;
+                    let next;
+                    (transaction, next) = unless_refused(transaction, kept).await?;
                     serves = next.state == JobState::Succeeded && job.endpoint.is_some();
                     next
                 }
@@ -484,7 +504,8 @@ impl Catalog for Sql {
         answer(format!("cancelling job `{id}`"), async move {
             let now = self.now();
             let mut transaction = self.begin().await?;
-            let before = lock_job(&mut transaction, id).await?;
+            let locked = lock_job(&mut transaction, id).await;
+            let (mut transaction, before) = unless_refused(transaction, locked).await?;
             let seq = before.seq;
             let job = match before.state {
                 JobState::Queued => {
@@ -503,7 +524,8 @@ impl Catalog for Sql {
                 }
                 JobState::Running | JobState::Cancelled => before,
                 JobState::Succeeded | JobState::GateFailed | JobState::Failed => {
-                    return Err(Error::AlreadyFinished { job: id, state: before.state }.into());
+                    let finished = Error::AlreadyFinished { job: id, state: before.state };
+                    return refuse(transaction, finished).await;
                 }
             };
             transaction.commit().await?;
@@ -515,9 +537,11 @@ impl Catalog for Sql {
     fn delete_job(&self, id: JobId) -> Answer<'_, ()> {
         answer(format!("deleting job `{id}`"), async move {
             let mut transaction = self.begin().await?;
-            let job = lock_job(&mut transaction, id).await?;
+            // Not locked, since workers pass over what is: a job that has ended does not change any more.
+            let found = find_job(&mut transaction, id).await;
+            let (mut transaction, job) = unless_refused(transaction, found).await?;
             if !job.state.is_final() {
-                return Err(Error::NotFinished { job: id, state: job.state }.into());
+                return refuse(transaction, Error::NotFinished { job: id, state: job.state }).await;
             }
             sqlx::query("UPDATE jobs SET deleted_at = $2 WHERE id = $1")
                 .bind(id.to_string())
@@ -666,7 +690,8 @@ impl Catalog for Sql {
     fn revoke_key(&self, id: KeyId) -> Answer<'_, Key> {
         answer(format!("revoking key `{id}`"), async move {
             let mut transaction = self.begin().await?;
-            let key = keys::revoke(&mut transaction, id, self.now()).await?;
+            let revoked = keys::revoke(&mut transaction, id, self.now()).await;
+            let (transaction, key) = unless_refused(transaction, revoked).await?;
             transaction.commit().await?;
             Ok(key)
         })

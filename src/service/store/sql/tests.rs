@@ -37,6 +37,7 @@ on_both! {
     a_version_is_never_given_twice,
     pages_give_every_record_once_newest_first,
     jobs_are_leased_in_order_and_once,
+    a_job_that_may_not_be_deleted_is_passed_over_by_no_worker,
     progress_is_kept_and_counted,
     a_worker_that_lost_its_lease_can_write_nothing,
     a_job_whose_workers_die_fails_after_its_attempts,
@@ -264,6 +265,22 @@ async fn jobs_are_leased_in_order_and_once(scratch: Scratch) {
     assert_eq!((job.id, job.attempt, job.state), (first.id, 1, JobState::Running));
     assert_eq!(leased(catalog, "host/b").await.0.id, second.id);
     assert!(catalog.lease_job("host/a", LEASE).await.unwrap().is_none());
+}
+
+async fn a_job_that_may_not_be_deleted_is_passed_over_by_no_worker(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let id = queued(catalog).await.id;
+    for turn in 0..100 {
+        // One after the other, and both at once.
+        let (refused, job) = if turn % 2 == 0 {
+            (catalog.delete_job(id).await, catalog.lease_job("host/a", LEASE).await)
+        } else {
+            tokio::join!(catalog.delete_job(id), catalog.lease_job("host/a", LEASE))
+        };
+        assert!(matches!(refused, Err(Error::NotFinished { .. })), "{refused:?}");
+        let job = job.unwrap().unwrap_or_else(|| panic!("turn {turn}: a job is due"));
+        catalog.finish_job(&job.lease().unwrap(), Finish::HandBack).await.unwrap();
+    }
 }
 
 async fn progress_is_kept_and_counted(scratch: Scratch) {

@@ -2,7 +2,7 @@
 
 use sqlx::{Any, AnyPool, Transaction};
 
-use super::{Dialect, Work};
+use super::{Dialect, Fault, Work};
 
 /// Names the lock that writing transactions of all processes take in Postgres: the letters "octet".
 const WRITER_LOCK: i64 = 0x6f_63_74_65_74;
@@ -21,5 +21,28 @@ pub(super) async fn begin(writer: &AnyPool, dialect: Dialect) -> Work<Transactio
                 .await?;
             Ok(transaction)
         }
+    }
+}
+
+/// Rolls back, and then refuses. A transaction that is only dropped is rolled back some time after the answer, and has its
+/// locks until then: a worker would pass over a job whose deletion was refused.
+pub(super) async fn refuse<T>(
+    transaction: Transaction<'static, Any>,
+    fault: impl Into<Fault> + Send,
+) -> Work<T> {
+    let fault = fault.into();
+    // Fails where the connection is lost or SQLite has rolled back by itself: then there is nothing left to undo.
+    let _ = transaction.rollback().await;
+    Err(fault)
+}
+
+/// Goes on with what was found out, or [refuses](refuse).
+pub(super) async fn unless_refused<T>(
+    transaction: Transaction<'static, Any>,
+    found: Work<T>,
+) -> Work<(Transaction<'static, Any>, T)> {
+    match found {
+        Ok(found) => Ok((transaction, found)),
+        Err(fault) => refuse(transaction, fault).await,
     }
 }
