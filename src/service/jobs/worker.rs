@@ -133,7 +133,7 @@ impl Workers {
                 Err(error) => warn!(error = %chain(&error), "Looking after the queue failed"),
             }
             if let Err(error) = self.blobs.discard_doomed(&*self.catalog).await {
-                warn!(error = %chain(&error), "Blobs are left until the next start");
+                warn!(error = %chain(&error), "Blobs are left for the next look");
             }
             tokio::select! {
                 () = stopped(&mut stop) => return,
@@ -195,7 +195,7 @@ impl Workers {
     /// Removes blobs of data that no record refers to any more.
     async fn discard(&self, freed: &[Digest]) {
         if let Err(error) = self.blobs.discard(&*self.catalog, freed).await {
-            warn!(error = %chain(&error), "Blobs are left until the next start");
+            warn!(error = %chain(&error), "Blobs are left for the next look");
         }
     }
 
@@ -427,7 +427,7 @@ impl Workers {
             // Cancelled meanwhile, model deleted, or lease lost: nothing refers to the blobs.
             Ok(_) | Err(_) => {
                 if let Err(error) = self.blobs.discard(&*self.catalog, &digests).await {
-                    warn!(job.id = %job.id, error = %chain(&error), "Blobs are left until the next start");
+                    warn!(job.id = %job.id, error = %chain(&error), "Blobs are left for the next look");
                 }
             }
         }
