@@ -25,6 +25,7 @@ use crate::service::infer::registry::Registry;
 use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
+use crate::service::jobs::webhooks::{self, Receivers, Webhooks};
 use crate::service::jobs::worker::{self, Workers};
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
@@ -81,6 +82,9 @@ pub enum Error {
         /// What there is.
         available: Vec<&'static str>,
     },
+    /// Ends of jobs cannot be told.
+    #[error(transparent)]
+    Webhooks(#[from] webhooks::Error),
     /// Threads cannot be made.
     #[error("making threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -135,7 +139,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         Some(address) if answers => Some(bind(address).await?),
         _ => None,
     };
-    // TLS of clients: the object store. A second call finds it done.
+    // TLS of clients: the object store, webhooks. A second call finds it done.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let clock = clock();
     let database = database(settings, Arc::clone(&clock)).await?;
@@ -150,6 +154,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let listening = database.listen();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
     let keys = keys(settings, &catalog, &clock, &metrics).await?;
+    let webhooks = webhooks(settings, &catalog, &clock, &metrics)?;
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
     let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;
     let (stop, stopping) = watch::channel(false);
@@ -209,6 +214,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut refreshing = vec![tokio::spawn(tidy(partials, records, keep))];
+    refreshing.extend(webhooks.map(|webhooks| tokio::spawn(webhooks.run())));
     refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
     refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -503,7 +509,37 @@ fn queue_options(settings: &Settings) -> queue::Options {
         queued_max: jobs.queued_max,
         lease: Duration::from_secs(jobs.lease_seconds),
         retry_wait: Duration::from_millis(jobs.retry_wait_ms),
+        receivers: receivers(&settings.webhooks),
     }
+}
+
+fn receivers(webhooks: &config::Webhooks) -> Receivers {
+    match (webhooks.secret.is_empty(), webhooks.allow_private) {
+        (true, _) => Receivers::None,
+        (false, false) => Receivers::Public,
+        (false, true) => Receivers::Any,
+    }
+}
+
+/// What tells the ends of jobs; `None` where there is nothing to sign with.
+fn webhooks(
+    settings: &Settings,
+    catalog: &Arc<dyn Catalog>,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Webhooks>>, Error> {
+    let given = &settings.webhooks;
+    let receivers = receivers(given);
+    if receivers == Receivers::None {
+        return Ok(None);
+    }
+    let options = webhooks::Options {
+        secrets: given.secret.reveal(),
+        receivers,
+        retry_wait: Duration::from_millis(given.retry_wait_ms),
+    };
+    let (catalog, metrics, clock) = (Arc::clone(catalog), Arc::clone(metrics), Arc::clone(clock));
+    Ok(Some(Webhooks::new(catalog, metrics, clock, &options)?))
 }
 
 fn limits(settings: &Settings) -> api::Limits {

@@ -624,6 +624,7 @@ mod tests {
 
     use serde_json::json;
 
+    use super::super::webhooks::Receivers;
     use super::super::{Calibration, JobSpec};
     use super::*;
     use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
@@ -651,6 +652,7 @@ mod tests {
                 queued_max: 10,
                 lease: Duration::from_secs(30),
                 retry_wait: Duration::ZERO,
+                receivers: Receivers::None,
             };
             let workers = Workers {
                 queue: Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), options),
@@ -682,6 +684,7 @@ mod tests {
                 keep: true,
                 recipe: json!({}),
                 endpoint: Some(name("prod")),
+                webhook_url: None,
                 attempts_max: None,
             };
             self.workers.queue.enqueue(spec, None).await.unwrap().record.id
