@@ -109,7 +109,7 @@ def check_a_full_disk_while_calibrating(binary):
 
 
 def check_a_full_disk_while_the_artifact_is_written(binary):
-    return fill_in(binary, "measure")
+    return fill_in(binary, "evaluate")
 
 
 def check_the_doctor(binary):
