@@ -13,7 +13,7 @@ use crate::engine::pipeline;
 use crate::service::metrics::Metrics;
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Created, Digest, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId,
-    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Webhook,
+    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Version, Webhook,
 };
 
 /// Why the queue could not do what was asked.
@@ -97,6 +97,32 @@ impl Queue {
         let recipe = if spec.recipe.is_null() { json!({}) } else { spec.recipe };
         let recipe: Value =
             pipeline::inspect::check_recipe(&recipe).map_err(|error| Error::BadRecipe(error.to_string()))?;
+        let spec = JobSpec { recipe, ..spec };
+        let new = match self.resolve(spec, attempts_max, key.clone()).await {
+            Ok(new) => new,
+            // The job of then has deleted its data, or somebody the model: the answer is still that job.
+            Err(gone @ (Error::BadStatistics(_) | Error::Store(store::Error::NotFound { .. }))) => {
+                return match key {
+                    Some(key) => self.of_then(key).await?.ok_or(gone),
+                    None => Err(gone),
+                };
+            }
+            Err(error) => return Err(error),
+        };
+        let created = self.catalog.create_job(new).await?;
+        if created.new {
+            self.metrics.job_submitted(created.record.kind.as_str());
+        }
+        Ok(created)
+    }
+
+    /// The job to be, with names resolved.
+    async fn resolve(
+        &self,
+        spec: JobSpec,
+        attempts_max: u32,
+        key: Option<IdempotencyKey>,
+    ) -> Result<NewJob, Error> {
         let model = self.catalog.model(&spec.model).await?.pinned();
         let mut evaluation = match &spec.evaluation {
             None => None,
@@ -112,25 +138,45 @@ impl Queue {
                 (earlier.calibration, Some(id))
             }
         };
-        let new = NewJob {
+        Ok(NewJob {
             kind: JobKind::Quantize,
             model,
             calibration,
             calibration_of,
             evaluation,
             keep: spec.keep,
-            recipe,
+            recipe: spec.recipe,
             endpoint: spec.endpoint,
             webhook_url: spec.webhook_url,
             attempts_max,
             idempotency: key,
             queued_max: self.options.queued_max,
+        })
+    }
+
+    /// The job that a key has made, where it has made one.
+    async fn of_then(&self, key: IdempotencyKey) -> Result<Option<Created<Job>>, Error> {
+        // The catalog looks at the key first. It adds nothing: no data have version 0, and no job may wait.
+        let nothing = Pinned { name: "none".parse().expect("a name"), version: Version(0) };
+        let new = NewJob {
+            kind: JobKind::Quantize,
+            model: nothing.clone(),
+            calibration: nothing,
+            calibration_of: None,
+            evaluation: None,
+            keep: true,
+            recipe: json!({}),
+            endpoint: None,
+            webhook_url: None,
+            attempts_max: 1,
+            idempotency: Some(key),
+            queued_max: 0,
         };
-        let created = self.catalog.create_job(new).await?;
-        if created.new {
-            self.metrics.job_submitted(created.record.kind.as_str());
+        match self.catalog.create_job(new).await {
+            Ok(then) => Ok(Some(then)),
+            Err(store::Error::NotFound { .. } | store::Error::QueueFull { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
         }
-        Ok(created)
     }
 
     /// The job that has statistics of this model.
@@ -503,6 +549,28 @@ mod tests {
         assert!(queue.metrics.render().contains("octet_jobs_submitted_total{kind=\"quantize\"} 1"));
         // An idle worker is woken, whether it waits before or after.
         tokio::time::timeout(Duration::from_secs(5), changes.changed()).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_key_gives_the_job_of_then_whose_data_are_gone() {
+        let (scratch, queue) = queue().await;
+        scratch.catalog.create_model(new_model("m", Digest([1; 32]))).await.unwrap();
+        scratch.catalog.create_dataset(new_dataset("d", Digest([2; 32]))).await.unwrap();
+        let key =
+            |text: &str, byte| Some(IdempotencyKey { key: text.to_owned(), fingerprint: Digest([byte; 32]) });
+        let id = queue.enqueue(spec(), key("k", 1)).await.unwrap().record.id;
+        // It ends, and with it go its data: the client has not heard of the job yet.
+        queue.cancel(id).await.unwrap();
+        let again = queue.enqueue(spec(), key("k", 1)).await.unwrap();
+        assert_eq!((again.record.id, again.new), (id, false));
+        let reused = queue.enqueue(spec(), key("k", 2)).await.unwrap_err();
+        assert!(matches!(reused, Error::Store(store::Error::KeyReused { .. })), "{reused}");
+        for key in [None, key("other", 1)] {
+            assert_eq!(queue.enqueue(spec(), key).await.unwrap_err().to_string(), "no dataset `d`");
+        }
+        scratch.catalog.delete_model(&name("m"), None).await.unwrap();
+        assert_eq!(queue.enqueue(spec(), key("k", 1)).await.unwrap().record.id, id);
+        assert_eq!(queue.list(&JobFilter::default(), &Page::first(9)).await.unwrap().items.len(), 1);
     }
 
     #[tokio::test]

@@ -619,7 +619,7 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use serde_json::json;
@@ -722,7 +722,8 @@ mod tests {
         }
     }
 
-    fn outcome(gate_failure: Option<&str>) -> Outcome {
+    /// What an engine that has done its work gives.
+    pub(in super::super) fn outcome(gate_failure: Option<&str>) -> Outcome {
         Outcome {
             artifact: b"an artifact".to_vec(),
             manifest: json!({ "contract": 1 }),
