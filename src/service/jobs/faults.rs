@@ -35,10 +35,11 @@ use crate::service::store::blobs::Blobs;
 use crate::service::store::remote::Remote;
 use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
 use crate::service::store::{
-    Answer, Artifact, ArtifactFilter, ArtifactId, Catalog, Census, Created, Dataset, Digest, Endpoint,
-    EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job, JobErrorCode,
-    JobFilter, JobId, JobProgress, JobState, Key as ApiKey, KeyId, Lease, Model, Name, NewDataset, NewJob,
-    NewKey, NewModel, Page, Slice, Version, Wanted, Webhook, WebhookClaim, WebhookOutcome,
+    Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, Digest,
+    Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job,
+    JobErrorCode, JobFilter, JobId, JobProgress, JobState, Key as ApiKey, KeyId, Lease, Model, Name,
+    NewAudit, NewDataset, NewJob, NewKey, NewModel, Page, Slice, Version, Wanted, Webhook, WebhookClaim,
+    WebhookOutcome,
 };
 
 /// Runs side by side: most of the time they wait.
@@ -180,6 +181,10 @@ impl Catalog for Faulty {
         begin_removal(digest: Digest, lifetime: Duration) -> bool;
         end_removal(digest: Digest) -> ();
         census() -> Census;
+        stored_bytes(key: KeyId) -> u64;
+        add_audit(new: NewAudit) -> ();
+        audit(key: Option<KeyId>, page: &'a Page) -> Slice<AuditEntry>;
+        prune_audit(keep: Duration) -> u64;
         webhook(job: JobId) -> Option<Webhook>;
         claim_webhook(lease: Duration) -> Option<WebhookClaim>;
         settle_webhook(claim: &'a WebhookClaim, outcome: WebhookOutcome, status: Option<u16>) -> bool;
