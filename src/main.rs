@@ -60,6 +60,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // What TLS computes with, before anything makes a client.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let result = match Arguments::parse().command {
         Command::Serve(command) => command.run(),
         Command::Key(command) => command.run(),

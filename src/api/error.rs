@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::wire;
 use crate::engine::pipeline;
 use crate::service::keys::Refused;
-use crate::service::store::{self, BadText, blobs, partial, remote};
+use crate::service::store::{self, BadText, blobs, chain, partial, remote};
 use crate::service::{infer, jobs::queue};
 
 /// What went wrong: part of the API, for programs.
@@ -430,17 +430,6 @@ fn of_io(detail: &str, source: &std::io::Error) -> Problem {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Problem::storage_full(cause),
         _ => Problem::internal(cause),
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
 }
 
 impl From<queue::Error> for Problem {

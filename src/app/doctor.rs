@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::{clock, isa, open_files, refuse_public, s3};
 use crate::config::Settings;
 use crate::engine::kernels::isa::Isa;
+use crate::service::store::chain;
 use crate::service::store::remote::Remote;
 use crate::service::store::sql::open::{Schema, schema_of_postgres, schema_of_sqlite};
 
@@ -175,7 +176,7 @@ async fn database(settings: &Settings) -> Finding {
     };
     let Schema { have, known, healthy, ahead_ms } = match found {
         Ok(schema) => schema,
-        Err(error) => return bad("database", format!("{name}: {}", super::chain(&error)), advice),
+        Err(error) => return bad("database", format!("{name}: {}", chain(&error)), advice),
     };
     let version = format!("{name}, schema version {have}");
     if let Some(fault) = healthy.err() {
@@ -202,7 +203,6 @@ async fn database(settings: &Settings) -> Finding {
 
 async fn object_store(settings: &Settings) -> Finding {
     let Some(s3) = s3(&settings.store) else { return good("files", "in the data folder") };
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let begun = Instant::now();
     match Remote::probe(&s3).await {
         Ok(()) => {
@@ -211,7 +211,7 @@ async fn object_store(settings: &Settings) -> Finding {
         }
         Err(error) => bad(
             "files",
-            format!("bucket `{}`: {}", s3.bucket, super::chain(&error)),
+            format!("bucket `{}`: {}", s3.bucket, chain(&error)),
             "look at store.s3_bucket, s3_endpoint, s3_region and the credentials; the bucket must exist",
         ),
     }

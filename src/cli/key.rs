@@ -1,14 +1,12 @@
 //! `octet key`: makes, lists and revokes API keys, in the database that the settings name.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use octet::app;
-use octet::config::{Flags, Settings};
 use octet::service::keys::Token;
 use octet::service::store::{Key as Record, KeyId, Name, NewKey, Scopes, Timestamp};
 
-use crate::cli::serve::{key_value, runtime, start_error};
+use crate::cli::serve::{Where, runtime, start_error};
 use crate::cli::{Error, print};
 
 /// Arguments of `octet key`.
@@ -16,15 +14,8 @@ use crate::cli::{Error, print};
 pub(crate) struct Key {
     #[command(subcommand)]
     command: Command,
-    /// Folder of the database: that of the server [default: octet-data].
-    #[arg(long, value_name = "DIR", global = true)]
-    data_dir: Option<PathBuf>,
-    /// Settings in TOML: those of the server.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Any other setting; may be given more than once.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, global = true)]
-    set: Vec<(String, String)>,
+    #[command(flatten)]
+    place: Where,
 }
 
 #[derive(clap::Subcommand)]
@@ -59,9 +50,7 @@ enum Command {
 impl Key {
     /// Does it, beside a server that runs or without one.
     pub(crate) fn run(self) -> Result<(), Error> {
-        let flags = Flags { data_dir: self.data_dir, set: self.set, ..Flags::default() };
-        let settings =
-            Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
+        let settings = self.place.settings()?;
         runtime()?.block_on(async {
             let catalog = app::open_catalog(&settings).await.map_err(start_error)?;
             let failed = |error: octet::service::store::Error| start_error(error.into());

@@ -3,31 +3,9 @@
 use std::path::PathBuf;
 
 use octet::app::{self, backup, doctor};
-use octet::config::{Flags, Settings};
 
-use crate::cli::serve::{key_value, runtime, start_error};
+use crate::cli::serve::{Where, runtime, start_error};
 use crate::cli::{Error, print};
-
-/// Where the server's settings are.
-#[derive(clap::Args)]
-struct Where {
-    /// Folder of the database and all files [default: octet-data].
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-    /// Settings in TOML: those of the server.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Any other setting; may be given more than once.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
-    set: Vec<(String, String)>,
-}
-
-impl Where {
-    fn settings(self) -> Result<Settings, Error> {
-        let flags = Flags { data_dir: self.data_dir, set: self.set, ..Flags::default() };
-        Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))
-    }
-}
 
 /// Arguments of `octet doctor`.
 #[derive(clap::Args)]

@@ -35,6 +35,28 @@ pub(crate) struct Serve {
     set: Vec<(String, String)>,
 }
 
+/// Where the server's settings are.
+#[derive(clap::Args)]
+pub(crate) struct Where {
+    /// Folder of the database and all files [default: octet-data].
+    #[arg(long, value_name = "DIR", global = true)]
+    data_dir: Option<PathBuf>,
+    /// Settings in TOML: those of the server.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Any other setting; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value, global = true)]
+    set: Vec<(String, String)>,
+}
+
+impl Where {
+    /// The settings of the server, for a command beside it.
+    pub(crate) fn settings(self) -> Result<Settings, Error> {
+        let flags = Flags { data_dir: self.data_dir, set: self.set, ..Flags::default() };
+        Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))
+    }
+}
+
 /// Arguments of `octet demo`.
 #[derive(clap::Args)]
 pub(crate) struct Demo {

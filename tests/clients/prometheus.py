@@ -117,7 +117,7 @@ def put(server, name, **body):
     assert answer.status in (200, 201), f"PUT {name} {body}: {answer.status} {answer.text()}"
 
 
-def traffic(server):
+def traffic(server, prometheus):
     """Something of everything that the dashboard shows: jobs that succeed and fail their gate, a canary that is taken
     back, comparisons with float, inputs outside of what was calibrated, refusals."""
     images = support.images()[0]
@@ -133,6 +133,9 @@ def traffic(server):
     put(server, "lenet", shadow={"fraction": 1.0})
     put(server, "canary", artifact=artifact)
     put(server, "canary", shadow={"fraction": 1.0}, rollback={"min_agreement": 0.95, "min_requests": 40})
+    # `increase` sees what was counted after the first sample alone.
+    rollbacks = 'octet_endpoint_rollbacks_total{endpoint="canary"}'
+    server.until(lambda: prometheus.values(rollbacks), "Prometheus has a first sample of the rollbacks")
     put(server, "canary", artifact=broken["result"]["artifact"]["id"], weight=20)
     # Until its rule takes it back, which needs runs in float: nothing else is asked meanwhile.
     end, n = time.monotonic() + 60, 0
@@ -177,7 +180,7 @@ def traffic(server):
 def check_every_query_and_every_alert_has_data(server):
     with Prometheus(server.address) as prometheus:
         begun = time.time()
-        stop, threads, failures = traffic(server)
+        stop, threads, failures = traffic(server, prometheus)
         try:
             families = set(re.findall(r"^# TYPE (\S+)", server.get("/metrics").text(), re.M))
             # Told apart from queries without data: a misspelt name, mostly.

@@ -89,12 +89,15 @@ def check_a_version_is_swapped_under_load_without_a_failed_request(server):
         t.start()
     try:
         for _ in range(10):
+            # Ten swaps take 50 ms; each is to have requests before and after it.
+            seen = len(answered)
+            server.until(lambda: failed or len(answered) > seen + 20, "requests are answered")
             put(server, "mlp", model="fm_mlp")
     finally:
         stop.set()
         for t in threads:
             t.join()
-    assert not failed and len(answered) > 100, failed[:1]
+    assert not failed, failed[:1]
     return f"{len(answered)} requests"
 
 

@@ -32,9 +32,10 @@ def run(server, *arguments):
         config.write_text(SETTINGS)
         command = [str(program), "--config-file", str(config), "run", str(support.ROOT / "openapi.yaml"), "--url", server.url,
                    "--checks", "all", "--max-examples", CASES, "--continue-on-failure", "--no-shrink",
-                   "--request-timeout", "60", "--seed", "7", "--no-color", *arguments]
+                   # It cannot send application/offset+octet-stream: PATCH is that of uploads.py alone.
+                   "--exclude-method", "PATCH", "--request-timeout", "60", "--seed", "7", "--no-color", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=3000)
-    said = done.stdout[done.stdout.find("FAILURES"):]
+    said = done.stdout[max(done.stdout.find("FAILURES"), done.stdout.find("ERRORS"), 0):]
     assert done.returncode == 0, f"exit {done.returncode}\n{said[:12000]}\n{done.stderr[-2000:]}"
     cases = re.search(r"(\d+) generated", done.stdout)
     assert "panic" not in server.log() and server.process.poll() is None, server.log()

@@ -25,6 +25,17 @@ const OF_BODIES: [(&str, &str); 3] = [
     ("507", "The server has no room left"),
 ];
 
+/// And of resumable uploads, whose methods may also come in a header.
+const OF_PARTS: [(&str, &str); 7] = [
+    ("404", "No such upload, or it has expired"),
+    ("409", "The offset is not where the upload stands"),
+    ("412", "A version of tus that is not spoken"),
+    ("413", "Longer than the upload, or than allowed"),
+    ("415", "Not `application/offset+octet-stream`"),
+    ("422", "The file is not what it was said to be"),
+    ("460", "The bytes are not what their checksum says"),
+];
+
 /// The document, completed.
 ///
 /// # Panics
@@ -81,7 +92,8 @@ fn responses(path: &str, operation: &mut Map<String, Value>) {
     let has_body = operation.contains_key("requestBody");
     let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else { return };
     let further = if has_body { &OF_BODIES[..] } else { &[] };
-    for (status, text) in ALWAYS.iter().chain(further) {
+    let of_parts = if path.starts_with("/v1/uploads") { &OF_PARTS[..] } else { &[] };
+    for (status, text) in ALWAYS.iter().chain(further).chain(of_parts) {
         responses.entry((*status).to_owned()).or_insert_with(|| json!({ "description": text }));
     }
     let (media, schema) = if path.starts_with("/v2") {

@@ -4,11 +4,7 @@ use serde_json::Value;
 
 use crate::service::store::{JobId, JobState, Name, Wanted};
 
-#[cfg(test)]
-mod faults;
 pub mod queue;
-#[cfg(test)]
-mod reference;
 pub mod webhooks;
 pub mod worker;
 

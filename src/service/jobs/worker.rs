@@ -16,7 +16,7 @@ use crate::service::metrics::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
 use crate::service::store::{
     self, AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Digest, Finish, Job, JobError, JobErrorCode,
-    JobId, JobProgress, JobState, LatencySummary, Lease, NewArtifact, Page,
+    JobId, JobProgress, JobState, LatencySummary, Lease, NewArtifact, Page, chain,
 };
 
 /// What does the work: `engine::pipeline::job::quantize`, or a stand-in in tests.
@@ -597,17 +597,6 @@ fn gone(error: store::Error, code: JobErrorCode) -> JobError {
 
 fn storage(error: &dyn std::error::Error) -> JobError {
     JobError { code: JobErrorCode::Storage, message: chain(error), retriable: true }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {

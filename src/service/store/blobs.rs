@@ -105,14 +105,13 @@ pub struct Pin {
 /// Released when dropped.
 struct Held {
     remote: Remote,
-    hold: Option<HoldId>,
+    hold: HoldId,
     runtime: tokio::runtime::Handle,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let Some(hold) = self.hold.take() else { return };
-        let remote = self.remote.clone();
+        let (remote, hold) = (self.remote.clone(), self.hold);
         self.runtime.spawn(async move {
             if let Err(error) = remote.release(hold).await {
                 tracing::warn!(%error, "A blob is held until its time is over: {error}");
@@ -244,7 +243,7 @@ impl Blobs {
         let BlobWriter { file, hash, .. } = &mut copy;
         let bytes = remote.download(digest, file, |part| hash.update(part)).await?;
         copy.bytes = bytes.ok_or(Error::Missing { digest })?;
-        if Digest(copy.hash.clone().finalize().into()) != digest {
+        if copy.digest() != digest {
             return Err(remote::Error::Corrupt { digest }.into());
         }
         copy.place(digest, None).await
@@ -490,6 +489,11 @@ impl BlobWriter {
         self.bytes
     }
 
+    /// Of the bytes so far.
+    fn digest(&self) -> Digest {
+        Digest(self.hash.clone().finalize().into())
+    }
+
     /// Where the bytes are being written, complete only after [`BlobWriter::flush`]: to look into an upload
     /// before it is kept.
     #[must_use]
@@ -510,7 +514,7 @@ impl BlobWriter {
     /// # Errors
     /// [`Error::DigestMismatch`].
     pub fn expect(&self, expected: Option<Digest>) -> Result<(), Error> {
-        let got = Digest(self.hash.clone().finalize().into());
+        let got = self.digest();
         match expected.filter(|expected| *expected != got) {
             Some(expected) => Err(Error::DigestMismatch { expected, got }),
             None => Ok(()),
@@ -524,9 +528,9 @@ impl BlobWriter {
     /// [`Error::DigestMismatch`] where the bytes are not the `expected` ones, [`Error::Io`] or [`Error::Remote`].
     pub async fn finish(self, expected: Option<Digest>) -> Result<Pin, Error> {
         self.expect(expected)?;
-        let digest = Digest(self.hash.clone().finalize().into());
+        let digest = self.digest();
         let Some(remote) = self.shared.remote.clone() else { return self.place(digest, None).await };
-        let hold = Some(remote.hold(digest).await?);
+        let hold = remote.hold(digest).await?;
         let held = Held { remote: remote.clone(), hold, runtime: tokio::runtime::Handle::current() };
         let shared = Arc::clone(&self.shared);
         let pin = self.place(digest, Some(held)).await?;

@@ -1485,6 +1485,18 @@ pub enum Error {
     },
 }
 
+/// An error and what caused it, in one line: for the log, and for whoever runs the server.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
 fn revision_text(got: Option<u64>) -> String {
     got.map_or_else(|| "none (it does not exist)".to_owned(), |revision| format!("revision {revision}"))
 }

@@ -18,7 +18,7 @@ use super::endpoints::{
 use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_job, lost, write_next};
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
-use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion};
+use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion, same_upload};
 use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, webhooks, whole};
 
 /// How long an idempotency key is remembered.
@@ -29,14 +29,8 @@ impl Catalog for Sql {
         let tried = format!("adding a version of model `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) =
-                sqlx::query("SELECT * FROM models WHERE name = $1 AND sha256 = $2 AND deleted_at IS NULL")
-                    .bind(new.name.as_str())
-                    .bind(new.sha256.to_string())
-                    .fetch_optional(&mut *transaction)
-                    .await?
-            {
-                return Ok(Created { record: Model::read(&row)?, new: false });
+            if let Some(record) = same_upload(&mut transaction, Kind::Model, &new.name, new.sha256).await? {
+                return Ok(Created { record, new: false });
             }
             keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             // Deleted rows count too: a number is never given twice.
@@ -95,14 +89,8 @@ impl Catalog for Sql {
         let tried = format!("adding a version of dataset `{}`", new.name);
         answer(tried, async move {
             let mut transaction = self.begin().await?;
-            if let Some(row) =
-                sqlx::query("SELECT * FROM datasets WHERE name = $1 AND sha256 = $2 AND deleted_at IS NULL")
-                    .bind(new.name.as_str())
-                    .bind(new.sha256.to_string())
-                    .fetch_optional(&mut *transaction)
-                    .await?
-            {
-                return Ok(Created { record: Dataset::read(&row)?, new: false });
+            if let Some(record) = same_upload(&mut transaction, Kind::Dataset, &new.name, new.sha256).await? {
+                return Ok(Created { record, new: false });
             }
             keys::check_quota(&mut transaction, new.owner, new.bytes).await?;
             let row = sqlx::query(

@@ -32,6 +32,22 @@ pub(super) async fn find_upload<T: Record>(readers: &AnyPool, kind: Kind, wanted
     T::read(&row)
 }
 
+/// The version that holds the same bytes under a name.
+pub(super) async fn same_upload<T: Record>(
+    connection: &mut AnyConnection,
+    kind: Kind,
+    name: &Name,
+    sha256: Digest,
+) -> Work<Option<T>> {
+    let sql = format!("SELECT * FROM {} WHERE name = $1 AND sha256 = $2 AND deleted_at IS NULL", table(kind));
+    let row = sqlx::query(AssertSqlSafe(sql))
+        .bind(name.as_str())
+        .bind(sha256.to_string())
+        .fetch_optional(connection)
+        .await?;
+    row.map(|row| T::read(&row)).transpose()
+}
+
 pub(super) async fn list_uploads<T: Record>(
     readers: &AnyPool,
     kind: Kind,
