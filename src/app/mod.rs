@@ -101,6 +101,7 @@ pub struct Server {
     http: JoinHandle<()>,
     grpc: JoinHandle<()>,
     workers: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
     listening: JoinHandle<()>,
@@ -204,7 +205,12 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
             }
         }
     });
-    let workers = tokio::spawn(workers.run(stopping));
+    let workers = tokio::spawn(workers.run(stopping.clone()));
+    let webhooks = tokio::spawn(async move {
+        if let Some(webhooks) = webhooks {
+            webhooks.run(stopping).await;
+        }
+    });
     let following = if answers {
         tokio::spawn(follow(registry, readiness.clone()))
     } else {
@@ -214,7 +220,6 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut refreshing = vec![tokio::spawn(tidy(partials, records, keep))];
-    refreshing.extend(webhooks.map(|webhooks| tokio::spawn(webhooks.run())));
     refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
     refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -229,6 +234,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         http,
         grpc,
         workers,
+        webhooks,
         following,
         watching,
         listening,
@@ -309,14 +315,18 @@ impl Server {
     }
 
     /// Stops: not ready at once, answers during the drain delay, then takes no more connections, finishes the
-    /// requests it has, and hands running jobs back.
+    /// requests and webhooks it has, and hands running jobs back.
     pub async fn stop(self) {
         self.readiness.set(false);
         // A load balancer needs this time to notice.
         tokio::time::sleep(self.drain_delay).await;
         self.stop.send_replace(true);
-        let tasks =
-            [("The HTTP server", self.http), ("The gRPC server", self.grpc), ("The workers", self.workers)];
+        let tasks = [
+            ("The HTTP server", self.http),
+            ("The gRPC server", self.grpc),
+            ("The workers", self.workers),
+            ("The sender of webhooks", self.webhooks),
+        ];
         let aborts = tasks.each_ref().map(|(_, task)| task.abort_handle());
         let ended = tokio::time::timeout(self.drain_timeout, async {
             for (what, task) in tasks {
@@ -327,7 +337,7 @@ impl Server {
         });
         if ended.await.is_err() {
             let drain_timeout_ms = self.drain_timeout.as_millis();
-            warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
+            warn!(drain_timeout_ms, "Requests, jobs or webhooks were cut off after {drain_timeout_ms} ms");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         for task in [self.following, self.watching, self.listening].into_iter().chain(self.refreshing) {

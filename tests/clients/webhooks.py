@@ -1,12 +1,15 @@
-"""Webhooks: a receiver of our own checks each signature with the hmac module, refuses, hangs, and outlives the server."""
+"""Webhooks: a receiver of our own checks each signature with the hmac module, refuses, hangs, never ends, and outlives the
+server."""
 
 import base64
 import contextlib
 import hashlib
 import hmac
 import http.server
+import ipaddress
 import json
 import queue
+import socket
 import sys
 import threading
 import time
@@ -25,9 +28,10 @@ PATH = "/hooks/T0/not-to-be-shown?key=nor-this"
 
 
 @contextlib.contextmanager
-def receiver(*answers):
-    """An HTTP server that gives the answers in turn, then 204, and puts what it got in a queue. An answer is a status, or
-    an event to wait for before 204."""
+def receiver(*answers, address="127.0.0.1"):
+    """An HTTP server that gives the answers in turn, then 204, and puts what it got in a queue. An answer is a status, an
+    event to wait for before 204, or a list that gets the size of each part of an endless 200 once it is written,
+    and 0 when the connection is closed."""
     got, answers = queue.Queue(), list(answers)
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,6 +43,14 @@ def receiver(*answers):
                 answer.wait(60)
                 answer = 204
             with contextlib.suppress(OSError):  # who asked may be gone
+                if isinstance(answer, list):
+                    self.send_response(200)
+                    self.end_headers()
+                    try:
+                        while True:
+                            answer.append(self.wfile.write(bytes(4096)))
+                    finally:
+                        answer.append(0)
                 self.send_response(answer)
                 if answer == 302:
                     self.send_header("location", f"http://{self.headers['host']}/elsewhere")
@@ -48,7 +60,10 @@ def receiver(*answers):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    server = Server((address, 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}", got
@@ -107,6 +122,7 @@ def check_the_end_of_a_job_is_told_and_signed(server):
         assert again.status == 304 and "-delivered-" in answer.headers["etag"], answer.headers
         shown = answer.text() + server.get("/v1/jobs").text() + server.get("/metrics").text() + server.log()
         assert "not-to-be-shown" not in shown and "nor-this" not in shown
+        assert SECRET[6:] not in shown and OLD_SECRET[6:] not in shown
         assert server.metric("octet_webhooks_total", outcome="delivered") >= 1
 
 
@@ -133,38 +149,70 @@ def check_what_was_refused_twice_is_sent_a_third_time(server):
 
 
 def check_five_refusals_are_enough_and_a_redirect_is_one(server):
-    with receiver(302, 302, 302, 302, 410, 204) as (origin, got):
+    with receiver(302, 302, 302, 302, 403, 204) as (origin, got):
         job = submit(server, origin)
         server.wait(job)
         # 216 times the first wait.
         told = state(server, job, "given_up", 60)
-        assert (told["attempts"], told["last_status"], got.qsize()) == (5, 410, 5), told
+        assert (told["attempts"], told["last_status"], got.qsize()) == (5, 403, 5), told
         assert all(got.get()[0] == PATH for _ in range(5)), "a redirect was followed"
         assert server.metric("octet_webhooks_total", outcome="given_up") >= 1
+
+
+def check_a_receiver_that_is_gone_is_not_asked_again(server):
+    with receiver(410, 204) as (origin, got):
+        job = submit(server, origin)
+        server.wait(job)
+        told = state(server, job, "given_up")
+        assert (told["attempts"], told["last_status"], got.qsize()) == (1, 410, 1), told
+
+
+def check_an_answer_that_does_not_end_is_left(server):
+    written = []
+    with receiver(written) as (origin, _):
+        job = submit(server, origin)
+        server.wait(job)
+        told = state(server, job, "delivered")
+        assert (told["attempts"], told["last_status"]) == (1, 200), told
+        server.until(lambda: written[-1] == 0, "the connection is closed")
+        # 64 KiB are read; the rest is what the two sockets hold.
+        assert sum(written) < 16 << 20, sum(written)
+
+
+def check_a_server_that_stops_ends_what_it_sends(binary):
+    hangs = threading.Event()
+    with receiver(hangs) as (origin, got), support.Server(binary, settings=SETTINGS) as server:
+        job = submit(server, origin)
+        server.wait(job)
+        opened(got.get(timeout=10))
+        threading.Timer(1, hangs.set).start()
+        server.stop()
+        assert hangs.is_set(), "it was cut off"
+        server.start()
+        told = server.job(job)["webhook"]
+        assert (told["state"], told["attempts"], told["last_status"]) == ("delivered", 1, 204) and got.empty(), told
 
 
 def check_a_killed_server_tells_after_its_start(binary):
     """Killed between the end of the job and its telling: while it waits for the next attempt, and in one."""
     hangs = threading.Event()
     slow = SETTINGS | {"OCTET_WEBHOOKS__RETRY_WAIT_MS": "3000"}
-    with receiver(503) as (refusing, refused), receiver(hangs) as (hanging, hung), \
-            support.Server(binary, settings=slow) as server:
-        waits = submit(server, refusing)
-        server.wait(waits)
-        opened(refused.get(timeout=10))
-        cut_off = submit(server, hanging)
-        server.wait(cut_off)
-        opened(hung.get(timeout=10))
-        server.until(lambda: server.job(waits)["webhook"]["last_status"] == 503, "the refusal is noted")
-        assert {server.job(job)["webhook"]["state"] for job in (waits, cut_off)} == {"pending"}
-        server.kill()
-        hangs.set()
-        server.start()
-        assert opened(refused.get(timeout=20))[0] == waits
-        assert opened(hung.get(timeout=30))[0] == cut_off, "after its lease has run out"
-        for job in (waits, cut_off):
-            told = state(server, job, "delivered")
-            assert (told["attempts"], told["last_status"]) == (2, 204), told
+    with support.Server(binary, settings=slow) as server:
+        for answer, status in [(503, 503), (hangs, None)]:
+            with receiver(answer) as (origin, got):
+                job = submit(server, origin)
+                server.wait(job)
+                opened(got.get(timeout=10))
+                server.until(lambda: server.job(job)["webhook"]["last_status"] == status, "the refusal is noted")
+                assert server.job(job)["webhook"]["state"] == "pending"
+                server.kill()
+                if answer is hangs:
+                    hangs.set()
+                server.start()
+                # Where it was killed in an attempt, after the lease of that one has run out.
+                assert opened(got.get(timeout=60))[0] == job
+                told = state(server, job, "delivered")
+                assert (told["attempts"], told["last_status"]) == (2, 204), told
 
 
 def check_nothing_is_sent_inside_without_the_setting(binary):
@@ -180,6 +228,30 @@ def check_nothing_is_sent_inside_without_the_setting(binary):
             assert "nor-this" not in answer.text()
         assert server.get("/v1/jobs").json()["items"] == [], "no job was made"
         assert got.empty()
+
+
+def inside_names():
+    """Names that an URL may have and that lead to this machine, of those that machines have as a rule."""
+    for name in ("ip6-localhost", "ip6-loopback", "localhost.localdomain", socket.gethostname()):
+        with contextlib.suppress(OSError):
+            if all(ipaddress.ip_address(found[4][0]).is_private for found in socket.getaddrinfo(name, None)):
+                yield name
+
+
+def check_a_name_that_leads_inside_is_not_connected_to(binary):
+    """What a name leads to is seen when it is connected to, and no sooner."""
+    settings = SETTINGS | {"OCTET_WEBHOOKS__ALLOW_PRIVATE": "false", "OCTET_WEBHOOKS__RETRY_WAIT_MS": "10"}
+    names = list(dict.fromkeys(inside_names()))
+    with receiver(address="::" if socket.has_dualstack_ipv6() else "0.0.0.0") as (origin, got), \
+            support.Server(binary, settings=settings) as server:
+        for name in names:
+            job = submit(server, f"http://{name}:{origin.rsplit(':', 1)[1]}")
+            server.wait(job)
+            told = state(server, job, "given_up")
+            assert (told["attempts"], told["last_status"]) == (5, None), (name, told)
+            assert f"`{name.lower()}` is no public address" in server.log(), server.log()
+        assert got.empty(), names
+    return ", ".join(names) or "no such name on this machine"
 
 
 def check_what_was_allowed_before_is_not_sent_any_more(binary):

@@ -6,7 +6,7 @@
 use std::error::Error as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -15,6 +15,7 @@ use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use sha2::Sha256;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 use url::{Host, Url};
@@ -26,14 +27,19 @@ use crate::service::store::{Catalog, Clock, Job, WebhookClaim, WebhookOutcome};
 const URL_BYTES_MAX: usize = 2048;
 /// From the first byte out to the last one in.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// An attempt whose process has died is due again after this time: that of an attempt, and some for the database.
-const LEASE: Duration = Duration::from_secs(15);
+/// An attempt whose process has died is due again after this time: that of an attempt, and as long again for the
+/// database and for clocks that differ.
+const LEASE: Duration = Duration::from_secs(30);
+/// So long after its lease began an attempt may begin and still end well before another process takes it up.
+const BEGIN: Duration = Duration::from_secs(10);
 /// More of an answer is not read: only its status counts.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Attempts that run at a time.
 const SIDE_BY_SIDE: usize = 16;
 /// Attempts until a message is given up.
 const ATTEMPTS_MAX: u32 = 5;
+/// A receiver that answers this wants no further attempt (RFC 9110, 15.5.11; Standard Webhooks, "Responding to webhooks").
+const GONE: u16 = 410;
 /// The outbox is looked at so often even if nothing woke us.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -117,8 +123,9 @@ pub fn origin(url: &str) -> String {
 
 /// Whether anybody in the internet has this address, so that sending there tells nothing that only we can reach.
 ///
-/// The IANA special-purpose address registries (RFC 6890), as far as they are not globally reachable; of IPv6 only what
-/// is given out at all (2000::/3), without what holds an IPv4 address that another router would unpack.
+/// The IANA special-purpose address registries (RFC 6890), as far as they are not globally reachable, and what a cloud
+/// has taken beside them; of IPv6 only what is given out at all (2000::/3), without what holds an IPv4 address that
+/// another router would unpack.
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -141,6 +148,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
     let shared = a == 100 && b & 0xc0 == 64;
     let benchmarks = a == 198 && b & 0xfe == 18;
     let assignments = (a, b, c) == (192, 0, 0) || (a, b, c) == (192, 88, 99);
+    // An address like any other, but inside Azure it is the host of the virtual machine, which gives out certificates.
+    let azure = address == Ipv4Addr::new(168, 63, 129, 16);
     !(a == 0
         || a >= 224
         || address.is_loopback()
@@ -149,7 +158,8 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || address.is_documentation()
         || shared
         || benchmarks
-        || assignments)
+        || assignments
+        || azure)
 }
 
 /// The IPv4 address in one of 64:ff9b::/96 (RFC 6052): how a network without IPv4 reaches it.
@@ -203,6 +213,14 @@ impl Secrets {
         });
         signatures.collect::<Vec<_>>().join(" ")
     }
+}
+
+/// How many secrets there are in the setting.
+///
+/// # Errors
+/// [`Error::BadSecret`].
+pub fn count_secrets(text: &str) -> Result<usize, Error> {
+    Ok(Secrets::parse(text)?.0.len())
 }
 
 /// Looks names up and gives public addresses only.
@@ -276,27 +294,46 @@ impl Webhooks {
         Ok(Arc::new(Webhooks { catalog, metrics, clock, secrets, receivers, retry_wait, client }))
     }
 
-    /// Sends, until it is aborted. Attempts that run then are due again when their leases have run out.
-    pub async fn run(self: Arc<Self>) {
+    /// Sends, until `stop` becomes `true` (or its sender is gone) and the attempts that run then have ended. Where it is
+    /// aborted, they are due again when their leases have run out.
+    pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut changes = self.catalog.job_changes();
         let mut attempts = JoinSet::new();
-        loop {
+        // `has_changed` fails once the sender is gone.
+        while !*stop.borrow() && stop.has_changed().is_ok() {
             while attempts.try_join_next().is_some() {}
-            if attempts.len() >= SIDE_BY_SIDE {
-                attempts.join_next().await;
-            }
-            match self.catalog.claim_webhook(LEASE).await {
-                Ok(Some(claim)) => {
-                    let this = Arc::clone(&self);
-                    attempts.spawn(async move { this.attempt(&claim).await });
-                    continue;
-                }
-                Ok(None) => {}
-                Err(error) => warn!(%error, "Webhooks are left for later: {error}"),
+            let full = attempts.len() >= SIDE_BY_SIDE;
+            if !full && self.begin(&mut attempts).await {
+                continue;
             }
             tokio::select! {
-                _ = changes.changed() => {}
-                () = tokio::time::sleep(POLL) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+                _ = attempts.join_next(), if full => {}
+                _ = changes.changed(), if !full => {}
+                () = tokio::time::sleep(POLL), if !full => {}
+            }
+        }
+        while attempts.join_next().await.is_some() {}
+    }
+
+    /// Begins an attempt, where one is due.
+    async fn begin(self: &Arc<Self>, attempts: &mut JoinSet<()>) -> bool {
+        let asked = Instant::now();
+        match self.catalog.claim_webhook(LEASE).await {
+            Ok(None) => false,
+            Ok(Some(claim)) => {
+                let this = Arc::clone(self);
+                attempts.spawn(async move {
+                    // Else another process might send it at the same time. It is due again when the lease has run out.
+                    if asked.elapsed() <= BEGIN {
+                        this.attempt(&claim).await;
+                    }
+                });
+                true
+            }
+            Err(error) => {
+                warn!(%error, "Webhooks are left for later: {error}");
+                false
             }
         }
     }
@@ -313,8 +350,8 @@ impl Webhooks {
         let (outcome, counted) = match &sent {
             Ok(_) => (WebhookOutcome::Delivered, "delivered"),
             Err(_) => match wait_after(attempt, self.retry_wait) {
-                Some(wait) => (WebhookOutcome::Retry(wait), "retried"),
-                None => (WebhookOutcome::GivenUp, "given_up"),
+                Some(wait) if status != Some(GONE) => (WebhookOutcome::Retry(wait), "retried"),
+                _ => (WebhookOutcome::GivenUp, "given_up"),
             },
         };
         match self.catalog.settle_webhook(claim, outcome, status).await {
@@ -335,7 +372,7 @@ impl Webhooks {
                 warn!(job.id = %id, attempt, origin, wait_ms, "{origin} was not told that job {id} has ended, attempt {attempt}: {}", failure.why);
             }
             (Err(failure), _) => {
-                warn!(job.id = %id, attempt, origin, "{origin} will not be told that job {id} has ended, {attempt} attempts failed: {}", failure.why);
+                warn!(job.id = %id, attempt, origin, "{origin} will not be told that job {id} has ended, attempt {attempt} was the last: {}", failure.why);
             }
         }
     }
@@ -464,6 +501,8 @@ mod tests {
             ("100.127.255.255", false),
             ("127.0.0.1", false),
             ("127.255.255.254", false),
+            ("168.63.129.15", true),
+            ("168.63.129.16", false),
             ("169.254.169.254", false),
             ("172.16.0.1", false),
             ("172.31.255.255", false),
@@ -487,6 +526,7 @@ mod tests {
             ("::8.8.8.8", false),
             ("::ffff:10.0.0.1", false),
             ("::ffff:169.254.169.254", false),
+            ("::ffff:168.63.129.16", false),
             ("64:ff9b::7f00:1", false),
             ("64:ff9b:1::808:808", false),
             ("2001::1", false),
@@ -523,6 +563,8 @@ mod tests {
             ("http://2130706433/", private("127.0.0.1")),
             ("http://0x7f.1/", private("127.0.0.1")),
             ("http://0177.0.0.1/", private("127.0.0.1")),
+            ("http://127.0.0.1./", private("127.0.0.1")),
+            ("http://a.127.0.0.1/", Err(BadUrl::NotHttp)),
             ("http://127\u{3002}0.0.1/", private("127.0.0.1")),
             ("http://169.254.169.254/latest", private("169.254.169.254")),
             ("http://[::1]/", private("[::1]")),

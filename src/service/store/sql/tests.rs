@@ -59,6 +59,7 @@ on_both! {
     the_webhook_of_a_job_is_told_once_however_often_it_ends,
     a_webhook_whose_sender_died_is_due_again,
     a_webhook_is_given_up_and_stays_so,
+    a_webhook_is_sent_by_one_of_many,
 }
 
 /// A catalog of its own, with a clock that stands still until it is moved.
@@ -716,4 +717,32 @@ async fn a_webhook_is_given_up_and_stays_so(scratch: Scratch) {
     scratch.pass(3_600_000);
     assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
     assert_eq!(catalog.webhook(job.id).await.unwrap(), told(WebhookState::GivenUp, 2, None));
+}
+
+async fn a_webhook_is_sent_by_one_of_many(scratch: Scratch) {
+    let mut jobs = std::collections::HashSet::new();
+    for _ in 0..40 {
+        let job = queued_with_webhook(&scratch.catalog).await;
+        scratch.catalog.cancel_job(job.id).await.unwrap();
+        jobs.insert(job.id);
+    }
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        // SQLite has one process.
+        let catalog = match &scratch.url {
+            None => Arc::clone(&scratch.catalog),
+            Some(_) => Arc::new(scratch.open_again().await),
+        };
+        senders.spawn(async move {
+            let mut claims = Vec::new();
+            while let Some(claim) = catalog.claim_webhook(LEASE).await.unwrap() {
+                assert_eq!(claim.attempt, 1, "{} is claimed twice", claim.job.id);
+                claims.push(claim.job.id);
+            }
+            claims
+        });
+    }
+    let claimed: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
+    assert_eq!(claimed.len(), jobs.len());
+    assert_eq!(claimed.into_iter().collect::<std::collections::HashSet<_>>(), jobs);
 }
