@@ -1049,6 +1049,7 @@ mod tests {
     fn full() -> (Metrics, EndpointMetrics) {
         let metrics = Metrics::new("0.1.0", "avx2");
         metrics.http_request("GET", "/v1/jobs/{id}", 200, 0.01);
+        metrics.webhook_tried("delivered");
         let endpoint = metrics.load_endpoint("resnet", 1, "int8", 0.5);
         endpoint.set_accuracy("top1", 0.75, 0.74, -0.01);
         endpoint.set_memory(1000, 10);
