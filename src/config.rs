@@ -137,6 +137,16 @@ pub struct Auth {
     pub mode: AuthMode,
     /// Whether an address that is not loopback is taken although nobody is asked for a key.
     pub allow_public: bool,
+    /// Who signs the JSON Web Tokens that are taken beside keys; empty is nobody.
+    pub jwt_issuer: String,
+    /// Whom they must be for.
+    pub jwt_audience: String,
+    /// A URL or a file with the public keys; empty asks the issuer.
+    pub jwt_keys: String,
+    /// The claim that says what its holder may do.
+    pub jwt_claim: String,
+    /// What stands before the names of scopes in it.
+    pub jwt_prefix: String,
 }
 
 /// Whether requests need a key.
@@ -203,6 +213,8 @@ pub struct Jobs {
     pub queued_max: u64,
     /// Seconds until the lease of a silent worker runs out, 5 to 3,600.
     pub lease_seconds: u64,
+    /// Seconds that one attempt may take, 0 (no limit) to 2,592,000.
+    pub timeout_seconds: u64,
     /// Milliseconds before the second attempt, 0 to 3,600,000; doubles with each further one, up to 32 times.
     pub retry_wait_ms: u64,
     /// Milliseconds after which an idle worker looks at the queue, 10 to 60,000.
@@ -363,6 +375,7 @@ const RANGES: &[Range] = &[
     ("jobs.attempts_max", |s| s.jobs.attempts_max, 1, 100),
     ("jobs.queued_max", |s| s.jobs.queued_max, 1, 1_000_000),
     ("jobs.lease_seconds", |s| s.jobs.lease_seconds, 5, 3600),
+    ("jobs.timeout_seconds", |s| s.jobs.timeout_seconds, 0, 2_592_000),
     ("jobs.retry_wait_ms", |s| s.jobs.retry_wait_ms, 0, 3_600_000),
     ("jobs.poll_ms", |s| s.jobs.poll_ms, 10, 60_000),
     ("serving.threads", |s| s.serving.threads, 0, 1024),

@@ -380,9 +380,11 @@ impl From<Refused> for Problem {
     fn from(refused: Refused) -> Problem {
         let detail = refused.to_string();
         match refused {
-            Refused::Missing | Refused::Unknown | Refused::Expired { .. } | Refused::Revoked { .. } => {
-                Problem::new(Code::Unauthenticated, detail)
-            }
+            Refused::Missing
+            | Refused::Unknown
+            | Refused::Token(_)
+            | Refused::Expired { .. }
+            | Refused::Revoked { .. } => Problem::new(Code::Unauthenticated, detail),
             Refused::Scope { .. } | Refused::Origin => Problem::new(Code::Forbidden, detail),
             // A rate is one a second or more.
             Refused::Rate { .. } => Problem::new(Code::RateLimited, detail).retry_after(1),
@@ -478,7 +480,7 @@ impl From<pipeline::Error> for Problem {
             pipeline::Error::Data { .. } => Problem::new(Code::BadData, detail),
             pipeline::Error::Recipe(_) => Problem::new(Code::BadRecipe, detail),
             pipeline::Error::Cancelled => Problem::internal(detail),
-            pipeline::Error::Io { .. } => Problem::internal(detail),
+            pipeline::Error::Io { source, .. } => of_io(&detail, &source),
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::service::store::partial::{self, Partials};
 use crate::service::store::remote::{Remote, S3};
 use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Catalog, Clock, Timestamp, blobs};
+use crate::service::tokens::{self, KeysAt, Tokens};
 
 /// Calibration that takes less is done again by another attempt as fast as what it found out is kept.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
@@ -74,6 +75,9 @@ pub enum Error {
     /// The files of TLS cannot be used.
     #[error(transparent)]
     Tls(#[from] tls::Error),
+    /// Tokens cannot be taken as the settings say.
+    #[error("tokens: {0}")]
+    Tokens(#[from] tokens::Error),
     /// The kernels cannot run as the settings say.
     #[error("isa `{asked}`: this CPU has {available:?}")]
     Isa {
@@ -220,6 +224,8 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let watching = tokio::spawn(watch.run());
     let scheme = if tls.is_some() { "https" } else { "http" };
     let mut refreshing = vec![tokio::spawn(tidy(partials, records, keep))];
+    let tokens = keys.as_ref().and_then(|keys| keys.tokens());
+    refreshing.extend(tokens.map(|tokens| tokio::spawn(tokens.keep_fresh())));
     refreshing.extend(keys.map(|keys| tokio::spawn(keys.keep_fresh())));
     refreshing.extend(tls.map(|tls| tokio::spawn(tls.keep_fresh())));
     let grpc_text = grpc_address.map_or_else(|| "off".to_owned(), |address| address.to_string());
@@ -270,11 +276,32 @@ async fn keys(
     if settings.auth.mode == AuthMode::Off {
         return Ok(None);
     }
-    let keys = Keys::open(Arc::clone(catalog), Arc::clone(clock), Arc::clone(metrics)).await?;
-    if keys.is_empty() {
+    let tokens = tokens(&settings.auth)?;
+    let none = tokens.is_none();
+    let keys = Keys::open(Arc::clone(catalog), Arc::clone(clock), Arc::clone(metrics), tokens).await?;
+    if keys.is_empty() && none {
         warn!("There is no key yet: make one with `octet key create --name NAME --scope admin`");
     }
     Ok(Some(keys))
+}
+
+fn tokens(auth: &config::Auth) -> Result<Option<Arc<Tokens>>, Error> {
+    if auth.jwt_issuer.is_empty() {
+        return Ok(None);
+    }
+    let keys = match auth.jwt_keys.as_str() {
+        "" => KeysAt::Issuer,
+        url if url.contains("://") => KeysAt::Url(url.to_owned()),
+        path => KeysAt::File(path.into()),
+    };
+    let options = tokens::Options {
+        issuer: auth.jwt_issuer.clone(),
+        audience: auth.jwt_audience.clone(),
+        keys,
+        claim: auth.jwt_claim.clone(),
+        prefix: auth.jwt_prefix.clone(),
+    };
+    Ok(Some(Tokens::new(options)?))
 }
 
 /// The records of a server, which may run meanwhile: only the files have one owner.
@@ -478,6 +505,7 @@ fn workers(
             host: host(&settings.data_dir)?,
             poll: Duration::from_millis(settings.jobs.poll_ms),
             checkpoint_after: CHECKPOINT_AFTER,
+            timeout: Some(settings.jobs.timeout_seconds).filter(|&s| s > 0).map(Duration::from_secs),
         },
     })
 }

@@ -137,6 +137,7 @@ pub(crate) fn start_error(error: app::Error) -> Error {
         | app::Error::Store(_)
         | app::Error::Listen { .. }
         | app::Error::Tls(_)
+        | app::Error::Tokens(_)
         | app::Error::Threads(_) => Error::Work(chain(&error)),
     }
 }

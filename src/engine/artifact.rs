@@ -1,6 +1,10 @@
 //! The artifact: a QDQ ONNX file and a JSON manifest that says what it was made from. Both depend on the inputs only:
 //! no clock, no host, no order of threads. The file carries the digest of the manifest, the manifest those of the inputs.
 
+use std::fs::File;
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+
 use serde::Serialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -23,6 +27,32 @@ pub struct Source {
     pub sha256: String,
     /// Its length.
     pub bytes: u64,
+}
+
+impl Source {
+    /// The file that `bytes` are.
+    pub fn of(bytes: &[u8]) -> Source {
+        Source { sha256: sha256(bytes), bytes: bytes.len() as u64 }
+    }
+
+    /// The file at `path`.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn of_file(path: &Path) -> io::Result<Source> {
+        let mut reader = BufReader::with_capacity(1 << 18, File::open(path)?);
+        let (mut hash, mut bytes) = (Sha256::new(), 0);
+        loop {
+            let part = reader.fill_buf()?;
+            if part.is_empty() {
+                return Ok(Source { sha256: hex::encode(hash.finalize()), bytes });
+            }
+            hash.update(part);
+            let length = part.len();
+            bytes += length as u64;
+            reader.consume(length);
+        }
+    }
 }
 
 /// Samples that went in, whatever file they came in and in which order.

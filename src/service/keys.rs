@@ -13,6 +13,7 @@ use crate::service::metrics::Metrics;
 use crate::service::store::{
     self, Catalog, Clock, Digest, Key, KeyId, Name, Owner, Scope, Scopes, Timestamp,
 };
+use crate::service::tokens::{NotTaken, Tokens};
 
 /// How often the catalog is asked for changes: a key that was revoked is refused at most so much later.
 const POLL: Duration = Duration::from_secs(1);
@@ -90,6 +91,9 @@ pub enum Refused {
     /// No key of ours. Whether there is such an id is not told.
     #[error("the key is not known")]
     Unknown,
+    /// A token of a provider that is not taken.
+    #[error(transparent)]
+    Token(#[from] NotTaken),
     /// Its time is over.
     #[error("key `{id}` has expired at {at}")]
     Expired {
@@ -136,6 +140,7 @@ impl Refused {
         match self {
             Refused::Missing => "missing",
             Refused::Unknown => "unknown",
+            Refused::Token(_) => "token",
             Refused::Expired { .. } => "expired",
             Refused::Revoked { .. } => "revoked",
             Refused::Scope { .. } => "scope",
@@ -184,6 +189,8 @@ impl fmt::Display for Caller {
 #[derive(Debug)]
 struct Known {
     key: Key,
+    /// Whether it was made of a token: then the catalog does not know it.
+    by_token: bool,
     /// Outlives the record: a key that is read again has no more requests for it.
     bucket: Arc<Mutex<Option<Bucket>>>,
 }
@@ -193,11 +200,12 @@ pub struct Keys {
     catalog: Arc<dyn Catalog>,
     clock: Clock,
     metrics: Arc<Metrics>,
+    tokens: Option<Arc<Tokens>>,
     known: RwLock<HashMap<KeyId, Caller>>,
 }
 
 impl Keys {
-    /// Reads the keys.
+    /// Reads the keys. With `tokens`, those are taken too.
     ///
     /// # Errors
     /// Where the catalog does not answer.
@@ -205,8 +213,9 @@ impl Keys {
         catalog: Arc<dyn Catalog>,
         clock: Clock,
         metrics: Arc<Metrics>,
+        tokens: Option<Arc<Tokens>>,
     ) -> Result<Arc<Keys>, store::Error> {
-        let keys = Keys { catalog, clock, metrics, known: RwLock::default() };
+        let keys = Keys { catalog, clock, metrics, tokens, known: RwLock::default() };
         keys.refresh().await?;
         Ok(Arc::new(keys))
     }
@@ -219,6 +228,12 @@ impl Keys {
         !known.values().any(|caller| in_force(&caller.0.key, now).is_ok())
     }
 
+    /// What checks tokens, where they are taken.
+    #[must_use]
+    pub fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens.clone()
+    }
+
     /// Reads the keys again.
     ///
     /// # Errors
@@ -229,7 +244,7 @@ impl Keys {
         let fresh = keys.into_iter().map(|key| {
             let before = known.get(&key.id);
             let bucket = before.map(|caller| Arc::clone(&caller.0.bucket)).unwrap_or_default();
-            (key.id, Caller(Arc::new(Known { key, bucket })))
+            (key.id, Caller(Arc::new(Known { key, by_token: false, bucket })))
         });
         *known = fresh.collect();
         Ok(())
@@ -280,6 +295,10 @@ impl Keys {
     }
 
     fn find(&self, text: &str) -> Result<Caller, Refused> {
+        if let Some(tokens) = self.tokens.as_ref().filter(|_| Tokens::looks_like_one(text)) {
+            let key = tokens.identify(text, (self.clock)())?;
+            return Ok(Caller(Arc::new(Known { key, by_token: true, bucket: Arc::default() })));
+        }
         let token: Token = text.parse().map_err(|NoToken| Refused::Unknown)?;
         let caller = self.latest(token.id).ok_or(Refused::Unknown)?;
         // What is compared are hashes, so that how long it takes would tell nothing of the secret anyway.
@@ -296,7 +315,11 @@ impl Keys {
 
     fn allowed(&self, caller: &Caller, needs: Scope, now: Instant) -> Result<(), Refused> {
         // A stream may have been opened long ago.
-        let key = &self.latest(caller.id()).ok_or(Refused::Unknown)?.0.key;
+        let latest = match caller.0.by_token {
+            true => caller.clone(),
+            false => self.latest(caller.id()).ok_or(Refused::Unknown)?,
+        };
+        let key = &latest.0.key;
         in_force(key, (self.clock)())?;
         if !key.scopes.allow(needs) {
             return Err(Refused::Scope { id: key.id, needs, has: key.scopes.clone() });
@@ -358,7 +381,7 @@ mod tests {
             let clock: Clock = Arc::new(move || Timestamp(now.load(Ordering::Relaxed)));
             let catalog: Arc<dyn Catalog> = Arc::<store::sql::open::Sql>::clone(&scratch.catalog);
             let metrics = Arc::new(Metrics::new("0", "scalar"));
-            let keys = Keys::open(catalog, clock, metrics).await.unwrap();
+            let keys = Keys::open(catalog, clock, metrics, None).await.unwrap();
             Fixture { scratch, keys }
         }
 

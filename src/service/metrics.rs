@@ -401,7 +401,7 @@ impl Metrics {
 
     /// Series whose labels are known from the start begin at 0, so that `rate()` sees the first event.
     fn create_series(&self) {
-        for reason in ["missing", "unknown", "expired", "revoked", "scope", "origin", "rate"] {
+        for reason in ["missing", "unknown", "token", "expired", "revoked", "scope", "origin", "rate"] {
             self.auth_refused.with_label_values(&[reason]);
         }
         for precision in ["fp32", "int8"] {

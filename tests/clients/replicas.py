@@ -240,7 +240,10 @@ def check_nothing_is_lost_when_replicas_die(binary):
             # What a process that died was writing is held for an hour; here nobody writes any more.
             c.api[0].until(lambda: all(s.get("/v2/health/ready").status == 200 for s in c.api), "all answer")
 
-        return survive(c.api, c.api + c.workers, KILLS, JOBS, settle)
+        said = survive(c.api, c.api + c.workers, KILLS, JOBS, settle)
+        named, kept = referenced(c.api[0]), set(c.store.digests())
+        assert named <= kept, named - kept
+        return f"{said}; {len(named)} blobs named, {len(kept - named)} more wait for the next sweep"
 
 
 def check_nothing_is_lost_when_a_lonely_server_dies(binary):

@@ -189,7 +189,7 @@ pub(crate) struct ArtifactRef {
 #[derive(Serialize, ToSchema)]
 pub(crate) struct JobErrorView {
     /// For programs: `bad_model`, `unsupported_op`, `bad_data`, `bad_recipe`, `model_deleted`,
-    /// `dataset_deleted`, `gate_failed`, `lease_lost`, `storage` or `internal`.
+    /// `dataset_deleted`, `gate_failed`, `lease_lost`, `timeout`, `storage` or `internal`.
     code: &'static str,
     /// For people; names the node, tensor, field or sample.
     message: String,

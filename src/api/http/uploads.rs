@@ -1,11 +1,15 @@
 //! Takes files: streamed to disk while they are hashed, checked by the engine before anybody sees them.
 
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::HeaderMap;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::{Stream, StreamExt};
+use tokio::sync::mpsc;
 
 use crate::api::Context;
 use crate::api::error::Problem;
@@ -16,8 +20,11 @@ use crate::service::store::blobs::{BlobWriter, Pin};
 
 /// What looks into a file before it is kept.
 type Inspect = Box<dyn FnOnce(&Path) -> Result<serde_json::Value, pipeline::Error> + Send>;
-/// What makes one file of an archive that is at most so long; `None` where the file is none.
-type Unpack = fn(&Path, u64) -> Result<Option<Vec<u8>>, pipeline::Error>;
+/// What writes the one file that an archive makes, at most so long; gives `false` where the file is none.
+type Unpack = fn(&Path, u64, &mut dyn Write) -> Result<bool, pipeline::Error>;
+/// A part of what an archive is unpacked to, and how many of them may wait to be written.
+const PART_BYTES: usize = 1 << 20;
+const PARTS_MAX: usize = 4;
 
 /// What kind of file is taken.
 pub(crate) struct Kind {
@@ -105,18 +112,59 @@ async fn written<E: std::error::Error>(
         return Err(Problem::bad_request("the body is empty: send the bytes of the file"));
     }
     writer.flush().await?;
-    if let Some(unpack) = unpack {
-        let path = writer.path().to_owned();
-        if let Some(whole) = blocking(move || unpack(&path, limit_bytes)).await? {
-            // The digest is that of what was sent.
-            writer.expect(expected)?;
-            writer = shared.blobs.writer(limit_bytes).await?;
-            writer.write(&whole).await?;
-            writer.flush().await?;
-            return Ok((writer, None));
-        }
+    if let Some(unpack) = unpack
+        && let Some(whole) = unpacked(shared, writer.path().to_owned(), limit_bytes, unpack).await?
+    {
+        // The digest is that of what was sent.
+        writer.expect(expected)?;
+        return Ok((whole, None));
     }
     Ok((writer, expected))
+}
+
+/// What the archive at `path` makes; `None` where the file is none. Part by part: it may be far larger than the memory.
+async fn unpacked(
+    shared: &Context,
+    path: PathBuf,
+    limit_bytes: u64,
+    unpack: Unpack,
+) -> Result<Option<BlobWriter>, Problem> {
+    let (sender, mut parts) = mpsc::channel(PARTS_MAX);
+    let work = tokio::spawn(blocking(move || {
+        let mut out = BufWriter::with_capacity(PART_BYTES, Parts(sender));
+        let found = unpack(&path, limit_bytes, &mut out)?;
+        let flushed = out.flush();
+        flushed.map_err(|source| pipeline::Error::Io { path: path.display().to_string(), source })?;
+        Ok(found)
+    }));
+    let mut whole = None;
+    while let Some(part) = parts.recv().await {
+        let writer = match &mut whole {
+            Some(writer) => writer,
+            None => whole.insert(shared.blobs.writer(limit_bytes).await?),
+        };
+        writer.write(&part).await?;
+    }
+    work.await.map_err(|panic| Problem::internal(format!("unpacking a file: {panic}")))??;
+    if let Some(writer) = &mut whole {
+        writer.flush().await?;
+    }
+    Ok(whole)
+}
+
+/// Hands what is written over to whoever receives it.
+struct Parts(mpsc::Sender<Vec<u8>>);
+
+impl Write for Parts {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let part = &bytes[..bytes.len().min(PART_BYTES)];
+        let sent = self.0.blocking_send(part.to_vec());
+        sent.map(|()| part.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// Keeps what was written if `inspect` takes it.
@@ -160,61 +208,10 @@ fn content_digest(headers: &HeaderMap) -> Result<Option<Digest>, Problem> {
     let member = text.split(',').find_map(|m| m.trim().strip_prefix("sha-256="));
     // Other algorithms may be ignored (RFC 9530, section 2).
     let Some(member) = member else { return Ok(None) };
-    let bytes = member.strip_prefix(':').and_then(|m| m.strip_suffix(':')).and_then(base64);
+    let bytes =
+        member.strip_prefix(':').and_then(|m| m.strip_suffix(':')).and_then(|text| BASE64.decode(text).ok());
     match bytes.and_then(|b| <[u8; 32]>::try_from(b).ok()) {
         Some(digest) => Ok(Some(Digest(digest))),
         None => Err(Problem::bad_request("Content-Digest: `sha-256` must be 32 bytes as `:BASE64:`")),
-    }
-}
-
-/// Bytes of base64 with padding (RFC 4648, section 4).
-fn base64(text: &str) -> Option<Vec<u8>> {
-    let digit = |c: u8| match c {
-        b'A'..=b'Z' => Some(c - b'A'),
-        b'a'..=b'z' => Some(c - b'a' + 26),
-        b'0'..=b'9' => Some(c - b'0' + 52),
-        b'+' => Some(62),
-        b'/' => Some(63),
-        _ => None,
-    };
-    if !text.len().is_multiple_of(4) {
-        return None;
-    }
-    let plain = text.trim_end_matches('=');
-    if text.len() - plain.len() > 2 {
-        return None;
-    }
-    let mut bytes = Vec::with_capacity(plain.len() * 3 / 4);
-    let (mut bits, mut count) = (0u32, 0);
-    for c in plain.bytes() {
-        bits = bits << 6 | u32::from(digit(c)?);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    Some(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_reads_what_it_should() {
-        // RFC 4648, section 10.
-        for (text, want) in [
-            ("", Some("")),
-            ("Zg==", Some("f")),
-            ("Zm8=", Some("fo")),
-            ("Zm9v", Some("foo")),
-            ("Zm9vYmFy", Some("foobar")),
-            ("Zm9", None),
-            ("Zm9*", None),
-            ("Z===", None),
-        ] {
-            assert_eq!(base64(text).as_deref(), want.map(str::as_bytes), "{text}");
-        }
     }
 }

@@ -1,14 +1,15 @@
-//! Zip and tar files that strangers packed: members by name, unpacked in memory within a bound.
+//! Zip and tar files that strangers packed: members by name. What is packed densely is unpacked beside the archive,
+//! within a bound; all else is read where it is.
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use bytes::Bytes;
-use zip::ZipArchive;
+use zip::{CompressionMethod, ZipArchive};
 
-use super::path::{self, Source, range};
+use super::outline::Place;
+use super::path::{self, Error, Source};
 
 /// Most members: a model has one file and some of data.
 const MEMBERS_MAX: usize = 4096;
@@ -16,25 +17,26 @@ const MEMBERS_MAX: usize = 4096;
 const NAME_BYTES_MAX: u64 = 4096;
 /// A tar file is made of these.
 const BLOCK: u64 = 512;
+/// The number of the archive among the files of places.
+const ARCHIVE: usize = 0;
+/// That of the file that members are unpacked into.
+const UNPACKED: usize = 1;
 
-/// Where a member's bytes are.
-enum Place {
-    /// Number in the zip file.
-    Zip(usize),
-    /// From where to where in the tar file.
-    Tar(u64, u64),
-}
-
-enum Reader {
-    Zip(Box<ZipArchive<BufReader<File>>>),
-    Tar(BufReader<File>),
+/// Where a member is.
+#[derive(Clone, Copy)]
+enum Member {
+    Here(Place),
+    /// Number in the zip file, where it is compressed.
+    Packed(usize),
 }
 
 /// An open archive.
 pub(super) struct Archive {
-    reader: Reader,
-    members: HashMap<String, Place>,
-    unpacked: HashMap<String, Bytes>,
+    file: File,
+    zip: Option<ZipArchive<BufReader<File>>>,
+    members: HashMap<String, Member>,
+    /// One behind the other; nobody else sees the file, and it goes with the archive.
+    unpacked: File,
     /// Bytes that may still be unpacked.
     left: u64,
     /// The folder that locations are below.
@@ -43,30 +45,31 @@ pub(super) struct Archive {
 
 impl Archive {
     /// Lists the members; `None` where the file is neither a zip nor a tar file.
-    pub(super) fn open(file: &Path, bytes_max: u64) -> Result<Option<Archive>, String> {
-        let failed = |e: std::io::Error| e.to_string();
-        let mut file = BufReader::new(File::open(file).map_err(failed)?);
+    pub(super) fn open(file: &Path, bytes_max: u64) -> Result<Option<Archive>, Error> {
+        let folder = file.parent().unwrap_or(Path::new(""));
+        let file = File::open(file)?;
+        let mut reader = BufReader::new(file.try_clone()?);
         let mut start = Vec::new();
-        (&mut file).take(BLOCK).read_to_end(&mut start).map_err(failed)?;
-        file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        let (reader, listed) = if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
-            let mut zip = ZipArchive::new(file).map_err(|e| format!("not a zip file: {e}"))?;
+        (&mut reader).take(BLOCK).read_to_end(&mut start)?;
+        reader.seek(SeekFrom::Start(0))?;
+        let (zip, listed) = if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
+            let mut zip = ZipArchive::new(reader).map_err(|e| format!("not a zip file: {e}"))?;
             let listed = list_zip(&mut zip)?;
-            (Reader::Zip(Box::new(zip)), listed)
+            (Some(zip), listed)
         } else if start.get(257..262) == Some(b"ustar") {
-            let listed = list_tar(&mut file)?;
-            (Reader::Tar(file), listed)
+            (None, list_tar(&mut reader)?)
         } else {
             return Ok(None);
         };
         let mut members = HashMap::new();
-        for (name, place) in listed {
+        for (name, member) in listed {
             let name = path::checked(&name)?;
-            if members.insert(name.clone(), place).is_some() {
-                return Err(format!("`{name}` is in the archive twice"));
+            if members.insert(name.clone(), member).is_some() {
+                return Err(format!("`{name}` is in the archive twice").into());
             }
         }
-        Ok(Some(Archive { reader, members, unpacked: HashMap::new(), left: bytes_max, folder: None }))
+        let unpacked = tempfile::tempfile_in(folder)?;
+        Ok(Some(Archive { file, zip, members, unpacked, left: bytes_max, folder: None }))
     }
 
     /// The name of the one ONNX file.
@@ -80,47 +83,58 @@ impl Archive {
         }
     }
 
-    /// The bytes of a member.
-    pub(super) fn take(&mut self, name: &str) -> Result<Bytes, String> {
-        if let Some(bytes) = self.unpacked.get(name) {
-            return Ok(bytes.clone());
-        }
-        let place = self.members.get(name).ok_or("it is not in the archive")?;
-        let mut bytes = Vec::new();
-        let read = match (&mut self.reader, place) {
-            (Reader::Zip(zip), Place::Zip(index)) => {
-                let mut member = zip.by_index(*index).map_err(|e| e.to_string())?;
-                (&mut member).take(self.left.saturating_add(1)).read_to_end(&mut bytes)
-            }
-            (Reader::Tar(file), Place::Tar(from, to)) => {
-                file.seek(SeekFrom::Start(*from)).map_err(|e| e.to_string())?;
-                let length = (to - from).min(self.left.saturating_add(1));
-                file.take(length).read_to_end(&mut bytes)
-            }
-            _ => unreachable!("places are of the reader that listed them"),
+    /// Where the bytes of a member are.
+    pub(super) fn member(&mut self, name: &str) -> Result<Place, Error> {
+        let member = *self.members.get(name).ok_or("it is not in the archive")?;
+        let (zip, index) = match (member, &mut self.zip) {
+            (Member::Here(place), _) => return Ok(place),
+            (Member::Packed(index), Some(zip)) => (zip, index),
+            (Member::Packed(_), None) => unreachable!("only zip files have packed members"),
         };
-        read.map_err(|e| format!("it cannot be unpacked: {e}"))?;
-        let left = self.left.checked_sub(bytes.len() as u64);
+        let from = self.unpacked.seek(SeekFrom::End(0))?;
+        let bytes = {
+            let packed = zip.by_index(index).map_err(|e| e.to_string())?;
+            let mut packed = Unpacking { packed: packed.take(self.left.saturating_add(1)), damage: None };
+            let copied = io::copy(&mut packed, &mut self.unpacked);
+            if let Some(damage) = packed.damage {
+                return Err(format!("it cannot be unpacked: {damage}").into());
+            }
+            copied?
+        };
+        let left = self.left.checked_sub(bytes);
         self.left = left.ok_or("unpacked, the archive is longer than the limit")?;
-        let bytes = Bytes::from(bytes);
-        self.unpacked.insert(name.to_owned(), bytes.clone());
-        Ok(bytes)
+        let place = Place { file: UNPACKED, from, bytes };
+        self.members.insert(name.to_owned(), Member::Here(place));
+        Ok(place)
+    }
+}
+
+/// Tells an archive that does not unpack from a disk that takes no more.
+struct Unpacking<R> {
+    packed: R,
+    damage: Option<String>,
+}
+
+impl<R: Read> Read for Unpacking<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.packed.read(buffer).inspect_err(|error| self.damage = Some(error.to_string()))
     }
 }
 
 impl Source for Archive {
-    fn read(&mut self, location: &str, offset: u64, length: Option<u64>) -> Result<Bytes, String> {
-        let name = match &self.folder {
-            Some(folder) => format!("{folder}/{location}"),
-            None => location.to_owned(),
-        };
-        let bytes = self.take(&name)?;
-        let range = range(bytes.len() as u64, offset, length)?;
-        Ok(bytes.slice(range.start as usize..range.end as usize))
+    fn find(&mut self, location: &str) -> Result<Place, Error> {
+        match &self.folder {
+            Some(folder) => self.member(&format!("{folder}/{location}")),
+            None => self.member(location),
+        }
+    }
+
+    fn file(&self, number: usize) -> io::Result<File> {
+        if number == ARCHIVE { self.file.try_clone() } else { self.unpacked.try_clone() }
     }
 }
 
-fn list_zip(zip: &mut ZipArchive<BufReader<File>>) -> Result<Vec<(String, Place)>, String> {
+fn list_zip(zip: &mut ZipArchive<BufReader<File>>) -> Result<Vec<(String, Member)>, String> {
     if zip.len() > MEMBERS_MAX {
         return Err(format!("the archive has {} members, the limit is {MEMBERS_MAX}", zip.len()));
     }
@@ -136,14 +150,18 @@ fn list_zip(zip: &mut ZipArchive<BufReader<File>>) -> Result<Vec<(String, Place)
             return Err(format!("`{}` in the archive is encrypted", name.escape_debug()));
         }
         if !member.is_dir() {
-            listed.push((name.to_owned(), Place::Zip(index)));
+            let stored = member.compression() == CompressionMethod::Stored;
+            let bytes = member.compressed_size();
+            let place = member.data_start().filter(|_| stored);
+            let place = place.map(|from| Member::Here(Place { file: ARCHIVE, from, bytes }));
+            listed.push((name.to_owned(), place.unwrap_or(Member::Packed(index))));
         }
     }
     Ok(listed)
 }
 
 /// Members of a tar file (POSIX.1-2017, pax): plain files; folders are passed over, all else is refused.
-fn list_tar(file: &mut BufReader<File>) -> Result<Vec<(String, Place)>, String> {
+fn list_tar(file: &mut BufReader<File>) -> Result<Vec<(String, Member)>, String> {
     let failed = |e: std::io::Error| format!("the tar file: {e}");
     let file_bytes = file.get_ref().metadata().map_err(failed)?.len();
     let mut listed = Vec::new();
@@ -175,7 +193,7 @@ fn list_tar(file: &mut BufReader<File>) -> Result<Vec<(String, Place)>, String> 
             None => short_name(&block)?,
         };
         match block[156] {
-            b'0' | 0 => listed.push((name, Place::Tar(from, to))),
+            b'0' | 0 => listed.push((name, Member::Here(Place { file: ARCHIVE, from, bytes: size }))),
             b'5' | b'g' => {}
             b'x' => long_name = pax_path(&text_at(file, from, size)?)?,
             b'L' => long_name = Some(text_at(file, from, size)?.trim_end_matches('\0').to_owned()),

@@ -9,7 +9,7 @@ use super::{
 
 /// How deep messages may stand in each other. A graph in a graph is three levels (node, attribute, graph), and the
 /// importer takes sixteen of those; the decoder itself gives up at a hundred.
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 /// Most nodes of a file, bodies and functions included. The largest public ones have some ten thousand; some passes
 /// compare each with each.
 pub(super) const NODES_MAX: usize = 1 << 16;
@@ -46,7 +46,7 @@ pub(super) fn decoded_bytes_max(file_bytes: u64) -> u64 {
 
 /// The messages that we read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Model,
     Graph,
     Function,
@@ -65,7 +65,7 @@ enum Kind {
 
 /// What a field of a message holds.
 #[derive(Clone, Copy)]
-enum Holds {
+pub(super) enum Holds {
     Message(Kind),
     /// A name: short.
     Name,
@@ -82,7 +82,7 @@ enum Holds {
 }
 
 /// The fields that allocate, by the numbers of `onnx.proto`.
-fn holds(kind: Kind, tag: u64) -> Holds {
+pub(super) fn holds(kind: Kind, tag: u64) -> Holds {
     use Holds::{Bytes, Message, Name, Numbers, Text};
     match (kind, tag) {
         (Kind::Model, 7) => Message(Kind::Graph),
@@ -155,13 +155,15 @@ fn count_max(kind: Kind) -> usize {
     }
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
+/// Reads fields out of bytes.
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
+    /// The next byte.
+    pub(super) at: usize,
 }
 
 impl Reader<'_> {
-    fn varint(&mut self) -> Result<u64, Fault> {
+    pub(super) fn varint(&mut self) -> Result<u64, Fault> {
         let mut value = 0u64;
         for shift in (0..70).step_by(7) {
             let byte = *self.bytes.get(self.at).ok_or(Fault::Damaged("it breaks off in a number"))?;
@@ -176,7 +178,7 @@ impl Reader<'_> {
     }
 
     /// Skips `count` bytes before `end`; gives where they end.
-    fn skip(&mut self, count: u64, end: usize) -> Result<(), Fault> {
+    pub(super) fn skip(&mut self, count: u64, end: usize) -> Result<(), Fault> {
         let left = end.saturating_sub(self.at);
         match usize::try_from(count).ok().filter(|&count| count <= left) {
             Some(count) => {
@@ -228,12 +230,12 @@ impl Tally {
     }
 }
 
-/// Walks a file.
+/// Walks the bytes, or the outline, of a file that is `file_bytes` long.
 ///
 /// # Errors
 /// [`Fault`].
-pub(super) fn check(bytes: &[u8]) -> Result<(), Fault> {
-    let bytes_max = decoded_bytes_max(bytes.len() as u64);
+pub(super) fn check(bytes: &[u8], file_bytes: u64) -> Result<(), Fault> {
+    let bytes_max = decoded_bytes_max(file_bytes);
     let mut tally = Tally { bytes: 0, bytes_max, counts: [0; Kind::Entry as usize + 1] };
     let mut reader = Reader { bytes, at: 0 };
     // The messages that the walk is in, each with its end.
@@ -309,6 +311,10 @@ mod tests {
     use prost::Message;
 
     use super::*;
+
+    fn check(bytes: &[u8]) -> Result<(), Fault> {
+        super::check(bytes, bytes.len() as u64)
+    }
 
     fn field(tag: u8, bytes: &[u8]) -> Vec<u8> {
         let mut out = vec![tag << 3 | 2];

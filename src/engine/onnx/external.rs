@@ -1,106 +1,137 @@
 //! Tensors whose data are in other files: they are read, within bounds, and put into the model, which is one file then.
+//! Large data go from file to file and are never held in memory.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use prost::Message;
 
 use super::archive::Archive;
+use super::import::{self, decode_outline};
+use super::outline::{self, Place};
 use super::path::{self, Source, range};
-use super::{GraphProto, NodeProto, TensorProto, import};
+
+pub use super::path::Error;
+use super::{GraphProto, NodeProto, TensorProto};
 
 /// The folder that a model lies in. Nothing else is read: no link is followed.
-struct Folder(PathBuf);
+struct Folder {
+    path: PathBuf,
+    /// Those that were found. Each is opened when it is read: there may be one for each tensor.
+    files: Vec<PathBuf>,
+}
 
 impl Source for Folder {
-    fn read(&mut self, location: &str, offset: u64, length: Option<u64>) -> Result<Bytes, String> {
-        let mut place = self.0.clone();
+    fn find(&mut self, location: &str) -> Result<Place, Error> {
+        let mut place = self.path.clone();
         for part in location.split('/') {
             place.push(part);
             if fs::symlink_metadata(&place).is_ok_and(|m| m.file_type().is_symlink()) {
-                return Err("it is a link: links are not followed".to_owned());
+                return Err("it is a link: links are not followed".into());
             }
         }
-        let failed = |e: std::io::Error| e.to_string();
-        let mut file = File::open(&place).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
+        let metadata = fs::metadata(&place).map_err(|e| e.to_string())?;
         if !metadata.is_file() {
-            return Err("it is no file".to_owned());
+            return Err("it is no file".into());
         }
-        let range = range(metadata.len(), offset, length)?;
-        file.seek(SeekFrom::Start(range.start)).map_err(failed)?;
-        let mut data = vec![0; usize::try_from(range.end - range.start).map_err(|e| e.to_string())?];
-        file.read_exact(&mut data).map_err(failed)?;
-        Ok(Bytes::from(data))
+        self.files.push(place);
+        Ok(Place { file: self.files.len() - 1, from: 0, bytes: metadata.len() })
+    }
+
+    fn file(&self, number: usize) -> io::Result<File> {
+        File::open(&self.files[number])
     }
 }
 
-/// The model in a zip or tar file as one ONNX file, its data put in; `None` where the file is neither. Neither what is
-/// unpacked nor the result may be longer than `bytes_max`.
+/// Writes the model in a zip or tar file as one ONNX file, its data put in; gives `false`, and writes nothing, where the
+/// file is neither. Neither what is unpacked nor the result may be longer than `bytes_max`.
 ///
 /// # Errors
-/// A sentence about the member or tensor at fault.
-pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
-    let Some(mut archive) = Archive::open(file, bytes_max)? else { return Ok(None) };
+/// A sentence about the member or tensor at fault, or [`Error::Io`].
+pub fn unpacked(file: &Path, bytes_max: u64, out: &mut dyn Write) -> Result<bool, Error> {
+    let Some(mut archive) = Archive::open(file, bytes_max)? else { return Ok(false) };
     let name = archive.model()?;
-    let bytes = archive.take(&name)?;
+    let model = archive.member(&name)?;
     archive.folder = name.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-    let whole = with_data(&bytes, &mut archive, bytes_max).map_err(|e| format!("`{name}`: {e}"))?;
-    Ok(Some(whole.unwrap_or_else(|| bytes.to_vec())))
+    with_data(model, &mut archive, bytes_max, out).map_err(|e| e.at(&format!("`{name}`")))?;
+    Ok(true)
 }
 
 /// A model of the caller's own: an ONNX file, alone or with its data in files beside it, or either in a zip or tar
 /// file. Only for files that the caller chose: what lies beside them is read.
 ///
 /// # Errors
-/// A sentence.
-pub fn read(file: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
-    if let Some(bytes) = unpacked(file, bytes_max)? {
-        return Ok(bytes);
+/// As [`unpacked`].
+pub fn read(file: &Path, bytes_max: u64) -> Result<Vec<u8>, Error> {
+    let mut out = Vec::new();
+    if !unpacked(file, bytes_max, &mut out)? {
+        let folder = file.parent().unwrap_or(Path::new("")).to_owned();
+        let bytes = fs::metadata(file)?.len();
+        let mut folder = Folder { path: folder, files: vec![file.to_owned()] };
+        with_data(Place { file: 0, from: 0, bytes }, &mut folder, bytes_max, &mut out)?;
     }
-    let bytes = Bytes::from(fs::read(file).map_err(|e| e.to_string())?);
-    let folder = file.parent().unwrap_or(Path::new("")).to_owned();
-    let whole = with_data(&bytes, &mut Folder(folder), bytes_max)?;
-    // Nobody else holds the file, so it is not copied.
-    Ok(whole.unwrap_or_else(|| bytes.into()))
+    Ok(out)
 }
 
-/// The file with all data in it; `None` where it has them already.
-fn with_data(bytes: &Bytes, source: &mut dyn Source, bytes_max: u64) -> Result<Option<Vec<u8>>, String> {
-    // What is no model is told so by the importer.
-    let Ok(mut model) = import::decode(bytes) else { return Ok(None) };
-    let mut merge = Merge { source, left: bytes_max, found: false };
-    if let Some(graph) = &mut model.graph {
+/// Writes the model with all data in it; as it is where it has them already.
+fn with_data(
+    model: Place,
+    source: &mut dyn Source,
+    bytes_max: u64,
+    out: &mut dyn Write,
+) -> Result<(), Error> {
+    let unchanged = |source: &dyn Source, out| Ok(model.copy(source.file(model.file)?, out)?);
+    let mut proto = match decode_outline(&source.file(model.file)?, model) {
+        Ok(proto) => proto,
+        Err(import::Error::Read(e)) => return Err(e.into()),
+        // What is no model is told so by the importer.
+        Err(_) => return unchanged(source, out),
+    };
+    let mut merge = Merge { source, model, left: bytes_max, places: Vec::new(), found: false };
+    if let Some(graph) = &mut proto.graph {
         merge.graph(graph)?;
     }
-    model.functions.iter_mut().try_for_each(|f| merge.nodes(&mut f.node))?;
-    if !merge.found {
-        return Ok(None);
+    proto.functions.iter_mut().try_for_each(|f| merge.nodes(&mut f.node))?;
+    let Merge { source, places, found, .. } = merge;
+    if !found {
+        return unchanged(source, out);
     }
-    let length = model.encoded_len() as u64;
+    let whole = outline::gaps(&proto.encode_to_vec()).map_err(|_| "it cannot be written again")?;
+    let length = whole.whole_bytes();
     if length > bytes_max {
-        return Err(format!("with its data it has {length} bytes, more than the limit of {bytes_max}"));
+        return Err(format!("with its data it has {length} bytes, more than the limit of {bytes_max}").into());
     }
-    Ok(Some(model.encode_to_vec()))
+    let mut at = 0;
+    for gap in &whole.gaps {
+        out.write_all(&whole.bytes[at..gap.at])?;
+        at = gap.at;
+        // What the tensors say of their data is the number of the place.
+        let place = places[gap.from as usize];
+        place.copy(source.file(place.file)?, out)?;
+    }
+    Ok(out.write_all(&whole.bytes[at..])?)
 }
 
 struct Merge<'a> {
     source: &'a mut dyn Source,
+    model: Place,
     /// Bytes of data that may still be put in.
     left: u64,
+    /// Where the data of tensors are, by the number that stands in them.
+    places: Vec<Place>,
+    /// Whether a tensor has its data elsewhere.
     found: bool,
 }
 
 impl Merge<'_> {
-    fn graph(&mut self, graph: &mut GraphProto) -> Result<(), String> {
+    fn graph(&mut self, graph: &mut GraphProto) -> Result<(), Error> {
         graph.initializer.iter_mut().try_for_each(|t| self.tensor(t))?;
         self.nodes(&mut graph.node)
     }
 
-    fn nodes(&mut self, nodes: &mut [NodeProto]) -> Result<(), String> {
+    fn nodes(&mut self, nodes: &mut [NodeProto]) -> Result<(), Error> {
         for attribute in nodes.iter_mut().flat_map(|n| &mut n.attribute) {
             if let Some(tensor) = &mut attribute.t {
                 self.tensor(tensor)?;
@@ -112,39 +143,54 @@ impl Merge<'_> {
         Ok(())
     }
 
-    fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), String> {
+    fn tensor(&mut self, tensor: &mut TensorProto) -> Result<(), Error> {
         if tensor.data_location != Some(1) {
+            if let (Some(from), Some(bytes)) = (tensor.data_from, tensor.data_bytes) {
+                self.put(tensor, Place { file: self.model.file, from, bytes });
+            }
             return Ok(());
         }
-        let at = |e: String| format!("the data of tensor `{}`: {e}", tensor.name);
+        let place = self.place(tensor).map_err(|e| e.at(&format!("the data of tensor `{}`", tensor.name)))?;
+        tensor.external_data.clear();
+        (tensor.data_location, tensor.raw_data) = (None, None);
+        self.found = true;
+        self.put(tensor, place);
+        Ok(())
+    }
+
+    fn put(&mut self, tensor: &mut TensorProto, place: Place) {
+        tensor.data_from = Some(self.places.len() as u64);
+        tensor.data_bytes = Some(place.bytes);
+        self.places.push(place);
+    }
+
+    /// Where the data of a tensor are.
+    fn place(&mut self, tensor: &TensorProto) -> Result<Place, Error> {
         let mut entries: HashMap<&str, &str> = HashMap::new();
         for entry in &tensor.external_data {
             if entries.insert(&entry.key, &entry.value).is_some() {
-                return Err(at(format!("`{}` stands there twice", entry.key)));
+                return Err(format!("`{}` stands there twice", entry.key).into());
             }
         }
         let number = |key: &str| match entries.get(key) {
             None => Ok(None),
-            Some(text) => text
-                .parse::<u64>()
-                .map(Some)
-                .map_err(|_| at(format!("{key} is `{text}`, which is no number"))),
+            Some(text) => {
+                let number = text.parse::<u64>();
+                number.map(Some).map_err(|_| format!("{key} is `{text}`, which is no number"))
+            }
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
-        let location = entries.get("location").ok_or_else(|| at("it has no location".to_owned()))?;
-        let location = path::checked(location).map_err(at)?;
-        let limit = || at(format!("file `{location}`: more data than the limit"));
+        let location = path::checked(entries.get("location").ok_or("it has no location")?)?;
+        let name = format!("file `{location}`");
+        let limit = || Error::from("more data than the limit").at(&name);
         if length.is_some_and(|length| length > self.left) {
             return Err(limit());
         }
-        let data = self.source.read(&location, offset, length);
-        let data = data.map_err(|e| at(format!("file `{location}`: {e}")))?;
-        self.left = self.left.checked_sub(data.len() as u64).ok_or_else(limit)?;
-        tensor.raw_data = Some(data);
-        tensor.external_data.clear();
-        tensor.data_location = None;
-        self.found = true;
-        Ok(())
+        let file = self.source.find(&location).map_err(|e| e.at(&name))?;
+        let part = range(file.bytes, offset, length).map_err(|e| Error::from(e).at(&name))?;
+        let bytes = part.end - part.start;
+        self.left = self.left.checked_sub(bytes).ok_or_else(limit)?;
+        Ok(Place { file: file.file, from: file.from + part.start, bytes })
     }
 }
 
@@ -235,7 +281,10 @@ mod tests {
     fn open(bytes: &[u8]) -> Result<Option<Vec<u8>>, String> {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), bytes).unwrap();
-        unpacked(file.path(), 1 << 20)
+        let mut out = Vec::new();
+        let found = unpacked(file.path(), 1 << 20, &mut out).map_err(|e| e.to_string())?;
+        assert!(found || out.is_empty());
+        Ok(found.then_some(out))
     }
 
     #[test]
@@ -302,17 +351,17 @@ mod tests {
         fs::write(folder.path().join("w.bin"), data()).unwrap();
         fs::write(&file, apart(&[("location", "w.bin"), ("offset", "3")])).unwrap();
         assert_eq!(read(&file, 1 << 20).unwrap(), whole());
-        assert!(read(&file, 8).unwrap_err().contains("limit"));
+        assert!(read(&file, 8).unwrap_err().to_string().contains("limit"));
         let refused = import::import(&fs::read(&file).unwrap()).unwrap_err().to_string();
         assert!(refused.contains("`w.bin`"), "{refused}");
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink(folder.path().join("w.bin"), folder.path().join("link.bin")).unwrap();
             fs::write(&file, apart(&[("location", "link.bin")])).unwrap();
-            assert!(read(&file, 1 << 20).unwrap_err().contains("link"));
+            assert!(read(&file, 1 << 20).unwrap_err().to_string().contains("link"));
         }
         fs::write(&file, apart(&[("location", "none.bin")])).unwrap();
-        assert!(read(&file, 1 << 20).unwrap_err().contains("none.bin"));
+        assert!(read(&file, 1 << 20).unwrap_err().to_string().contains("none.bin"));
     }
 
     #[test]

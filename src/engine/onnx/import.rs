@@ -2,6 +2,9 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,10 +23,11 @@ use super::composites;
 use super::flex_attention;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
+use super::outline::{self, Place, outline};
 use super::parts;
 use super::sequences::{Known, Sequences};
 use super::subgraphs::{bodies, free_names, reads};
-use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_proto};
+use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_outline, tensor_from_proto};
 use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
 
 /// Opsets of the default domain that are taken.
@@ -52,6 +56,30 @@ pub enum Error {
     /// A model that contradicts itself.
     #[error("invalid model: {0}")]
     Invalid(String),
+    /// The file cannot be read.
+    #[error("reading the model: {0}")]
+    Read(std::io::Error),
+}
+
+/// Where the data of large tensors are.
+#[derive(Clone, Copy)]
+enum Data<'f> {
+    /// With everything else.
+    Inside,
+    /// In the file, whose outline is read.
+    File(&'f File),
+    /// Nowhere: zeros stand for them, which take no memory until they are written.
+    Zeros,
+}
+
+impl Data<'_> {
+    fn read(self, from: u64, bytes: &mut [u8]) -> Result<(), String> {
+        if let Data::File(mut file) = self {
+            let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_exact(bytes));
+            read.map_err(|e| format!("its data cannot be read: {e}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads a model.
@@ -68,20 +96,51 @@ pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
 /// As [`import`].
 pub fn import_owned(bytes: Vec<u8>) -> Result<Graph, Error> {
     let bytes = Bytes::from(bytes);
-    let model = decode(&bytes)?;
+    graph_of(&decode(&bytes)?, Data::Inside, bytes.len() as u64)
+}
+
+/// Reads the model in a file. Large tensors come from the file into their place: it is never in memory beside them.
+///
+/// # Errors
+/// As [`import`], or [`Error::Read`].
+pub fn import_file(path: &Path) -> Result<Graph, Error> {
+    let (file, model, bytes) = open(path)?;
+    graph_of(&model, Data::File(&file), bytes)
+}
+
+/// As [`import_file`], but tensors of [`outline::LARGE_BYTES`] and more are zeros: what can be told of a model without
+/// its weights, in little memory.
+///
+/// # Errors
+/// As [`import_file`].
+pub fn import_outline(path: &Path) -> Result<Graph, Error> {
+    let (_, model, bytes) = open(path)?;
+    graph_of(&model, Data::Zeros, bytes)
+}
+
+fn open(path: &Path) -> Result<(File, ModelProto, u64), Error> {
+    let file = File::open(path).map_err(Error::Read)?;
+    let bytes = file.metadata().map_err(Error::Read)?.len();
+    let model = decode_outline(&file, Place { file: 0, from: 0, bytes })?;
+    Ok((file, model, bytes))
+}
+
+fn graph_of(model: &ModelProto, data: Data<'_>, file_bytes: u64) -> Result<Graph, Error> {
     let graph = model.graph.as_ref().ok_or_else(|| Error::NotOnnx("it holds no graph".to_owned()))?;
-    let opset = opset(&model)?;
+    let opset = opset(model)?;
     let mut functions = Functions::new();
     for f in &model.functions {
         if functions.insert((f.domain.as_str(), f.name.as_str()), f).is_some() {
             return Err(Error::Invalid(format!("function `{}` stands there twice", f.name)));
         }
     }
+    let file_bytes = usize::try_from(file_bytes).unwrap_or(usize::MAX);
     let left = Left {
         nodes: Cell::new(NODES_MAX),
-        bytes: Cell::new(bytes.len().saturating_mul(GRAPH_FACTOR).saturating_add(GRAPH_FREE)),
+        bytes: Cell::new(file_bytes.saturating_mul(GRAPH_FACTOR).saturating_add(GRAPH_FREE)),
     };
-    let mut importer = Importer::new(opset, &functions, &left, 0);
+    let around = Around { functions: &functions, left: &left, data };
+    let mut importer = Importer::new(opset, around, 0);
     importer.import(graph, &[])?;
     match importer.refused.is_empty() {
         true => Ok(importer.graph),
@@ -91,20 +150,40 @@ pub fn import_owned(bytes: Vec<u8>) -> Result<Graph, Error> {
 
 /// The messages of a file; data stay where they are.
 pub(super) fn decode(bytes: &Bytes) -> Result<ModelProto, Error> {
-    if bytes.is_empty() {
-        return Err(Error::NotOnnx("the file is empty".to_owned()));
+    decoded(bytes, bytes.first().copied(), bytes.len() as u64)
+}
+
+/// The messages of the model at a place of a file, as its outline.
+pub(super) fn decode_outline(file: &File, place: Place) -> Result<ModelProto, Error> {
+    let copy = || file.try_clone().map_err(Error::Read);
+    let mut first = Vec::new();
+    let start = Place { bytes: place.bytes.min(1), ..place };
+    start.copy(copy()?, &mut first).map_err(Error::Read)?;
+    match outline(copy()?, place) {
+        Ok(bytes) => decoded(&Bytes::from(bytes), first.first().copied(), place.bytes),
+        Err(outline::Error::Io(e)) => Err(Error::Read(e)),
+        Err(outline::Error::Damaged(e)) if first.is_empty() => Err(Error::NotOnnx(e.to_owned())),
+        Err(outline::Error::Damaged(e)) => Err(broken(first[0], place.bytes, e)),
     }
-    let broken = |e: String| {
-        // A file that starts like a model and breaks off is most often an upload that was cut.
-        let starts_like_a_model = bytes[0] == 0x08;
-        let kind = if starts_like_a_model { "truncated or damaged" } else { "not protobuf" };
-        Error::NotOnnx(format!("{kind} ({} bytes): {e}", bytes.len()))
+}
+
+fn broken(first: u8, file_bytes: u64, why: &str) -> Error {
+    // A file that starts like a model and breaks off is most often an upload that was cut.
+    let starts_like_a_model = first == 0x08;
+    let kind = if starts_like_a_model { "truncated or damaged" } else { "not protobuf" };
+    Error::NotOnnx(format!("{kind} ({file_bytes} bytes): {why}"))
+}
+
+/// `bytes` are a file that is `file_bytes` long, or its outline.
+fn decoded(bytes: &Bytes, first: Option<u8>, file_bytes: u64) -> Result<ModelProto, Error> {
+    let Some(first) = first else {
+        return Err(Error::NotOnnx("the file is empty".to_owned()));
     };
-    bounds::check(bytes).map_err(|fault| match fault {
-        Fault::Damaged(e) => broken(e.to_owned()),
+    bounds::check(bytes, file_bytes).map_err(|fault| match fault {
+        Fault::Damaged(e) => broken(first, file_bytes, e),
         Fault::Excess(e) => Error::Invalid(e),
     })?;
-    let model = ModelProto::decode(bytes.clone()).map_err(|e| broken(e.to_string()))?;
+    let model = ModelProto::decode(bytes.clone()).map_err(|e| broken(first, file_bytes, &e.to_string()))?;
     if model.ir_version.is_none() && model.opset_import.is_empty() && model.graph.is_none() {
         return Err(Error::NotOnnx("no ONNX field was found".to_owned()));
     }
@@ -154,10 +233,17 @@ impl Left {
     }
 }
 
-struct Importer<'f> {
-    opset: i64,
+/// What all graphs of a file share.
+#[derive(Clone, Copy)]
+struct Around<'f> {
     functions: &'f Functions<'f>,
     left: &'f Left,
+    data: Data<'f>,
+}
+
+struct Importer<'f> {
+    opset: i64,
+    around: Around<'f>,
     depth: usize,
     graph: Graph,
     names: HashMap<String, ValueId>,
@@ -189,11 +275,10 @@ impl Known for Importer<'_> {
 }
 
 impl<'f> Importer<'f> {
-    fn new(opset: i64, functions: &'f Functions<'f>, left: &'f Left, depth: usize) -> Importer<'f> {
+    fn new(opset: i64, around: Around<'f>, depth: usize) -> Importer<'f> {
         Importer {
             opset,
-            functions,
-            left,
+            around,
             depth,
             graph: Graph::default(),
             names: HashMap::new(),
@@ -242,14 +327,18 @@ impl<'f> Importer<'f> {
         if proto.name.is_empty() {
             return Err(Error::Invalid("an initializer has no name".to_owned()));
         }
-        let tensor = tensor_from_proto(proto)
-            .map_err(|e| Error::Invalid(format!("initializer `{}`: {e}", proto.name)))?;
+        let tensor = match self.around.data {
+            // A file may claim to be an outline.
+            Data::Inside => tensor_from_proto(proto),
+            data => tensor_from_outline(proto, |from, bytes| data.read(from, bytes)),
+        };
+        let tensor = tensor.map_err(|e| Error::Invalid(format!("initializer `{}`: {e}", proto.name)))?;
         self.define_constant(&proto.name, tensor)
     }
 
     fn define_constant(&mut self, name: &str, tensor: Tensor) -> Result<(), Error> {
         let id = self.define(name)?;
-        self.left.bytes(tensor.view().bytes.len() + name.len()).map_err(Error::Invalid)?;
+        self.around.left.bytes(tensor.view().bytes.len() + name.len()).map_err(Error::Invalid)?;
         let value = self.graph.value_mut(id);
         value.dtype = Some(tensor.dtype());
         value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
@@ -339,13 +428,13 @@ impl<'f> Importer<'f> {
         if proto.input.len().max(proto.output.len()) > OPERANDS_MAX {
             return Err(at(format!("more than {OPERANDS_MAX} operands")));
         }
-        self.left.node().map_err(&at)?;
+        self.around.left.node().map_err(&at)?;
         if let Some(done) = self.add_sequence(&name, proto) {
             return done;
         }
         let inputs = self.operands(proto).map_err(&at)?;
         let domain = if proto.domain == "ai.onnx" { "" } else { proto.domain.as_str() };
-        if let Some(function) = self.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
+        if let Some(function) = self.around.functions.get(&(proto.domain.as_str(), op_type.as_str())) {
             return self.add_function(&name, proto, function);
         }
         let dtype = inputs.first().copied().flatten().and_then(|id| self.graph.value(id).dtype);
@@ -359,7 +448,7 @@ impl<'f> Importer<'f> {
             Err(e) => return self.refuse(format!("node `{name}` ({op_type}): {e}"), proto),
         }
         let attributes = attributes_from_proto(proto).map_err(&at)?;
-        self.left.bytes(attributes.iter().map(|(_, a)| bytes_of(a)).sum()).map_err(&at)?;
+        self.around.left.bytes(attributes.iter().map(|(_, a)| bytes_of(a)).sum()).map_err(&at)?;
         if domain.is_empty() && op_type == "Constant" {
             let tensor = constant(&attributes).map_err(&at)?;
             let output = proto.output.first().ok_or_else(|| at("it has no output".to_owned()))?;
@@ -403,7 +492,7 @@ impl<'f> Importer<'f> {
         // Every name in it becomes one that begins with the caller's.
         let bytes =
             function.encoded_len().saturating_add(name.len().saturating_mul(names_in(&function.node)));
-        self.left.bytes(bytes).map_err(&at)?;
+        self.around.left.bytes(bytes).map_err(&at)?;
         let own = function.opset_import.iter().find(|o| matches!(o.domain.as_str(), "" | "ai.onnx"));
         self.depth += 1;
         let opset = own.map_or(self.opset, |o| o.version);
@@ -472,7 +561,7 @@ impl<'f> Importer<'f> {
         }
         let mut graphs = Vec::new();
         for graph in protos {
-            let mut importer = Importer::new(self.opset, self.functions, self.left, self.depth + 1);
+            let mut importer = Importer::new(self.opset, self.around, self.depth + 1);
             importer.import(graph, &captured).map_err(|e| match e {
                 Error::Invalid(e) => at(format!("in its body: {e}")),
                 e => e,
@@ -566,7 +655,7 @@ impl<'f> Importer<'f> {
         }
         match lifted.op {
             Op::Binary(op @ (Binary::Add | Binary::Min | Binary::Max)) if inputs.len() != 2 => {
-                self.left.bytes(inputs.len().saturating_mul(name.len()))?;
+                self.around.left.bytes(inputs.len().saturating_mul(name.len()))?;
                 self.push_chain(name, op, &inputs, outputs[0]);
             }
             op => self.graph.nodes.push(Node::new(name.to_owned(), op, inputs, outputs)),

@@ -16,6 +16,7 @@ mod functions;
 pub mod import;
 mod lift;
 pub mod operators;
+pub mod outline;
 mod parts;
 mod path;
 #[cfg(test)]
@@ -212,6 +213,12 @@ pub struct TensorProto {
     pub external_data: Vec<StringStringEntryProto>,
     #[prost(int32, optional, tag = "14")]
     pub data_location: Option<i32>,
+    /// Only in outlines ([`outline`]): where in the file the data begin. ONNX has no such field.
+    #[prost(uint64, optional, tag = "1001")]
+    pub data_from: Option<u64>,
+    /// Only in outlines: how many bytes the data are.
+    #[prost(uint64, optional, tag = "1002")]
+    pub data_bytes: Option<u64>,
 }
 
 /// A tensor that says only where it is not zero. We read its name, to refuse it.

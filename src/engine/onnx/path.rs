@@ -1,17 +1,58 @@
 //! Places of data that strangers wrote, in archives and in models: paths that are relative, lead downwards and are
 //! nothing that some system reads otherwise; and ranges of bytes that are there.
 
+use std::fs::File;
+use std::io;
 use std::ops::Range;
 
-use bytes::Bytes;
+use super::outline::Place;
 
 /// Where data may be read from.
 pub(super) trait Source {
-    /// Bytes of the file at `location`, a path that [`checked`] takes; all that is left where `length` is `None`.
+    /// The file at `location`, a path that [`checked`] takes.
     ///
     /// # Errors
     /// A sentence without the location.
-    fn read(&mut self, location: &str, offset: u64, length: Option<u64>) -> Result<Bytes, String>;
+    fn find(&mut self, location: &str) -> Result<Place, Error>;
+
+    /// A file that places are in. It is read from one place at a time.
+    ///
+    /// # Errors
+    /// Whatever the system says.
+    fn file(&self, number: usize) -> io::Result<File>;
+}
+
+/// Why a model is not put together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// What is wrong with the files.
+    #[error("{0}")]
+    Wrong(String),
+    /// A file of ours cannot be read or written.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+}
+
+impl From<String> for Error {
+    fn from(text: String) -> Error {
+        Error::Wrong(text)
+    }
+}
+
+impl From<&str> for Error {
+    fn from(text: &str) -> Error {
+        Error::Wrong(text.to_owned())
+    }
+}
+
+impl Error {
+    /// Says where.
+    pub(super) fn at(self, place: &str) -> Error {
+        match self {
+            Error::Wrong(text) => Error::Wrong(format!("{place}: {text}")),
+            io => io,
+        }
+    }
 }
 
 /// The bytes of a file that are asked for, or that they are not there.

@@ -57,6 +57,37 @@ pub fn tensor_from_bytes(bytes: &[u8]) -> Result<(String, Tensor), String> {
 /// # Errors
 /// A sentence that says what does not fit; the caller adds the name.
 pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, String> {
+    let (dtype, shape, bytes_needed) = layout(proto)?;
+    let bytes = match &proto.raw_data {
+        Some(raw) if !raw.is_empty() || bytes_needed == 0 => raw.clone(),
+        _ => typed_data(proto, dtype),
+    };
+    fills(dtype, &shape, bytes_needed, bytes.len() as u64)?;
+    let tensor = Tensor::from_bytes(dtype, &shape, &bytes).expect("the length was just compared");
+    checked(tensor)
+}
+
+/// As [`tensor_from_proto`] for a tensor of an outline, whose data `read` brings: from which byte of the file on, to
+/// where.
+///
+/// # Errors
+/// As [`tensor_from_proto`], and those of `read`.
+pub(super) fn tensor_from_outline(
+    proto: &TensorProto,
+    read: impl FnOnce(u64, &mut [u8]) -> Result<(), String>,
+) -> Result<Tensor, String> {
+    let (Some(from), Some(bytes)) = (proto.data_from, proto.data_bytes) else {
+        return tensor_from_proto(proto);
+    };
+    let (dtype, shape, bytes_needed) = layout(proto)?;
+    fills(dtype, &shape, bytes_needed, bytes)?;
+    let mut tensor = Tensor::zeros(dtype, &shape);
+    read(from, tensor.view_mut().bytes)?;
+    checked(tensor)
+}
+
+/// Type, shape and number of bytes.
+fn layout(proto: &TensorProto) -> Result<(DType, Vec<usize>, usize), String> {
     if proto.data_location == Some(1) || !proto.external_data.is_empty() {
         let location = proto.external_data.iter().find(|entry| entry.key == "location");
         let file = location.map_or("", |entry| entry.value.as_str());
@@ -68,23 +99,22 @@ pub fn tensor_from_proto(proto: &TensorProto) -> Result<Tensor, String> {
     }
     let dims: Option<Vec<usize>> = proto.dims.iter().map(|&d| usize::try_from(d).ok()).collect();
     let shape = dims.ok_or_else(|| format!("dimensions {:?} are negative", proto.dims))?;
-    let count = bounded(dtype, &shape)? / dtype.size();
-    let bytes = match &proto.raw_data {
-        Some(raw) if !raw.is_empty() || count == 0 => raw.clone(),
-        _ => typed_data(proto, dtype),
-    };
-    if bytes.len() != count * dtype.size() {
-        return Err(format!(
-            "shape {shape:?} of {dtype} needs {} bytes, the file has {}",
-            count * dtype.size(),
-            bytes.len()
-        ));
+    let bytes = bounded(dtype, &shape)?;
+    Ok((dtype, shape, bytes))
+}
+
+fn fills(dtype: DType, shape: &[usize], needed: usize, given: u64) -> Result<(), String> {
+    match needed as u64 == given {
+        true => Ok(()),
+        false => Err(format!("shape {shape:?} of {dtype} needs {needed} bytes, the file has {given}")),
     }
-    let tensor = Tensor::from_bytes(dtype, &shape, &bytes).expect("the length was just compared");
-    if dtype == DType::Bool && tensor.slice::<u8>().iter().any(|&b| b > 1) {
-        return Err("a bool is neither 0 nor 1".to_owned());
+}
+
+fn checked(tensor: Tensor) -> Result<Tensor, String> {
+    match tensor.dtype() == DType::Bool && tensor.slice::<u8>().iter().any(|&b| b > 1) {
+        true => Err("a bool is neither 0 nor 1".to_owned()),
+        false => Ok(tensor),
     }
-    Ok(tensor)
 }
 
 /// The bytes of the typed field that ONNX prescribes for each type.

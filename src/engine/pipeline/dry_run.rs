@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use super::files::{batch_for, data_error, load, ports, read, read_own};
+use super::files::{batch_for, data_error, load_asked, ports};
 use super::{Error, Request, trained};
 use crate::engine::artifact;
 use crate::engine::exec::fold::fold_constants;
@@ -110,10 +110,7 @@ pub struct Seconds {
 /// As the job itself up to where the model would run.
 pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, Error> {
     let mut recipe = Recipe::parse(request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
-    let bytes = if request.beside { read_own(request.model)? } else { read(request.model)? };
-    let (model_sha256, model_bytes) = (artifact::sha256(&bytes), bytes.len() as u64);
-    let mut graph = load(&bytes)?;
-    drop(bytes);
+    let (mut graph, model) = load_asked(request)?;
     let reference = trained::take(&mut graph, &mut recipe)?;
     let as_trained = reference.is_some() && !recipe.complete;
     fold_constants(&mut graph);
@@ -172,7 +169,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
         PROGRAM_BYTES + weights + arenas + HISTOGRAM_BYTES * observed.len() as u64
     });
     Ok(DryRun {
-        model_sha256,
+        model_sha256: model.sha256,
         coverage: rows::coverage(&plan),
         integer: integer_rows(&graph, &plan),
         float: rows::float_rows(&graph, &plan),
@@ -181,7 +178,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
         macs,
         integer_share,
         artifact_bytes,
-        size_ratio: artifact_bytes as f64 / model_bytes.max(1) as f64,
+        size_ratio: artifact_bytes as f64 / model.bytes.max(1) as f64,
         seconds,
         samples,
         memory_bytes,

@@ -1,8 +1,10 @@
 //! Models and data from files, and what went wrong with them.
 
+use std::io::Write;
 use std::path::Path;
 
-use super::Error;
+use super::{Error, Request};
+use crate::engine::artifact;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Port};
 use crate::engine::graph::{Dim, Graph};
@@ -22,22 +24,55 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Error> {
 /// # Errors
 /// [`Error::Model`] or [`Error::Io`].
 pub fn read_own(model: &Path) -> Result<Vec<u8>, Error> {
-    if let Err(source) = std::fs::metadata(model) {
-        return Err(Error::Io { path: model.display().to_string(), source });
-    }
-    external::read(model, OWN_BYTES_MAX).map_err(Error::Model)
+    external::read(model, OWN_BYTES_MAX).map_err(|e| merge_error(e, model))
 }
 
-/// The one ONNX file that an archive (zip, tar) makes, at most `bytes_max` long; `None` where the file is no archive.
+/// Writes the one ONNX file that an archive (zip, tar) makes, at most `bytes_max` long; gives `false` where the file is no
+/// archive. The file may be of any length: little of it is in memory.
 ///
 /// # Errors
-/// [`Error::Model`] with the member or tensor at fault.
-pub fn unpacked(file: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
-    external::unpacked(file, bytes_max).map_err(Error::Model)
+/// [`Error::Model`] with the member or tensor at fault, or [`Error::Io`].
+pub fn unpacked(file: &Path, bytes_max: u64, out: &mut dyn Write) -> Result<bool, Error> {
+    external::unpacked(file, bytes_max, out).map_err(|e| merge_error(e, file))
 }
 
+fn merge_error(error: external::Error, path: &Path) -> Error {
+    match error {
+        external::Error::Wrong(text) => Error::Model(text),
+        external::Error::Io(source) => Error::Io { path: path.display().to_string(), source },
+    }
+}
+
+/// The model in bytes.
 pub(super) fn load(bytes: &[u8]) -> Result<Graph, Error> {
     import::import(bytes).map_err(|e| Error::Model(e.to_string()))
+}
+
+/// The model in a file of the store's.
+pub(super) fn load_file(path: &Path) -> Result<Graph, Error> {
+    import::import_file(path).map_err(|e| import_error(e, path))
+}
+
+/// As [`load_file`], large weights being zeros that take no memory.
+pub(super) fn load_outline(path: &Path) -> Result<Graph, Error> {
+    import::import_outline(path).map_err(|e| import_error(e, path))
+}
+
+/// The model that a job asks for, and the file that it is.
+pub(super) fn load_asked(request: &Request<'_>) -> Result<(Graph, artifact::Source), Error> {
+    if !request.beside {
+        let failed = |source| Error::Io { path: request.model.display().to_string(), source };
+        return Ok((load_file(request.model)?, artifact::Source::of_file(request.model).map_err(failed)?));
+    }
+    let bytes = read_own(request.model)?;
+    Ok((load(&bytes)?, artifact::Source::of(&bytes)))
+}
+
+fn import_error(error: import::Error, path: &Path) -> Error {
+    match error {
+        import::Error::Read(source) => Error::Io { path: path.display().to_string(), source },
+        error => Error::Model(error.to_string()),
+    }
 }
 
 /// The inputs of a model as a dataset sees them.

@@ -2,24 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files::{data_error, load, read};
+use super::files::{data_error, load, load_file, load_outline, read};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Port};
-use crate::engine::graph::Dim;
 use crate::engine::graph::op::Op;
 use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
+use crate::engine::graph::{Dim, Graph, ValueId};
+use crate::engine::onnx::outline::LARGE_BYTES;
 use crate::engine::quant::plan::{self, Decision};
 use crate::engine::quant::report::{self, rows};
 use crate::engine::quant::statistics::{self, Statistics};
 use crate::engine::quant::trained::is_quantized;
 use crate::engine::quant::{self, Recipe};
-use crate::engine::tensor::npy;
+use crate::engine::tensor::{Tensor, npy};
+
+/// From so many bytes on, a float model is looked into by its outline: its weights stay on the disk.
+const OUTLINE_BYTES: u64 = 256 << 20;
 
 /// Whether a file is a model that can be run, and what it is: what an upload is checked with. Gives `inputs`, `outputs`
 /// (`{name, dtype, shape}`, numbers or names), `operators` (counts), `parameters`, `macs` (of one sample, `null` where
@@ -27,10 +32,21 @@ use crate::engine::tensor::npy;
 /// (node names), `float` (`{node, op, reason}`); and `memory`, the bytes that it takes: `weights` as loaded, `run` of
 /// one sample, where dimensions that are not given count as one (`null` where only a run tells).
 ///
+/// Of a float model of 256 MiB and more the weights are not read: nothing is computed ahead of a run, so that nodes may be
+/// told apart that a job makes one of, and `weights` counts each of them twice.
+///
 /// # Errors
 /// [`Error::Model`] or [`Error::Io`].
 pub fn inspect(model: &Path, memory_bytes_max: u64) -> Result<Value, Error> {
-    inspect_bytes(&read(model)?, memory_bytes_max)
+    let failed = |source| Error::Io { path: model.display().to_string(), source };
+    if std::fs::metadata(model).map_err(failed)?.len() >= OUTLINE_BYTES {
+        let graph = load_outline(model)?;
+        // Codes say with their values what can run on them.
+        if !is_quantized(&graph) {
+            return tell(graph, Weights::OnDisk, memory_bytes_max);
+        }
+    }
+    tell(load_file(model)?, Weights::InMemory, memory_bytes_max)
 }
 
 /// As [`inspect`].
@@ -38,7 +54,18 @@ pub fn inspect(model: &Path, memory_bytes_max: u64) -> Result<Value, Error> {
 /// # Errors
 /// [`Error::Model`].
 pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error> {
-    let mut graph = load(model)?;
+    tell(load(model)?, Weights::InMemory, memory_bytes_max)
+}
+
+/// Where the weights of a graph are.
+#[derive(Clone, Copy, PartialEq)]
+enum Weights {
+    InMemory,
+    /// Zeros stand for them.
+    OnDisk,
+}
+
+fn tell(mut graph: Graph, at: Weights, memory_bytes_max: u64) -> Result<Value, Error> {
     let mut operators: BTreeMap<&str, u64> = BTreeMap::new();
     for node in &graph.nodes {
         *operators.entry(node.op.name()).or_default() += 1;
@@ -47,8 +74,10 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
     let (parameters, name) = (rows::parameters(&graph), graph.name.clone());
     let (mut integer, mut float) = (Vec::new(), Vec::new());
     if !quantized {
-        fold_constants(&mut graph);
-        simplify(&mut graph, Passes::ALL);
+        if at == Weights::InMemory {
+            fold_constants(&mut graph);
+            simplify(&mut graph, Passes::ALL);
+        }
         let plan = plan::plan(&graph, &Recipe::default()).map_err(|e| Error::Recipe(e.to_string()))?;
         let named = graph
             .nodes
@@ -63,6 +92,15 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
         graph.values.iter().filter_map(|v| v.constant.as_ref()).map(|t| t.view().bytes.len() as u64);
     let constants: u64 = constants.sum();
     let options = Options { memory_bytes_max, ..Options::default() };
+    let inputs = graph.inputs.len();
+    let (options, packed) = match at {
+        Weights::InMemory => (options, None),
+        // Packed they are about as long.
+        Weights::OnDisk => {
+            weights_become_inputs(&mut graph);
+            (Options { passes: Passes::NONE, ..options }, Some(constants))
+        }
+    };
     let session = Session::new(graph, options).map_err(|e| Error::Model(e.to_string()))?;
     let shape = |p: &Port| p.shape(|_| Some(1)).expect("every dimension has a length");
     let run = session.arena_bytes(&session.inputs().iter().map(shape).collect::<Vec<_>>());
@@ -70,7 +108,7 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
         Err(e @ exec::Error::TooLarge { .. }) => return Err(Error::Model(e.to_string())),
         run => run.ok(),
     };
-    let weights = constants.saturating_add(session.weight_bytes());
+    let weights = constants.saturating_add(packed.unwrap_or_else(|| session.weight_bytes()));
     let memory = weights.saturating_add(run.unwrap_or(0));
     if memory > memory_bytes_max {
         let text = format!("it takes {memory} bytes of memory, more than the limit of {memory_bytes_max}");
@@ -92,7 +130,7 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
     let port = |p: &Port| json!({"name": p.name, "dtype": p.dtype.name(), "shape": p.dims.iter().map(dim).collect::<Vec<_>>()});
     Ok(json!({
         "name": name,
-        "inputs": session.inputs().iter().map(port).collect::<Vec<_>>(),
+        "inputs": session.inputs()[..inputs].iter().map(port).collect::<Vec<_>>(),
         "outputs": session.outputs().iter().map(port).collect::<Vec<_>>(),
         "operators": operators,
         "parameters": parameters,
@@ -103,6 +141,18 @@ pub fn inspect_bytes(model: &[u8], memory_bytes_max: u64) -> Result<Value, Error
         "float": float,
         "unsupported": [],
     }))
+}
+
+/// So that a session plans with their shapes, and packs none.
+fn weights_become_inputs(graph: &mut Graph) {
+    for index in 0..graph.values.len() {
+        let id = ValueId(index as u32);
+        let large = |t: &&Arc<Tensor>| t.view().bytes.len() as u64 >= LARGE_BYTES;
+        if graph.value(id).constant.as_ref().filter(large).is_some() {
+            graph.value_mut(id).constant = None;
+            graph.inputs.push(id);
+        }
+    }
 }
 
 /// Checks that a file is a dataset (`.npz` or `.npy` with arrays that share their first dimension), without a model.
@@ -182,7 +232,6 @@ mod tests {
     use std::io::Cursor;
 
     use super::*;
-    use crate::engine::tensor::Tensor;
 
     #[test]
     fn a_dataset_is_told_by_its_arrays() {

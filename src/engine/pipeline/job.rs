@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::even::Even;
-use super::files::{batch_for, data_error, load, ports, read, read_own, run_error};
+use super::files::{batch_for, data_error, load_asked, ports, read, run_error};
 use super::running::Job;
 use super::trials::{Bench, DialTrials, FloatTrials, Planned};
 use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate, trained};
@@ -251,13 +251,7 @@ impl Job<'_> {
             notes.push(WITHOUT_SAMPLES.to_owned());
         }
         self.step(Phase::Import, 0, 1)?;
-        let bytes = match self.request.beside {
-            true => read_own(self.request.model)?,
-            false => read(self.request.model)?,
-        };
-        let model = Source { sha256: artifact::sha256(&bytes), bytes: bytes.len() as u64 };
-        let mut graph = load(&bytes)?;
-        drop(bytes);
+        let (mut graph, model) = load_asked(self.request)?;
         let reference = trained::take(&mut graph, &mut recipe)?;
         let parameters = rows::parameters(reference.as_ref().unwrap_or(&graph));
         fold_constants(&mut graph);

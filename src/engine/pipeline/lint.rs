@@ -5,7 +5,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files::{load, read};
+use super::files::{load, load_file};
+use crate::engine::graph::Graph;
 use crate::engine::quant::Target;
 use crate::engine::quant::lint::check;
 use crate::engine::quant::trained::is_quantized;
@@ -34,7 +35,7 @@ impl Targets {
 /// # Errors
 /// [`Error::Model`] or [`Error::Io`].
 pub fn lint(model: &Path, targets: &Targets) -> Result<Value, Error> {
-    lint_bytes(&read(model)?, targets)
+    Ok(of(&load_file(model)?, targets))
 }
 
 /// As [`lint`].
@@ -42,10 +43,13 @@ pub fn lint(model: &Path, targets: &Targets) -> Result<Value, Error> {
 /// # Errors
 /// [`Error::Model`].
 pub fn lint_bytes(model: &[u8], targets: &Targets) -> Result<Value, Error> {
-    let graph = load(model)?;
-    let reports: Vec<_> = targets.0.iter().map(|&target| check::lint(&graph, target)).collect();
-    Ok(json!({
-        "model": {"name": graph.name, "opset": graph.opset, "quantized": is_quantized(&graph)},
+    Ok(of(&load(model)?, targets))
+}
+
+fn of(graph: &Graph, targets: &Targets) -> Value {
+    let reports: Vec<_> = targets.0.iter().map(|&target| check::lint(graph, target)).collect();
+    json!({
+        "model": {"name": graph.name, "opset": graph.opset, "quantized": is_quantized(graph)},
         "reports": reports,
-    }))
+    })
 }

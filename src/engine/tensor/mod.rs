@@ -83,45 +83,52 @@ fn readable_as<T: Element>(dtype: DType) -> bool {
     dtype == T::DTYPE || (dtype == DType::Bool && T::DTYPE == DType::U8)
 }
 
-/// One cache line; the unit of a buffer, so that every buffer starts on a 64-byte boundary.
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Buffers start on such a boundary: a cache line, and the widest vector register.
+const ALIGN: usize = 64;
 
 /// Owned bytes whose address is a multiple of 64.
-#[derive(Clone)]
+///
+/// The bytes are a part of a longer `Vec<u8>`. A vector of aligned elements would be written with zeros when it is made;
+/// of plain bytes, the system hands out zeros that take no memory until they are written.
 pub struct Buffer {
-    lines: Vec<Line>,
-    len: usize,
+    bytes: Vec<u8>,
+    start: usize,
 }
 
 impl Buffer {
     /// `len` zero bytes.
     pub fn zeroed(len: usize) -> Buffer {
-        Buffer { lines: vec![Line([0; 64]); len.div_ceil(64)], len }
+        let mut bytes = vec![0u8; len + ALIGN - 1];
+        let start = bytes.as_ptr().align_offset(ALIGN);
+        bytes.truncate(start + len);
+        Buffer { bytes, start }
     }
 
-    /// A copy of bytes; each is written once.
-    fn copied(bytes: &[u8]) -> Buffer {
-        let (whole, rest) = bytes.as_chunks::<64>();
-        let mut lines = Vec::with_capacity(bytes.len().div_ceil(64));
-        lines.extend(whole.iter().map(|line| Line(*line)));
-        if !rest.is_empty() {
-            let mut line = [0; 64];
-            line[..rest.len()].copy_from_slice(rest);
-            lines.push(Line(line));
-        }
-        Buffer { lines, len: bytes.len() }
+    /// Copies of `parts`, one behind the other; each byte is written once.
+    fn copied(parts: &[&[u8]]) -> Buffer {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        let mut bytes: Vec<u8> = Vec::with_capacity(len + ALIGN - 1);
+        let start = bytes.as_ptr().align_offset(ALIGN);
+        bytes.resize(start, 0);
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        Buffer { bytes, start }
     }
 
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        &self.bytes[self.start..]
     }
 
     /// The bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+        &mut self.bytes[self.start..]
+    }
+}
+
+impl Clone for Buffer {
+    // A copied vector may start elsewhere.
+    fn clone(&self) -> Buffer {
+        Buffer::copied(&[self.bytes()])
     }
 }
 
@@ -178,7 +185,7 @@ impl Tensor {
     /// If the number of values is not the product of the shape.
     pub fn from_slice<T: Element>(shape: &[usize], values: &[T]) -> Tensor {
         assert_eq!(element_count(shape), Some(values.len()), "values do not fill {shape:?}");
-        let buffer = Buffer::copied(bytemuck::cast_slice(values));
+        let buffer = Buffer::copied(&[bytemuck::cast_slice(values)]);
         Tensor { dtype: T::DTYPE, shape: shape.to_vec(), buffer }
     }
 
@@ -188,31 +195,18 @@ impl Tensor {
         if count.checked_mul(dtype.size())? != bytes.len() {
             return None;
         }
-        Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::copied(bytes) })
+        Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::copied(&[bytes]) })
     }
 
     /// A tensor of `dtype` that holds copies of `parts`, one behind the other, or `None` where their number of bytes does
     /// not fit.
     pub fn from_parts(dtype: DType, shape: &[usize], parts: &[&[u8]]) -> Option<Tensor> {
         let count = element_count(shape)?;
-        let bytes = parts.iter().map(|part| part.len()).sum();
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
         if count.checked_mul(dtype.size())? != bytes {
             return None;
         }
-        // Whole lines are written once; others are put into zeros.
-        if parts.iter().all(|part| part.len().is_multiple_of(64)) {
-            let mut lines = Vec::with_capacity(bytes / 64);
-            parts.iter().for_each(|part| lines.extend(part.as_chunks().0.iter().map(|line| Line(*line))));
-            return Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer { lines, len: bytes } });
-        }
-        let mut buffer = Buffer::zeroed(bytes);
-        let mut rest = buffer.bytes_mut();
-        for part in parts {
-            let (now, later) = rest.split_at_mut(part.len());
-            now.copy_from_slice(part);
-            rest = later;
-        }
-        Some(Tensor { dtype, shape: shape.to_vec(), buffer })
+        Some(Tensor { dtype, shape: shape.to_vec(), buffer: Buffer::copied(parts) })
     }
 
     /// A tensor without dimensions that holds one value.
@@ -375,10 +369,15 @@ mod tests {
 
     #[test]
     fn a_buffer_starts_on_a_cache_line() {
-        for len in [0, 1, 63, 64, 65, 1000] {
-            let buffer = Buffer::zeroed(len);
-            assert_eq!(buffer.bytes().len(), len);
-            assert_eq!(buffer.bytes().as_ptr() as usize % 64, 0);
+        for len in [0, 1, 63, 64, 65, 1000, 1 << 20] {
+            let mut buffer = Buffer::zeroed(len);
+            assert!(buffer.bytes() == vec![0; len]);
+            buffer.bytes_mut().fill(7);
+            let copy = buffer.clone();
+            assert_eq!(copy.bytes(), buffer.bytes());
+            for bytes in [buffer.bytes(), copy.bytes()] {
+                assert_eq!(bytes.as_ptr() as usize % ALIGN, 0);
+            }
         }
     }
 

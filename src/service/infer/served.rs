@@ -457,8 +457,7 @@ fn drift(path: &Path, inputs: &[Port], name: &Name) -> Option<Drift> {
 }
 
 fn graph(path: &Path) -> Result<Graph, String> {
-    let bytes = std::fs::read(path).map_err(|e| format!("reading `{}`: {e}", path.display()))?;
-    import::import_owned(bytes).map_err(|e| e.to_string())
+    import::import_file(path).map_err(|e| format!("`{}`: {e}", path.display()))
 }
 
 fn session(path: &Path, options: &Options) -> Result<Session, String> {

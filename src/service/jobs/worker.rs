@@ -1,6 +1,7 @@
 //! Does the jobs: lease, files, engine on the rayon pool, one commit. Knows no SQL and no HTTP.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,6 +45,8 @@ pub struct Options {
     pub poll: Duration,
     /// What calibration found out is kept for another attempt where it took at least so long.
     pub checkpoint_after: Duration,
+    /// How long the engine may take for one attempt.
+    pub timeout: Option<Duration>,
 }
 
 /// What workers work with.
@@ -198,9 +201,15 @@ impl Workers {
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut prolonged = Instant::now();
+        let mut late = pin!(after(self.options.timeout));
         let mut why = None;
         let result = loop {
             tokio::select! {
+                timeout = &mut late, if why.is_none() => {
+                    let message = format!("it took longer than {} s (jobs.timeout_seconds)", timeout.as_secs());
+                    why = Some(Ended::Failed(JobError { code: JobErrorCode::Timeout, message, retriable: false }));
+                    monitor.stop();
+                }
                 result = &mut result => break result,
                 () = stopped(stop), if why.is_none() => {
                     why = Some(Ended::Stopping);
@@ -512,6 +521,15 @@ impl Drop for StopEngine {
     }
 }
 
+/// Waits for so long, which it gives back; for ever where there is no limit.
+async fn after(limit: Option<Duration>) -> Duration {
+    match limit {
+        Some(limit) => tokio::time::sleep(limit).await,
+        None => std::future::pending().await,
+    }
+    limit.unwrap_or_default()
+}
+
 /// Waits until `stop` is `true` or nobody can set it any more.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, and with it the process that would have stopped us.
@@ -656,6 +674,7 @@ pub(super) mod tests {
                     host: "host".to_owned(),
                     poll: Duration::from_millis(20),
                     checkpoint_after: Duration::ZERO,
+                    timeout: None,
                 },
             };
             let model = workers.blobs.put(b"a model").await.unwrap();
@@ -892,6 +911,18 @@ pub(super) mod tests {
         bench.until(id, |job| job.progress.is_some()).await;
         bench.workers.queue.cancel(id).await.unwrap();
         assert_eq!(bench.done(id).await.state, JobState::Cancelled);
+        assert_eq!((bench.artifacts().await, bench.blobs()), (0, 2));
+    }
+
+    #[tokio::test]
+    async fn a_job_that_takes_too_long_fails_at_once_and_for_good() {
+        let mut bench = Bench::new(endless).await;
+        bench.workers.options.timeout = Some(Duration::from_millis(200));
+        let _workers = bench.start();
+        let job = bench.done(bench.enqueue().await).await;
+        let error = job.error.unwrap();
+        assert_eq!((job.state, job.attempt, error.code), (JobState::Failed, 1, JobErrorCode::Timeout));
+        assert!(error.message.contains("jobs.timeout_seconds"), "{}", error.message);
         assert_eq!((bench.artifacts().await, bench.blobs()), (0, 2));
     }
 

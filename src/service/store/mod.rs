@@ -467,6 +467,8 @@ pub enum JobErrorCode {
     GateFailed,
     /// Workers died or hung while they held the job, `max_attempts` times.
     LeaseLost,
+    /// An attempt took longer than `jobs.timeout_seconds`.
+    Timeout,
     /// A file or the database could not be read or written.
     Storage,
     /// A fault of ours; the log has the cause.
@@ -486,6 +488,7 @@ impl JobErrorCode {
             JobErrorCode::DatasetDeleted => "dataset_deleted",
             JobErrorCode::GateFailed => "gate_failed",
             JobErrorCode::LeaseLost => "lease_lost",
+            JobErrorCode::Timeout => "timeout",
             JobErrorCode::Storage => "storage",
             JobErrorCode::Internal => "internal",
         }

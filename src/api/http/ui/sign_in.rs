@@ -81,7 +81,7 @@ pub(crate) async fn sign_out(State(shared): State<Shared>, request: Request) -> 
 pub(crate) fn refused(refused: &Refused, uri: &Uri) -> Response {
     match refused {
         Refused::Missing => form("", wanted(uri), StatusCode::UNAUTHORIZED),
-        Refused::Unknown | Refused::Expired { .. } | Refused::Revoked { .. } => {
+        Refused::Unknown | Refused::Token(_) | Refused::Expired { .. } | Refused::Revoked { .. } => {
             form(&refused.to_string(), wanted(uri), StatusCode::UNAUTHORIZED)
         }
         Refused::Scope { .. } | Refused::Origin | Refused::Rate { .. } => {
