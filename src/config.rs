@@ -44,6 +44,8 @@ pub struct Settings {
     pub log: Log,
     /// The record of changes.
     pub audit: Audit,
+    /// Messages about jobs that have ended.
+    pub webhooks: Webhooks,
 }
 
 /// What a process does.
@@ -249,6 +251,18 @@ pub struct Audit {
     pub keep_days: u64,
 }
 
+/// Messages about jobs that have ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Webhooks {
+    /// Secrets that they are signed with, with commas between them; empty sends none.
+    pub secret: Secret,
+    /// Whether they are also sent to this machine and into private networks.
+    pub allow_private: bool,
+    /// Milliseconds before the second attempt, 10 to 3,600,000.
+    pub retry_wait_ms: u64,
+}
+
 /// Log lines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -373,6 +387,7 @@ const RANGES: &[Range] = &[
     ("serving.drain_delay_ms", |s| s.serving.drain_delay_ms, 0, 600_000),
     ("serving.drain_timeout_ms", |s| s.serving.drain_timeout_ms, 0, 3_600_000),
     ("audit.keep_days", |s| s.audit.keep_days, 1, 3650),
+    ("webhooks.retry_wait_ms", |s| s.webhooks.retry_wait_ms, 10, 3_600_000),
 ];
 
 impl Settings {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use super::{clock, isa, open_files, refuse_public, s3};
 use crate::config::Settings;
 use crate::engine::kernels::isa::Isa;
+use crate::service::jobs::webhooks;
 use crate::service::store::chain;
 use crate::service::store::remote::Remote;
 use crate::service::store::sql::open::{Schema, schema_of_postgres, schema_of_sqlite};
@@ -83,7 +84,25 @@ pub async fn examine(settings: &Settings) -> Vec<Finding> {
         Ok(()) => good("access", format!("auth.mode is {:?}", settings.auth.mode).to_lowercase()),
         Err(error) => bad("access", error.to_string(), ""),
     });
+    findings.push(webhooks(settings));
     findings
+}
+
+fn webhooks(settings: &Settings) -> Finding {
+    let given = &settings.webhooks;
+    if given.secret.is_empty() {
+        return good("webhooks", "off: jobs take no webhook_url");
+    }
+    match webhooks::count_secrets(given.secret.reveal()) {
+        Err(error) => bad("webhooks", error.to_string(), ""),
+        Ok(count) => {
+            let whom = if given.allow_private { "anybody, also inside" } else { "public addresses" };
+            good(
+                "webhooks",
+                format!("signed with {count} {}, to {whom}", if count == 1 { "secret" } else { "secrets" }),
+            )
+        }
+    }
 }
 
 fn cpu(settings: &Settings) -> Finding {

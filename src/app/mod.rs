@@ -25,6 +25,7 @@ use crate::service::infer::registry::Registry;
 use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
+use crate::service::jobs::webhooks::{self, Receivers, Webhooks};
 use crate::service::jobs::worker::{self, Workers};
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
@@ -85,6 +86,9 @@ pub enum Error {
         /// What there is.
         available: Vec<&'static str>,
     },
+    /// Ends of jobs cannot be told.
+    #[error(transparent)]
+    Webhooks(#[from] webhooks::Error),
     /// Threads cannot be made.
     #[error("making threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
@@ -101,6 +105,7 @@ pub struct Server {
     http: JoinHandle<()>,
     grpc: JoinHandle<()>,
     workers: JoinHandle<()>,
+    webhooks: JoinHandle<()>,
     following: JoinHandle<()>,
     watching: JoinHandle<()>,
     listening: JoinHandle<()>,
@@ -139,7 +144,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         Some(address) if answers => Some(bind(address).await?),
         _ => None,
     };
-    // TLS of clients: the object store. A second call finds it done.
+    // TLS of clients: the object store, webhooks. A second call finds it done.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let clock = clock();
     let database = database(settings, Arc::clone(&clock)).await?;
@@ -154,6 +159,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
     let listening = database.listen();
     let metrics = Arc::new(Metrics::new(env!("CARGO_PKG_VERSION"), isa.name()));
     let keys = keys(settings, &catalog, &clock, &metrics).await?;
+    let webhooks = webhooks(settings, &catalog, &clock, &metrics)?;
     let queue = Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), queue_options(settings));
     let registry = registry(settings, isa, &catalog, &blobs, &metrics)?;
     let (stop, stopping) = watch::channel(false);
@@ -203,7 +209,12 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
             }
         }
     });
-    let workers = tokio::spawn(workers.run(stopping));
+    let workers = tokio::spawn(workers.run(stopping.clone()));
+    let webhooks = tokio::spawn(async move {
+        if let Some(webhooks) = webhooks {
+            webhooks.run(stopping).await;
+        }
+    });
     let following = if answers {
         tokio::spawn(follow(registry, readiness.clone()))
     } else {
@@ -229,6 +240,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         http,
         grpc,
         workers,
+        webhooks,
         following,
         watching,
         listening,
@@ -330,14 +342,18 @@ impl Server {
     }
 
     /// Stops: not ready at once, answers during the drain delay, then takes no more connections, finishes the
-    /// requests it has, and hands running jobs back.
+    /// requests and webhooks it has, and hands running jobs back.
     pub async fn stop(self) {
         self.readiness.set(false);
         // A load balancer needs this time to notice.
         tokio::time::sleep(self.drain_delay).await;
         self.stop.send_replace(true);
-        let tasks =
-            [("The HTTP server", self.http), ("The gRPC server", self.grpc), ("The workers", self.workers)];
+        let tasks = [
+            ("The HTTP server", self.http),
+            ("The gRPC server", self.grpc),
+            ("The workers", self.workers),
+            ("The sender of webhooks", self.webhooks),
+        ];
         let aborts = tasks.each_ref().map(|(_, task)| task.abort_handle());
         let ended = tokio::time::timeout(self.drain_timeout, async {
             for (what, task) in tasks {
@@ -348,7 +364,7 @@ impl Server {
         });
         if ended.await.is_err() {
             let drain_timeout_ms = self.drain_timeout.as_millis();
-            warn!(drain_timeout_ms, "Requests or jobs were cut off after {drain_timeout_ms} ms");
+            warn!(drain_timeout_ms, "Requests, jobs or webhooks were cut off after {drain_timeout_ms} ms");
             aborts.iter().for_each(tokio::task::AbortHandle::abort);
         }
         for task in [self.following, self.watching, self.listening].into_iter().chain(self.refreshing) {
@@ -520,7 +536,37 @@ fn queue_options(settings: &Settings) -> queue::Options {
         queued_max: jobs.queued_max,
         lease: Duration::from_secs(jobs.lease_seconds),
         retry_wait: Duration::from_millis(jobs.retry_wait_ms),
+        receivers: receivers(&settings.webhooks),
     }
+}
+
+fn receivers(webhooks: &config::Webhooks) -> Receivers {
+    match (webhooks.secret.is_empty(), webhooks.allow_private) {
+        (true, _) => Receivers::None,
+        (false, false) => Receivers::Public,
+        (false, true) => Receivers::Any,
+    }
+}
+
+/// What tells the ends of jobs; `None` where there is nothing to sign with.
+fn webhooks(
+    settings: &Settings,
+    catalog: &Arc<dyn Catalog>,
+    clock: &Clock,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Webhooks>>, Error> {
+    let given = &settings.webhooks;
+    let receivers = receivers(given);
+    if receivers == Receivers::None {
+        return Ok(None);
+    }
+    let options = webhooks::Options {
+        secrets: given.secret.reveal(),
+        receivers,
+        retry_wait: Duration::from_millis(given.retry_wait_ms),
+    };
+    let (catalog, metrics, clock) = (Arc::clone(catalog), Arc::clone(metrics), Arc::clone(clock));
+    Ok(Some(Webhooks::new(catalog, metrics, clock, &options)?))
 }
 
 fn limits(settings: &Settings) -> api::Limits {

@@ -129,7 +129,9 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
 
 pub(crate) fn start_error(error: app::Error) -> Error {
     match error {
-        app::Error::Isa { .. } | app::Error::Public { .. } => Error::Usage(error.to_string()),
+        app::Error::Isa { .. } | app::Error::Public { .. } | app::Error::Webhooks(_) => {
+            Error::Usage(chain(&error))
+        }
         app::Error::Blobs(_)
         | app::Error::Partials(_)
         | app::Error::Store(_)

@@ -185,6 +185,8 @@ declare! {
         "Do workers die or hang?";
     "job_oldest_queued_age_seconds" Gauge, "seconds", [], "Age of the oldest queued job.",
         "Is the queue stuck?";
+    "webhooks_total" Counter, "attempts", ["outcome"],
+        "Attempts to tell that a job has ended: delivered, retried later, given_up.", "Do receivers hear of their jobs?";
     "calibration_samples_total" Counter, "samples", [], "Calibration samples run through float models.",
         "How much calibration is done?";
 
@@ -283,6 +285,7 @@ pub struct Metrics {
     job_attempts: Histogram,
     job_lease_expired: IntCounter,
     job_oldest_queued: GaugeVec,
+    webhooks: IntCounterVec,
     calibration_samples: IntCounter,
     artifact_bytes: IntGaugeVec,
     artifact_size_ratio: Histogram,
@@ -384,6 +387,7 @@ impl Metrics {
             job_attempts: make.histogram("octet_job_attempts"),
             job_lease_expired: make.counter("octet_job_lease_expired_total"),
             job_oldest_queued: make.gauges("octet_job_oldest_queued_age_seconds"),
+            webhooks: make.counters("octet_webhooks_total"),
             calibration_samples: make.counter("octet_calibration_samples_total"),
             artifact_bytes: make.int_gauges("octet_artifact_bytes"),
             artifact_size_ratio: make.histogram("octet_artifact_size_ratio"),
@@ -519,6 +523,11 @@ impl Metrics {
     /// So many leases ran out.
     pub fn leases_expired(&self, count: u64) {
         self.job_lease_expired.inc_by(count);
+    }
+
+    /// An attempt to tell that a job has ended was made; `outcome` is `delivered`, `retried` or `given_up`.
+    pub fn webhook_tried(&self, outcome: &'static str) {
+        self.webhooks.with_label_values(&[outcome]).inc();
     }
 
     /// So many samples were run for calibration.
@@ -1040,6 +1049,7 @@ mod tests {
     fn full() -> (Metrics, EndpointMetrics) {
         let metrics = Metrics::new("0.1.0", "avx2");
         metrics.http_request("GET", "/v1/jobs/{id}", 200, 0.01);
+        metrics.webhook_tried("delivered");
         let endpoint = metrics.load_endpoint("resnet", 1, "int8", 0.5);
         endpoint.set_accuracy("top1", 0.75, 0.74, -0.01);
         endpoint.set_memory(1000, 10);

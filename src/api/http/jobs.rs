@@ -22,7 +22,7 @@ use crate::api::http::dry_run::DryRunView;
 use crate::api::http::{
     Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, page, parse_json, read_body,
 };
-use crate::service::jobs::{Calibration, JobSpec};
+use crate::service::jobs::{Calibration, JobSpec, webhooks};
 use crate::service::store::{
     Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Pinned, Timestamp, Wanted,
 };
@@ -57,6 +57,10 @@ pub(crate) struct JobRequest {
     /// The endpoint under `/v2/models/` that serves the artifact on success.
     #[schema(value_type = Option<String>)]
     endpoint: Option<Name>,
+    /// Who is told when the job has ended, whatever its state: a signed `POST`, at least once (`docs/API.md`). Needs the
+    /// setting `webhooks.secret`.
+    #[schema(example = "https://ci.example/hooks/octet")]
+    webhook_url: Option<String>,
     /// At most so many attempts.
     attempts_max: Option<u32>,
     /// Only tell what the job would do: nodes, size, time and memory. No job is made; `calibration` is not needed.
@@ -99,6 +103,8 @@ pub(crate) struct JobView {
     pub(crate) recipe: serde_json::Value,
     /// The endpoint that serves the artifact on success.
     pub(crate) endpoint: Option<String>,
+    /// How far the message to its `webhook_url` is. Where the job has none, in lists and in events: `null`.
+    pub(crate) webhook: Option<WebhookView>,
     /// On success and gate failure.
     #[schema(value_type = Option<JobResult>)]
     pub(crate) result: Option<serde_json::Value>,
@@ -114,6 +120,19 @@ pub(crate) struct JobView {
     pub(crate) updated_at: String,
     /// Where to look, and what to do.
     pub(crate) links: JobLinks,
+}
+
+/// How far the message about the end of a job is.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct WebhookView {
+    /// Where it goes: scheme, host and port. Path and query are not shown, since they may be secrets.
+    origin: String,
+    /// `waiting` for the end of the job, `pending` (an attempt is due, or will be), `delivered` or `given_up`.
+    state: &'static str,
+    /// Attempts that were begun.
+    attempts: u32,
+    /// Status of the last answer; `null` where there was none.
+    last_status: Option<u16>,
 }
 
 /// Data that are deleted.
@@ -241,6 +260,7 @@ impl From<&Job> for JobView {
             deleted: deleted.collect(),
             recipe: job.recipe.clone(),
             endpoint: job.endpoint.as_ref().map(ToString::to_string),
+            webhook: None,
             result: job.result.clone(),
             error,
             created_at: job.created_at.to_string(),
@@ -315,6 +335,7 @@ pub(crate) async fn post(
         keep: request.keep,
         recipe,
         endpoint: request.endpoint,
+        webhook_url: request.webhook_url,
         attempts_max: request.attempts_max,
     };
     let key = idempotency_key(&headers, &bytes)?;
@@ -326,7 +347,7 @@ pub(crate) async fn post(
     if let Some(wait) = preferred_wait(&headers) {
         job = wait_for_end(&shared, job.id, wait).await?;
     }
-    let mut response = one(&job);
+    let mut response = one(&shared, &job).await?;
     *response.status_mut() = if job.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
     if let Ok(location) = HeaderValue::try_from(format!("/v1/jobs/{}", job.id)) {
         response.headers_mut().insert(header::LOCATION, location);
@@ -368,12 +389,37 @@ async fn wait_for_end(shared: &Shared, id: JobId, wait: Duration) -> Result<Arc<
     Ok(job)
 }
 
-fn one(job: &Job) -> Response {
-    let mut response = ([(header::ETAG, etag(job.seq))], Json(JobView::from(job))).into_response();
+async fn one(shared: &Shared, job: &Job) -> Result<Response, Problem> {
+    let webhook = webhook(shared, job).await?;
+    let tag = tag(job, webhook.as_ref());
+    let view = JobView { webhook, ..JobView::from(job) };
+    let mut response = ([(header::ETAG, tag)], Json(view)).into_response();
     if !job.state.is_final() {
         response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     }
-    response
+    Ok(response)
+}
+
+async fn webhook(shared: &Shared, job: &Job) -> Result<Option<WebhookView>, Problem> {
+    let Some(url) = &job.webhook_url else { return Ok(None) };
+    let told = if job.state.is_final() { shared.queue.webhook(job.id).await? } else { None };
+    Ok(Some(WebhookView {
+        origin: webhooks::origin(url),
+        state: told.map_or("waiting", |told| told.state.as_str()),
+        attempts: told.map_or(0, |told| told.attempts),
+        last_status: told.and_then(|told| told.last_status),
+    }))
+}
+
+/// Changes with the job and with its webhook.
+fn tag(job: &Job, webhook: Option<&WebhookView>) -> HeaderValue {
+    match webhook {
+        None => etag(job.seq),
+        Some(webhook) => {
+            let status = webhook.last_status.unwrap_or(0);
+            etag(format_args!("{}-{}-{}-{status}", job.seq, webhook.state, webhook.attempts))
+        }
+    }
 }
 
 /// Which jobs.
@@ -438,11 +484,12 @@ pub(crate) async fn get(
         Some(seconds) => wait_for_end(&shared, id, Duration::from_secs(seconds).min(WAIT_MAX)).await?,
         None => Arc::new(shared.queue.find(id).await?),
     };
-    let tag = etag(job.seq);
-    if crate::api::http::none_match(&headers, &tag) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    let answer = one(&shared, &job).await?;
+    let tag = answer.headers().get(header::ETAG);
+    match tag.filter(|tag| crate::api::http::none_match(&headers, tag)) {
+        Some(tag) => Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag.clone())]).into_response()),
+        None => Ok(answer),
     }
-    Ok(one(&job))
 }
 
 /// Stops a job: at once where it is queued, between two samples where it runs. Asking again is harmless.
@@ -458,7 +505,7 @@ pub(crate) async fn cancel(
     let job = shared.queue.cancel(id).await?;
     shared.discard(&job.freed).await;
     tracing::info!(job.id = %id, "Job {id} is asked to stop");
-    Ok((StatusCode::ACCEPTED, one(&job)).into_response())
+    Ok((StatusCode::ACCEPTED, one(&shared, &job).await?).into_response())
 }
 
 /// Deletes the record of a job that has ended. Its artifact stays.

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::queue::{self, Queue};
+use super::webhooks::Receivers;
 use super::worker::tests::outcome;
 use super::worker::{Options, Workers};
 use super::{Calibration, JobSpec};
@@ -36,7 +37,8 @@ use crate::service::store::{
     Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, Digest,
     Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job,
     JobErrorCode, JobFilter, JobId, JobProgress, JobState, Key as ApiKey, KeyId, Lease, Model, Name,
-    NewAudit, NewDataset, NewJob, NewKey, NewModel, Page, Slice, Version, Wanted,
+    NewAudit, NewDataset, NewJob, NewKey, NewModel, Page, Slice, Version, Wanted, Webhook, WebhookClaim,
+    WebhookOutcome,
 };
 
 /// Runs side by side: most of the time they wait.
@@ -235,6 +237,9 @@ impl Catalog for Faulty {
         create_key(new: NewKey) -> ApiKey;
         keys() -> Vec<ApiKey>;
         revoke_key(id: KeyId) -> ApiKey;
+        webhook(job: JobId) -> Option<Webhook>;
+        claim_webhook(lease: Duration) -> Option<WebhookClaim>;
+        settle_webhook(claim: &'a WebhookClaim, outcome: WebhookOutcome, status: Option<u16>) -> bool;
     }
 
     fn endpoint_changes(&self) -> watch::Receiver<u64> {
@@ -427,8 +432,13 @@ impl Bench {
         });
         let blobs = Blobs::open_with(scratch.folder.path(), remote, 0).unwrap();
         let metrics = Arc::new(Metrics::new("0", "scalar"));
-        let options =
-            queue::Options { attempts_max: 2, queued_max: 10, lease: LEASE, retry_wait: Duration::ZERO };
+        let options = queue::Options {
+            attempts_max: 2,
+            queued_max: 10,
+            lease: LEASE,
+            retry_wait: Duration::ZERO,
+            receivers: Receivers::None,
+        };
         let faults = Arc::clone(&plan);
         let workers = Workers {
             queue: Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), options),
@@ -522,6 +532,7 @@ impl Bench {
                 recipe: json!({}),
                 endpoint: Some(name("prod")),
                 attempts_max: None,
+                webhook_url: None,
             };
             let key = IdempotencyKey { key: key.to_owned(), fingerprint: Digest([5; 32]) };
             queue.enqueue(spec, Some(key)).await.map(|made| made.record.id)

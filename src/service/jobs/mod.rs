@@ -9,6 +9,7 @@ mod faults;
 pub mod queue;
 #[cfg(test)]
 mod reference;
+pub mod webhooks;
 pub mod worker;
 
 /// A job as asked for, before names are resolved.
@@ -26,6 +27,8 @@ pub struct JobSpec {
     pub recipe: Value,
     /// The endpoint that shall serve the artifact on success.
     pub endpoint: Option<Name>,
+    /// Whom to tell when it has ended.
+    pub webhook_url: Option<String>,
     /// At most so many attempts; without it, the setting `jobs.attempts_max`, which is also the most.
     pub attempts_max: Option<u32>,
 }

@@ -7,12 +7,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::webhooks::{self, Receivers};
 use super::{Calibration, JobSpec};
 use crate::engine::pipeline;
 use crate::service::metrics::Metrics;
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Created, Digest, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId,
-    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Version,
+    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Version, Webhook,
 };
 
 /// Why the queue could not do what was asked.
@@ -38,6 +39,9 @@ pub enum Error {
     /// The statistics of a job cannot be used.
     #[error("calibration_of: {0}")]
     BadStatistics(String),
+    /// Nobody can be told at that address.
+    #[error(transparent)]
+    BadWebhook(#[from] webhooks::BadUrl),
     /// The catalog refused, or failed.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -54,6 +58,8 @@ pub struct Options {
     pub lease: Duration,
     /// Wait before the second attempt; doubles with each further one, up to 32 times this.
     pub retry_wait: Duration,
+    /// Who may be told that a job has ended.
+    pub receivers: Receivers,
 }
 
 /// At most so many different jobs are watched at a time.
@@ -84,6 +90,9 @@ impl Queue {
         let attempts_max = spec.attempts_max.unwrap_or(limit);
         if !(1..=limit).contains(&attempts_max) {
             return Err(Error::BadAttempts { got: attempts_max, limit });
+        }
+        if let Some(url) = &spec.webhook_url {
+            webhooks::check(url, self.options.receivers)?;
         }
         let recipe = if spec.recipe.is_null() { json!({}) } else { spec.recipe };
         let recipe: Value =
@@ -138,6 +147,7 @@ impl Queue {
             keep: spec.keep,
             recipe: spec.recipe,
             endpoint: spec.endpoint,
+            webhook_url: spec.webhook_url,
             attempts_max,
             idempotency: key,
             queued_max: self.options.queued_max,
@@ -157,6 +167,7 @@ impl Queue {
             keep: true,
             recipe: json!({}),
             endpoint: None,
+            webhook_url: None,
             attempts_max: 1,
             idempotency: Some(key),
             queued_max: 0,
@@ -211,6 +222,14 @@ impl Queue {
     /// [`store::Error::NotFound`].
     pub async fn find(&self, id: JobId) -> Result<Job, Error> {
         Ok(self.catalog.job(id).await?)
+    }
+
+    /// How far the message about the end of a job is; `None` where it has not ended or nobody wants to know.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`].
+    pub async fn webhook(&self, id: JobId) -> Result<Option<Webhook>, Error> {
+        Ok(self.catalog.webhook(id).await?)
     }
 
     /// Jobs, newest first.
@@ -424,6 +443,7 @@ mod tests {
         queued_max: 10,
         lease: Duration::from_secs(30),
         retry_wait: Duration::from_secs(2),
+        receivers: Receivers::Public,
     };
 
     async fn queue() -> (Scratch, Arc<Queue>) {
@@ -440,6 +460,7 @@ mod tests {
             keep: false,
             recipe: Value::Null,
             endpoint: None,
+            webhook_url: None,
             attempts_max: None,
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::queue::{self, Options, Queue};
+use super::webhooks::Receivers;
 use super::{Calibration, Event, JobSpec, after};
 use crate::service::metrics::Metrics;
 use crate::service::store::sql::tests::{Scratch, name, new_artifact, new_dataset, new_model};
@@ -22,6 +23,7 @@ const OPTIONS: Options = Options {
     queued_max: 6,
     lease: Duration::from_secs(30),
     retry_wait: Duration::from_secs(2),
+    receivers: Receivers::None,
 };
 const LEASE_MS: i64 = 30_000;
 const RETRY_MS: i64 = 2_000;
@@ -430,6 +432,7 @@ impl Both {
             recipe: Value::Null,
             endpoint: None,
             attempts_max: Some(attempts_max),
+            webhook_url: None,
         };
         let should = self.reference.may_create(key.as_ref());
         let real = self.queue.enqueue(spec, key.clone()).await;

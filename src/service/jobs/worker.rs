@@ -667,6 +667,7 @@ pub(super) mod tests {
 
     use serde_json::json;
 
+    use super::super::webhooks::Receivers;
     use super::super::{Calibration, JobSpec};
     use super::*;
     use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
@@ -694,6 +695,7 @@ pub(super) mod tests {
                 queued_max: 10,
                 lease: Duration::from_secs(30),
                 retry_wait: Duration::ZERO,
+                receivers: Receivers::None,
             };
             let workers = Workers {
                 queue: Queue::new(Arc::clone(&catalog), Arc::clone(&metrics), options),
@@ -726,6 +728,7 @@ pub(super) mod tests {
                 keep: true,
                 recipe: json!({}),
                 endpoint: Some(name("prod")),
+                webhook_url: None,
                 attempts_max: None,
             };
             self.workers.queue.enqueue(spec, None).await.unwrap().record.id

@@ -565,6 +565,9 @@ pub struct Job {
     pub recipe: Value,
     /// The endpoint that serves the artifact on success.
     pub endpoint: Option<Name>,
+    /// Whom to tell when it has ended. Not shown: its path and query may be secrets of the receiver.
+    #[serde(skip)]
+    pub webhook_url: Option<String>,
     /// On success and gate failure: artifact, accuracy, latency, size; endpoint and its version.
     pub result: Option<Value>,
     /// Why it failed, or why its last attempt did.
@@ -588,6 +591,74 @@ impl Job {
         let owner = self.lease_owner.clone()?;
         (self.state == JobState::Running).then_some(Lease { job: self.id, attempt: self.attempt, owner })
     }
+}
+
+/// Whether the end of a job was told to whom its webhook names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebhookState {
+    /// An attempt is due, or will be.
+    Pending,
+    /// It was told.
+    Delivered,
+    /// It was tried often enough.
+    GivenUp,
+}
+
+impl WebhookState {
+    /// Every state.
+    pub const ALL: [WebhookState; 3] =
+        [WebhookState::Pending, WebhookState::Delivered, WebhookState::GivenUp];
+
+    /// As shown in the API and the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            WebhookState::Pending => "pending",
+            WebhookState::Delivered => "delivered",
+            WebhookState::GivenUp => "given_up",
+        }
+    }
+}
+
+impl FromStr for WebhookState {
+    type Err = BadText;
+    fn from_str(text: &str) -> Result<WebhookState, BadText> {
+        WebhookState::ALL
+            .into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| bad(text, "a webhook state", "pending, delivered or given_up"))
+    }
+}
+
+/// How far the message about the end of a job is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Webhook {
+    /// Where it stands.
+    pub state: WebhookState,
+    /// Attempts that were begun.
+    pub attempts: u32,
+    /// Status of the last answer; `None` where there was none.
+    pub last_status: Option<u16>,
+}
+
+/// One attempt to tell the end of a job.
+#[derive(Clone, Debug)]
+pub struct WebhookClaim {
+    /// The job, which has ended.
+    pub job: Job,
+    /// Which attempt this is, from 1.
+    pub attempt: u32,
+}
+
+/// What came of an attempt to tell the end of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WebhookOutcome {
+    /// It was told.
+    Delivered,
+    /// It was not; the next attempt is due after so long.
+    Retry(Duration),
+    /// It was not, and there will be no further attempt.
+    GivenUp,
 }
 
 /// The right to work on a job: every write of a worker carries it, and fails once another attempt has begun.
@@ -1128,6 +1199,8 @@ pub struct NewJob {
     pub recipe: Value,
     /// The endpoint that serves the artifact on success.
     pub endpoint: Option<Name>,
+    /// Whom to tell when it has ended.
+    pub webhook_url: Option<String>,
     /// At most so many attempts, from 1.
     pub attempts_max: u32,
     /// Of the request.
@@ -1550,6 +1623,18 @@ pub trait Catalog: Send + Sync {
     fn audit<'a>(&'a self, key: Option<KeyId>, page: &'a Page) -> Answer<'a, Slice<AuditEntry>>;
     /// Removes from the record what is older than `keep`; gives how many.
     fn prune_audit(&self, keep: Duration) -> Answer<'_, u64>;
+
+    /// How far the message about the end of a job is; `None` where it has not ended or nobody wants to know.
+    fn webhook(&self, job: JobId) -> Answer<'_, Option<Webhook>>;
+    /// Gives one attempt to tell the end of a job, where one is due. It is due again after `lease`, unless settled.
+    fn claim_webhook(&self, lease: Duration) -> Answer<'_, Option<WebhookClaim>>;
+    /// Notes what came of an attempt, and the status that was answered; `false` where another attempt has begun.
+    fn settle_webhook<'a>(
+        &'a self,
+        claim: &'a WebhookClaim,
+        outcome: WebhookOutcome,
+        status: Option<u16>,
+    ) -> Answer<'a, bool>;
 
     /// Adds a key.
     fn create_key(&self, new: NewKey) -> Answer<'_, Key>;

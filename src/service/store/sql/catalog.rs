@@ -10,7 +10,7 @@ use super::super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, DatasetId,
     Digest, Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
     JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewAudit, NewDataset, NewJob,
-    NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted,
+    NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted, Webhook, WebhookClaim, WebhookOutcome,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
@@ -20,7 +20,7 @@ use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::transaction::{refuse, unless_refused};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion, same_upload};
-use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, whole};
+use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, webhooks, whole};
 
 /// How long an idempotency key is remembered.
 pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
@@ -334,8 +334,8 @@ impl Catalog for Sql {
                 "INSERT INTO jobs (id, kind, state, attempts_max, model_name, model_version,
                                    calibration_name, calibration_version, evaluation_name,
                                    evaluation_version, recipe, endpoint, run_at, created_at, updated_at,
-                                   calibration_of, keep)
-                 VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $12, $13, $14)
+                                   calibration_of, keep, webhook_url)
+                 VALUES ($1, $2, 'queued', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $12, $13, $14, $15)
                  RETURNING *",
             )
             .bind(JobId::new().to_string())
@@ -352,6 +352,7 @@ impl Catalog for Sql {
             .bind(now.0)
             .bind(new.calibration_of.map(|job| job.to_string()))
             .bind(i64::from(new.keep))
+            .bind(new.webhook_url.as_deref())
             .fetch_one(&mut *transaction)
             .await?;
             let record = Job::read(&row)?;
@@ -668,6 +669,26 @@ impl Catalog for Sql {
             let before = Timestamp(self.now().0.saturating_sub(keep));
             let mut connection = self.writer.acquire().await?;
             audit::prune(&mut connection, before).await
+        })
+    }
+
+    fn webhook(&self, job: JobId) -> Answer<'_, Option<Webhook>> {
+        answer(format!("finding the webhook of job `{job}`"), webhooks::of(&self.readers, job))
+    }
+
+    fn claim_webhook(&self, lease: Duration) -> Answer<'_, Option<WebhookClaim>> {
+        answer("claiming a webhook", webhooks::claim(&self.writer, self.dialect, self.now(), lease))
+    }
+
+    fn settle_webhook<'a>(
+        &'a self,
+        claim: &'a WebhookClaim,
+        outcome: WebhookOutcome,
+        status: Option<u16>,
+    ) -> Answer<'a, bool> {
+        answer(format!("settling the webhook of job `{}`", claim.job.id), async move {
+            let mut connection = self.writer.acquire().await?;
+            webhooks::settle(&mut connection, claim, outcome, status, self.now()).await
         })
     }
 

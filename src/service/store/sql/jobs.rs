@@ -10,7 +10,7 @@ use super::super::{
 use super::endpoints::change_endpoint;
 use super::rows::Record;
 use super::uploads::{is_live, let_go};
-use super::{Dialect, Work, signed, to_json};
+use super::{Dialect, Work, signed, to_json, webhooks};
 
 pub(super) fn lost(lease: &Lease) -> Error {
     Error::LeaseLost { job: lease.job, attempt: lease.attempt }
@@ -74,6 +74,7 @@ pub(super) async fn write_next(
     if !job.state.is_final() {
         return Ok(job);
     }
+    webhooks::add(connection, &job, now).await?;
     let mut freed = let_go(connection, &job, now).await?;
     if let Some(checkpoint) = job.checkpoint {
         sqlx::query("UPDATE jobs SET checkpoint = NULL WHERE id = $1")

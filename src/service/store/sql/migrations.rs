@@ -35,6 +35,7 @@ const MIGRATIONS: &[Migration] = &[
     migration!(6, "checkpoints", "0006_checkpoints.sql"),
     migration!(7, "quotas", "0007_quotas.sql"),
     migration!(8, "audit", "0008_audit.sql"),
+    migration!(9, "webhooks", "0009_webhooks.sql"),
 ];
 
 /// The newest that this program knows.

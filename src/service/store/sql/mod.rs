@@ -27,6 +27,7 @@ mod rows;
 pub(crate) mod tests;
 mod transaction;
 mod uploads;
+mod webhooks;
 
 /// Which database it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -97,6 +97,7 @@ impl Record for Job {
             checkpoint: text_or_null(row, "checkpoint")?,
             recipe: json_of(row, "recipe")?,
             endpoint: text_or_null(row, "endpoint")?,
+            webhook_url: row.try_get("webhook_url")?,
             result: json_or_null(row, "result")?,
             error: json_or_null(row, "error")?,
             seq: whole(row, "seq")?,

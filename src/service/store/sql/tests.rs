@@ -11,9 +11,10 @@ use super::super::{
     AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Census, Clock, Created, Cursor, Digest,
     EndpointChange, Error, Expect, Finish, IdempotencyKey, Job, JobErrorCode, JobKind, JobProgress, JobState,
     KeyId, LatencySummary, Lease, Name, NewArtifact, NewAudit, NewDataset, NewJob, NewKey, NewModel, Owner,
-    Page, Pinned, Route, Timestamp, Version,
+    Page, Pinned, Route, Timestamp, Version, Webhook, WebhookClaim, WebhookOutcome, WebhookState,
 };
 use super::catalog::KEY_LIFETIME_MS;
+use super::jobs::{Next, write_next};
 use super::open::Sql;
 
 /// Runs each test on SQLite, and on Postgres where the variable names one (`tests/postgres` starts it).
@@ -56,6 +57,10 @@ on_both! {
     a_key_stores_no_more_than_its_quota,
     the_audit_log_is_paged_and_has_an_end,
     a_file_of_a_newer_program_is_refused,
+    the_webhook_of_a_job_is_told_once_however_often_it_ends,
+    a_webhook_whose_sender_died_is_due_again,
+    a_webhook_is_given_up_and_stays_so,
+    a_webhook_is_sent_by_one_of_many,
 }
 
 /// A catalog of its own, with a clock that stands still until it is moved.
@@ -179,6 +184,7 @@ pub(crate) async fn new_job(catalog: &Sql) -> NewJob {
         keep: false,
         recipe: json!({ "scheme": "static" }),
         endpoint: None,
+        webhook_url: None,
         attempts_max: 3,
         idempotency: None,
         queued_max: 1000,
@@ -642,4 +648,118 @@ async fn the_audit_log_is_paged_and_has_an_end(scratch: Scratch) {
     assert_eq!(what(&own.items), [lines[1].clone()]);
     assert_eq!(catalog.prune_audit(Duration::from_millis(2_000)).await.unwrap(), 1);
     assert_eq!(catalog.audit(None, &Page::first(9)).await.unwrap().items.len(), 2);
+}
+
+const HOOK: &str = "https://hooks.example/secret";
+
+async fn queued_with_webhook(catalog: &Sql) -> Job {
+    let new = NewJob { webhook_url: Some(HOOK.to_owned()), ..new_job(catalog).await };
+    catalog.create_job(new).await.unwrap().record
+}
+
+async fn claimed(catalog: &Sql) -> WebhookClaim {
+    catalog.claim_webhook(LEASE).await.unwrap().expect("an attempt is due")
+}
+
+async fn the_webhook_of_a_job_is_told_once_however_often_it_ends(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let silent = queued(catalog).await;
+    catalog.cancel_job(silent.id).await.unwrap();
+    let job = queued_with_webhook(catalog).await;
+    assert_eq!(job.webhook_url.as_deref(), Some(HOOK));
+    assert!(!serde_json::to_string(&job).unwrap().contains("secret"), "the path is not shown");
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), None, "it has not ended");
+    let (_, lease) = leased(catalog, "a").await;
+    // An attempt that failed, or was handed back, is no end.
+    catalog.finish_job(&lease, Finish::HandBack).await.unwrap();
+    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    let (_, lease) = leased(catalog, "a").await;
+    catalog.finish_job(&lease, Finish::Done(Box::new(new_artifact(None)))).await.unwrap();
+    assert_eq!(catalog.webhook(silent.id).await.unwrap(), None, "nobody wants to know");
+
+    let claim = claimed(catalog).await;
+    assert_eq!((claim.job.id, claim.job.state, claim.attempt), (job.id, JobState::Succeeded, 1));
+    assert!(catalog.settle_webhook(&claim, WebhookOutcome::Delivered, Some(204)).await.unwrap());
+    let told = Webhook { state: WebhookState::Delivered, attempts: 1, last_status: Some(204) };
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), Some(told));
+
+    // No call ends a job twice; if one did, nobody would be told again.
+    let mut transaction = catalog.begin().await.ok().unwrap();
+    let next = Next::ended(JobState::Failed, None);
+    let again = write_next(&mut transaction, job.id, next, Timestamp(0)).await.ok().unwrap();
+    assert_eq!(again.state, JobState::Failed);
+    transaction.commit().await.unwrap();
+    scratch.pass(3_600_000);
+    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), Some(told));
+}
+
+async fn a_webhook_whose_sender_died_is_due_again(mut scratch: Scratch) {
+    let job = queued_with_webhook(&scratch.catalog).await;
+    scratch.catalog.cancel_job(job.id).await.unwrap();
+    // What is deleted meanwhile has ended all the same.
+    scratch.catalog.delete_job(job.id).await.unwrap();
+    let first = claimed(&scratch.catalog).await;
+    assert!(scratch.catalog.claim_webhook(LEASE).await.unwrap().is_none(), "somebody sends it");
+    scratch.reopen().await;
+    let catalog = &scratch.catalog;
+    scratch.pass(29_999);
+    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none(), "the lease still holds");
+    scratch.pass(1);
+    let second = claimed(catalog).await;
+    assert_eq!((second.job.id, second.job.state, second.attempt), (job.id, JobState::Cancelled, 2));
+    // The first sender was only slow: what it says does not count any more.
+    assert!(!catalog.settle_webhook(&first, WebhookOutcome::GivenUp, None).await.unwrap());
+    assert!(catalog.settle_webhook(&second, WebhookOutcome::Delivered, Some(200)).await.unwrap());
+    let told = Webhook { state: WebhookState::Delivered, attempts: 2, last_status: Some(200) };
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), Some(told));
+}
+
+async fn a_webhook_is_given_up_and_stays_so(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    let job = queued_with_webhook(catalog).await;
+    catalog.cancel_job(job.id).await.unwrap();
+    let claim = claimed(catalog).await;
+    let retry = WebhookOutcome::Retry(Duration::from_secs(14));
+    assert!(catalog.settle_webhook(&claim, retry, Some(503)).await.unwrap());
+    let told = |state, attempts, last_status| Some(Webhook { state, attempts, last_status });
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), told(WebhookState::Pending, 1, Some(503)));
+    scratch.pass(13_999);
+    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none(), "it waits");
+    scratch.pass(1);
+    let claim = claimed(catalog).await;
+    assert_eq!(claim.attempt, 2);
+    assert!(catalog.settle_webhook(&claim, WebhookOutcome::GivenUp, None).await.unwrap());
+    assert!(!catalog.settle_webhook(&claim, WebhookOutcome::Delivered, Some(200)).await.unwrap());
+    scratch.pass(3_600_000);
+    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    assert_eq!(catalog.webhook(job.id).await.unwrap(), told(WebhookState::GivenUp, 2, None));
+}
+
+async fn a_webhook_is_sent_by_one_of_many(scratch: Scratch) {
+    let mut jobs = std::collections::HashSet::new();
+    for _ in 0..40 {
+        let job = queued_with_webhook(&scratch.catalog).await;
+        scratch.catalog.cancel_job(job.id).await.unwrap();
+        jobs.insert(job.id);
+    }
+    let mut senders = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        // SQLite has one process.
+        let catalog = match &scratch.url {
+            None => Arc::clone(&scratch.catalog),
+            Some(_) => Arc::new(scratch.open_again().await),
+        };
+        senders.spawn(async move {
+            let mut claims = Vec::new();
+            while let Some(claim) = catalog.claim_webhook(LEASE).await.unwrap() {
+                assert_eq!(claim.attempt, 1, "{} is claimed twice", claim.job.id);
+                claims.push(claim.job.id);
+            }
+            claims
+        });
+    }
+    let claimed: Vec<_> = senders.join_all().await.into_iter().flatten().collect();
+    assert_eq!(claimed.len(), jobs.len());
+    assert_eq!(claimed.into_iter().collect::<std::collections::HashSet<_>>(), jobs);
 }
