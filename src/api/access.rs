@@ -70,6 +70,14 @@ pub(crate) fn admit_again(shared: &Context, caller: Option<&Caller>, scope: Scop
     }
 }
 
+/// Whether a caller may go on with what it was let begin.
+pub(crate) fn still_admitted(shared: &Context, by: &By, scope: Scope) -> bool {
+    match (&shared.keys, &by.0) {
+        (Some(keys), Some(caller)) => keys.still(caller, scope),
+        _ => true,
+    }
+}
+
 /// The refusal of a request that [`from_elsewhere`] has found, counted.
 pub(crate) fn origin_refused(shared: &Context) -> Refused {
     shared.metrics.auth_refused(Refused::Origin.reason());

@@ -283,6 +283,12 @@ impl Keys {
         self.counted(self.allowed(caller, needs, Instant::now()))
     }
 
+    /// Whether it may still do what it was once let do: no request of its own, and no refusal to be counted.
+    #[must_use]
+    pub fn still(&self, caller: &Caller, needs: Scope) -> bool {
+        self.in_force(caller, needs).is_ok()
+    }
+
     /// Counts a refusal that was found elsewhere.
     #[must_use]
     pub fn refused(&self, refused: Refused) -> Refused {
@@ -313,7 +319,8 @@ impl Keys {
         self.known.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    fn allowed(&self, caller: &Caller, needs: Scope, now: Instant) -> Result<(), Refused> {
+    /// The key of a caller as it is now, where it has the scope.
+    fn in_force(&self, caller: &Caller, needs: Scope) -> Result<Caller, Refused> {
         // A stream may have been opened long ago.
         let latest = match caller.0.by_token {
             true => caller.clone(),
@@ -324,6 +331,12 @@ impl Keys {
         if !key.scopes.allow(needs) {
             return Err(Refused::Scope { id: key.id, needs, has: key.scopes.clone() });
         }
+        Ok(latest)
+    }
+
+    fn allowed(&self, caller: &Caller, needs: Scope, now: Instant) -> Result<(), Refused> {
+        let latest = self.in_force(caller, needs)?;
+        let key = &latest.0.key;
         let Some(rate) = key.rate else { return Ok(()) };
         let mut bucket = caller.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
         let bucket = bucket.get_or_insert(Bucket { tokens: f64::from(rate), at: now });

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.client
+import json
 import os
 import pathlib
 import re
@@ -173,6 +174,28 @@ def check_a_stream_ends_with_its_key_and_keeps_its_rate(server):
     with contextlib.suppress(grpc.RpcError):
         said = stream(key, lambda: time.monotonic() < began + SECONDS + 0.2)
         assert "was revoked" in said[-1], said[-1]
+
+
+def check_events_of_a_job_end_with_their_key(binary):
+    # No worker: the job waits, and its events with it.
+    with support.Server(binary, settings=SETTINGS | {"OCTET_JOBS__WORKERS": "0"}) as server:
+        keys = Keys(server)
+        writer, reader = keys.create("write"), keys.create("read")
+        for path, file in (("models/mlp", support.model_path("fm_mlp")), ("datasets/d", support.calibration_path("fm_mlp"))):
+            assert ask(server, "PUT", f"/v1/{path}", writer, body=file.read_bytes()) == 201
+        spec = {"kind": "quantize", "model": "mlp", "calibration": "d"}
+        made = server.request("POST", "/v1/jobs", json.dumps(spec), {"X-Api-Key": writer, "Content-Type": "application/json"})
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", f"/v1/jobs/{made.json()['id']}/events", headers={"X-Api-Key": reader})
+            events = connection.getresponse()
+            assert events.status == 200 and b"event: state" in events.read1(), "the first event"
+            began = time.monotonic()
+            assert keys.run("revoke", id_of(reader)).returncode == 0
+            assert events.read() == b"", "nothing more"
+            took = time.monotonic() - began
+        assert took < 2 * SECONDS + 1, took
+    return f"after {took:.1f} s"
 
 
 def check_the_log_tells_who_changed_what_and_no_secret(server):

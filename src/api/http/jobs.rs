@@ -14,8 +14,10 @@ use futures::stream;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
+use tokio::time::Interval;
 use utoipa::{IntoParams, ToSchema};
 
+use crate::api::access::{By, still_admitted};
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
 use crate::api::http::dry_run::DryRunView;
@@ -24,7 +26,7 @@ use crate::api::http::{
 };
 use crate::service::jobs::{Calibration, JobSpec, webhooks};
 use crate::service::store::{
-    Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Pinned, Timestamp, Wanted,
+    Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Pinned, Scope, Timestamp, Wanted,
 };
 
 /// What is to be done.
@@ -534,13 +536,17 @@ pub(crate) async fn delete(
 pub(crate) async fn events(
     State(shared): State<Shared>,
     Path(id): Path<String>,
+    by: By,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let id: JobId = id.parse()?;
     let jobs = shared.queue.watch(id).await?;
     let seen = header_text(&headers, "last-event-id").and_then(|t| t.parse::<u64>().ok());
     let stopping = shared.stopping.clone();
-    let follower = Follower { jobs, stopping, seen, told: None, first: true, ended: false };
+    let admitted = move || still_admitted(&shared, &by, Scope::Read);
+    let look = tokio::time::interval(LOOK_AT_KEY);
+    let admitted = Box::new(admitted);
+    let follower = Follower { jobs, stopping, admitted, look, seen, told: None, first: true, ended: false };
     let events = stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|event| (Ok::<_, Infallible>(event), follower))
     });
@@ -552,11 +558,17 @@ pub(crate) async fn events(
     Ok(response)
 }
 
+/// How often a stream looks whether its key is still in force.
+const LOOK_AT_KEY: Duration = Duration::from_secs(1);
+
 /// Turns the states of a job into events.
 struct Follower {
     jobs: watch::Receiver<Arc<Job>>,
     // A stopping server ends its streams: the client comes back with Last-Event-ID.
     stopping: watch::Receiver<bool>,
+    // A key that has ended ends them too.
+    admitted: Box<dyn Fn() -> bool + Send>,
+    look: Interval,
     // What the client has seen before it came back.
     seen: Option<u64>,
     told: Option<JobState>,
@@ -575,6 +587,10 @@ impl Follower {
                 tokio::select! {
                     changed = self.jobs.changed() => changed.ok()?,
                     _ = self.stopping.wait_for(|stopping| *stopping) => return None,
+                    _ = self.look.tick() => match (self.admitted)() {
+                        true => continue,
+                        false => return None,
+                    },
                 }
             }
             let job = Arc::clone(&self.jobs.borrow_and_update());
