@@ -266,9 +266,9 @@ def run_octet(binary, *arguments, **more):
 
 
 def run(module, binary):
-    """Runs the checks of one module, each with a server shared by the module; gives how many passed and failed."""
+    """Runs the checks of one module, each with a server shared by the module; gives how many passed, and which failed."""
     checks = [(n, f) for n, f in vars(module).items() if n.startswith("check_")]
-    passed, failed = 0, 0
+    passed, failed = 0, []
     with contextlib.ExitStack() as stack:
         server = None
         for name, check in checks:
@@ -282,7 +282,7 @@ def run(module, binary):
                 passed += 1
                 outcome = "ok" + (f" ({say})" if say else "")
             except Exception:  # a check fails in whatever way it likes; the others still run
-                failed += 1
+                failed.append(f"{module.__name__}.{name}")
                 outcome = "FAILED\n" + traceback.format_exc()
                 if server:
                     outcome += f"--- the end of the server's log\n{server.log()}"
@@ -299,5 +299,8 @@ def main(module):
 
 
 def finish(passed, failed):
-    print(f"{passed} passed, {failed} failed", flush=True)
+    # By name once more: the lines above may be far above.
+    for name in failed:
+        print(f"FAILED: {name}")
+    print(f"{passed} passed, {len(failed)} failed", flush=True)
     sys.exit(1 if failed or not passed else 0)
