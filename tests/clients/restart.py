@@ -1,17 +1,29 @@
 """A job outlives the server: `kill -9` in the middle, start again, and it finishes as if nothing had been."""
 
+import io
 import json
 import sys
 import time
 
+import numpy as np
+
 import support
+
+
+def many_samples():
+    """The evaluation data three times over: each phase is told every half second, and shall be seen."""
+    file = io.BytesIO()
+    with np.load(support.EVALUATION_PATH) as arrays:
+        samples = len(arrays["labels"])
+        np.savez(file, **{k: np.concatenate([a] * 3) if a.shape[:1] == (samples,) else a for k, a in arrays.items()})
+    return file.getvalue()
 
 
 def finish_after_kill(binary, phase):
     """Kills the server as soon as the job is in `phase`."""
     with support.Server(binary) as server:
-        # 10,000 samples where the kill shall hit, 256 in the other place.
-        calibration, evaluation = support.calibration_path("fm_resnet8"), support.EVALUATION_PATH
+        # 30,000 samples where the kill shall hit, 256 in the other place.
+        calibration, evaluation = support.calibration_path("fm_resnet8"), many_samples()
         if phase == "calibrate":
             calibration, evaluation = evaluation, calibration
         for path, file in [
@@ -57,7 +69,7 @@ def check_what_was_calibrated_is_not_calibrated_again(binary):
     """Killed after a calibration that took long: the next attempt begins behind it, and makes the same artifact."""
     with support.Server(binary) as server:
         for path, file in [("/v1/models/resnet8", support.model_path("fm_resnet8")),
-                           ("/v1/datasets/calib", support.EVALUATION_PATH)]:
+                           ("/v1/datasets/calib", many_samples())]:
             assert server.put(path, file).status == 201
         spec = {"model": "resnet8", "calibration": "calib", "keep": True}
         began = time.monotonic()
@@ -65,6 +77,8 @@ def check_what_was_calibrated_is_not_calibrated_again(binary):
         whole = time.monotonic() - began
         job = server.submit(**spec)
         server.until(lambda: server.job(job)["phase"] == "evaluate", "it evaluates", 120)
+        # What was found out is kept just after that is told.
+        time.sleep(0.3)
         server.kill()
         server.start()
         began, phases = time.monotonic(), set()

@@ -252,14 +252,17 @@ def check_a_full_queue_and_a_short_timeout(binary):
 
         calls.append(client.async_infer("slow", [input_of(batch)], callback=lambda result, error: None))
         in_flight(1)
-        errors = queue.Queue()
-        # In microseconds: it waits behind the long one.
-        client.async_infer("slow", [input_of(one)], timeout=200_000, callback=lambda result, error: errors.put(error))
+        calls.append(client.async_infer("slow", [input_of(one)], callback=lambda result, error: None))
         in_flight(2)
         refused("RESOURCE_EXHAUSTED", "queue", lambda: client.infer("slow", [input_of(one)]))
-        calls[0].cancel()
+        calls[1].cancel()
+        in_flight(1)
+        errors = queue.Queue()
+        # In microseconds: it waits behind the long one.
+        client.async_infer("slow", [input_of(one)], timeout=50_000, callback=lambda result, error: errors.put(error))
         error = errors.get(timeout=120)
         assert error is not None and error.status() == "StatusCode.DEADLINE_EXCEEDED", error
+        calls[0].cancel()
         server.until(lambda: counted(server, "deadline") == 1 and counted(server, "rejected") == 1, "both are counted")
 
 
