@@ -8,7 +8,7 @@ pub mod grpc;
 pub mod http;
 pub mod tls;
 pub(crate) mod v2;
-pub(crate) mod wire;
+pub mod wire;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

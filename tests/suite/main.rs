@@ -3,6 +3,7 @@
 mod allocations;
 mod artifacts;
 mod channels;
+mod corpus;
 mod datasets;
 mod endpoints;
 mod infer;

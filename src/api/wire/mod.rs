@@ -1,16 +1,16 @@
 //! The words of the Open Inference Protocol (KServe v2) as Triton speaks it: datatypes, requests, errors.
-//! Knows tensors; knows neither models nor HTTP.
+//! Knows tensors; knows neither models nor HTTP. Public for the tests and fuzz targets of hostile bodies.
 
 mod decimal;
-pub(crate) mod request;
-pub(crate) mod response;
+pub mod request;
+pub mod response;
 mod scan;
 
 use crate::engine::tensor::{DType, Tensor};
 
 /// Why a body is not an inference request. All of them are the caller's to mend.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// The JSON part is not JSON, or not of the shape that the protocol asks for.
     #[error("malformed JSON at line {line} column {column}: {reason}")]
     Json {
@@ -47,7 +47,7 @@ pub(crate) enum Error {
 
 /// How a body is laid out: what the header `Inference-Header-Content-Length` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Framing {
+pub enum Framing {
     /// No header: all JSON.
     Json,
     /// So many bytes of JSON, then raw tensors in input order.
@@ -57,43 +57,43 @@ pub(crate) enum Framing {
 }
 
 /// One input or output of a model, as far as the protocol shows it. `None` is a free dimension.
-pub(crate) struct Port<'a> {
+pub struct Port<'a> {
     /// Name in the model.
-    pub(crate) name: &'a str,
+    pub name: &'a str,
     /// What one element is.
-    pub(crate) dtype: DType,
+    pub dtype: DType,
     /// Declared shape, with the batch dimension.
-    pub(crate) shape: &'a [Option<usize>],
+    pub shape: &'a [Option<usize>],
 }
 
 /// An inference request, decoded.
 #[derive(Debug, Default)]
-pub(crate) struct InferRequest {
+pub struct InferRequest {
     /// Given back as it came, where not empty.
-    pub(crate) id: Option<String>,
+    pub id: Option<String>,
     /// Inputs by name.
-    pub(crate) inputs: Vec<(String, Tensor)>,
+    pub inputs: Vec<(String, Tensor)>,
     /// Outputs that were asked for; empty means all.
-    pub(crate) outputs: Vec<OutputRequest>,
+    pub outputs: Vec<OutputRequest>,
     /// Whether outputs without a flag of their own come back raw.
-    pub(crate) binary_output: bool,
+    pub binary_output: bool,
     /// `parameters.precision`: `fp32` asks for the float twin of an INT8 endpoint.
-    pub(crate) precision: Option<String>,
+    pub precision: Option<String>,
     /// `parameters.timeout`, microseconds: how long the request may wait in the queue.
-    pub(crate) timeout_us: Option<u64>,
+    pub timeout_us: Option<u64>,
     /// `parameters.priority`: 1 goes first, 0 leaves it to the server.
-    pub(crate) priority: u64,
+    pub priority: u64,
 }
 
 /// One output that was asked for.
-#[derive(Debug)]
-pub(crate) struct OutputRequest {
+#[derive(Clone, Debug)]
+pub struct OutputRequest {
     /// Name in the model.
-    pub(crate) name: String,
+    pub name: String,
     /// Whether it comes back raw; `None` leaves it to the request.
-    pub(crate) binary: Option<bool>,
+    pub binary: Option<bool>,
     /// Gives the `k` largest values as `value:index` instead of the tensor; 0 is off.
-    pub(crate) classification: usize,
+    pub classification: usize,
 }
 
 /// The protocol's name of a data type.

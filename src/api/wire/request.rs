@@ -12,7 +12,7 @@ pub(crate) const TENSORS_MAX: usize = 1024;
 ///
 /// # Errors
 /// [`Error::Framing`] where it is not a number.
-pub(crate) fn framing(header: Option<&str>) -> Result<Framing, Error> {
+pub fn framing(header: Option<&str>) -> Result<Framing, Error> {
     let Some(text) = header else { return Ok(Framing::Json) };
     match text.trim().parse::<usize>() {
         Ok(0) => Ok(Framing::Raw),
@@ -27,7 +27,7 @@ pub(crate) fn framing(header: Option<&str>) -> Result<Framing, Error> {
 ///
 /// # Errors
 /// [`Error`], which names the field or tensor at fault.
-pub(crate) fn decode(framing: Framing, body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
+pub fn decode(framing: Framing, body: &[u8], inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
     match framing {
         Framing::Raw => raw(body, inputs),
         Framing::Json => json(body, &[]),

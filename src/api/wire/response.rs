@@ -8,22 +8,22 @@ use crate::api::wire::{Error, InferRequest, OutputRequest, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 /// The answer of a model, to be encoded.
-pub(crate) struct InferAnswer<'a> {
+pub struct InferAnswer<'a> {
     /// Name of the endpoint.
-    pub(crate) model_name: &'a str,
+    pub model_name: &'a str,
     /// Its version, as text.
-    pub(crate) model_version: &'a str,
+    pub model_version: &'a str,
     /// All outputs of the model, in its order.
-    pub(crate) outputs: Vec<(&'a str, &'a Tensor)>,
+    pub outputs: Vec<(&'a str, &'a Tensor)>,
 }
 
 /// A body, and how many of its bytes are JSON where raw tensors follow.
 #[derive(Debug)]
-pub(crate) struct Encoded {
+pub struct Encoded {
     /// JSON, then raw tensors.
-    pub(crate) body: Vec<u8>,
+    pub body: Vec<u8>,
     /// What `Inference-Header-Content-Length` says; `None` where all is JSON.
-    pub(crate) json_bytes: Option<usize>,
+    pub json_bytes: Option<usize>,
 }
 
 /// Writes the outputs that `request` asks for.
@@ -32,8 +32,8 @@ pub(crate) struct Encoded {
 /// `binary_data`.
 ///
 /// # Errors
-/// [`Error::Output`] where an output is asked for that the model does not have.
-pub(crate) fn encode(request: &InferRequest, answer: &InferAnswer<'_>) -> Result<Encoded, Error> {
+/// [`Error::Output`] where an output is asked for that the model does not have, or one is asked for twice.
+pub fn encode(request: &InferRequest, answer: &InferAnswer<'_>) -> Result<Encoded, Error> {
     let chosen = chosen(request, answer)?;
     let bytes: usize = chosen.iter().map(|c| c.tensor.view().bytes.len()).sum();
     let mut json = Vec::with_capacity(256 + if chosen.iter().all(|c| c.binary) { bytes } else { bytes * 3 });
@@ -80,22 +80,26 @@ pub(crate) struct Choice {
 /// The outputs that `request` asks for, of a model whose outputs have `names`.
 ///
 /// # Errors
-/// [`Error::Output`] where the model has no such output.
+/// [`Error::Output`] where the model has no such output, or it is asked for twice: a short request could make an answer a
+/// thousand times as long as the outputs are, and it is put together in memory.
 pub(crate) fn choose(request: &InferRequest, names: &[&str]) -> Result<Vec<Choice>, Error> {
     if request.outputs.is_empty() {
         let all =
             (0..names.len()).map(|index| Choice { index, binary: request.binary_output, classification: 0 });
         return Ok(all.collect());
     }
-    let find = |wanted: &OutputRequest| {
-        let index = names.iter().position(|name| *name == wanted.name).ok_or_else(|| Error::Output {
-            name: wanted.name.clone(),
-            reason: format!("the model has no such output, only {names:?}"),
-        })?;
+    let mut asked = vec![false; names.len()];
+    let mut find = |wanted: &OutputRequest| {
+        let wrong = |reason: String| Error::Output { name: wanted.name.clone(), reason };
+        let index = names.iter().position(|name| *name == wanted.name);
+        let index = index.ok_or_else(|| wrong(format!("the model has no such output, only {names:?}")))?;
+        if std::mem::replace(&mut asked[index], true) {
+            return Err(wrong("asked for twice".to_owned()));
+        }
         let binary = wanted.binary.unwrap_or(request.binary_output);
         Ok(Choice { index, binary, classification: wanted.classification })
     };
-    request.outputs.iter().map(find).collect()
+    request.outputs.iter().map(&mut find).collect()
 }
 
 struct Chosen<'a> {
@@ -264,17 +268,27 @@ mod tests {
     fn an_output_overrides_the_request_and_unknown_ones_are_refused() {
         let tensor = Tensor::from_slice(&[1], &[7i64]);
         let output = |name: &str, binary| OutputRequest { name: name.to_owned(), binary, classification: 0 };
-        let request = InferRequest {
-            binary_output: true,
-            outputs: vec![output("y", Some(false)), output("y", None)],
-            ..InferRequest::default()
+        let encode = |outputs: &[OutputRequest]| {
+            let request =
+                InferRequest { binary_output: true, outputs: outputs.to_vec(), ..InferRequest::default() };
+            let outputs = vec![("y", &tensor), ("z", &tensor)];
+            encode(&request, &InferAnswer { model_name: "m", model_version: "1", outputs })
         };
-        let (json, header, tail) = check(&request, &tensor);
+        let encoded = encode(&[output("z", Some(false)), output("y", None)]).unwrap();
+        let (json, tail) = encoded.body.split_at(encoded.json_bytes.unwrap());
+        let json = std::str::from_utf8(json).unwrap();
         assert!(json.contains(r#""data":[7]"#) && json.contains("binary_data_size"), "{json}");
-        assert_eq!((header, tail.len()), (Some(json.len()), 8));
-        let request = InferRequest { outputs: vec![output("z", None)], ..InferRequest::default() };
-        let answer = InferAnswer { model_name: "m", model_version: "1", outputs: vec![("y", &tensor)] };
-        assert!(encode(&request, &answer).unwrap_err().to_string().contains("no such output, only [\"y\"]"));
+        assert_eq!(tail.len(), 8);
+        for (outputs, says) in [
+            (&[output("x", None)][..], "no such output, only [\"y\", \"z\"]"),
+            (
+                &[output("y", None), output("z", None), output("y", Some(false))],
+                "output `y`: asked for twice",
+            ),
+        ] {
+            let error = encode(outputs).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        }
     }
 
     #[test]

@@ -166,8 +166,7 @@ pub fn inspect_dataset(path: &Path, bytes_max: u64) -> Result<Value, Error> {
     if Statistics::is_file(path) {
         let bytes = read(path)?;
         let refused = |e: statistics::Error| Error::Data { which: "dataset", reason: e.to_string() };
-        let statistics = Statistics::decode(&bytes).map_err(refused)?;
-        let (samples, values) = (statistics.samples, statistics.values.len());
+        let (samples, values) = Statistics::inspect(&bytes).map_err(refused)?;
         return Ok(json!({ "samples": samples, "arrays": [], "statistics": values }));
     }
     let failed = |e: npy::Error| data_error(e.into(), path, "dataset");

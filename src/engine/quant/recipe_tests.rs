@@ -26,6 +26,15 @@ fn what_is_asked_is_kept() {
     assert_eq!(recipe.gate, gate);
 }
 
+/// It is kept as text. The catalog gave 0.1984400427885629 back for it, which is the next real.
+#[test]
+fn a_recipe_that_is_kept_as_text_is_the_same_to_the_last_bit() {
+    let recipe = Recipe::parse(&json!({"smooth": {"alpha": 0.19844004278856286}})).unwrap();
+    let text = serde_json::to_string(&recipe).unwrap();
+    assert!(text.contains("0.19844004278856286"), "{text}");
+    assert_eq!(Recipe::parse(&serde_json::from_str(&text).unwrap()), Ok(recipe));
+}
+
 #[test]
 fn every_scheme_is_known() {
     for (name, scheme) in [

@@ -126,34 +126,61 @@ impl Statistics {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`Error`]. Memory stays in proportion to the values that are there.
+    /// [`Error`]. Memory stays in proportion to the values that are there: 64 KiB each.
     pub fn decode(bytes: &[u8]) -> Result<Statistics, Error> {
-        let mut archive = zip::ZipArchive::new(Cursor::new(bytes))?;
-        let member = archive.by_name(MEMBER)?.take(BYTES_MAX);
-        let mut body = Body(BufReader::new(member));
-        let magic = body.bytes()?;
-        if magic != MAGIC {
-            return Err(Error::Magic(magic));
+        let mut values = BTreeMap::new();
+        let keep = |name: &str, observed| drop(values.insert(name.to_owned(), observed));
+        let Head { model, data, samples, .. } = read(bytes, keep)?;
+        Ok(Statistics { model, data, samples, values })
+    }
+
+    /// Checks a file as [`Statistics::decode`] does, but keeps no more than a value at a time: some KiB of a stranger's can
+    /// hold as many values as there may be, which take a GiB. Gives the number of samples and of values.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub fn inspect(bytes: &[u8]) -> Result<(u64, u64), Error> {
+        let Head { samples, values, .. } = read(bytes, |_, _| {})?;
+        Ok((samples, values))
+    }
+}
+
+/// What a file says before its values.
+struct Head {
+    model: [u8; 32],
+    data: [u8; 32],
+    samples: u64,
+    values: u64,
+}
+
+/// Reads a file and hands out its values, in the order of their names.
+fn read(bytes: &[u8], mut take: impl FnMut(&str, Observed)) -> Result<Head, Error> {
+    let mut archive = zip::ZipArchive::new(Cursor::new(bytes))?;
+    let member = archive.by_name(MEMBER)?.take(BYTES_MAX);
+    let mut body = Body(BufReader::new(member));
+    let magic = body.bytes()?;
+    if magic != MAGIC {
+        return Err(Error::Magic(magic));
+    }
+    let (model, data, samples) = (body.bytes()?, body.bytes()?, body.number()?);
+    let values = body.number_to(VALUES_MAX, "values")?;
+    let mut last: Option<String> = None;
+    for _ in 0..values {
+        let length = body.number_to(NAME_BYTES_MAX, "bytes in a name")?;
+        let mut name = Vec::new();
+        (&mut body.0).take(length).read_to_end(&mut name)?;
+        let name = String::from_utf8(name).map_err(|_| damaged("a name is no text"))?;
+        if last.is_some_and(|last| last >= name) {
+            return Err(damaged(format!("value `{name}` is out of order")));
         }
-        let (model, data, samples) = (body.bytes()?, body.bytes()?, body.number()?);
-        let mut values: BTreeMap<String, Observed> = BTreeMap::new();
-        let count = body.number_to(VALUES_MAX, "values")?;
-        for _ in 0..count {
-            let length = body.number_to(NAME_BYTES_MAX, "bytes in a name")?;
-            let mut name = Vec::new();
-            (&mut body.0).take(length).read_to_end(&mut name)?;
-            let name = String::from_utf8(name).map_err(|_| damaged("a name is no text"))?;
-            if values.last_key_value().is_some_and(|(last, _)| *last >= name) {
-                return Err(damaged(format!("value `{name}` is out of order")));
-            }
-            let observed = read_value(&mut body)?.ok_or_else(|| damaged(format!("value `{name}`")))?;
-            values.insert(name, observed);
-        }
-        // Reading to the end checks the sum of the archive.
-        match body.0.read(&mut [0])? {
-            0 => Ok(Statistics { model, data, samples, values }),
-            _ => Err(damaged("something follows the last value")),
-        }
+        let observed = read_value(&mut body)?.ok_or_else(|| damaged(format!("value `{name}`")))?;
+        take(&name, observed);
+        last = Some(name);
+    }
+    // Reading to the end checks the sum of the archive.
+    match body.0.read(&mut [0])? {
+        0 => Ok(Head { model, data, samples, values }),
+        _ => Err(damaged("something follows the last value")),
     }
 }
 
@@ -292,6 +319,7 @@ mod tests {
         let statistics = statistics();
         let bytes = statistics.encode();
         assert_eq!(Statistics::decode(&bytes).unwrap(), statistics);
+        assert_eq!(Statistics::inspect(&bytes).unwrap(), (3, 5));
         assert_eq!(statistics.encode(), bytes);
         assert!(bytes.len() < 16_000, "{} bytes", bytes.len());
     }

@@ -160,8 +160,8 @@ struct Feed {
     to: DType,
     /// Shape of one sample: the array's without its first dimension.
     shape: Vec<usize>,
-    /// For byte images: the value of each byte, 256 for each channel.
-    table: Option<Vec<[f32; 256]>>,
+    /// For byte images: what their bytes stand for.
+    scale: Option<Scale>,
 }
 
 /// Some samples, ready to run.
@@ -337,8 +337,8 @@ impl Feed {
             let want = (first + samples) as u64 * (count * self.from.size()) as u64;
             return Err(npy::Error::Size { array: self.array.clone(), got: want + 1, want }.into());
         }
-        let tensor = match &self.table {
-            Some(table) => self.scale(&stored, table),
+        let tensor = match &self.scale {
+            Some(scale) => scale.reals(&stored, &self.shape),
             None => convert(stored, self.to)
                 .map_err(|(at, reason)| self.value(first + at / count.max(1), reason))?,
         };
@@ -354,25 +354,6 @@ impl Feed {
 
     fn value(&self, sample: usize, reason: String) -> Error {
         Error::Value { array: self.array.clone(), sample, reason }
-    }
-
-    /// Bytes to reals by the table of their channel; the channel is the first dimension of a sample.
-    fn scale(&self, stored: &Tensor, table: &[[f32; 256]]) -> Tensor {
-        let mut tensor = Tensor::zeros(DType::F32, stored.shape());
-        let plane = match table.len() {
-            1 => stored.len(),
-            _ => self.shape[1..].iter().product(),
-        };
-        let planes = stored.slice::<u8>().chunks_exact(plane.max(1));
-        for (n, (from, to)) in
-            planes.zip(tensor.slice_mut::<f32>().chunks_exact_mut(plane.max(1))).enumerate()
-        {
-            let values = &table[n % table.len()];
-            for (x, y) in from.iter().zip(to) {
-                *y = values[usize::from(*x)];
-            }
-        }
-        tensor
     }
 }
 
@@ -491,7 +472,19 @@ fn feed(archive: &mut Archive, entries: &[Entry], source: &Source, port: &Port) 
         hint,
     };
     let Kind::Number(from) = entry.header.kind else { return Err(wrong_type("")) };
-    let table = match source {
+    // First of all: what is read below is as large as a sample may be.
+    let bytes = element_count(&shape).and_then(|n| n.checked_mul(from.size().max(port.dtype.size())));
+    if bytes.is_none_or(|b| b > SAMPLE_BYTES_MAX) {
+        let reason = format!("one sample of shape {shape:?} has more than {SAMPLE_BYTES_MAX} bytes");
+        return Err(Error::Array { array: entry.name.clone(), reason });
+    }
+    if shape.contains(&0) {
+        return Err(Error::Array {
+            array: entry.name.clone(),
+            reason: format!("samples of shape {shape:?} are empty"),
+        });
+    }
+    let scale = match source {
         Source::Plain(_) => {
             convertible(from, port.dtype).map_err(wrong_type)?;
             None
@@ -507,31 +500,66 @@ fn feed(archive: &mut Archive, entries: &[Entry], source: &Source, port: &Port) 
                 let reason = "mean and std must be finite, and std not zero".to_owned();
                 return Err(Error::Array { array: entry.name.clone(), reason });
             }
-            Some(tables(&mean, &std))
+            Some(Scale::new(mean, std, &shape))
         }
     };
-    let bytes = element_count(&shape).and_then(|n| n.checked_mul(from.size().max(port.dtype.size())));
-    if bytes.is_none_or(|b| b > SAMPLE_BYTES_MAX) {
-        let reason = format!("one sample of shape {shape:?} has more than {SAMPLE_BYTES_MAX} bytes");
-        return Err(Error::Array { array: entry.name.clone(), reason });
-    }
-    if shape.contains(&0) {
-        return Err(Error::Array {
-            array: entry.name.clone(),
-            reason: format!("samples of shape {shape:?} are empty"),
-        });
-    }
     let (input, array, index) = (port.name.clone(), entry.name.clone(), source.index());
-    Ok(Feed { input, array, index, from, to: port.dtype, shape, table })
+    Ok(Feed { input, array, index, from, to: port.dtype, shape, scale })
 }
 
-/// The value of each byte, in f32 and in the order of the formula, as numpy computes it.
-fn tables(mean: &[f32], std: &[f32]) -> Vec<[f32; 256]> {
-    let channels = mean.len().max(std.len());
-    let at = |values: &[f32], c: usize| values[c % values.len()];
-    (0..channels)
-        .map(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - at(mean, c)) / at(std, c)))
-        .collect()
+/// What the bytes of an image stand for: `(byte / 255 − mean) / std`, in f32 and in this order, as numpy computes it. The
+/// channel is the first dimension of a sample.
+#[derive(Clone, Debug)]
+struct Scale {
+    /// One value, or one for each channel.
+    mean: Vec<f32>,
+    /// The same.
+    std: Vec<f32>,
+    /// The real of each byte, for each channel; none where channels are so short that a table would be longer than they.
+    tables: Vec<[f32; 256]>,
+}
+
+impl Scale {
+    /// Of samples of `shape`.
+    fn new(mean: Vec<f32>, std: Vec<f32>, shape: &[usize]) -> Scale {
+        let mut scale = Scale { mean, std, tables: Vec::new() };
+        // A sample of a million channels of one byte would have tables of a GiB.
+        if scale.channels() == 1 || scale.plane(shape) >= 256 {
+            let table = |channel| std::array::from_fn(|byte| scale.real(channel, byte as u8));
+            scale.tables = (0..scale.channels()).map(table).collect();
+        }
+        scale
+    }
+
+    /// Channels that are not scaled alike.
+    fn channels(&self) -> usize {
+        self.mean.len().max(self.std.len())
+    }
+
+    /// Values of a channel one after the other; of a sample where all channels are scaled alike.
+    fn plane(&self, shape: &[usize]) -> usize {
+        shape[usize::from(self.channels() > 1)..].iter().product()
+    }
+
+    fn real(&self, channel: usize, byte: u8) -> f32 {
+        let at = |values: &[f32]| values[channel % values.len()];
+        (f32::from(byte) / 255.0 - at(&self.mean)) / at(&self.std)
+    }
+
+    /// Bytes `[samples, elements]` of samples of `shape` to reals.
+    fn reals(&self, stored: &Tensor, shape: &[usize]) -> Tensor {
+        let mut tensor = Tensor::zeros(DType::F32, stored.shape());
+        let plane = self.plane(shape).max(1);
+        let planes = stored.slice::<u8>().chunks_exact(plane);
+        for (n, (from, to)) in planes.zip(tensor.slice_mut::<f32>().chunks_exact_mut(plane)).enumerate() {
+            let channel = n % self.channels();
+            match self.tables.get(channel) {
+                Some(table) => from.iter().zip(to).for_each(|(x, y)| *y = table[usize::from(*x)]),
+                None => from.iter().zip(to).for_each(|(x, y)| *y = self.real(channel, *x)),
+            }
+        }
+        tensor
+    }
 }
 
 /// Mean or deviation: one value, or one for each channel.
@@ -772,6 +800,30 @@ mod tests {
             let want = [(0.0 - 0.5) / 0.5, (1.0 - 0.5) / 0.5, 51.0 / 255.0 / 0.5, 102.0 / 255.0 / 0.5f32];
             assert_eq!(batch.inputs[0].1.slice::<f32>(), want);
         }
+    }
+
+    /// They had a table of 1 KiB each: a file of some KiB made a GiB of them.
+    #[test]
+    fn short_channels_have_no_tables() {
+        for (plane, tables) in [(1, 0), (255, 0), (256, 3), (300, 3)] {
+            let shape = [3, plane];
+            let (mean, std) = (vec![0.5, 0.0, 0.25], vec![0.5, 2.0, 0.1]);
+            let scale = Scale::new(mean.clone(), std.clone(), &shape);
+            assert_eq!(scale.tables.len(), tables, "{plane}");
+            let bytes: Vec<u8> = (0..6 * plane).map(|i| (i * 7) as u8).collect();
+            let reals = scale.reals(&Tensor::from_slice(&[2, 3 * plane], &bytes), &shape);
+            let want: Vec<f32> = bytes
+                .iter()
+                .enumerate()
+                .map(|(i, &x)| {
+                    let channel = i / plane % 3;
+                    (f32::from(x) / 255.0 - mean[channel]) / std[channel]
+                })
+                .collect();
+            assert_eq!(reals.slice::<f32>(), want, "{plane}");
+        }
+        // One value for all channels is one table, however long they are.
+        assert_eq!(Scale::new(vec![0.5], vec![0.5], &[3, 1]).tables.len(), 1);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Seeds are the models of tests/data and, where `OCTET_ZOO` names folders (with `:` between), all models below them that
 //! are not large. The long run: `OCTET_ZOO=... cargo test --release -- --ignored mutated`.
 
-mod exercise;
+pub(crate) mod exercise;
 mod wire;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +27,11 @@ const RUN_BYTES_MAX: u64 = 256 << 20;
 /// (`onnx::import`), and twice what a run may take (its values, and its results).
 const BYTES_FACTOR: i64 = 64 + 16 + 32;
 const BYTES_FREE: i64 = 2 * RUN_BYTES_MAX as i64 + (96 << 20);
+
+/// The most that a file of so many bytes may cost.
+pub(crate) fn bytes_max(length: usize) -> i64 {
+    BYTES_FACTOR * length as i64 + BYTES_FREE
+}
 
 fn models(folder: &Path, all: &mut Vec<PathBuf>) {
     let mut entries: Vec<PathBuf> =
@@ -79,7 +84,7 @@ fn run(files: u64) {
         let what = || format!("file {number}, made of {}", paths[seed].display());
         let done: Reached = done.unwrap_or_else(|_| panic!("{}: a panic, see above", what()));
         reached[done as usize] += 1;
-        let bound = BYTES_FACTOR * bytes.len() as i64 + BYTES_FREE;
+        let bound = bytes_max(bytes.len());
         assert!(peak <= bound, "{}: {peak} bytes, {bound} may be", what());
         slowest = slowest.max(seconds);
     }

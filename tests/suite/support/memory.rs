@@ -70,6 +70,19 @@ pub(crate) fn peak() -> i64 {
     PEAK.with(Cell::get)
 }
 
+/// Does something that may hold at most so many bytes more than this thread does.
+///
+/// # Panics
+/// Where it held more at a time.
+pub(crate) fn within<T>(most: i64, act: impl FnOnce() -> T) -> T {
+    let before = live();
+    begin_peak();
+    let done = act();
+    let peak = peak() - before;
+    assert!(peak <= most, "{peak} bytes were held, {most} may be");
+    done
+}
+
 /// How often this thread has allocated.
 pub(crate) fn allocations() -> u64 {
     COUNT.with(Cell::get)

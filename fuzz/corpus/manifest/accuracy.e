@@ -1,0 +1,1 @@
+e{"metric": "top1", "float": 0.9, "int8": 0.89, "delta": -0.01, "agreement": 0.99, "sqnr_db": 31.4, "samples": 100}

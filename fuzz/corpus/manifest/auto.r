@@ -1,0 +1,1 @@
+r{"scheme": "auto", "ranges": "auto", "smooth": "auto", "search": "auto", "weights": {"max_code": 64}}

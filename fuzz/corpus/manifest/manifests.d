@@ -1,0 +1,1 @@
+d{"engine": "octet 1", "contract": 1, "recipe": {}, "values": [{"name": "x", "dtype": "uint8", "scale": 0.1, "zero_point": 3}], "layers": [{"node": "conv", "max_code": 64}]}{"engine": "octet 1", "contract": 1, "recipe": {}, "values": [{"name": "x", "dtype": "uint8", "scale": 0.1, "zero_point": 3}], "layers": []}

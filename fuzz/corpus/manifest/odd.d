@@ -1,0 +1,1 @@
+d{"layers": [{"node": ""}, 1], "values": 7}[1]

@@ -1,0 +1,1 @@
+e{"shadow":null,"rollback":{"min_agreement":0.5},"batching":null,"queue_limit":null,"warm_up":1}

@@ -1,0 +1,1 @@
+e{"phase": "calibrate", "done": 3, "total": 9}

@@ -1,0 +1,1 @@
+e[{"version": 1, "weight": 90}, {"version": 2, "weight": 10}]

@@ -1,0 +1,1 @@
+e{"shadow": {"fraction": 0.1, "statistics": true}, "rollback": {"min_agreement": 0.95, "max_error_ratio": 0.01, "min_requests": 50}, "batching": {"max": 8, "delay_us": 100}, "queue_limit": 9, "concurrency": 2, "required": true, "warm_up": 3}

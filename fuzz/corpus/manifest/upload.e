@@ -1,0 +1,1 @@
+e{"id": "upload_0198c0de00007000800000000000abcd", "plan": {"becomes": "dataset", "name": "d", "bytes": 10, "metadata": "name ZA==", "key": "0123456789abcdef", "quota": 5}, "offset": 4, "expires_ms": 1700000000000, "became": null}

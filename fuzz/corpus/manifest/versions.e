@@ -1,0 +1,1 @@
+e[{"version": 1, "artifact": "art_0198c0de00007000800000000000abcd", "model": {"name": "m", "version": 1}}, {"version": 2, "artifact": null, "model": {"name": "m", "version": 1}}]

@@ -1,0 +1,1 @@
+r{"ranges": "mean_minmax", "smooth": "off", "search": "off", "scheme": "dynamic"}
