@@ -4,7 +4,7 @@
 //! are not large. The long run: `OCTET_ZOO=... cargo test --release -- --ignored mutated`.
 
 pub(crate) mod exercise;
-mod wire;
+pub(crate) mod wire;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -306,7 +306,7 @@ pub(crate) fn mutated(seed: &[u8], rng: &mut Rng, names: &[String]) -> Vec<u8> {
 }
 
 /// Changes bytes whatever they mean.
-fn damage(bytes: &mut Vec<u8>, rng: &mut Rng) {
+pub(crate) fn damage(bytes: &mut Vec<u8>, rng: &mut Rng) {
     if bytes.is_empty() {
         return;
     }
