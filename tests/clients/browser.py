@@ -460,8 +460,11 @@ def check_a_canary_is_watched_promoted_and_taken_back(server):
 
     def confirm():
         browser.until("document.querySelector('dialog[open]')")
+        # What is in the page comes anew, and what is clicked before that is lost.
+        changes = "document.querySelector('[aria-labelledby=changes]').innerText"
+        before = browser.js(changes)
         browser.click("dialog .button:last-child")
-        browser.until("!document.querySelector('dialog')")
+        browser.until(f"!document.querySelector('dialog') && {changes} !== {json.dumps(before)}")
 
     with Browser(server.url) as browser:
         first = server.get("/v1/endpoints/lenet").json()["versions"][0]
