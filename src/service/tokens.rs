@@ -138,13 +138,12 @@ impl Tokens {
     /// # Errors
     /// [`NotTaken`].
     pub fn identify(&self, text: &str, now: Timestamp) -> Result<Key, NotTaken> {
-        let refused = NotTaken;
         if text.len() > TOKEN_BYTES_MAX {
-            return Err(refused("it is too long"));
+            return Err(NotTaken("it is too long"));
         }
-        let header = decode_header(text).map_err(|_| refused("it has no header of a token"))?;
+        let header = decode_header(text).map_err(|_| NotTaken("it has no header of a token"))?;
         if !ALGORITHMS.contains(&header.alg) {
-            return Err(refused("its algorithm is not taken: one with a public key is needed"));
+            return Err(NotTaken("its algorithm is not taken: one with a public key is needed"));
         }
         let mut rules = Validation::new(header.alg);
         rules.set_issuer(&[&self.options.issuer]);
@@ -159,29 +158,29 @@ impl Tokens {
         };
         let Some(public) = public else {
             self.wanted.notify_one();
-            return Err(refused("the key that has signed it is not known"));
+            return Err(NotTaken("the key that has signed it is not known"));
         };
         let algorithm = format!("{:?}", header.alg);
         if public.algorithm.as_ref().is_some_and(|named| *named != algorithm) {
-            return Err(refused("its algorithm is not that of the key"));
+            return Err(NotTaken("its algorithm is not that of the key"));
         }
-        let claims = decode::<Value>(text, &public.key, &rules).map_err(|e| refused(why(&e)))?.claims;
+        let claims = decode::<Value>(text, &public.key, &rules).map_err(|e| NotTaken(why(&e)))?.claims;
         drop(known);
         let time = |name: &str| claims.get(name).map(|value| value.as_f64().map(|s| s * 1000.0));
-        let Some(Some(expires)) = time("exp") else { return Err(refused("`exp` is no time")) };
+        let Some(Some(expires)) = time("exp") else { return Err(NotTaken("`exp` is no time")) };
         let now = now.0 as f64;
         if expires + LEEWAY_MS <= now {
-            return Err(refused("it has expired"));
+            return Err(NotTaken("it has expired"));
         }
         match time("nbf") {
-            Some(None) => return Err(refused("`nbf` is no time")),
-            Some(Some(begins)) if begins - LEEWAY_MS > now => return Err(refused("it is not valid yet")),
+            Some(None) => return Err(NotTaken("`nbf` is no time")),
+            Some(Some(begins)) if begins - LEEWAY_MS > now => return Err(NotTaken("it is not valid yet")),
             Some(Some(_)) | None => {}
         }
         let Some(subject) = claims.get("sub").and_then(Value::as_str).filter(|s| !s.is_empty()) else {
-            return Err(refused("`sub` is no text"));
+            return Err(NotTaken("`sub` is no text"));
         };
-        let scopes = self.scopes(&claims).ok_or_else(|| refused("it names no scope of ours"))?;
+        let scopes = self.scopes(&claims).ok_or(NotTaken("it names no scope of ours"))?;
         Ok(Key {
             id: id(&self.options.issuer, subject),
             name: name(subject),

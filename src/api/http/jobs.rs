@@ -393,13 +393,16 @@ async fn wait_for_end(shared: &Shared, id: JobId, wait: Duration) -> Result<Arc<
 
 async fn one(shared: &Shared, job: &Job) -> Result<Response, Problem> {
     let webhook = webhook(shared, job).await?;
-    let tag = tag(job, webhook.as_ref());
+    Ok(shown(job, tag(job, webhook.as_ref()), webhook))
+}
+
+fn shown(job: &Job, tag: HeaderValue, webhook: Option<WebhookView>) -> Response {
     let view = JobView { webhook, ..JobView::from(job) };
     let mut response = ([(header::ETAG, tag)], Json(view)).into_response();
     if !job.state.is_final() {
         response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
     }
-    Ok(response)
+    response
 }
 
 async fn webhook(shared: &Shared, job: &Job) -> Result<Option<WebhookView>, Problem> {
@@ -486,12 +489,12 @@ pub(crate) async fn get(
         Some(seconds) => wait_for_end(&shared, id, Duration::from_secs(seconds).min(WAIT_MAX)).await?,
         None => Arc::new(shared.queue.find(id).await?),
     };
-    let answer = one(&shared, &job).await?;
-    let tag = answer.headers().get(header::ETAG);
-    match tag.filter(|tag| crate::api::http::none_match(&headers, tag)) {
-        Some(tag) => Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag.clone())]).into_response()),
-        None => Ok(answer),
+    let webhook = webhook(&shared, &job).await?;
+    let tag = tag(&job, webhook.as_ref());
+    if crate::api::http::none_match(&headers, &tag) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
+    Ok(shown(&job, tag, webhook))
 }
 
 /// Stops a job: at once where it is queued, between two samples where it runs. Asking again is harmless.

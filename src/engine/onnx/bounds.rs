@@ -164,17 +164,12 @@ pub(super) struct Reader<'a> {
 
 impl Reader<'_> {
     pub(super) fn varint(&mut self) -> Result<u64, Fault> {
-        let mut value = 0u64;
-        for shift in (0..70).step_by(7) {
-            let byte = *self.bytes.get(self.at).ok_or(Fault::Damaged("it breaks off in a number"))?;
+        varint(|| {
+            let byte = *self.bytes.get(self.at).ok_or("it breaks off in a number")?;
             self.at += 1;
-            // The tenth byte has room for one bit: what is above it is lost, as in every reader.
-            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(Fault::Damaged("a number is longer than ten bytes"))
+            Ok(byte)
+        })
+        .map_err(Fault::Damaged)
     }
 
     /// Skips `count` bytes before `end`; gives where they end.
@@ -188,6 +183,20 @@ impl Reader<'_> {
             None => Err(Fault::Damaged("a field is longer than what it stands in")),
         }
     }
+}
+
+/// The number that the next bytes are.
+pub(super) fn varint<E: From<&'static str>>(mut next: impl FnMut() -> Result<u8, E>) -> Result<u64, E> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        let byte = next()?;
+        // The tenth byte has room for one bit: what is above it is lost, as in every reader.
+        value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+        if byte < 0x80 {
+            return Ok(value);
+        }
+    }
+    Err("a number is longer than ten bytes".into())
 }
 
 /// Adds up what the decoder would allocate.

@@ -32,6 +32,12 @@ impl From<io::Error> for Error {
     }
 }
 
+impl From<&'static str> for Error {
+    fn from(damage: &'static str) -> Error {
+        Error::Damaged(damage)
+    }
+}
+
 /// A part of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
@@ -93,15 +99,7 @@ impl Reader {
     }
 
     fn varint(&mut self, end: u64) -> Result<u64, Error> {
-        let mut value = 0u64;
-        for shift in (0..70).step_by(7) {
-            let byte = self.byte(end)?;
-            value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
-            if byte < 0x80 {
-                return Ok(value);
-            }
-        }
-        Err(Error::Damaged("a number is longer than ten bytes"))
+        bounds::varint(|| self.byte(end))
     }
 
     fn fits(&self, count: u64, end: u64) -> Result<(), Error> {

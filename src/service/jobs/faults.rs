@@ -18,16 +18,15 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, UploadPart,
 };
-use serde_json::json;
 use sha2::Digest as _;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 
+use super::JobSpec;
 use super::queue::{self, Queue};
 use super::webhooks::Receivers;
-use super::worker::tests::outcome;
+use super::worker::tests::{outcome, spec};
 use super::worker::{Options, Workers};
-use super::{Calibration, JobSpec};
 use crate::engine::pipeline::Phase;
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::Blobs;
@@ -524,16 +523,7 @@ impl Bench {
     async fn enqueue(&self, key: &str) -> JobId {
         let queue = &self.workers.queue;
         self.again(|| async move {
-            let spec = JobSpec {
-                model: name("m").into(),
-                calibration: Calibration::Data(name("d").into()),
-                evaluation: None,
-                keep: false,
-                recipe: json!({}),
-                endpoint: Some(name("prod")),
-                attempts_max: None,
-                webhook_url: None,
-            };
+            let spec = JobSpec { keep: false, ..spec() };
             let key = IdempotencyKey { key: key.to_owned(), fingerprint: Digest([5; 32]) };
             queue.enqueue(spec, Some(key)).await.map(|made| made.record.id)
         })

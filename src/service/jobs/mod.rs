@@ -1,6 +1,7 @@
 //! What a job is asked to be, and which state may follow which. Knows no database and no engine.
 
 use serde_json::Value;
+use tokio::sync::watch;
 
 use crate::service::store::{JobId, JobState, Name, Wanted};
 
@@ -111,4 +112,16 @@ pub fn after(state: JobState, event: Event) -> Option<JobState> {
         (JobState::Cancelled, Event::Cancel) => Some(JobState::Cancelled),
         _ => None,
     }
+}
+
+/// Whether nobody has asked to stop.
+fn goes_on(stop: &watch::Receiver<bool>) -> bool {
+    // `has_changed` fails once the sender is gone.
+    !*stop.borrow() && stop.has_changed().is_ok()
+}
+
+/// Waits until `stop` is `true` or nobody can set it any more.
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, and with it the process that would have stopped us.
+    let _ = stop.wait_for(|stop| *stop).await;
 }

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use super::queue::{self, Options, Queue};
 use super::webhooks::Receivers;
-use super::{Calibration, Event, JobSpec, after};
+use super::worker::tests::spec;
+use super::{Event, JobSpec, after};
 use crate::service::metrics::Metrics;
 use crate::service::store::sql::tests::{Scratch, name, new_artifact, new_dataset, new_model};
 use crate::service::store::{
@@ -424,16 +425,8 @@ impl Both {
             key: format!("key {}", self.dice.roll(6)),
             fingerprint: Digest([u8::from(self.dice.roll(6) == 0); 32]),
         });
-        let spec = JobSpec {
-            model: name("m").into(),
-            calibration: Calibration::Data(name("d").into()),
-            evaluation: None,
-            keep,
-            recipe: Value::Null,
-            endpoint: None,
-            attempts_max: Some(attempts_max),
-            webhook_url: None,
-        };
+        let spec =
+            JobSpec { keep, recipe: Value::Null, endpoint: None, attempts_max: Some(attempts_max), ..spec() };
         let should = self.reference.may_create(key.as_ref());
         let real = self.queue.enqueue(spec, key.clone()).await;
         if should == Ok(None)

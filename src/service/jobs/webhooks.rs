@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 use url::{Host, Url};
 
+use super::{goes_on, stopped};
 use crate::service::metrics::Metrics;
 use crate::service::store::{Catalog, Clock, Job, WebhookClaim, WebhookOutcome};
 
@@ -299,15 +300,14 @@ impl Webhooks {
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut changes = self.catalog.job_changes();
         let mut attempts = JoinSet::new();
-        // `has_changed` fails once the sender is gone.
-        while !*stop.borrow() && stop.has_changed().is_ok() {
+        while goes_on(&stop) {
             while attempts.try_join_next().is_some() {}
             let full = attempts.len() >= SIDE_BY_SIDE;
             if !full && self.begin(&mut attempts).await {
                 continue;
             }
             tokio::select! {
-                _ = stop.wait_for(|stop| *stop) => {}
+                () = stopped(&mut stop) => {}
                 _ = attempts.join_next(), if full => {}
                 _ = changes.changed(), if !full => {}
                 () = tokio::time::sleep(POLL), if !full => {}

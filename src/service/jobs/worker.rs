@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use super::queue::{self, Queue};
+use super::{goes_on, stopped};
 use crate::engine::pipeline::{self, Outcome, Phase, Progress, Request};
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
@@ -551,12 +552,6 @@ impl Drop for StopEngine {
     }
 }
 
-/// Whether nobody has asked to stop.
-fn goes_on(stop: &watch::Receiver<bool>) -> bool {
-    // `has_changed` fails once the sender is gone.
-    !*stop.borrow() && stop.has_changed().is_ok()
-}
-
 /// Waits for so long, which it gives back; for ever where there is no limit.
 async fn after(limit: Option<Duration>) -> Duration {
     match limit {
@@ -564,12 +559,6 @@ async fn after(limit: Option<Duration>) -> Duration {
         None => std::future::pending().await,
     }
     limit.unwrap_or_default()
-}
-
-/// Waits until `stop` is `true` or nobody can set it any more.
-async fn stopped(stop: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, and with it the process that would have stopped us.
-    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn phase_name(phase: Phase) -> &'static str {
@@ -679,6 +668,20 @@ pub(super) mod tests {
         stop: watch::Sender<bool>,
     }
 
+    /// A job over the model and the data of the tests.
+    pub(in crate::service::jobs) fn spec() -> JobSpec {
+        JobSpec {
+            model: name("m").into(),
+            calibration: Calibration::Data(name("d").into()),
+            evaluation: None,
+            keep: true,
+            recipe: json!({}),
+            endpoint: Some(name("prod")),
+            webhook_url: None,
+            attempts_max: None,
+        }
+    }
+
     impl Bench {
         async fn new(
             engine: impl Fn(&Request<'_>, &dyn Progress) -> Result<Outcome, pipeline::Error>
@@ -721,17 +724,7 @@ pub(super) mod tests {
         }
 
         async fn enqueue(&self) -> JobId {
-            let spec = JobSpec {
-                model: name("m").into(),
-                calibration: Calibration::Data(name("d").into()),
-                evaluation: None,
-                keep: true,
-                recipe: json!({}),
-                endpoint: Some(name("prod")),
-                webhook_url: None,
-                attempts_max: None,
-            };
-            self.workers.queue.enqueue(spec, None).await.unwrap().record.id
+            self.workers.queue.enqueue(spec(), None).await.unwrap().record.id
         }
 
         fn start(&self) -> tokio::task::JoinHandle<()> {
