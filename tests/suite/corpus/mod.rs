@@ -54,9 +54,10 @@ fn made_of(seed: &[u8], seeds: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
 }
 
 fn models(others: u64) {
+    let scratch = tempfile::NamedTempFile::new().unwrap();
     let options = Options { memory_bytes_max: 256 << 20, ..Options::default() };
     let act = |bytes: &[u8]| {
-        exercise(bytes, &options);
+        exercise(bytes, &options, scratch.path());
     };
     each("import", others, |bytes| mutated::bytes_max(bytes.len()), act);
 }

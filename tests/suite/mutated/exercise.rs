@@ -1,10 +1,13 @@
 //! What is done with a file that may be hostile: all that an upload and a first run do.
 
+use std::path::Path;
+
 use octet::engine::exec::fold::fold_constants;
 use octet::engine::exec::session::Session;
 use octet::engine::exec::{Options, Port};
 use octet::engine::graph::passes::Passes;
 use octet::engine::graph::passes::simplify::simplify;
+use octet::engine::graph::{Graph, Value};
 use octet::engine::onnx::import;
 use octet::engine::tensor::Tensor;
 
@@ -26,9 +29,16 @@ pub(crate) enum Reached {
     Ran,
 }
 
-/// Imports, folds, simplifies, loads, and runs over zeros.
-pub(crate) fn exercise(bytes: &[u8], options: &Options) -> Reached {
-    let Ok(mut graph) = import::import(bytes) else { return Reached::Nothing };
+/// Imports, folds, simplifies, loads, and runs over zeros. `scratch` is a path that may be written to.
+///
+/// # Panics
+/// Where the file at a path is read as another model than its bytes.
+pub(crate) fn exercise(bytes: &[u8], options: &Options, scratch: &Path) -> Reached {
+    std::fs::write(scratch, bytes).expect("the scratch file is written");
+    let (read, of_file) = (import::import(bytes), import::import_file(scratch));
+    assert_eq!(read.is_ok(), of_file.is_ok(), "{:?} against {:?}", read.err(), of_file.err());
+    let Ok(mut graph) = read else { return Reached::Nothing };
+    assert!(same(&graph, &of_file.expect("it is read as its bytes are")), "a file is read as another model");
     fold_constants(&mut graph);
     simplify(&mut graph, Passes::ALL);
     let Ok(session) = Session::new(graph, options.clone()) else { return Reached::Imported };
@@ -51,4 +61,17 @@ pub(crate) fn exercise(bytes: &[u8], options: &Options) -> Reached {
         Ok(_) => Reached::Ran,
         Err(_) => Reached::Loaded,
     }
+}
+
+/// Whether two graphs have the same nodes and the same values, constants to the bit.
+fn same(a: &Graph, b: &Graph) -> bool {
+    fn data(value: &Value) -> Option<&[u8]> {
+        value.constant.as_ref().map(|tensor| tensor.view().bytes)
+    }
+    let alike = |(a, b): (&Value, &Value)| {
+        (&a.name, a.dtype, &a.dims) == (&b.name, b.dtype, &b.dims) && data(a) == data(b)
+    };
+    a.nodes.iter().map(|n| &n.name).eq(b.nodes.iter().map(|n| &n.name))
+        && a.values.len() == b.values.len()
+        && a.values.iter().zip(&b.values).all(alike)
 }

@@ -64,6 +64,7 @@ fn run(files: u64) {
     let weights: Vec<f64> = seeds.iter().map(weigh).collect();
     let names: Vec<String> = operators::all().into_iter().map(|(_, name, _)| name.to_owned()).collect();
     let options = Options { memory_bytes_max: RUN_BYTES_MAX, ..Options::default() };
+    let scratch = tempfile::NamedTempFile::new().unwrap();
     let watched = Watch::start();
     let mut reached = [0u64; 4];
     let mut slowest = Duration::ZERO;
@@ -77,7 +78,7 @@ fn run(files: u64) {
         let before = memory::live();
         memory::begin_peak();
         let start = Instant::now();
-        let done = std::panic::catch_unwind(|| exercise(&bytes, &options));
+        let done = std::panic::catch_unwind(|| exercise(&bytes, &options, scratch.path()));
         let seconds = start.elapsed();
         watched.since_ms.store(u64::MAX, Ordering::Relaxed);
         let peak = memory::peak() - before;
