@@ -190,13 +190,16 @@ pub(super) fn varint<E: From<&'static str>>(mut next: impl FnMut() -> Result<u8,
     let mut value = 0u64;
     for shift in (0..70).step_by(7) {
         let byte = next()?;
-        // The tenth byte has room for one bit: what is above it is lost, as in every reader.
-        value |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+        // The tenth byte has room for one bit.
+        if shift == 63 && byte > 1 {
+            return Err("a number is longer than 64 bits".into());
+        }
+        value |= u64::from(byte & 0x7f) << shift;
         if byte < 0x80 {
             return Ok(value);
         }
     }
-    Err("a number is longer than ten bytes".into())
+    unreachable!("the tenth byte is the last, or too large")
 }
 
 /// Adds up what the decoder would allocate.
@@ -354,6 +357,8 @@ mod tests {
         let damaged = |bytes: &[u8]| matches!(check(bytes), Err(Fault::Damaged(_)));
         assert!(damaged(&[0x08]));
         assert!(damaged(&[0x08, 0x80]));
+        let of_64_bits = |last: u8| [&[0x08][..], &[0xff; 9], &[last]].concat();
+        assert!(check(&of_64_bits(1)).is_ok() && damaged(&of_64_bits(2)) && damaged(&of_64_bits(0x81)));
         assert!(damaged(&[0x3a, 0x05, 0x12]));
         assert!(damaged(&[0x3a, 0x01, 0x0d]), "a number that reaches out of its message");
         assert!(damaged(&[0x3a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]));
