@@ -267,7 +267,7 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) 
         return Packed::WinogradInt8(PackedWinograd::pack(context.isa, &moved, shape[0], shape[1]));
     }
     let out = shape[0] / groups;
-    let group = |part: &[i8]| PackedInt8::pack_as(context.isa, part, out, taps, shape[1], context.small);
+    let group = |part: &[i8]| PackedInt8::pack_for(context.isa, part, out, window, shape[1], context.small);
     Packed::Int8(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
 }
 

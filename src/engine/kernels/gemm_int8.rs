@@ -10,8 +10,8 @@ use super::rows::Rows;
 use super::schedule::Schedule;
 #[cfg(target_arch = "x86_64")]
 use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED, INT8_SCHEDULED_ROWS};
-use super::tiles::{INT8_PAIRS, Place, Shape};
-use super::walk::walk;
+use super::tiles::{INT8_PAIRS, Place, Reach, Shape};
+use super::walk::{walk, walk_lines};
 use super::{IntOutput, Window};
 #[cfg(target_arch = "aarch64")]
 use super::{aarch64_dot::NeonDot, aarch64_neon::Neon, tiles::INT8_QUADS_NEON};
@@ -32,6 +32,11 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 const STREAMED: usize = 128 << 10;
 
+/// Output pixels in a line, and output channels, from which on and up to which a convolution reads lines: narrower lines leave
+/// tiles half empty, and more channels share what gathering takes.
+const LINES_WIDTH_MIN: usize = 12;
+const LINES_COLUMNS_MAX: usize = 256;
+
 /// Hundredths of the time of pairs that widening the activations takes, times the columns that share it.
 #[cfg(target_arch = "x86_64")]
 const WIDENING: usize = 360;
@@ -47,6 +52,8 @@ pub struct PackedInt8 {
     column_sums: Vec<i32>,
     taps: usize,
     inputs: usize,
+    /// Rows of the kernel, where a convolution reads lines of its input and each row is padded by itself.
+    lines: Option<usize>,
 }
 
 /// What packed weights look like, for reports.
@@ -118,51 +125,87 @@ impl PackedInt8 {
         inputs: usize,
         small: bool,
     ) -> PackedInt8 {
+        PackedInt8::pack_by(isa, codes, out, taps, inputs, small, None)
+    }
+
+    /// [`PackedInt8::pack_as`] for convolutions with the kernel of `window`: where they read few pixels of many, or few
+    /// products are made of each, they need not gather what they read.
+    pub fn pack_for(
+        isa: Isa,
+        codes: &[i8],
+        out: usize,
+        window: &Window,
+        inputs: usize,
+        small: bool,
+    ) -> PackedInt8 {
+        let suits = window.taps() > 1
+            && window.dilation_w == 1
+            && window.out_w >= LINES_WIDTH_MIN
+            && out <= LINES_COLUMNS_MAX;
+        let lines = suits.then_some(window.kernel_h);
+        PackedInt8::pack_by(isa, codes, out, window.taps(), inputs, small, lines)
+    }
+
+    fn pack_by(
+        isa: Isa,
+        codes: &[i8],
+        out: usize,
+        taps: usize,
+        inputs: usize,
+        small: bool,
+        lines: Option<usize>,
+    ) -> PackedInt8 {
         let depth = taps * inputs;
         assert_eq!(codes.len(), out * depth, "codes [out, taps, inputs]");
         assert!(out > 0 && depth > 0, "a product has columns and depth");
         let panels = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(vnni) => {
-                Panels::Quads(vnni, pack(INT8_QUADS, out, depth, |n, k| codes[n * depth + k]))
-            }
+            Isa::Avx512Vnni(vnni) => Panels::Quads(vnni, pack(INT8_QUADS, codes, out, lines)),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(avx2) => match Schedule::pack(isa, codes, depth, 100 + WIDENING / out) {
                 Some(schedule) if !small || schedule.bytes() <= codes.len() / 4 * 5 => {
                     Panels::Scheduled(avx2, schedule)
                 }
                 _ if small || codes.len() >= STREAMED => {
-                    Panels::BytePairs(avx2, pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]))
+                    Panels::BytePairs(avx2, pack(INT8_PAIRS, codes, out, lines))
                 }
-                _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
+                _ => Panels::Pairs(pack(INT8_PAIRS, codes, out, lines)),
             },
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni(vnni) => {
-                Panels::NarrowQuads(vnni, pack(INT8_QUADS_NARROW, out, depth, |n, k| codes[n * depth + k]))
-            }
+            Isa::AvxVnni(vnni) => Panels::NarrowQuads(vnni, pack(INT8_QUADS_NARROW, codes, out, lines)),
             #[cfg(target_arch = "x86_64")]
             Isa::Amx(amx) => {
                 let runs = Runs::of(taps, inputs);
                 let places: Vec<Option<usize>> = (0..runs.depth()).map(|k| runs.element(k)).collect();
                 let code = |n, k: usize| places[k].map_or(0, |k| codes[n * depth + k]);
-                Panels::Matrix(amx, runs, pack(INT8_MATRIX, out, runs.depth(), code))
+                Panels::Matrix(amx, runs, pack_elements(INT8_MATRIX, out, runs.depth(), code))
             }
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => {
-                let mut panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                let mut panels = pack(INT8_QUADS_NEON, codes, out, None);
                 Neon::part_quads(&mut panels);
                 Panels::Signed(neon, panels, starts(codes, depth, Neon::excess))
             }
             #[cfg(target_arch = "aarch64")]
             Isa::NeonDot(dot) => {
-                let panels = pack(INT8_QUADS_NEON, out, depth, |n, k| codes[n * depth + k]);
+                let panels = pack(INT8_QUADS_NEON, codes, out, None);
                 Panels::SignedDot(dot, panels, starts(codes, depth, NeonDot::excess))
             }
-            _ => Panels::Pairs(pack(INT8_PAIRS, out, depth, |n, k| i16::from(codes[n * depth + k]))),
+            _ => Panels::Pairs(pack(INT8_PAIRS, codes, out, lines)),
         };
+        // The other forms gather.
+        let lines = lines.filter(|_| match &panels {
+            Panels::Pairs(_) => true,
+            #[cfg(target_arch = "x86_64")]
+            Panels::BytePairs(..) | Panels::Quads(..) | Panels::NarrowQuads(..) => true,
+            #[cfg(target_arch = "x86_64")]
+            Panels::Scheduled(..) | Panels::Matrix(..) => false,
+            #[cfg(target_arch = "aarch64")]
+            Panels::Signed(..) | Panels::SignedDot(..) => false,
+        });
         let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(depth).map(sum).collect();
-        PackedInt8 { isa, panels, column_sums, taps, inputs }
+        PackedInt8 { isa, panels, column_sums, taps, inputs, lines }
     }
 
     /// `[out]`: the sum of each output channel's codes.
@@ -236,6 +279,10 @@ impl PackedInt8 {
     ) {
         let (rows, columns) = (window.rows(), self.column_sums.len());
         assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
+        assert!(
+            self.lines.is_none_or(|lines| lines == window.kernel_h && window.dilation_w == 1),
+            "the kernel that was packed by lines"
+        );
         assert_eq!(out.len(), rows * out_stride, "output [batch, out_h, out_w, out_stride]");
         assert!(out_offset + columns <= out_stride, "channels within a pixel");
         out.assert_channels(columns);
@@ -252,7 +299,7 @@ impl PackedInt8 {
                 self.part(&patches, 0..1, range, &mut out, out_stride, 0);
             });
         } else {
-            split_rows(out, 0..rows, out_stride, self.row_quantum(), parts, &|range, mut out| {
+            split_rows(out, 0..rows, out_stride, self.row_quantum(window), parts, &|range, mut out| {
                 self.part(&patches, range, 0..columns, &mut out, out_stride, out_offset);
             });
         }
@@ -277,8 +324,10 @@ impl PackedInt8 {
     }
 
     /// Rows of a register tile, in whose multiples threads share the work.
-    fn row_quantum(&self) -> usize {
+    fn row_quantum(&self, window: &Window) -> usize {
         match self.panels {
+            // A line that is shared is copied twice.
+            _ if self.lines.is_some() && window.out_h > 1 => window.out_w,
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(..) => INT8_SCHEDULED_ROWS,
             _ => self.shape().rows,
@@ -298,28 +347,40 @@ impl PackedInt8 {
         let isa = self.isa;
         match &self.panels {
             Panels::Pairs(panels) => {
-                let tile =
-                    |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
-                        let range = INT8_PAIRS.panel(place.channel, width, depth);
-                        let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
-                        tile(isa, a, lda, rows, panel, ahead, width, depth, out, place)
-                    };
+                let tile = |a: &[i16],
+                            reach: Reach,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            share: Share| {
+                    let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    tile(isa, a, reach, rows, panel, ahead, width, depth, out, place)
+                };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::BytePairs(avx2, panels) => {
-                let tile =
-                    |a: &[i16], lda, rows, width, depth, out: &mut IntOutput, place: Place, share: Share| {
-                        let range = INT8_PAIRS.panel(place.channel, width, depth);
-                        let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
-                        avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place)
-                    };
+                let tile = |a: &[i16],
+                            reach: Reach,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            share: Share| {
+                    let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    avx2.int8_tile(a, reach, rows, panel, ahead, width, depth, out, place)
+                };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(avx2, schedule) => {
                 let tile = |a: &[u8],
-                            lda,
+                            reach: Reach,
                             rows,
                             width,
                             _,
@@ -327,32 +388,52 @@ impl PackedInt8 {
                             place: Place,
                             share: Share| {
                     let ahead = schedule.ahead(place.channel, share);
-                    avx2.scheduled_rows(a, lda, rows, schedule.panel(place.channel, width), ahead, out, place)
+                    avx2.scheduled_rows(
+                        a,
+                        reach.row,
+                        rows,
+                        schedule.panel(place.channel, width),
+                        ahead,
+                        out,
+                        place,
+                    )
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(vnni, panels) => {
-                let tile =
-                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
-                        let panel = &panels[INT8_QUADS.panel(place.channel, width, depth)];
-                        vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
-                    };
+                let tile = |a: &[u8],
+                            reach: Reach,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            _: Share| {
+                    let panel = &panels[INT8_QUADS.panel(place.channel, width, depth * reach.runs)];
+                    vnni.int8_tile(a, reach, rows, panel, width, depth, out, place)
+                };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::NarrowQuads(vnni, panels) => {
-                let tile =
-                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
-                        let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth)];
-                        vnni.int8_tile(a, lda, rows, panel, width, depth, out, place)
-                    };
+                let tile = |a: &[u8],
+                            reach: Reach,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            _: Share| {
+                    let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs)];
+                    vnni.int8_tile(a, reach, rows, panel, width, depth, out, place)
+                };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "aarch64")]
             Panels::Signed(neon, panels, starts) => {
                 let tile = |a: &[u8],
-                            lda,
+                            reach: Reach,
                             rows,
                             width,
                             depth,
@@ -360,17 +441,43 @@ impl PackedInt8 {
                             place: Place,
                             _: Share| {
                     let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
-                    neon.int8_tile(a, lda, rows, panel, width, depth, &starts[place.channel..], out, place)
+                    neon.int8_tile(
+                        a,
+                        reach.row,
+                        rows,
+                        panel,
+                        width,
+                        depth,
+                        &starts[place.channel..],
+                        out,
+                        place,
+                    )
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "aarch64")]
             Panels::SignedDot(dot, panels, starts) => {
-                let tile =
-                    |a: &[u8], lda, rows, width, depth, out: &mut IntOutput, place: Place, _: Share| {
-                        let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
-                        dot.int8_tile(a, lda, rows, panel, width, depth, &starts[place.channel..], out, place)
-                    };
+                let tile = |a: &[u8],
+                            reach: Reach,
+                            rows,
+                            width,
+                            depth,
+                            out: &mut IntOutput,
+                            place: Place,
+                            _: Share| {
+                    let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
+                    dot.int8_tile(
+                        a,
+                        reach.row,
+                        rows,
+                        panel,
+                        width,
+                        depth,
+                        &starts[place.channel..],
+                        out,
+                        place,
+                    )
+                };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
@@ -427,7 +534,7 @@ impl PackedInt8 {
                 let place = Place { at, stride: count, channel: first, columns: count };
                 let width = INT8_MATRIX.width(first, all);
                 let panel = &panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth];
-                amx.wide().int8_tile(a, depth, 1, panel, width, depth, out, place);
+                amx.wide().int8_tile(a, Reach::of_rows(depth), 1, panel, width, depth, out, place);
             }
         });
         let starts = std::iter::once(out_offset);
@@ -444,23 +551,17 @@ impl PackedInt8 {
         out: &mut IntOutput,
         out_stride: usize,
         out_offset: usize,
-        tile: impl Fn(&[A], usize, usize, usize, usize, &mut IntOutput, Place, Share),
+        tile: impl Fn(&[A], Reach, usize, usize, usize, &mut IntOutput, Place, Share),
     ) {
-        let (shape, depth, all) = (self.shape(), self.taps * self.inputs, self.column_sums.len());
-        let padded = shape.padded(depth);
-        let (first_row, first_column, run) = (rows.start, columns.start, columns.len());
+        let (shape, all) = (self.shape(), self.column_sums.len());
+        let (depth, run) = (self.taps * self.inputs, columns.len());
+        let padded = shape.padded(depth / self.lines.unwrap_or(1));
+        let (first_row, first_column) = (rows.start, columns.start);
         let at = |row: usize| (row - first_row) * out_stride + out_offset;
         // Both visitors write: the tiles of a block, then its table.
         let out = RefCell::new(out);
-        walk(
-            self.isa,
-            shape,
-            patches,
-            depth,
-            all,
-            rows,
-            columns,
-            |a: &[A], lda, rows, columns, width, _, block| {
+        let tile =
+            |a: &[A], reach, rows: Range<usize>, columns: Range<usize>, width, block: &Range<usize>| {
                 let place = Place {
                     at: at(rows.start) + columns.start - first_column,
                     stride: out_stride,
@@ -468,15 +569,21 @@ impl PackedInt8 {
                     columns: columns.len(),
                 };
                 let share = (rows.start - block.start, rows.end - block.start, block.len());
-                tile(a, lda, rows.len(), width, padded, &mut out.borrow_mut(), place, share);
-            },
-            |rows| {
-                let (starts, channels) = (rows.map(at), first_column..first_column + run);
-                let origin = first_row * out_stride + first_column;
-                Rows { starts, stride: out_stride, channels, origin }
-                    .complete(self.isa, &mut out.borrow_mut());
-            },
-        );
+                tile(a, reach, rows.len(), width, padded, &mut out.borrow_mut(), place, share);
+            };
+        let done = |rows: Range<usize>| {
+            let (starts, channels) = (rows.map(at), first_column..first_column + run);
+            let origin = first_row * out_stride + first_column;
+            Rows { starts, stride: out_stride, channels, origin }.complete(self.isa, &mut out.borrow_mut());
+        };
+        if self.lines.is_some() {
+            walk_lines(self.isa, shape, patches, all, rows, columns, tile, done);
+        } else {
+            let tile = |a: &[A], lda, rows, columns, width, _, block: &Range<usize>| {
+                tile(a, Reach::of_rows(lda), rows, columns, width, block);
+            };
+            walk(self.isa, shape, patches, depth, all, rows, columns, tile, done);
+        }
     }
 }
 
@@ -489,8 +596,18 @@ fn ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> &[T] {
     &panels[panel.end + len * from / of..panel.end + len * to / of]
 }
 
+/// Packs codes `[columns, depth]`, each of `lines` equal parts of a column padded by itself.
+fn pack<T: Pod + From<i8>>(shape: Shape, codes: &[i8], columns: usize, lines: Option<usize>) -> Aligned<T> {
+    let (depth, lines) = (codes.len() / columns, lines.unwrap_or(1));
+    let (run, padded) = (depth / lines, shape.padded(depth / lines));
+    pack_elements(shape, columns, lines * padded, |n, k| match k % padded < run {
+        true => T::from(codes[n * depth + k / padded * run + k % padded]),
+        false => T::from(0),
+    })
+}
+
 /// Packs columns `[columns, depth]` given by `element(column, k)`.
-fn pack<T: Pod>(
+fn pack_elements<T: Pod>(
     shape: Shape,
     columns: usize,
     depth: usize,
@@ -520,7 +637,7 @@ fn starts(codes: &[i8], depth: usize, excess: impl Fn(usize) -> i32) -> Aligned<
 fn tile(
     isa: Isa,
     a: &[i16],
-    lda: usize,
+    reach: Reach,
     rows: usize,
     panel: &[i16],
     ahead: &[i16],
@@ -531,16 +648,19 @@ fn tile(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = isa.avx2() {
-        return avx2.int8_tile(a, lda, rows, panel, ahead, width, depth, out, place);
+        return avx2.int8_tile(a, reach, rows, panel, ahead, width, depth, out, place);
     }
     let _ = (isa, ahead);
     for r in 0..rows {
         let mut acc = [0i32; INT8_PAIRS.columns];
-        let a = &a[r * lda..][..depth];
-        for (pair, b) in a.chunks_exact(2).zip(panel.chunks_exact(2 * width)) {
-            for (acc, b) in acc.iter_mut().zip(b.chunks_exact(2)) {
-                let products = i32::from(pair[0]) * i32::from(b[0]) + i32::from(pair[1]) * i32::from(b[1]);
-                *acc = acc.wrapping_add(products);
+        for (i, panel) in panel.chunks_exact(depth * width).enumerate() {
+            let a = &a[r * reach.row + i * reach.run..][..depth];
+            for (pair, b) in a.chunks_exact(2).zip(panel.chunks_exact(2 * width)) {
+                for (acc, b) in acc.iter_mut().zip(b.chunks_exact(2)) {
+                    let products =
+                        i32::from(pair[0]) * i32::from(b[0]) + i32::from(pair[1]) * i32::from(b[1]);
+                    *acc = acc.wrapping_add(products);
+                }
             }
         }
         out.put(place.at + r * place.stride, place.channel, &acc[..place.columns]);
@@ -569,19 +689,23 @@ mod tests {
     }
 
     /// The weights as every instruction set may pack them, whatever it would choose.
-    fn every_form(codes: &[i8], out: usize, taps: usize, inputs: usize) -> Vec<PackedInt8> {
+    fn every_form(codes: &[i8], out: usize, window: &Window, inputs: usize) -> Vec<PackedInt8> {
         let mut forms = Vec::new();
+        let taps = window.taps();
+        let lines = (window.dilation_w == 1).then_some(window.kernel_h);
         for isa in Isa::available() {
             forms.push(PackedInt8::pack(isa, codes, out, taps, inputs));
+            forms.push(PackedInt8::pack_by(isa, codes, out, taps, inputs, false, lines));
             #[cfg(target_arch = "x86_64")]
             if let Isa::Avx2(avx2) = isa {
                 let schedule = Schedule::pack(isa, codes, taps * inputs, usize::MAX).expect("at any cost");
-                let depth = taps * inputs;
-                let bytes = pack(INT8_PAIRS, out, depth, |n, k| codes[n * depth + k]);
-                for panels in [Panels::Scheduled(avx2, schedule), Panels::BytePairs(avx2, bytes)] {
-                    forms.push(PackedInt8 { isa, panels, ..forms[0].clone() });
+                let bytes = pack(INT8_PAIRS, codes, out, lines);
+                forms.push(PackedInt8 { isa, panels: Panels::Scheduled(avx2, schedule), ..forms[0].clone() });
+                // The first two are the scalar ones: gathered, and by lines.
+                forms.push(PackedInt8 { isa, panels: Panels::BytePairs(avx2, bytes), ..forms[1].clone() });
+                for of_scalar in 0..2 {
+                    forms.push(PackedInt8 { isa, ..forms[of_scalar].clone() });
                 }
-                forms.push(PackedInt8 { isa, ..forms[0].clone() });
             }
         }
         forms
@@ -606,8 +730,13 @@ mod tests {
         let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
         let acc = reference::conv_int8(&x, in_stride, in_offset, &codes, inputs, window, pad);
         let at = |row: usize, n: usize| row * out_stride + out_offset + n;
-        for packed in every_form(&codes, outputs, window.taps(), inputs) {
-            let name = format!("{:?} {:?} {window:?} {channels:?} pad {pad}", packed.isa, packed.form());
+        for packed in every_form(&codes, outputs, window, inputs) {
+            let name = format!(
+                "{:?} {:?} {:?} {window:?} {channels:?} pad {pad}",
+                packed.isa,
+                packed.form(),
+                packed.lines
+            );
             let sums: Vec<i32> = codes.chunks(depth).map(|c| c.iter().map(|&c| i32::from(c)).sum()).collect();
             assert_eq!(packed.column_sums(), sums);
             for (lo, hi, zero_point, table) in
@@ -676,7 +805,7 @@ mod tests {
             (0..outputs * depth).map(at).map(|(n, k)| if bit(n, k) { 127 } else { -128 }).collect();
         let window = Window::of_rows(rows);
         let want = reference::conv_int8(&x, depth, 0, &codes, depth, &window, 0);
-        for packed in every_form(&codes, outputs, 1, depth) {
+        for packed in every_form(&codes, outputs, &window, depth) {
             let mut y = vec![0; rows * outputs];
             packed.matmul(&x, rows, IntOutput::I32(&mut y, &vec![0; outputs]), 1);
             assert_eq!(y, want, "{:?} {:?}", packed.isa, packed.form());

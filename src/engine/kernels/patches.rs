@@ -90,6 +90,38 @@ impl<'a, T: Copy> Patches<'a, T> {
         }
     }
 
+    /// Writes the input lines of `image` from `first` on, counted with the padding above, to `lines`, `line_len` apart: each
+    /// from the padding on its left on, as far as there is room, the channels of a pixel side by side.
+    #[inline(always)]
+    pub(super) fn lines<D: Copy + From<T>>(
+        &self,
+        image: usize,
+        first: usize,
+        lines: &mut [D],
+        line_len: usize,
+    ) {
+        let (window, inputs) = (self.window, self.inputs);
+        for (y, line) in (first..).zip(lines.chunks_exact_mut(line_len)) {
+            if y < window.pad_top || y - window.pad_top >= window.in_h {
+                fill(line, self.pad, line_len);
+                continue;
+            }
+            let mut line = fill(line, self.pad, line_len.min(window.pad_left * inputs));
+            let pixels = window.in_w.min(line.len() / inputs);
+            let start = (image * window.in_h + y - window.pad_top) * window.in_w * self.in_stride;
+            if self.in_stride == inputs {
+                line = copy(&self.x[start..], line, pixels * inputs);
+            } else {
+                for pixel in 0..pixels {
+                    let from = start + pixel * self.in_stride + self.in_offset;
+                    line = copy(&self.x[from..], line, inputs);
+                }
+            }
+            let rest = line.len();
+            fill(line, self.pad, rest);
+        }
+    }
+
     /// Writes elements `run` of one kernel row of the output pixels `columns`, `stride` apart. `line` is where the input
     /// line begins, if it is one.
     #[inline(always)]

@@ -128,6 +128,33 @@ impl Shape {
     }
 }
 
+/// Where the elements of a tile's rows lie: row `r` is `runs` runs of a depth each, run `i` from
+/// `r * row + i * run` on. Rows may overlap.
+#[derive(Clone, Copy)]
+pub(super) struct Reach {
+    /// Elements from one row to the next.
+    pub(super) row: usize,
+    /// Elements from one run to the next.
+    pub(super) run: usize,
+    /// Runs of a row.
+    pub(super) runs: usize,
+}
+
+impl Reach {
+    /// Rows of one run.
+    pub(super) fn of_rows(row: usize) -> Reach {
+        Reach { row, run: 0, runs: 1 }
+    }
+
+    /// Asserts that `rows` rows with runs of `depth` lie within `a` elements, and as deep a panel, `width` wide, within
+    /// `panel`.
+    #[inline(always)]
+    pub(super) fn assert_within(self, rows: usize, depth: usize, a: usize, width: usize, panel: usize) {
+        assert!(a >= (rows - 1) * self.row + (self.runs - 1) * self.run + depth, "the tile's rows");
+        assert!(panel >= width * depth * self.runs, "the tile's panel");
+    }
+}
+
 /// Where a tile of results goes in an output buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Place {

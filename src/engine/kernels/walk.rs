@@ -4,10 +4,13 @@
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::patches::Patches;
-use super::tiles::Shape;
+use super::tiles::{Reach, Shape};
 use bytemuck::Pod;
 use std::any::TypeId;
 use std::ops::Range;
+
+/// Bytes of input lines that a block may hold: what a level-2 cache keeps beside the panels.
+const LINES_BYTES: usize = 64 << 10;
 
 /// Walks rows `rows` of `patches` times columns `columns` of a product whose panels are `depth` deep and
 /// cover `all_columns`.
@@ -71,6 +74,64 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
                 tiles(gathered, stride, block.clone(), part);
             }
             done(block);
+        }
+    });
+}
+
+/// [`walk`] over the lines of the input in place of gathered rows: neighbouring output pixels of a line read overlapping
+/// runs of input lines, which are copied once with their padding. `tile` gets the lines from its first row on, how its
+/// rows lie there, and the rest as in [`walk`].
+#[expect(clippy::too_many_arguments, reason = "a walk is a product and its two visitors")]
+pub(super) fn walk_lines<S: Pod, D: Pod + From<S>>(
+    isa: Isa,
+    shape: Shape,
+    patches: &Patches<S>,
+    all_columns: usize,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    mut tile: impl FnMut(&[D], Reach, Range<usize>, Range<usize>, usize, &Range<usize>),
+    mut done: impl FnMut(Range<usize>),
+) {
+    let window = patches.window;
+    let (out_w, out_h, step) = (window.out_w, window.out_h, window.stride_h);
+    let line_len = ((out_w - 1) * window.stride_w + window.kernel_w) * patches.inputs;
+    let reach = Reach {
+        row: window.stride_w * patches.inputs,
+        run: window.dilation_h * line_len,
+        runs: window.kernel_h,
+    };
+    // Input lines of so many output lines, and how many of the latter a block has.
+    let under = (window.kernel_h - 1) * window.dilation_h + 1;
+    let input_lines = |lines: usize| (lines - 1) * step + under;
+    let room = LINES_BYTES / (line_len * size_of::<D>());
+    let most = (room.saturating_sub(under) / step + 1).min(out_h);
+    // A whole group may be read where a run ends within one: its weights are zeros.
+    with_scratch::<D, _>(input_lines(most) * line_len + shape.group, |scratch| {
+        let (mut line, end) = (rows.start / out_w, rows.end.div_ceil(out_w));
+        while line < end {
+            let (image, oy) = (line / out_h, line % out_h);
+            let lines = line..(line + most.min(out_h - oy)).min(end);
+            let len = input_lines(lines.len()) * line_len;
+            isa.vectorize(
+                #[inline(always)]
+                || patches.lines(image, oy * step, &mut scratch[..len], line_len),
+            );
+            let held = &scratch[..len + shape.group];
+            let of_line = |line: usize| rows.start.max(line * out_w)..rows.end.min((line + 1) * out_w);
+            let block = of_line(lines.start).start..of_line(lines.end - 1).end;
+            for first in columns.clone().step_by(shape.columns) {
+                let panel = first..(first + shape.columns).min(columns.end);
+                let width = shape.width(first, all_columns);
+                for line in lines.clone() {
+                    for rows in even(of_line(line), shape.rows) {
+                        let from =
+                            (line - lines.start) * step * line_len + (rows.start - line * out_w) * reach.row;
+                        tile(&held[from..], reach, rows, panel.clone(), width, &block);
+                    }
+                }
+            }
+            done(block);
+            line = lines.end;
         }
     });
 }

@@ -4,7 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::Place;
+use super::tiles::{Place, Reach};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use super::x86_64_finish::{self, Codes};
 use std::arch::x86_64::*;
@@ -84,14 +84,14 @@ impl Avx512Vnni {
         }
     }
 
-    /// A tile of an integer product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and
-    /// `depth` (a multiple of 4) elements, to `out` through its epilogue (without the table).
+    /// A tile of an integer product: `rows` rows of `a`, with runs of `depth` (a multiple of 4) elements, times a packed
+    /// panel of `width` columns, to `out` through its epilogue (without the table).
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
     #[inline(always)]
     pub(super) fn int8_tile(
         self,
         a: &[u8],
-        lda: usize,
+        reach: Reach,
         rows: usize,
         panel: &[i8],
         width: usize,
@@ -99,18 +99,17 @@ impl Avx512Vnni {
         out: &mut IntOutput,
         place: Place,
     ) {
-        assert!(
-            depth.is_multiple_of(4) && a.len() >= (rows - 1) * lda + depth && panel.len() >= width * depth
-        );
+        assert!(depth.is_multiple_of(4), "whole quads");
+        reach.assert_within(rows, depth, a.len(), width, panel.len());
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
         macro_rules! call {
             ($($rows:literal)*) => {
                 match (rows, width) {
                     // SAFETY: `self` proves the features; the lengths were just checked.
-                    $(($rows, 32) => unsafe { int8_tile::<$rows, 2>(a, lda, panel, depth, out, place) },)*
+                    $(($rows, 32) => unsafe { int8_tile::<$rows, 2>(a, reach, panel, depth, out, place) },)*
                     // SAFETY: likewise.
-                    $(($rows, 16) => unsafe { int8_tile::<$rows, 1>(a, lda, panel, depth, out, place) },)*
+                    $(($rows, 16) => unsafe { int8_tile::<$rows, 1>(a, reach, panel, depth, out, place) },)*
                     _ => unreachable!("a tile has 1 to 12 rows and 16 or 32 columns"),
                 }
             };
@@ -233,15 +232,15 @@ fn apply_table(x: &mut [u8], table: &[u8; 256]) {
     }
 }
 
-/// `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit stage and
+/// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit stage and
 /// so exact.
 ///
 /// # Safety
-/// `a` holds `R` rows `lda` apart, `panel` `V * 16 * depth` elements, and `out` the tile at `place`.
+/// `a` holds `R` rows as `reach` has them, `panel` `V * 16 * depth` elements a run, and `out` the tile at `place`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn int8_tile<const R: usize, const V: usize>(
     a: &[u8],
-    lda: usize,
+    reach: Reach,
     panel: &[i8],
     depth: usize,
     out: &mut IntOutput,
@@ -256,6 +255,7 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
     let mut acc = [lanes::<i32, V>(bias, place); R];
     // Pointers that the compiler cannot derive from each other, or else it adds a stride a row in every step, and the
     // additions take turns with the products at their ports: 7 % of the time (Sapphire Rapids).
+    let Reach { row: lda, run, runs } = reach;
     let mut rows: [*const u8; 4] = std::array::from_fn(|i| a.as_ptr().wrapping_add(3 * i * lda));
     for row in &mut rows {
         // SAFETY: nothing is executed.
@@ -264,24 +264,29 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
         }
     }
     let mut b = panel.as_ptr();
-    for _ in 0..depth / 4 {
-        // SAFETY: the caller promises `R` rows and a panel of that depth, of which this is a step.
-        unsafe {
-            let mut columns = [_mm512_setzero_si512(); V];
-            for v in 0..V {
-                columns[v] = _mm512_loadu_si512(b.add(v * 64).cast());
-            }
-            for r in 0..R {
-                let quad = _mm512_set1_epi32(rows[r / 3].add(r % 3 * lda).cast::<i32>().read_unaligned());
+    for _ in 0..runs {
+        for _ in 0..depth / 4 {
+            // SAFETY: the caller promises `R` rows and a panel of that depth, of which this is a step.
+            unsafe {
+                let mut columns = [_mm512_setzero_si512(); V];
                 for v in 0..V {
-                    acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quad, columns[v]);
+                    columns[v] = _mm512_loadu_si512(b.add(v * 64).cast());
+                }
+                for r in 0..R {
+                    let quad = _mm512_set1_epi32(rows[r / 3].add(r % 3 * lda).cast::<i32>().read_unaligned());
+                    for v in 0..V {
+                        acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quad, columns[v]);
+                    }
                 }
             }
+            for row in &mut rows {
+                *row = row.wrapping_add(4);
+            }
+            b = b.wrapping_add(V * 64);
         }
         for row in &mut rows {
-            *row = row.wrapping_add(4);
+            *row = row.wrapping_add(run).wrapping_sub(depth);
         }
-        b = b.wrapping_add(V * 64);
     }
     // SAFETY: the caller promises the tile.
     unsafe { store(acc, out, place) }
