@@ -9,7 +9,7 @@ use super::rows::Rows;
 #[cfg(target_arch = "x86_64")]
 use super::schedule::Schedule;
 #[cfg(target_arch = "x86_64")]
-use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED, INT8_SCHEDULED_ROWS};
+use super::tiles::{INT8_MATRIX, INT8_QUADS, INT8_QUADS_NARROW, INT8_SCHEDULED};
 use super::tiles::{INT8_PAIRS, Place, Reach, Shape};
 use super::walk::{walk, walk_lines};
 use super::{IntOutput, Window};
@@ -323,13 +323,10 @@ impl PackedInt8 {
         }
     }
 
-    /// Rows of a register tile, in whose multiples threads share the work.
+    /// Threads share the work in multiples of so many rows: register tiles, or lines, which would be copied twice.
     fn row_quantum(&self, window: &Window) -> usize {
-        match self.panels {
-            // A line that is shared is copied twice.
-            _ if self.lines.is_some() && window.out_h > 1 => window.out_w,
-            #[cfg(target_arch = "x86_64")]
-            Panels::Scheduled(..) => INT8_SCHEDULED_ROWS,
+        match self.lines {
+            Some(_) if window.out_h > 1 => window.out_w,
             _ => self.shape().rows,
         }
     }
@@ -373,7 +370,7 @@ impl PackedInt8 {
                             share: Share| {
                     let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
                     let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
-                    avx2.int8_tile(a, reach, rows, panel, ahead, width, depth, out, place)
+                    avx2.pair_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -411,7 +408,7 @@ impl PackedInt8 {
                             place: Place,
                             _: Share| {
                     let panel = &panels[INT8_QUADS.panel(place.channel, width, depth * reach.runs)];
-                    vnni.int8_tile(a, reach, rows, panel, width, depth, out, place)
+                    vnni.int8_rows(a, reach, rows, panel, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -426,7 +423,7 @@ impl PackedInt8 {
                             place: Place,
                             _: Share| {
                     let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs)];
-                    vnni.int8_tile(a, reach, rows, panel, width, depth, out, place)
+                    vnni.int8_rows(a, reach, rows, panel, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -534,7 +531,7 @@ impl PackedInt8 {
                 let place = Place { at, stride: count, channel: first, columns: count };
                 let width = INT8_MATRIX.width(first, all);
                 let panel = &panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth];
-                amx.wide().int8_tile(a, Reach::of_rows(depth), 1, panel, width, depth, out, place);
+                amx.wide().int8_rows(a, Reach::of_rows(depth), 1, panel, width, depth, out, place);
             }
         });
         let starts = std::iter::once(out_offset);
@@ -648,7 +645,7 @@ fn tile(
 ) {
     #[cfg(target_arch = "x86_64")]
     if let Some(avx2) = isa.avx2() {
-        return avx2.int8_tile(a, reach, rows, panel, ahead, width, depth, out, place);
+        return avx2.pair_rows(a, reach, rows, panel, ahead, width, depth, out, place);
     }
     let _ = (isa, ahead);
     for r in 0..rows {

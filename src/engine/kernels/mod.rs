@@ -61,9 +61,13 @@ mod x86_64_depthwise;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_finish;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_pairs;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_panels;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_vnni_finish;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_wide;
 #[cfg(target_arch = "x86_64")]

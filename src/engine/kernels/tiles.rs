@@ -5,24 +5,35 @@ use std::ops::Range;
 
 /// Integer products in 16-bit pairs: 12 accumulators of AVX2's 16 registers. Wider tiles spill (4 x 24 and 3 x 32
 /// reach 17 instead of 25 products a cycle, Zen 3).
-pub(super) const INT8_PAIRS: Shape =
-    Shape { rows: 6, columns: 16, group: 2, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
+pub(super) const INT8_PAIRS: Shape = Shape {
+    rows: 6,
+    tiles: 16,
+    columns: 16,
+    group: 2,
+    block_rows: 96,
+    block_bytes: 128 << 10,
+    block_depth: WHOLE,
+};
 
 /// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
 #[cfg(target_arch = "x86_64")]
-pub(super) const INT8_QUADS: Shape =
-    Shape { rows: 12, columns: 32, group: 4, block_rows: 96, block_bytes: 128 << 10, block_depth: WHOLE };
+pub(super) const INT8_QUADS: Shape = Shape {
+    rows: 12,
+    tiles: 8,
+    columns: 32,
+    group: 4,
+    block_rows: 96,
+    block_bytes: 128 << 10,
+    block_depth: WHOLE,
+};
 
-/// Rows of a register tile of scheduled panels: 8 accumulators, 4 registers of weights, a row's two quads and what is on
+/// Integer products of bytes on AVX2, scheduled: 8 accumulators, 4 registers of weights, a row's two quads and what is on
 /// its way between them. Six rows would have to load weights and ones for every row: as fast where a core loads three
 /// registers a cycle (Xeon with AMX, measured), but more than one with two can do (not measured).
 #[cfg(target_arch = "x86_64")]
-pub(super) const INT8_SCHEDULED_ROWS: usize = 4;
-
-/// Integer products of bytes on AVX2, scheduled: six register tiles, which share a panel's bias and factors.
-#[cfg(target_arch = "x86_64")]
 pub(super) const INT8_SCHEDULED: Shape = Shape {
-    rows: 6 * INT8_SCHEDULED_ROWS,
+    rows: 4,
+    tiles: 6,
     columns: 16,
     group: 4,
     block_rows: 96,
@@ -36,23 +47,37 @@ pub(super) const INT8_QUADS_NARROW: Shape = Shape { group: 4, ..INT8_PAIRS };
 
 /// Integer products in matrix tiles, two by two. The depth is padded by the packer.
 #[cfg(target_arch = "x86_64")]
-pub(super) const INT8_MATRIX: Shape = Shape { rows: 32, ..INT8_QUADS };
+pub(super) const INT8_MATRIX: Shape = Shape { rows: 32, tiles: 1, ..INT8_QUADS };
 
 /// Integer products in quads of signed bytes on NEON: 16 accumulators of 32 registers, 4 for the panel, one for a row.
 /// Wide rather than high, because the codes of each row are made signed in the tile.
 #[cfg(target_arch = "aarch64")]
-pub(super) const INT8_QUADS_NEON: Shape = Shape { rows: 4, group: 4, ..INT8_PAIRS };
+pub(super) const INT8_QUADS_NEON: Shape = Shape { rows: 4, tiles: 1, group: 4, ..INT8_PAIRS };
 
 /// Float products, of the size of the pairs and for the same reason.
-pub(super) const F32: Shape =
-    Shape { rows: 6, columns: 16, group: 1, block_rows: 96, block_bytes: 128 << 10, block_depth: 512 };
+pub(super) const F32: Shape = Shape {
+    rows: 6,
+    tiles: 1,
+    columns: 16,
+    group: 1,
+    block_rows: 96,
+    block_bytes: 128 << 10,
+    block_depth: 512,
+};
 
 /// Float products on AVX-512: 28 accumulators of 32 registers, two for the panel, one for a row. Fourteen rows
 /// divide the 7 x 7, 14 x 14, 28 x 28 and 56 x 56 pixels of image networks without a rest. Processors with AVX-512 have
 /// a level-2 cache of 1 MiB or more.
 #[cfg(target_arch = "x86_64")]
-pub(super) const F32_WIDE: Shape =
-    Shape { rows: 14, columns: 32, group: 1, block_rows: 56, block_bytes: 512 << 10, block_depth: 2304 };
+pub(super) const F32_WIDE: Shape = Shape {
+    rows: 14,
+    tiles: 1,
+    columns: 32,
+    group: 1,
+    block_rows: 56,
+    block_bytes: 512 << 10,
+    block_depth: 2304,
+};
 
 /// Sums that never leave the registers are as deep as the product.
 const WHOLE: usize = usize::MAX;
@@ -60,8 +85,10 @@ const WHOLE: usize = usize::MAX;
 /// Columns and rows of a register tile, what a panel of packed weights looks like, and how much is done at once.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
-    /// Most rows of a tile.
+    /// Most rows of a register tile.
     pub(super) rows: usize,
+    /// Register tiles that are done at once, because they share a panel's bias and factors.
+    pub(super) tiles: usize,
     /// Columns of a panel. The last panel is half as wide if that is enough.
     pub(super) columns: usize,
     /// Consecutive elements of one column that lie side by side.

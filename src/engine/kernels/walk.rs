@@ -38,7 +38,7 @@ pub(super) fn walk<S: Pod, D: Pod + From<S>>(
         for first in columns.clone().step_by(shape.columns) {
             let panel = first..(first + shape.columns).min(columns.end);
             let width = shape.width(first, all_columns);
-            for rows in even(block.clone(), shape.rows) {
+            for rows in even(block.clone(), shape.rows * shape.tiles) {
                 let a = &a[(rows.start - block.start) * stride..];
                 tile(a, stride, rows, panel.clone(), width, part.clone(), &block);
             }
@@ -123,7 +123,7 @@ pub(super) fn walk_lines<S: Pod, D: Pod + From<S>>(
                 let panel = first..(first + shape.columns).min(columns.end);
                 let width = shape.width(first, all_columns);
                 for line in lines.clone() {
-                    for rows in even(of_line(line), shape.rows) {
+                    for rows in even(of_line(line), shape.rows * shape.tiles) {
                         let from =
                             (line - lines.start) * step * line_len + (rows.start - line * out_w) * reach.row;
                         tile(&held[from..], reach, rows, panel.clone(), width, &block);

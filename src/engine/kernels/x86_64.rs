@@ -1,12 +1,12 @@
-//! AVX2 and FMA: register tiles of the dense products, the depthwise row, and a way to compile plain loops for
+//! AVX2 and FMA: the register tile of the float product, the depthwise row, and a way to compile plain loops for
 //! this instruction set. Knows packed slices only; packing and walking are the callers'.
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::Epilogue;
 use super::IntOutput;
-use super::tiles::{Part, Place, Reach};
-use super::x86_64_finish::{self, Codes, bias_lanes, store_floats, store_int};
+use super::tiles::{Part, Place};
+use super::x86_64_finish::{self, Codes, store_floats};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX2 and FMA: only [`Avx2::detect`] makes one.
@@ -34,48 +34,8 @@ impl Avx2 {
         unsafe { with_avx2(f) }
     }
 
-    /// A tile of an integer product: `rows` rows of `a`, with runs of `depth` (even) elements, times a packed panel of
-    /// `width` columns, to `out` through its epilogue (without the table); `ahead` is asked for early.
-    #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
-    #[inline(always)]
-    pub(super) fn int8_tile<W: PairWeight>(
-        self,
-        a: &[i16],
-        reach: Reach,
-        rows: usize,
-        panel: &[W],
-        ahead: &[W],
-        width: usize,
-        depth: usize,
-        out: &mut IntOutput,
-        place: Place,
-    ) {
-        assert!(depth.is_multiple_of(2), "whole pairs");
-        reach.assert_within(rows, depth, a.len(), width, panel.len());
-        assert!(panel.as_ptr().addr().is_multiple_of(16), "panels are aligned");
-        place.assert_within(rows, out.len());
-        // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
-        unsafe {
-            match (rows, width) {
-                (6, 16) => int8_tile::<6, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (5, 16) => int8_tile::<5, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (4, 16) => int8_tile::<4, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (3, 16) => int8_tile::<3, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (2, 16) => int8_tile::<2, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (1, 16) => int8_tile::<1, 2, W>(a, reach, panel, ahead, depth, out, place),
-                (6, 8) => int8_tile::<6, 1, W>(a, reach, panel, ahead, depth, out, place),
-                (5, 8) => int8_tile::<5, 1, W>(a, reach, panel, ahead, depth, out, place),
-                (4, 8) => int8_tile::<4, 1, W>(a, reach, panel, ahead, depth, out, place),
-                (3, 8) => int8_tile::<3, 1, W>(a, reach, panel, ahead, depth, out, place),
-                (2, 8) => int8_tile::<2, 1, W>(a, reach, panel, ahead, depth, out, place),
-                (1, 8) => int8_tile::<1, 1, W>(a, reach, panel, ahead, depth, out, place),
-                _ => unreachable!("a tile has 1 to 6 rows and 8 or 16 columns"),
-            }
-        }
-    }
-
-    /// A tile of a float product, like [`Avx2::int8_tile`]: each element is one chain of fused multiply-adds
-    /// from 0.0, then `+ bias`, then the clamp.
+    /// A tile of a float product: `rows` rows of `a`, `lda` apart, times a packed panel of `width` columns and `depth`
+    /// elements, to `out`: each element is one chain of fused multiply-adds from 0.0, then `+ bias`, then the clamp.
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands, its epilogue and its place")]
     #[inline(always)]
     pub(super) fn f32_tile(
@@ -185,80 +145,6 @@ impl Avx2 {
             }
         }
     }
-}
-
-/// What weights in pairs are stored as.
-pub(super) trait PairWeight: Copy {
-    /// Sixteen weights as numbers of 16 bits.
-    ///
-    /// # Safety
-    /// The processor has AVX2, and `from` leads to sixteen weights, as many of their sizes from an address that is a
-    /// multiple of that.
-    unsafe fn load(from: *const Self) -> __m256i;
-}
-
-impl PairWeight for i16 {
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    unsafe fn load(from: *const i16) -> __m256i {
-        // SAFETY: the caller promises 32 aligned bytes.
-        unsafe { _mm256_load_si256(from.cast()) }
-    }
-}
-
-/// Half the memory; the extension takes one of some thirteen instructions more.
-impl PairWeight for i8 {
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    unsafe fn load(from: *const i8) -> __m256i {
-        // SAFETY: the caller promises 16 aligned bytes.
-        _mm256_cvtepi8_epi16(unsafe { _mm_load_si128(from.cast()) })
-    }
-}
-
-/// For each run `depth / 2` steps of `vpmaddwd`: two products of 16-bit numbers added in 32 bits, which is exact for every
-/// `u8` and `i8` (`vpmaddubsw` is not: 2 * 255 * 127 does not fit its 16 bits).
-///
-/// # Safety
-/// `a` holds `R` rows as `reach` has them, `panel` `V * 8 * depth` elements a run, and `out` the tile at `place`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn int8_tile<const R: usize, const V: usize, W: PairWeight>(
-    a: &[i16],
-    reach: Reach,
-    panel: &[W],
-    ahead: &[W],
-    depth: usize,
-    out: &mut IntOutput,
-    place: Place,
-) {
-    let mut acc = [bias_lanes::<V>(out, place); R];
-    let Reach { row, run, runs } = reach;
-    let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
-    // The weights that are wanted next come at the pace of the depth, in parts of a byte, 256 of them.
-    let (mut next, pace) = (ahead.as_ptr().cast::<i8>(), size_of_val(ahead) * 256 / (depth * runs));
-    for _ in 0..runs {
-        for k in (0..depth).step_by(2) {
-            // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
-            unsafe {
-                let mut columns = [_mm256_setzero_si256(); V];
-                for v in 0..V {
-                    columns[v] = W::load(b.add(k * V * 8 + v * 16));
-                }
-                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(k * pace / 256).cast());
-                for r in 0..R {
-                    let pair = _mm256_set1_epi32(a.add(r * row + k).cast::<i32>().read_unaligned());
-                    for v in 0..V {
-                        acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, columns[v]));
-                    }
-                }
-            }
-        }
-        a = a.wrapping_add(run);
-        b = b.wrapping_add(V * 8 * depth);
-        next = next.wrapping_add(depth * pace / 256);
-    }
-    // SAFETY: the caller promises that the tile lies within `out`.
-    unsafe { store_int::<R, V>(acc, out, place) }
 }
 
 /// `columns` elements from `at` on; the lanes past them hold zeros.

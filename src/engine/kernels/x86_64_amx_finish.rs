@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 
 use super::x86_64_amx::{Amx, SIDE, Sums, TILE};
-use super::x86_64_vnni::mask;
+use super::x86_64_vnni_finish::mask;
 use super::{IntOutput, Requant};
 use bytemuck::{Pod, Zeroable};
 use std::arch::x86_64::*;

@@ -4,9 +4,9 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{Place, Reach};
+use super::tiles::{INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{bias_lanes, store_int};
+use super::x86_64_finish::{self, Sums, define_tiles};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.
@@ -26,11 +26,11 @@ impl AvxVnni {
         self.avx2
     }
 
-    /// A tile of an integer product, like [`Avx2::int8_tile`], but of bytes and with a `depth` that is a multiple
+    /// Rows of an integer product, like [`Avx2::pair_rows`], but of bytes and with a `depth` that is a multiple
     /// of 4.
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
     #[inline(always)]
-    pub(super) fn int8_tile(
+    pub(super) fn int8_rows(
         self,
         a: &[u8],
         reach: Reach,
@@ -45,56 +45,58 @@ impl AvxVnni {
         reach.assert_within(rows, depth, a.len(), width, panel.len());
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        macro_rules! call {
-            ($($rows:literal)*) => {
-                match (rows, width) {
-                    // SAFETY: `self` proves the features; the lengths were just checked.
-                    $(($rows, 16) => unsafe { int8_tile::<$rows, 2>(a, reach, panel, depth, out, place) },)*
-                    // SAFETY: likewise.
-                    $(($rows, 8) => unsafe { int8_tile::<$rows, 1>(a, reach, panel, depth, out, place) },)*
-                    _ => unreachable!("a tile has 1 to 6 rows and 8 or 16 columns"),
-                }
-            };
+        let product = Quads { a, reach, panel, depth };
+        // SAFETY: `self` proves the features; the lengths were just checked.
+        unsafe {
+            match width {
+                16 => tiles::<2>(&product, rows, out, place),
+                8 => tiles::<1>(&product, rows, out, place),
+                _ => unreachable!("a panel has 8 or 16 columns"),
+            }
         }
-        call!(1 2 3 4 5 6)
     }
 }
 
-/// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit stage and
-/// so exact.
-///
-/// # Safety
-/// `a` holds `R` rows as `reach` has them, `panel` `V * 8 * depth` elements a run, and `out` the tile at `place`.
-#[target_feature(enable = "avx2,fma,avxvnni")]
-unsafe fn int8_tile<const R: usize, const V: usize>(
-    a: &[u8],
+/// Rows and a panel.
+struct Quads<'a> {
+    a: &'a [u8],
     reach: Reach,
-    panel: &[i8],
+    panel: &'a [i8],
     depth: usize,
-    out: &mut IntOutput,
-    place: Place,
-) {
-    let mut acc = [bias_lanes::<V>(out, place); R];
-    let (mut a, mut b) = (a.as_ptr(), panel.as_ptr());
-    for _ in 0..reach.runs {
-        for k in (0..depth).step_by(4) {
-            // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
-            unsafe {
-                let mut columns = [_mm256_setzero_si256(); V];
-                for v in 0..V {
-                    columns[v] = _mm256_loadu_si256(b.add(k * V * 8 + v * 32).cast());
-                }
-                for r in 0..R {
-                    let quad = _mm256_set1_epi32(a.add(r * reach.row + k).cast::<i32>().read_unaligned());
+}
+
+define_tiles!("avx2,fma,avxvnni");
+
+impl<const V: usize> Sums<V> for Quads<'_> {
+    const ROWS: usize = INT8_QUADS_NARROW.rows;
+
+    /// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit
+    /// stage and so exact.
+    #[target_feature(enable = "avx2,fma,avxvnni")]
+    #[inline]
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
+        let Reach { row: lda, run, runs } = self.reach;
+        let mut acc = [bias; R];
+        let (mut a, mut b) = (self.a.as_ptr().wrapping_add(row * lda), self.panel.as_ptr());
+        for _ in 0..runs {
+            for k in (0..self.depth).step_by(4) {
+                // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
+                unsafe {
+                    let mut columns = [_mm256_setzero_si256(); V];
                     for v in 0..V {
-                        acc[r][v] = _mm256_dpbusd_avx_epi32(acc[r][v], quad, columns[v]);
+                        columns[v] = _mm256_loadu_si256(b.add(v * 32).cast());
+                    }
+                    for r in 0..R {
+                        let quad = _mm256_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
+                        for v in 0..V {
+                            acc[r][v] = _mm256_dpbusd_avx_epi32(acc[r][v], quad, columns[v]);
+                        }
                     }
                 }
+                b = b.wrapping_add(V * 32);
             }
+            a = a.wrapping_add(run);
         }
-        a = a.wrapping_add(reach.run);
-        b = b.wrapping_add(V * 8 * depth);
+        acc
     }
-    // SAFETY: the caller promises that the tile lies within `out`.
-    unsafe { store_int::<R, V>(acc, out, place) }
 }

@@ -1,4 +1,5 @@
-//! AVX2: how the accumulators of dense integer tiles become outputs, in registers. Knows no products.
+//! AVX2: how rows of a dense integer product are cut into register tiles, and how their accumulators become outputs, in
+//! registers. Knows no products.
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
@@ -15,6 +16,89 @@ pub(super) trait Finish<const V: usize> {
     /// The processor has AVX2 and FMA, and the output holds the columns of `R` rows from `at` on.
     unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize);
 }
+
+/// What a dense product adds up for its epilogue, over a panel of `V * 8` columns.
+pub(super) trait Sums<const V: usize> {
+    /// Most rows of a register tile.
+    const ROWS: usize;
+
+    /// The sums of `R` rows from `row` on, begun at `bias`.
+    ///
+    /// # Safety
+    /// The processor has what the implementation is compiled for, and the left operand has the rows.
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R];
+}
+
+/// Defines `tiles` for some target features, which have to be those of the sums it gets: a function of fewer features
+/// cannot take in one of more, and accumulators would go through memory.
+macro_rules! define_tiles {
+    ($features:literal) => {
+        /// Writes `rows` rows of a product, in register tiles of about the same number of rows.
+        ///
+        /// # Safety
+        /// The left operand has the rows, and `out` holds them at `place`, at most `V * 8` columns.
+        #[target_feature(enable = $features)]
+        unsafe fn tiles<const V: usize>(
+            product: &impl Sums<V>,
+            rows: usize,
+            out: &mut IntOutput,
+            place: Place,
+        ) {
+            let bias = x86_64_finish::bias_lanes::<V>(out, place);
+            // SAFETY: the caller promises it.
+            unsafe {
+                match out {
+                    IntOutput::U8(out, requant) => {
+                        let factor = x86_64_finish::factor_lanes::<V>(requant.multiplier, place);
+                        let codes = x86_64_finish::Codes::new(requant);
+                        let finish = x86_64_finish::ToCodes { out, codes, factor, place };
+                        tiles_to(product, rows, bias, finish, place);
+                    }
+                    IntOutput::F32(out, dequant) => {
+                        let factor = x86_64_finish::factor_lanes::<V>(dequant.scale, place);
+                        tiles_to(product, rows, bias, x86_64_finish::ToFloats { out, factor, place }, place);
+                    }
+                    IntOutput::I32(out, _) => {
+                        tiles_to(product, rows, bias, x86_64_finish::ToSums { out, place }, place);
+                    }
+                }
+            }
+        }
+
+        /// # Safety
+        /// Like `tiles`, `finish` having its output.
+        #[target_feature(enable = $features)]
+        #[inline]
+        unsafe fn tiles_to<const V: usize, S: Sums<V>>(
+            product: &S,
+            rows: usize,
+            bias: [__m256i; V],
+            mut finish: impl x86_64_finish::Finish<V>,
+            place: Place,
+        ) {
+            const { assert!(S::ROWS <= 6) };
+            let mut row = 0;
+            while row < rows {
+                let left = rows - row;
+                let count = left.div_ceil(left.div_ceil(S::ROWS));
+                let at = place.at + row * place.stride;
+                // SAFETY: the caller promises the rows, of which these are some.
+                unsafe {
+                    match count {
+                        6 if S::ROWS >= 6 => finish.put(product.sums::<6>(row, bias), at),
+                        5 if S::ROWS >= 5 => finish.put(product.sums::<5>(row, bias), at),
+                        4 => finish.put(product.sums::<4>(row, bias), at),
+                        3 => finish.put(product.sums::<3>(row, bias), at),
+                        2 => finish.put(product.sums::<2>(row, bias), at),
+                        _ => finish.put(product.sums::<1>(row, bias), at),
+                    }
+                }
+                row += count;
+            }
+        }
+    };
+}
+pub(super) use define_tiles;
 
 /// The epilogue of one tile.
 ///
@@ -56,9 +140,23 @@ impl<const V: usize> Finish<V> for ToCodes<'_, V> {
     #[inline]
     unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize) {
         let (codes, factor, columns) = (&self.codes, &self.factor, self.place.columns);
+        let out = self.out.as_mut_ptr();
+        let put = |r: usize, bytes: __m128i| {
+            // SAFETY: the caller promises row `r` of the tile, `columns` elements.
+            unsafe {
+                let to = out.add(at + r * self.place.stride);
+                if columns == 16 {
+                    _mm_storeu_si128(to.cast(), bytes);
+                } else {
+                    let mut row = [0u8; 16];
+                    _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), to, columns);
+                }
+            }
+        };
         // Two rows fill a register of bytes; an odd last row is its own partner.
-        for r in (0..R).step_by(2) {
-            let partner = (r + 1).min(R - 1);
+        for pair in 0..R.div_ceil(2) {
+            let (r, partner) = (2 * pair, (2 * pair + 1).min(R - 1));
             let mut q = [_mm256_setzero_si256(); 4];
             for v in 0..V {
                 q[v] = codes.rounded(acc[r][v], factor[v]);
@@ -66,19 +164,9 @@ impl<const V: usize> Finish<V> for ToCodes<'_, V> {
             }
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
             let bytes = _mm256_permutevar8x32_epi32(codes.bytes(q), order);
-            let rows = [_mm256_castsi256_si128(bytes), _mm256_extracti128_si256::<1>(bytes)];
-            for (r, bytes) in (r..=partner).zip(rows) {
-                // SAFETY: the caller promises row `r` of the tile, `columns` elements.
-                unsafe {
-                    let to = self.out.as_mut_ptr().add(at + r * self.place.stride);
-                    if columns == 16 {
-                        _mm_storeu_si128(to.cast(), bytes);
-                    } else {
-                        let mut row = [0u8; 16];
-                        _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
-                        std::ptr::copy_nonoverlapping(row.as_ptr(), to, columns);
-                    }
-                }
+            put(r, _mm256_castsi256_si128(bytes));
+            if partner > r {
+                put(partner, _mm256_extracti128_si256::<1>(bytes));
             }
         }
     }

@@ -4,13 +4,11 @@
 
 use super::IntOutput;
 use super::schedule::Panel;
-use super::tiles::{INT8_SCHEDULED_ROWS, Place};
+use super::tiles::{INT8_SCHEDULED, Place};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{Codes, Finish, ToCodes, ToFloats, ToSums, bias_lanes, factor_lanes};
+use super::x86_64_finish::{self, Sums, define_tiles};
 use std::arch::x86_64::*;
 
-/// Rows of a register tile.
-const ROWS: usize = INT8_SCHEDULED_ROWS;
 /// Steps of two quads that are done without a branch.
 const UNROLL: usize = 8;
 
@@ -32,119 +30,59 @@ impl Avx2 {
         assert!(a.len() >= (rows - 1) * lda + panel.depth() && place.columns <= panel.width());
         assert!(panel.weights().as_ptr().addr().is_multiple_of(32), "panels are aligned");
         place.assert_within(rows, out.len());
+        let product = Rows { a, lda, rows, panel, ahead };
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match panel.width() {
-                16 => tiles::<2>(a, lda, rows, panel, ahead, out, place),
-                8 => tiles::<1>(a, lda, rows, panel, ahead, out, place),
+                16 => tiles::<2>(&product, rows, out, place),
+                8 => tiles::<1>(&product, rows, out, place),
                 _ => unreachable!("a panel has 8 or 16 columns"),
             }
         }
     }
 }
 
-/// Tiles of about the same number of rows.
-///
-/// # Safety
-/// `a` holds `rows` rows of the panel's depth, `lda` apart, the panel is `8 * V` columns wide, and `out` holds the rows
-/// at `place`.
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tiles<const V: usize>(
-    a: &[u8],
+/// `rows` rows, `lda` apart, and a panel.
+struct Rows<'a> {
+    a: &'a [u8],
     lda: usize,
     rows: usize,
-    panel: Panel,
-    ahead: &[i8],
-    out: &mut IntOutput,
-    place: Place,
-) {
-    let bias = bias_lanes::<V>(out, place);
-    // SAFETY: the caller promises it.
-    unsafe {
-        match out {
-            IntOutput::U8(out, requant) => {
-                let factor = factor_lanes::<V>(requant.multiplier, place);
-                let finish = ToCodes { out, codes: Codes::new(requant), factor, place };
-                tiles_to(a, lda, rows, panel, ahead, bias, finish, place);
-            }
-            IntOutput::F32(out, dequant) => {
-                let factor = factor_lanes::<V>(dequant.scale, place);
-                let finish = ToFloats { out, factor, place };
-                tiles_to(a, lda, rows, panel, ahead, bias, finish, place);
-            }
-            IntOutput::I32(out, _) => {
-                tiles_to(a, lda, rows, panel, ahead, bias, ToSums { out, place }, place);
-            }
-        }
-    }
+    panel: Panel<'a>,
+    ahead: &'a [i8],
 }
 
-/// # Safety
-/// Like [`tiles`], `finish` having its output.
-#[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-unsafe fn tiles_to<const V: usize>(
-    a: &[u8],
-    lda: usize,
-    rows: usize,
-    panel: Panel,
-    ahead: &[i8],
-    bias: [__m256i; V],
-    mut finish: impl Finish<V>,
-    place: Place,
-) {
-    let (mut a, mut at, mut left) = (a.as_ptr(), place.at, rows);
-    while left > 0 {
-        // The last tiles have three rows each rather than one of them a single row, which would take a third of the time
-        // of four.
-        let count = if matches!(left, 5 | 6 | 9) { 3 } else { left.min(ROWS) };
-        let done = rows - left;
-        let ahead = &ahead[ahead.len() * done / rows..ahead.len() * (done + count) / rows];
-        // SAFETY: the caller promises `left` rows from `a` and from `at` on.
-        unsafe {
-            match count {
-                4 => finish.put(sums::<4, V>(a, lda, panel, ahead, bias), at),
-                3 => finish.put(sums::<3, V>(a, lda, panel, ahead, bias), at),
-                2 => finish.put(sums::<2, V>(a, lda, panel, ahead, bias), at),
-                _ => finish.put(sums::<1, V>(a, lda, panel, ahead, bias), at),
-            }
-        }
-        (a, at, left) = (a.wrapping_add(count * lda), at + count * place.stride, left - count);
-    }
-}
+define_tiles!("avx2,fma");
 
-/// The three lists of each segment, one after the other: two `vpmaddubsw` added before one `vpmaddwd`, one of each,
-/// and two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
-///
-/// # Safety
-/// `a` leads to `R` rows of the panel's depth, `lda` apart, and the panel is `8 * V` columns wide.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-unsafe fn sums<const R: usize, const V: usize>(
-    a: *const u8,
-    lda: usize,
-    panel: Panel,
-    ahead: &[i8],
-    bias: [__m256i; V],
-) -> [[__m256i; V]; R] {
-    let mut acc = [bias; R];
-    let (quad, weights) = (panel.offsets().as_ptr(), panel.weights().as_ptr());
-    // What is wanted next comes at the pace of this panel's weights, in parts of a byte, 256 of them.
-    let pace = ahead.len() * 256 / panel.weights().len().max(1);
-    let mut at = Cursor { a, quad, weights, ahead: ahead.as_ptr(), first: weights, pace };
-    for segment in panel.segments() {
-        // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
-        // within the depth; the caller promises `R` rows of it.
-        unsafe {
-            acc = pairs(acc, &mut at, lda, segment.pairs);
-            acc = singles(acc, &mut at, lda, segment.singles);
-            acc = wides(acc, &mut at, lda, segment.wides);
+impl<const V: usize> Sums<V> for Rows<'_> {
+    const ROWS: usize = INT8_SCHEDULED.rows;
+
+    /// The three lists of each segment, one after the other: two `vpmaddubsw` added before one `vpmaddwd`, one of each, and
+    /// two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
+        let (panel, lda) = (self.panel, self.lda);
+        let share = |row: usize| self.ahead.len() * row / self.rows;
+        let ahead = &self.ahead[share(row)..share(row + R)];
+        let a = self.a.as_ptr().wrapping_add(row * lda);
+        let mut acc = [bias; R];
+        let (quad, weights) = (panel.offsets().as_ptr(), panel.weights().as_ptr());
+        // What is wanted next comes at the pace of this panel's weights, in parts of a byte, 256 of them.
+        let pace = ahead.len() * 256 / panel.weights().len().max(1);
+        let mut at = Cursor { a, quad, weights, ahead: ahead.as_ptr(), first: weights, pace };
+        for segment in panel.segments() {
+            // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
+            // within the depth; the caller promises `R` rows of it.
+            unsafe {
+                acc = pairs(acc, &mut at, lda, segment.pairs);
+                acc = singles(acc, &mut at, lda, segment.singles);
+                acc = wides(acc, &mut at, lda, segment.wides);
+            }
+            // Past the last segment there may be nothing to point at.
+            at.a = at.a.wrapping_add(panel.segment_bytes());
         }
-        // Past the last segment there may be nothing to point at.
-        at.a = at.a.wrapping_add(panel.segment_bytes());
+        acc
     }
-    acc
 }
 
 /// Where a tile is: its first row of the segment, the next offset and the next weights.

@@ -4,9 +4,10 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{Place, Reach};
+use super::tiles::{INT8_QUADS, Place, Reach};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use super::x86_64_finish::{self, Codes};
+use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
@@ -84,11 +85,11 @@ impl Avx512Vnni {
         }
     }
 
-    /// A tile of an integer product: `rows` rows of `a`, with runs of `depth` (a multiple of 4) elements, times a packed
+    /// Rows of an integer product: `rows` rows of `a`, with runs of `depth` (a multiple of 4) elements, times a packed
     /// panel of `width` columns, to `out` through its epilogue (without the table).
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
     #[inline(always)]
-    pub(super) fn int8_tile(
+    pub(super) fn int8_rows(
         self,
         a: &[u8],
         reach: Reach,
@@ -103,18 +104,15 @@ impl Avx512Vnni {
         reach.assert_within(rows, depth, a.len(), width, panel.len());
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        macro_rules! call {
-            ($($rows:literal)*) => {
-                match (rows, width) {
-                    // SAFETY: `self` proves the features; the lengths were just checked.
-                    $(($rows, 32) => unsafe { int8_tile::<$rows, 2>(a, reach, panel, depth, out, place) },)*
-                    // SAFETY: likewise.
-                    $(($rows, 16) => unsafe { int8_tile::<$rows, 1>(a, reach, panel, depth, out, place) },)*
-                    _ => unreachable!("a tile has 1 to 12 rows and 16 or 32 columns"),
-                }
-            };
+        let quads = Quads { a, reach, panel, depth };
+        // SAFETY: `self` proves the features; the lengths were just checked.
+        unsafe {
+            match width {
+                32 => tiles::<2>(quads, rows, out, place),
+                16 => tiles::<1>(quads, rows, out, place),
+                _ => unreachable!("a panel has 16 or 32 columns"),
+            }
         }
-        call!(1 2 3 4 5 6 7 8 9 10 11 12)
     }
 }
 
@@ -232,31 +230,86 @@ fn apply_table(x: &mut [u8], table: &[u8; 256]) {
     }
 }
 
-/// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit stage and
-/// so exact.
+/// Rows and a panel.
+#[derive(Clone, Copy)]
+struct Quads<'a> {
+    a: &'a [u8],
+    reach: Reach,
+    panel: &'a [i8],
+    depth: usize,
+}
+
+/// Writes `rows` rows of a product, in register tiles of about the same number of rows.
 ///
 /// # Safety
-/// `a` holds `R` rows as `reach` has them, `panel` `V * 16 * depth` elements a run, and `out` the tile at `place`.
+/// `quads` has the rows and a panel `V * 16` columns wide, and `out` holds the rows at `place`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn int8_tile<const R: usize, const V: usize>(
-    a: &[u8],
-    reach: Reach,
-    panel: &[i8],
-    depth: usize,
-    out: &mut IntOutput,
+unsafe fn tiles<const V: usize>(quads: Quads, rows: usize, out: &mut IntOutput, place: Place) {
+    // SAFETY: the caller promises it.
+    unsafe {
+        match out {
+            IntOutput::U8(out, requant) => {
+                let bias = lanes::<i32, V>(requant.bias, place);
+                tiles_to(quads, rows, bias, ToCodes::new(out, requant, place), place);
+            }
+            IntOutput::F32(out, dequant) => {
+                let bias = lanes::<i32, V>(dequant.bias, place);
+                tiles_to(quads, rows, bias, ToFloats::new(out, dequant, place), place);
+            }
+            IntOutput::I32(out, bias) => {
+                tiles_to(quads, rows, lanes::<i32, V>(bias, place), ToSums { out, place }, place);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// Like [`tiles`], `finish` having its output.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn tiles_to<const V: usize>(
+    quads: Quads,
+    rows: usize,
+    bias: [__m512i; V],
+    mut finish: impl Finish<V>,
     place: Place,
 ) {
-    let bias = match out {
-        IntOutput::U8(_, requant) => requant.bias,
-        IntOutput::F32(_, dequant) => dequant.bias,
-        IntOutput::I32(_, bias) => bias,
-    };
-    // Sums wrap at 32 bits, so they may begin at the bias.
-    let mut acc = [lanes::<i32, V>(bias, place); R];
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let count = left.div_ceil(left.div_ceil(INT8_QUADS.rows));
+        let at = place.at + row * place.stride;
+        macro_rules! put {
+            ($($rows:literal)*) => {
+                match count {
+                    // SAFETY: the caller promises the rows, of which these are some.
+                    $($rows => unsafe { finish.put(sums::<$rows, V>(quads, row, bias), at) },)*
+                    _ => unreachable!("a tile has 1 to 12 rows"),
+                }
+            };
+        }
+        put!(1 2 3 4 5 6 7 8 9 10 11 12);
+        row += count;
+    }
+}
+
+/// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit
+/// stage and so exact. Sums wrap at 32 bits, so they may begin at the bias.
+///
+/// # Safety
+/// `quads` has `R` rows from `row` on and a panel `V * 16` columns wide.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+unsafe fn sums<const R: usize, const V: usize>(
+    quads: Quads,
+    row: usize,
+    bias: [__m512i; V],
+) -> [[__m512i; V]; R] {
+    let Quads { a, reach: Reach { row: lda, run, runs }, panel, depth } = quads;
+    let mut acc = [bias; R];
     // Pointers that the compiler cannot derive from each other, or else it adds a stride a row in every step, and the
     // additions take turns with the products at their ports: 7 % of the time (Sapphire Rapids).
-    let Reach { row: lda, run, runs } = reach;
-    let mut rows: [*const u8; 4] = std::array::from_fn(|i| a.as_ptr().wrapping_add(3 * i * lda));
+    let mut rows: [*const u8; 4] = std::array::from_fn(|i| a.as_ptr().wrapping_add((row + 3 * i) * lda));
     for row in &mut rows {
         // SAFETY: nothing is executed.
         unsafe {
@@ -288,98 +341,5 @@ unsafe fn int8_tile<const R: usize, const V: usize>(
             *row = row.wrapping_add(run).wrapping_sub(depth);
         }
     }
-    // SAFETY: the caller promises the tile.
-    unsafe { store(acc, out, place) }
-}
-
-/// The epilogue of a tile whose accumulators began at the bias.
-///
-/// # Safety
-/// `out` holds `R` rows at `place`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-unsafe fn store<const R: usize, const V: usize>(acc: [[__m512i; V]; R], out: &mut IntOutput, place: Place) {
-    match out {
-        IntOutput::U8(out, requant) => {
-            let factor = lanes::<f32, V>(requant.multiplier, place);
-            let hi = _mm512_set1_ps(requant.bounds().1);
-            let zero_point = _mm512_set1_epi16(i16::from(requant.zero_point));
-            let (lo_code, hi_code) = (_mm512_set1_epi8(requant.lo as i8), _mm512_set1_epi8(requant.hi as i8));
-            // Products too low for `i32` and what is not a number (`minps` gives its second operand then) become its
-            // least value, which the packs bring to `lo`; products too high would too, so they are cut before.
-            let rounded = |acc, v: usize| {
-                let product = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), _mm512_castsi512_ps(factor[v]));
-                _mm512_cvtps_epi32(_mm512_min_ps(hi, product))
-            };
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            // Two rows fill a register of bytes; an odd last row is its own partner.
-            for r in (0..R).step_by(2) {
-                let partner = (r + 1).min(R - 1);
-                let mut q = [_mm512_setzero_si512(); 4];
-                for v in 0..V {
-                    q[v] = rounded(acc[r][v], v);
-                    q[2 + v] = rounded(acc[partner][v], v);
-                }
-                let first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero_point);
-                let second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero_point);
-                let codes = _mm512_packus_epi16(first, second);
-                let codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo_code), hi_code);
-                let codes = _mm512_permutexvar_epi32(order, codes);
-                let rows = [_mm512_castsi512_si256(codes), _mm512_extracti64x4_epi64::<1>(codes)];
-                for (r, codes) in (r..=partner).zip(rows) {
-                    // SAFETY: the caller promises row `r` of the tile; the mask admits its columns only.
-                    unsafe {
-                        let to = out.as_mut_ptr().add(place.at + r * place.stride);
-                        match place.columns {
-                            32 => _mm256_storeu_si256(to.cast(), codes),
-                            16 => _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(codes)),
-                            columns => _mm256_mask_storeu_epi8(to.cast(), u32::MAX >> (32 - columns), codes),
-                        }
-                    }
-                }
-            }
-        }
-        IntOutput::F32(out, dequant) => {
-            let factor = lanes::<f32, V>(dequant.scale, place);
-            for v in 0..V {
-                let mask = mask(place.columns.saturating_sub(v * 16));
-                for r in 0..R {
-                    let to = out.as_mut_ptr().wrapping_add(place.at + r * place.stride + v * 16);
-                    let y = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][v]), _mm512_castsi512_ps(factor[v]));
-                    // SAFETY: the caller promises the tile; the mask admits its columns only.
-                    unsafe { _mm512_mask_storeu_ps(to, mask, y) }
-                }
-            }
-        }
-        IntOutput::I32(out, _) => {
-            for v in 0..V {
-                let mask = mask(place.columns.saturating_sub(v * 16));
-                for r in 0..R {
-                    let to = out.as_mut_ptr().wrapping_add(place.at + r * place.stride + v * 16);
-                    // SAFETY: the caller promises the tile; the mask admits its columns only.
-                    unsafe { _mm512_mask_storeu_epi32(to, mask, acc[r][v]) }
-                }
-            }
-        }
-    }
-}
-
-/// The 32-bit values of the tile's channels; zeros past the last column.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place) -> [__m512i; V] {
-    const { assert!(size_of::<T>() == 4) };
-    let values = &values[place.channel..][..place.columns];
-    let mut lanes = [_mm512_setzero_si512(); V];
-    for v in 0..V {
-        let mask = mask(values.len().saturating_sub(v * 16));
-        // SAFETY: the mask admits as many lanes as there are values from `v * 16` on.
-        lanes[v] = unsafe { _mm512_maskz_loadu_epi32(mask, values.as_ptr().wrapping_add(v * 16).cast()) };
-    }
-    lanes
-}
-
-/// The first `lanes` of 16.
-pub(super) fn mask(lanes: usize) -> __mmask16 {
-    if lanes >= 16 { u16::MAX } else { (1 << lanes) - 1 }
+    acc
 }

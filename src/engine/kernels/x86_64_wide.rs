@@ -6,7 +6,8 @@
 use super::Epilogue;
 use super::tiles::{Part, Place};
 use super::x86_64::{DEPTHWISE_CHANNELS, assert_epilogue};
-use super::x86_64_vnni::{Avx512Vnni, mask};
+use super::x86_64_vnni::Avx512Vnni;
+use super::x86_64_vnni_finish::mask;
 use std::arch::x86_64::*;
 
 /// How many steps of the depth a panel is fetched ahead. Panels lie one after the other, so the end of one fetches the
