@@ -6,7 +6,7 @@
 use super::IntOutput;
 use super::tiles::{INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{self, Sums, define_tiles};
+use super::x86_64_finish::{Sums, tiles};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.
@@ -65,15 +65,13 @@ struct Quads<'a> {
     depth: usize,
 }
 
-define_tiles!("avx2,fma,avxvnni");
-
 impl<const V: usize> Sums<V> for Quads<'_> {
     const ROWS: usize = INT8_QUADS_NARROW.rows;
 
     /// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit
     /// stage and so exact.
     #[target_feature(enable = "avx2,fma,avxvnni")]
-    #[inline]
+    #[inline(never)]
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
         let Reach { row: lda, run, runs } = self.reach;
         let mut acc = [bias; R];

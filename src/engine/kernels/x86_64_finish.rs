@@ -22,83 +22,77 @@ pub(super) trait Sums<const V: usize> {
     /// Most rows of a register tile.
     const ROWS: usize;
 
-    /// The sums of `R` rows from `row` on, begun at `bias`.
+    /// The sums of `R` rows from `row` on, begun at `bias`. It should not be inlined: what the epilogue wants would then take
+    /// registers of the accumulators, of which AVX2 has just enough.
     ///
     /// # Safety
     /// The processor has what the implementation is compiled for, and the left operand has the rows.
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R];
 }
 
-/// Defines `tiles` for some target features, which have to be those of the sums it gets: a function of fewer features
-/// cannot take in one of more, and accumulators would go through memory.
-macro_rules! define_tiles {
-    ($features:literal) => {
-        /// Writes `rows` rows of a product, in register tiles of about the same number of rows.
-        ///
-        /// # Safety
-        /// The left operand has the rows, and `out` holds them at `place`, at most `V * 8` columns.
-        #[target_feature(enable = $features)]
-        unsafe fn tiles<const V: usize>(
-            product: &impl Sums<V>,
-            rows: usize,
-            out: &mut IntOutput,
-            place: Place,
-        ) {
-            let bias = x86_64_finish::bias_lanes::<V>(out, place);
-            // SAFETY: the caller promises it.
-            unsafe {
-                match out {
-                    IntOutput::U8(out, requant) => {
-                        let factor = x86_64_finish::factor_lanes::<V>(requant.multiplier, place);
-                        let codes = x86_64_finish::Codes::new(requant);
-                        let finish = x86_64_finish::ToCodes { out, codes, factor, place };
-                        tiles_to(product, rows, bias, finish, place);
-                    }
-                    IntOutput::F32(out, dequant) => {
-                        let factor = x86_64_finish::factor_lanes::<V>(dequant.scale, place);
-                        tiles_to(product, rows, bias, x86_64_finish::ToFloats { out, factor, place }, place);
-                    }
-                    IntOutput::I32(out, _) => {
-                        tiles_to(product, rows, bias, x86_64_finish::ToSums { out, place }, place);
-                    }
-                }
+/// Writes `rows` rows of a product, in register tiles of about the same number of rows.
+///
+/// # Safety
+/// The left operand has the rows, and `out` holds them at `place`, at most `V * 8` columns.
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn tiles<const V: usize>(
+    product: &impl Sums<V>,
+    rows: usize,
+    out: &mut IntOutput,
+    place: Place,
+) {
+    let bias = bias_lanes::<V>(out, place);
+    // SAFETY: the caller promises it.
+    unsafe {
+        match out {
+            IntOutput::U8(out, requant) => {
+                let factor = factor_lanes::<V>(requant.multiplier, place);
+                let codes = Codes::new(requant);
+                let finish = ToCodes { out, codes, factor, place };
+                tiles_to(product, rows, bias, finish, place);
+            }
+            IntOutput::F32(out, dequant) => {
+                let factor = factor_lanes::<V>(dequant.scale, place);
+                tiles_to(product, rows, bias, ToFloats { out, factor, place }, place);
+            }
+            IntOutput::I32(out, _) => {
+                tiles_to(product, rows, bias, ToSums { out, place }, place);
             }
         }
-
-        /// # Safety
-        /// Like `tiles`, `finish` having its output.
-        #[target_feature(enable = $features)]
-        #[inline]
-        unsafe fn tiles_to<const V: usize, S: Sums<V>>(
-            product: &S,
-            rows: usize,
-            bias: [__m256i; V],
-            mut finish: impl x86_64_finish::Finish<V>,
-            place: Place,
-        ) {
-            const { assert!(S::ROWS <= 6) };
-            let mut row = 0;
-            while row < rows {
-                let left = rows - row;
-                let count = left.div_ceil(left.div_ceil(S::ROWS));
-                let at = place.at + row * place.stride;
-                // SAFETY: the caller promises the rows, of which these are some.
-                unsafe {
-                    match count {
-                        6 if S::ROWS >= 6 => finish.put(product.sums::<6>(row, bias), at),
-                        5 if S::ROWS >= 5 => finish.put(product.sums::<5>(row, bias), at),
-                        4 => finish.put(product.sums::<4>(row, bias), at),
-                        3 => finish.put(product.sums::<3>(row, bias), at),
-                        2 => finish.put(product.sums::<2>(row, bias), at),
-                        _ => finish.put(product.sums::<1>(row, bias), at),
-                    }
-                }
-                row += count;
-            }
-        }
-    };
+    }
 }
-pub(super) use define_tiles;
+
+/// # Safety
+/// Like `tiles`, `finish` having its output.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn tiles_to<const V: usize, S: Sums<V>>(
+    product: &S,
+    rows: usize,
+    bias: [__m256i; V],
+    mut finish: impl Finish<V>,
+    place: Place,
+) {
+    const { assert!(S::ROWS <= 6) };
+    let mut row = 0;
+    while row < rows {
+        let left = rows - row;
+        let count = left.div_ceil(left.div_ceil(S::ROWS));
+        let at = place.at + row * place.stride;
+        // SAFETY: the caller promises the rows, of which these are some.
+        unsafe {
+            match count {
+                6 if S::ROWS >= 6 => finish.put(product.sums::<6>(row, bias), at),
+                5 if S::ROWS >= 5 => finish.put(product.sums::<5>(row, bias), at),
+                4 => finish.put(product.sums::<4>(row, bias), at),
+                3 => finish.put(product.sums::<3>(row, bias), at),
+                2 => finish.put(product.sums::<2>(row, bias), at),
+                _ => finish.put(product.sums::<1>(row, bias), at),
+            }
+        }
+        row += count;
+    }
+}
 
 /// The epilogue of one tile.
 ///

@@ -5,7 +5,7 @@
 use super::IntOutput;
 use super::tiles::{INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{self, Sums, define_tiles};
+use super::x86_64_finish::{Sums, tiles};
 use std::arch::asm;
 use std::arch::x86_64::*;
 
@@ -31,7 +31,10 @@ impl Avx2 {
         assert!(panel.as_ptr().addr().is_multiple_of(16), "panels are aligned");
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        let product = Pairs { a, reach, rows, panel, ahead, depth };
+        // Each row of a tile asks for as much of what is wanted next, at the pace of the depth.
+        let share = ahead.len() / rows;
+        let pace = (size_of::<W>() * share * BETWEEN).div_ceil(depth * reach.runs);
+        let product = Pairs { a, reach, panel, depth, ahead, share, pace };
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match width {
@@ -72,17 +75,20 @@ impl PairWeight for i8 {
     }
 }
 
-/// `rows` rows and a panel.
+/// Elements of a run between two requests for weights that are wanted next.
+const BETWEEN: usize = 16;
+
+/// Rows and a panel.
 struct Pairs<'a, W> {
     a: &'a [i16],
     reach: Reach,
-    rows: usize,
     panel: &'a [W],
-    ahead: &'a [W],
     depth: usize,
+    /// Weights that are wanted next, how many of them a row asks for, and bytes between two of its requests.
+    ahead: &'a [W],
+    share: usize,
+    pace: usize,
 }
-
-define_tiles!("avx2,fma");
 
 impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     const ROWS: usize = INT8_PAIRS.rows;
@@ -90,7 +96,7 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     /// For each run `depth / 2` steps of `vpmaddwd`: two products of 16-bit numbers added in 32 bits, which is exact for
     /// every `u8` and `i8` (`vpmaddubsw` is not: 2 * 255 * 127 does not fit its 16 bits).
     #[target_feature(enable = "avx2,fma")]
-    #[inline]
+    #[inline(never)]
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
@@ -102,15 +108,12 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
             unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
         }
         let mut b = self.panel.as_ptr();
-        // The weights that are wanted next come at the pace of the depth, a line of the cache after some steps.
-        let (from, to) = (self.ahead.len() * row / self.rows, self.ahead.len() * (row + R) / self.rows);
-        let mut next: *const i8 = self.ahead[from..to].as_ptr().cast();
-        let pace = (size_of::<W>() * (to - from) * BETWEEN).div_ceil(depth * runs);
+        let mut next: *const i8 = self.ahead.as_ptr().wrapping_add(self.share * row).cast();
         for _ in 0..runs {
             for k in (0..depth).step_by(2) {
                 if k % BETWEEN == 0 {
                     _mm_prefetch::<_MM_HINT_T0>(next);
-                    next = next.wrapping_add(pace);
+                    next = next.wrapping_add(self.pace * R);
                 }
                 // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
                 unsafe {
@@ -135,6 +138,3 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
         acc
     }
 }
-
-/// Elements of a run between two requests for weights that are wanted later.
-const BETWEEN: usize = 16;

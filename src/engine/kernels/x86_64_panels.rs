@@ -6,7 +6,7 @@ use super::IntOutput;
 use super::schedule::Panel;
 use super::tiles::{INT8_SCHEDULED, Place};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{self, Sums, define_tiles};
+use super::x86_64_finish::{Sums, tiles};
 use std::arch::x86_64::*;
 
 /// Steps of two quads that are done without a branch.
@@ -51,15 +51,13 @@ struct Rows<'a> {
     ahead: &'a [i8],
 }
 
-define_tiles!("avx2,fma");
-
 impl<const V: usize> Sums<V> for Rows<'_> {
     const ROWS: usize = INT8_SCHEDULED.rows;
 
     /// The three lists of each segment, one after the other: two `vpmaddubsw` added before one `vpmaddwd`, one of each, and
     /// two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
     #[target_feature(enable = "avx2,fma")]
-    #[inline]
+    #[inline(never)]
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
         let (panel, lda) = (self.panel, self.lda);
         let share = |row: usize| self.ahead.len() * row / self.rows;

@@ -251,8 +251,10 @@ unsafe fn outputs<const V: usize>(
                 let sums = tile_sums::<V>(m.add(x / 2 * POSITIONS * COLUMNS), bias);
                 let to = out.as_mut_ptr().add(place.at + x * place.stride);
                 for y in 0..lines {
-                    let q = [(0, 0), (0, 1), (1, 0), (1, 1)]
-                        .map(|(x, v)| epilogue.rounded(sums[y][x][v], factor[v]));
+                    let mut q = [_mm256_setzero_si256(); 4];
+                    for i in 0..4 {
+                        q[i] = epilogue.rounded(sums[y][i / 2][i % V], factor[i % V]);
+                    }
                     let codes = _mm256_permutevar8x32_epi32(epilogue.bytes(q), order);
                     let to = to.add(y * line);
                     _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(codes));
