@@ -34,8 +34,8 @@ const STREAMED: usize = 128 << 10;
 
 /// Output pixels in a line, and output channels, from which on and up to which a convolution reads lines: narrower lines leave
 /// tiles half empty, and more channels share what gathering takes.
-const LINES_WIDTH_MIN: usize = 12;
-const LINES_COLUMNS_MAX: usize = 256;
+const LINES_WIDTH_MIN: usize = 20;
+const LINES_COLUMNS_MAX: usize = 128;
 
 /// Hundredths of the time of pairs that widening the activations takes, times the columns that share it.
 #[cfg(target_arch = "x86_64")]

@@ -7,6 +7,7 @@ use super::IntOutput;
 use super::tiles::{INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.
@@ -72,10 +73,17 @@ impl<const V: usize> Sums<V> for Quads<'_> {
     /// stage and so exact.
     #[target_feature(enable = "avx2,fma,avxvnni")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
         let Reach { row: lda, run, runs } = self.reach;
         let mut acc = [bias; R];
-        let (mut a, mut b) = (self.a.as_ptr().wrapping_add(row * lda), self.panel.as_ptr());
+        // As in `Pairs`.
+        let mut rows: [*const u8; 2] =
+            std::array::from_fn(|i| self.a.as_ptr().wrapping_add((row + 3 * i) * lda));
+        for row in &mut rows {
+            // SAFETY: nothing is executed.
+            unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
+        }
+        let mut b = self.panel.as_ptr();
         for _ in 0..runs {
             for k in (0..self.depth).step_by(4) {
                 // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
@@ -85,7 +93,8 @@ impl<const V: usize> Sums<V> for Quads<'_> {
                         columns[v] = _mm256_loadu_si256(b.add(v * 32).cast());
                     }
                     for r in 0..R {
-                        let quad = _mm256_set1_epi32(a.add(r * lda + k).cast::<i32>().read_unaligned());
+                        let from = rows[r / 3].add(r % 3 * lda + k);
+                        let quad = _mm256_set1_epi32(from.cast::<i32>().read_unaligned());
                         for v in 0..V {
                             acc[r][v] = _mm256_dpbusd_avx_epi32(acc[r][v], quad, columns[v]);
                         }
@@ -93,8 +102,10 @@ impl<const V: usize> Sums<V> for Quads<'_> {
                 }
                 b = b.wrapping_add(V * 32);
             }
-            a = a.wrapping_add(run);
+            for row in &mut rows {
+                *row = row.wrapping_add(run);
+            }
         }
-        acc
+        *out = acc;
     }
 }

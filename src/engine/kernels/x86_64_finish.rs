@@ -22,12 +22,13 @@ pub(super) trait Sums<const V: usize> {
     /// Most rows of a register tile.
     const ROWS: usize;
 
-    /// The sums of `R` rows from `row` on, begun at `bias`. It should not be inlined: what the epilogue wants would then take
-    /// registers of the accumulators, of which AVX2 has just enough.
+    /// Sums `R` rows from `row` on, begun at `bias`, to `out`. It should not be inlined: what the epilogue wants would then
+    /// take registers of the accumulators, of which AVX2 has just enough. Nor should it return them, because they would be
+    /// written to their place in every step.
     ///
     /// # Safety
     /// The processor has what the implementation is compiled for, and the left operand has the rows.
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R];
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]);
 }
 
 /// Writes `rows` rows of a product, in register tiles of about the same number of rows.
@@ -81,13 +82,20 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
         let at = place.at + row * place.stride;
         // SAFETY: the caller promises the rows, of which these are some.
         unsafe {
+            macro_rules! put {
+                ($rows:literal) => {{
+                    let mut acc = [[_mm256_setzero_si256(); V]; $rows];
+                    product.sums(row, bias, &mut acc);
+                    finish.put(acc, at)
+                }};
+            }
             match count {
-                6 if S::ROWS >= 6 => finish.put(product.sums::<6>(row, bias), at),
-                5 if S::ROWS >= 5 => finish.put(product.sums::<5>(row, bias), at),
-                4 => finish.put(product.sums::<4>(row, bias), at),
-                3 => finish.put(product.sums::<3>(row, bias), at),
-                2 => finish.put(product.sums::<2>(row, bias), at),
-                _ => finish.put(product.sums::<1>(row, bias), at),
+                6 if S::ROWS >= 6 => put!(6),
+                5 if S::ROWS >= 5 => put!(5),
+                4 => put!(4),
+                3 => put!(3),
+                2 => put!(2),
+                _ => put!(1),
             }
         }
         row += count;

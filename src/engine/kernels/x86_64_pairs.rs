@@ -97,7 +97,7 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     /// every `u8` and `i8` (`vpmaddubsw` is not: 2 * 255 * 127 does not fit its 16 bits).
     #[target_feature(enable = "avx2,fma")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
         // Pointers that the compiler cannot derive from each other, or else it adds strides in every step.
@@ -135,6 +135,6 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
                 *row = row.wrapping_add(run);
             }
         }
-        acc
+        *out = acc;
     }
 }

@@ -58,7 +58,7 @@ impl<const V: usize> Sums<V> for Rows<'_> {
     /// two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
     #[target_feature(enable = "avx2,fma")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V]) -> [[__m256i; V]; R] {
+    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
         let (panel, lda) = (self.panel, self.lda);
         let share = |row: usize| self.ahead.len() * row / self.rows;
         let ahead = &self.ahead[share(row)..share(row + R)];
@@ -79,7 +79,7 @@ impl<const V: usize> Sums<V> for Rows<'_> {
             // Past the last segment there may be nothing to point at.
             at.a = at.a.wrapping_add(panel.segment_bytes());
         }
-        acc
+        *out = acc;
     }
 }
 
