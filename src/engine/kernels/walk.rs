@@ -1,6 +1,7 @@
 //! The order in which a dense product is walked: blocks of rows that stay in the cache, panels of columns, tiles.
 //! Knows no arithmetic.
 
+use super::Window;
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::patches::Patches;
@@ -10,7 +11,7 @@ use std::any::TypeId;
 use std::ops::Range;
 
 /// Bytes of input lines that a block may hold: what a level-2 cache keeps beside the panels.
-const LINES_BYTES: usize = 64 << 10;
+pub(super) const LINES_BYTES: usize = 64 << 10;
 
 /// Walks rows `rows` of `patches` times columns `columns` of a product whose panels are `depth` deep and
 /// cover `all_columns`.
@@ -94,7 +95,7 @@ pub(super) fn walk_lines<S: Pod, D: Pod + From<S>>(
 ) {
     let window = patches.window;
     let (out_w, out_h, step) = (window.out_w, window.out_h, window.stride_h);
-    let line_len = ((out_w - 1) * window.stride_w + window.kernel_w) * patches.inputs;
+    let line_len = line_len(window, patches.inputs);
     let reach = Reach {
         row: window.stride_w * patches.inputs,
         run: window.dilation_h * line_len,
@@ -134,6 +135,11 @@ pub(super) fn walk_lines<S: Pod, D: Pod + From<S>>(
             line = lines.end;
         }
     });
+}
+
+/// Elements of an input line that a line of output reads, with the padding.
+pub(super) fn line_len(window: &Window, inputs: usize) -> usize {
+    ((window.out_w - 1) * window.stride_w + window.kernel_w) * inputs
 }
 
 /// Cuts a range into as few pieces of at most `most` as will do, all of about the same length: a last tile of one
