@@ -2,7 +2,7 @@
 
 use super::isa::Isa;
 use super::parallel::{parts, split_rows};
-use super::round_half_even_small;
+use super::{clamp_f32, round_half_even_small};
 use std::ops::Range;
 
 /// Quantizes `x` as ONNX `QuantizeLinear` does, to the bit:
@@ -59,7 +59,7 @@ pub fn quantize_u16(isa: Isa, x: &[f32], scale: f32, zero_point: u16, out: &mut 
                 for (q, &x) in out.iter_mut().zip(x) {
                     let scaled = x / scale;
                     let scaled = if scaled.is_nan() { 0.0 } else { scaled };
-                    let clamped = scaled.max(0.0 - zero).min(65535.0 - zero);
+                    let clamped = clamp_f32(scaled, 0.0 - zero, 65535.0 - zero);
                     *q = (round_half_even_small(clamped) + i32::from(zero_point)) as u16;
                 }
             },
@@ -91,7 +91,7 @@ pub(super) fn code_of(x: f32, scale: f32, zero_point: u8, lo: u8, hi: u8) -> u8 
     let scaled = if scaled.is_nan() { 0.0 } else { scaled };
     let zero = f32::from(zero_point);
     // Bounds are whole numbers, so clamping first gives what clamping last gives.
-    let clamped = scaled.max(f32::from(lo) - zero).min(f32::from(hi) - zero);
+    let clamped = clamp_f32(scaled, f32::from(lo) - zero, f32::from(hi) - zero);
     (round_half_even_small(clamped) + i32::from(zero_point)) as u8
 }
 

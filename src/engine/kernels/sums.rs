@@ -3,7 +3,7 @@
 
 use super::eltwise::qadd;
 use super::isa::Isa;
-use super::{SumForm, SumScales};
+use super::{SumForm, SumScales, clamp_f32};
 
 /// Adding this to a number below 2^22 rounds it to a whole one, half to even, which stands in the low bits.
 const SHIFT: f32 = 12_582_912.0;
@@ -44,8 +44,7 @@ impl SumForm {
             move || {
                 for (y, &q) in y.iter_mut().zip(other) {
                     let exact = (f32::from(*y) * own + offset) + f32::from(q) * from;
-                    let clamped = exact.max(lo).min(hi);
-                    *y = (clamped + SHIFT).to_bits() as u8;
+                    *y = (clamp_f32(exact, lo, hi) + SHIFT).to_bits() as u8;
                 }
             },
         );

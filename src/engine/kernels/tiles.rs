@@ -16,6 +16,8 @@ pub(super) const INT8_PAIRS: Shape = Shape {
 };
 
 /// Integer products in quads of bytes: 24 accumulators of AVX-512's 32 registers, two for the panel, one for a row.
+/// Processors with these have a level-2 cache of 1 MiB or more, and a block of the 7 x 7 pixels of 512 channels that a
+/// 3 x 3 kernel reads reads its weights once.
 #[cfg(target_arch = "x86_64")]
 pub(super) const INT8_QUADS: Shape = Shape {
     rows: 12,
@@ -23,7 +25,7 @@ pub(super) const INT8_QUADS: Shape = Shape {
     columns: 32,
     group: 4,
     block_rows: 96,
-    block_bytes: 128 << 10,
+    block_bytes: 320 << 10,
     block_depth: WHOLE,
 };
 
@@ -41,9 +43,9 @@ pub(super) const INT8_SCHEDULED: Shape = Shape {
     block_depth: WHOLE,
 };
 
-/// Integer products in quads of bytes on AVX2, of the size of the pairs.
+/// Integer products in quads of bytes on AVX2: tiles of the size of the pairs, blocks as with AVX-512.
 #[cfg(target_arch = "x86_64")]
-pub(super) const INT8_QUADS_NARROW: Shape = Shape { group: 4, ..INT8_PAIRS };
+pub(super) const INT8_QUADS_NARROW: Shape = Shape { group: 4, block_bytes: 320 << 10, ..INT8_PAIRS };
 
 /// Integer products in matrix tiles, two by two. The depth is padded by the packer.
 #[cfg(target_arch = "x86_64")]
@@ -179,6 +181,31 @@ impl Reach {
     pub(super) fn assert_within(self, rows: usize, depth: usize, a: usize, width: usize, panel: usize) {
         assert!(a >= (rows - 1) * self.row + (self.runs - 1) * self.run + depth, "the tile's rows");
         assert!(panel >= width * depth * self.runs, "the tile's panel");
+    }
+}
+
+/// Weights that are wanted next. Each row of a tile asks for its share of them, in requests that are spread over the depth,
+/// so that they come from a far cache while others are multiplied.
+#[derive(Clone, Copy)]
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Ahead {
+    first: *const i8,
+    share: usize,
+    /// Bytes between two requests of a row.
+    pub(super) pace: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Ahead {
+    /// Of `rows` rows with `requests` requests each.
+    pub(super) fn new<T>(weights: &[T], rows: usize, requests: usize) -> Ahead {
+        let share = size_of_val(weights) / rows;
+        Ahead { first: weights.as_ptr().cast(), share, pace: share.div_ceil(requests) }
+    }
+
+    /// Where the share of a row begins.
+    pub(super) fn of_row(self, row: usize) -> *const i8 {
+        self.first.wrapping_add(row * self.share)
     }
 }
 

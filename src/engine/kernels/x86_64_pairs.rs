@@ -3,7 +3,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{INT8_PAIRS, Place, Reach};
+use super::tiles::{Ahead, INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
 use std::arch::asm;
@@ -31,10 +31,8 @@ impl Avx2 {
         assert!(panel.as_ptr().addr().is_multiple_of(16), "panels are aligned");
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        // Each row of a tile asks for as much of what is wanted next, at the pace of the depth.
-        let share = ahead.len() / rows;
-        let pace = (size_of::<W>() * share * BETWEEN).div_ceil(depth * reach.runs);
-        let product = Pairs { a, reach, panel, depth, ahead, share, pace };
+        let ahead = Ahead::new(ahead, rows, depth.div_ceil(BETWEEN) * reach.runs);
+        let product = Pairs { a, reach, panel, depth, ahead };
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match width {
@@ -84,10 +82,7 @@ struct Pairs<'a, W> {
     reach: Reach,
     panel: &'a [W],
     depth: usize,
-    /// Weights that are wanted next, how many of them a row asks for, and bytes between two of its requests.
-    ahead: &'a [W],
-    share: usize,
-    pace: usize,
+    ahead: Ahead,
 }
 
 impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
@@ -108,12 +103,12 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
             unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
         }
         let mut b = self.panel.as_ptr();
-        let mut next: *const i8 = self.ahead.as_ptr().wrapping_add(self.share * row).cast();
+        let mut next = self.ahead.of_row(row);
         for _ in 0..runs {
             for k in (0..depth).step_by(2) {
                 if k % BETWEEN == 0 {
                     _mm_prefetch::<_MM_HINT_T0>(next);
-                    next = next.wrapping_add(self.pace * R);
+                    next = next.wrapping_add(self.ahead.pace * R);
                 }
                 // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
                 unsafe {

@@ -4,7 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{INT8_QUADS, Place, Reach};
+use super::tiles::{Ahead, INT8_QUADS, Place, Reach};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use super::x86_64_finish::{self, Codes};
 use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
@@ -86,7 +86,7 @@ impl Avx512Vnni {
     }
 
     /// Rows of an integer product: `rows` rows of `a`, with runs of `depth` (a multiple of 4) elements, times a packed
-    /// panel of `width` columns, to `out` through its epilogue (without the table).
+    /// panel of `width` columns, to `out` through its epilogue (without the table); `ahead` is asked for early.
     #[expect(clippy::too_many_arguments, reason = "a tile is its operands and its place")]
     #[inline(always)]
     pub(super) fn int8_rows(
@@ -95,6 +95,7 @@ impl Avx512Vnni {
         reach: Reach,
         rows: usize,
         panel: &[i8],
+        ahead: &[i8],
         width: usize,
         depth: usize,
         out: &mut IntOutput,
@@ -104,7 +105,8 @@ impl Avx512Vnni {
         reach.assert_within(rows, depth, a.len(), width, panel.len());
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        let quads = Quads { a, reach, panel, depth };
+        let ahead = Ahead::new(ahead, rows, depth / 4 * reach.runs);
+        let quads = Quads { a, reach, panel, depth, ahead };
         // SAFETY: `self` proves the features; the lengths were just checked.
         unsafe {
             match width {
@@ -237,6 +239,7 @@ struct Quads<'a> {
     reach: Reach,
     panel: &'a [i8],
     depth: usize,
+    ahead: Ahead,
 }
 
 /// Writes `rows` rows of a product, in register tiles of about the same number of rows.
@@ -282,8 +285,14 @@ unsafe fn tiles_to<const V: usize>(
         macro_rules! put {
             ($($rows:literal)*) => {
                 match count {
-                    // SAFETY: the caller promises the rows, of which these are some.
-                    $($rows => unsafe { finish.put(sums::<$rows, V>(quads, row, bias), at) },)*
+                    $($rows => {
+                        let mut acc = [[_mm512_setzero_si512(); V]; $rows];
+                        // SAFETY: the caller promises the rows, of which these are some.
+                        unsafe {
+                            sums(quads, row, bias, &mut acc);
+                            finish.put(acc, at);
+                        }
+                    })*
                     _ => unreachable!("a tile has 1 to 12 rows"),
                 }
             };
@@ -294,7 +303,8 @@ unsafe fn tiles_to<const V: usize>(
 }
 
 /// For each run `depth / 4` steps of `vpdpbusd`: four products of a `u8` and an `i8` added in 32 bits, without a 16-bit
-/// stage and so exact. Sums wrap at 32 bits, so they may begin at the bias.
+/// stage and so exact. Sums wrap at 32 bits, so they may begin at the bias. They are not returned: where this is no part of
+/// its caller, they would be written to their place in every step.
 ///
 /// # Safety
 /// `quads` has `R` rows from `row` on and a panel `V * 16` columns wide.
@@ -304,8 +314,9 @@ unsafe fn sums<const R: usize, const V: usize>(
     quads: Quads,
     row: usize,
     bias: [__m512i; V],
-) -> [[__m512i; V]; R] {
-    let Quads { a, reach: Reach { row: lda, run, runs }, panel, depth } = quads;
+    out: &mut [[__m512i; V]; R],
+) {
+    let Quads { a, reach: Reach { row: lda, run, runs }, panel, depth, ahead } = quads;
     let mut acc = [bias; R];
     // Pointers that the compiler cannot derive from each other, or else it adds a stride a row in every step, and the
     // additions take turns with the products at their ports: 7 % of the time (Sapphire Rapids).
@@ -317,8 +328,12 @@ unsafe fn sums<const R: usize, const V: usize>(
         }
     }
     let mut b = panel.as_ptr();
+    let mut next = ahead.of_row(row);
     for _ in 0..runs {
         for _ in 0..depth / 4 {
+            // In every step, because a branch would cost the accumulators their registers.
+            _mm_prefetch::<_MM_HINT_T1>(next);
+            next = next.wrapping_add(ahead.pace * R);
             // SAFETY: the caller promises `R` rows and a panel of that depth, of which this is a step.
             unsafe {
                 let mut columns = [_mm512_setzero_si512(); V];
@@ -341,5 +356,5 @@ unsafe fn sums<const R: usize, const V: usize>(
             *row = row.wrapping_add(run).wrapping_sub(depth);
         }
     }
-    acc
+    *out = acc;
 }

@@ -411,9 +411,10 @@ impl PackedInt8 {
                             depth,
                             out: &mut IntOutput,
                             place: Place,
-                            _: Share| {
-                    let panel = &panels[INT8_QUADS.panel(place.channel, width, depth * reach.runs)];
-                    vnni.int8_rows(a, reach, rows, panel, width, depth, out, place)
+                            share: Share| {
+                    let range = INT8_QUADS.panel(place.channel, width, depth * reach.runs);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -536,7 +537,7 @@ impl PackedInt8 {
                 let place = Place { at, stride: count, channel: first, columns: count };
                 let width = INT8_MATRIX.width(first, all);
                 let panel = &panels[INT8_MATRIX.panel_start(first, depth)..][..width * depth];
-                amx.wide().int8_rows(a, Reach::of_rows(depth), 1, panel, width, depth, out, place);
+                amx.wide().int8_rows(a, Reach::of_rows(depth), 1, panel, &[], width, depth, out, place);
             }
         });
         let starts = std::iter::once(out_offset);
