@@ -4,7 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{INT8_QUADS_NARROW, Place, Reach};
+use super::tiles::{Ahead, INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
 use std::arch::asm;
@@ -37,6 +37,7 @@ impl AvxVnni {
         reach: Reach,
         rows: usize,
         panel: &[i8],
+        ahead: &[i8],
         width: usize,
         depth: usize,
         out: &mut IntOutput,
@@ -46,7 +47,8 @@ impl AvxVnni {
         reach.assert_within(rows, depth, a.len(), width, panel.len());
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        let product = Quads { a, reach, panel, depth };
+        let ahead = Ahead::new(ahead, rows, depth / 4 * reach.runs);
+        let product = Quads { a, reach, panel, depth, ahead };
         // SAFETY: `self` proves the features; the lengths were just checked.
         unsafe {
             match width {
@@ -64,6 +66,7 @@ struct Quads<'a> {
     reach: Reach,
     panel: &'a [i8],
     depth: usize,
+    ahead: Ahead,
 }
 
 impl<const V: usize> Sums<V> for Quads<'_> {
@@ -83,9 +86,11 @@ impl<const V: usize> Sums<V> for Quads<'_> {
             // SAFETY: nothing is executed.
             unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
         }
-        let mut b = self.panel.as_ptr();
+        let (mut b, mut next) = (self.panel.as_ptr(), self.ahead.of_row(row));
         for _ in 0..runs {
             for k in (0..self.depth).step_by(4) {
+                _mm_prefetch::<_MM_HINT_T1>(next);
+                next = next.wrapping_add(self.ahead.pace * R);
                 // SAFETY: `k + 3 < depth`, and the caller promises `R` rows and a panel of that depth.
                 unsafe {
                     let mut columns = [_mm256_setzero_si256(); V];

@@ -427,9 +427,10 @@ impl PackedInt8 {
                             depth,
                             out: &mut IntOutput,
                             place: Place,
-                            _: Share| {
-                    let panel = &panels[INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs)];
-                    vnni.int8_rows(a, reach, rows, panel, width, depth, out, place)
+                            share: Share| {
+                    let range = INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs);
+                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
