@@ -358,7 +358,7 @@ impl PackedInt8 {
                             place: Place,
                             share: Share| {
                     let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    let (panel, ahead) = panel_and_ahead(panels, range, share);
                     tile(isa, a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
@@ -374,7 +374,7 @@ impl PackedInt8 {
                             place: Place,
                             share: Share| {
                     let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    let (panel, ahead) = panel_and_ahead(panels, range, share);
                     avx2.pair_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
@@ -413,7 +413,7 @@ impl PackedInt8 {
                             place: Place,
                             share: Share| {
                     let range = INT8_QUADS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    let (panel, ahead) = panel_and_ahead(panels, range, share);
                     vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
@@ -429,7 +429,7 @@ impl PackedInt8 {
                             place: Place,
                             share: Share| {
                     let range = INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = (&panels[range.clone()], ahead(panels, range, share));
+                    let (panel, ahead) = panel_and_ahead(panels, range, share);
                     vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
@@ -594,10 +594,11 @@ impl PackedInt8 {
 /// Of the rows of a block those of a tile: from, to, of how many.
 type Share = (usize, usize, usize);
 
-/// What a tile should ask for early: its share of the panel behind `panel`, which the block wants next.
-fn ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> &[T] {
+/// A panel, and what a tile should ask for early: its share of the panel behind, which the block wants next.
+fn panel_and_ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> (&[T], &[T]) {
     let len = panel.len().min(panels.len() - panel.end);
-    &panels[panel.end + len * from / of..panel.end + len * to / of]
+    let ahead = panel.end + len * from / of..panel.end + len * to / of;
+    (&panels[panel], &panels[ahead])
 }
 
 /// Hundredths of the time of pairs that a schedule may take: pairs have to widen what they read, a schedule to gather it.
