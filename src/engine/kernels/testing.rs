@@ -123,3 +123,19 @@ pub(super) fn epilogues<'a>(bias: &'a [f32], residual: &'a [f32]) -> [Epilogue<'
         Epilogue { residual, activation: silu, hi: 1.0, ..Epilogue::NONE },
     ]
 }
+
+/// Where the channels used lie within the pixels of both tensors.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Channels {
+    pub(super) inputs: usize,
+    pub(super) in_stride: usize,
+    pub(super) in_offset: usize,
+    pub(super) outputs: usize,
+    pub(super) out_stride: usize,
+    pub(super) out_offset: usize,
+}
+
+/// Channels that are all of a pixel.
+pub(super) fn dense(inputs: usize, outputs: usize) -> Channels {
+    Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
+}

@@ -1,24 +1,9 @@
 //! Tests of [`winograd`](super::winograd): every result against the direct sum, to the bit.
 
 use super::isa::Isa;
-use super::testing::{Random, window, windows};
+use super::testing::{Channels, Random, dense, window, windows};
 use super::winograd::*;
 use super::{Dequant, IntOutput, Requant, Window, reference};
-
-/// Where the channels used lie within the pixels of both tensors.
-#[derive(Clone, Copy, Debug)]
-struct Channels {
-    inputs: usize,
-    in_stride: usize,
-    in_offset: usize,
-    outputs: usize,
-    out_stride: usize,
-    out_offset: usize,
-}
-
-fn dense(inputs: usize, outputs: usize) -> Channels {
-    Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
-}
 
 /// A 3x3 window with stride and dilation 1.
 fn plain(batch: usize, input: (usize, usize), pad: (usize, usize)) -> Window {

@@ -6,8 +6,7 @@
 use super::IntOutput;
 use super::tiles::{Ahead, INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{Sums, tiles};
-use std::arch::asm;
+use super::x86_64_finish::{Sums, opaque, tiles};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.
@@ -79,13 +78,8 @@ impl<const V: usize> Sums<V> for Quads<'_> {
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
         let Reach { row: lda, run, runs } = self.reach;
         let mut acc = [bias; R];
-        // As in `Pairs`.
         let mut rows: [*const u8; 2] =
-            std::array::from_fn(|i| self.a.as_ptr().wrapping_add((row + 3 * i) * lda));
-        for row in &mut rows {
-            // SAFETY: nothing is executed.
-            unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
-        }
+            std::array::from_fn(|i| opaque(self.a.as_ptr().wrapping_add((row + 3 * i) * lda)));
         let (mut b, mut next) = (self.panel.as_ptr(), self.ahead.of_row(row));
         for _ in 0..runs {
             for k in (0..self.depth).step_by(4) {

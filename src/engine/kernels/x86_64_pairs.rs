@@ -5,8 +5,7 @@
 use super::IntOutput;
 use super::tiles::{Ahead, INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
-use super::x86_64_finish::{Sums, tiles};
-use std::arch::asm;
+use super::x86_64_finish::{Sums, opaque, tiles};
 use std::arch::x86_64::*;
 
 impl Avx2 {
@@ -95,13 +94,8 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
-        // Pointers that the compiler cannot derive from each other, or else it adds strides in every step.
         let mut rows: [*const i16; 2] =
-            std::array::from_fn(|i| self.a.as_ptr().wrapping_add((row + 3 * i) * lda));
-        for row in &mut rows {
-            // SAFETY: nothing is executed.
-            unsafe { asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags)) }
-        }
+            std::array::from_fn(|i| opaque(self.a.as_ptr().wrapping_add((row + 3 * i) * lda)));
         let mut b = self.panel.as_ptr();
         let mut next = self.ahead.of_row(row);
         for _ in 0..runs {

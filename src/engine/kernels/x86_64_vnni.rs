@@ -6,7 +6,7 @@
 use super::IntOutput;
 use super::tiles::{Ahead, INT8_QUADS, Place, Reach};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
-use super::x86_64_finish::{self, Codes};
+use super::x86_64_finish::{self, Codes, opaque};
 use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
 use std::arch::x86_64::*;
 
@@ -318,15 +318,8 @@ unsafe fn sums<const R: usize, const V: usize>(
 ) {
     let Quads { a, reach: Reach { row: lda, run, runs }, panel, depth, ahead } = quads;
     let mut acc = [bias; R];
-    // Pointers that the compiler cannot derive from each other, or else it adds a stride a row in every step, and the
-    // additions take turns with the products at their ports: 7 % of the time (Sapphire Rapids).
-    let mut rows: [*const u8; 4] = std::array::from_fn(|i| a.as_ptr().wrapping_add((row + 3 * i) * lda));
-    for row in &mut rows {
-        // SAFETY: nothing is executed.
-        unsafe {
-            std::arch::asm!("/* {0} */", inout(reg) * row, options(pure, readonly, nostack, preserves_flags))
-        }
-    }
+    let mut rows: [*const u8; 4] =
+        std::array::from_fn(|i| opaque(a.as_ptr().wrapping_add((row + 3 * i) * lda)));
     let mut b = panel.as_ptr();
     let mut next = ahead.of_row(row);
     for _ in 0..runs {

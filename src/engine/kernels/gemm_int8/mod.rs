@@ -349,138 +349,58 @@ impl PackedInt8 {
         let isa = self.isa;
         match &self.panels {
             Panels::Pairs(panels) => {
-                let tile = |a: &[i16],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            share: Share| {
-                    let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = panel_and_ahead(panels, range, share);
-                    tile(isa, a, reach, rows, panel, ahead, width, depth, out, place)
+                let tile = |t: Tile<i16>, out: &mut IntOutput| {
+                    let (panel, ahead) = t.panel(INT8_PAIRS, panels);
+                    tile(isa, t.a, t.reach, t.rows, panel, ahead, t.width, t.depth, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::BytePairs(avx2, panels) => {
-                let tile = |a: &[i16],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            share: Share| {
-                    let range = INT8_PAIRS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = panel_and_ahead(panels, range, share);
-                    avx2.pair_rows(a, reach, rows, panel, ahead, width, depth, out, place)
+                let tile = |t: Tile<i16>, out: &mut IntOutput| {
+                    let (panel, ahead) = t.panel(INT8_PAIRS, panels);
+                    avx2.pair_rows(t.a, t.reach, t.rows, panel, ahead, t.width, t.depth, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Scheduled(avx2, schedule) => {
-                let tile = |a: &[u8],
-                            reach: Reach,
-                            rows,
-                            width,
-                            _,
-                            out: &mut IntOutput,
-                            place: Place,
-                            share: Share| {
-                    let ahead = schedule.ahead(place.channel, share);
-                    avx2.scheduled_rows(
-                        a,
-                        reach.row,
-                        rows,
-                        schedule.panel(place.channel, width),
-                        ahead,
-                        out,
-                        place,
-                    )
+                let tile = |t: Tile<u8>, out: &mut IntOutput| {
+                    let ahead = schedule.ahead(t.place.channel, t.share);
+                    let panel = schedule.panel(t.place.channel, t.width);
+                    avx2.scheduled_rows(t.a, t.reach.row, t.rows, panel, ahead, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Quads(vnni, panels) => {
-                let tile = |a: &[u8],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            share: Share| {
-                    let range = INT8_QUADS.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = panel_and_ahead(panels, range, share);
-                    vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
+                let tile = |t: Tile<u8>, out: &mut IntOutput| {
+                    let (panel, ahead) = t.panel(INT8_QUADS, panels);
+                    vnni.int8_rows(t.a, t.reach, t.rows, panel, ahead, t.width, t.depth, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::NarrowQuads(vnni, panels) => {
-                let tile = |a: &[u8],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            share: Share| {
-                    let range = INT8_QUADS_NARROW.panel(place.channel, width, depth * reach.runs);
-                    let (panel, ahead) = panel_and_ahead(panels, range, share);
-                    vnni.int8_rows(a, reach, rows, panel, ahead, width, depth, out, place)
+                let tile = |t: Tile<u8>, out: &mut IntOutput| {
+                    let (panel, ahead) = t.panel(INT8_QUADS_NARROW, panels);
+                    vnni.int8_rows(t.a, t.reach, t.rows, panel, ahead, t.width, t.depth, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "aarch64")]
             Panels::Signed(neon, panels, starts) => {
-                let tile = |a: &[u8],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            _: Share| {
-                    let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
-                    neon.int8_tile(
-                        a,
-                        reach.row,
-                        rows,
-                        panel,
-                        width,
-                        depth,
-                        &starts[place.channel..],
-                        out,
-                        place,
-                    )
+                let tile = |t: Tile<u8>, out: &mut IntOutput| {
+                    let ((panel, _), starts) = (t.panel(INT8_QUADS_NEON, panels), &starts[t.place.channel..]);
+                    neon.int8_tile(t.a, t.reach.row, t.rows, panel, t.width, t.depth, starts, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
             #[cfg(target_arch = "aarch64")]
             Panels::SignedDot(dot, panels, starts) => {
-                let tile = |a: &[u8],
-                            reach: Reach,
-                            rows,
-                            width,
-                            depth,
-                            out: &mut IntOutput,
-                            place: Place,
-                            _: Share| {
-                    let panel = &panels[INT8_QUADS_NEON.panel(place.channel, width, depth)];
-                    dot.int8_tile(
-                        a,
-                        reach.row,
-                        rows,
-                        panel,
-                        width,
-                        depth,
-                        &starts[place.channel..],
-                        out,
-                        place,
-                    )
+                let tile = |t: Tile<u8>, out: &mut IntOutput| {
+                    let ((panel, _), starts) = (t.panel(INT8_QUADS_NEON, panels), &starts[t.place.channel..]);
+                    dot.int8_tile(t.a, t.reach.row, t.rows, panel, t.width, t.depth, starts, out, t.place)
                 };
                 self.part_of(patches, rows, columns, out, out_stride, out_offset, tile);
             }
@@ -555,7 +475,7 @@ impl PackedInt8 {
         out: &mut IntOutput,
         out_stride: usize,
         out_offset: usize,
-        tile: impl Fn(&[A], Reach, usize, usize, usize, &mut IntOutput, Place, Share),
+        tile: impl Fn(Tile<A>, &mut IntOutput),
     ) {
         let (shape, all) = (self.shape(), self.column_sums.len());
         let (depth, run) = (self.taps * self.inputs, columns.len());
@@ -573,7 +493,8 @@ impl PackedInt8 {
                     columns: columns.len(),
                 };
                 let share = (rows.start - block.start, rows.end - block.start, block.len());
-                tile(a, reach, rows.len(), width, padded, &mut out.borrow_mut(), place, share);
+                let rows = rows.len();
+                tile(Tile { a, reach, rows, width, depth: padded, place, share }, &mut out.borrow_mut());
             };
         let done = |rows: Range<usize>| {
             let (starts, channels) = (rows.map(at), first_column..first_column + run);
@@ -594,11 +515,29 @@ impl PackedInt8 {
 /// Of the rows of a block those of a tile: from, to, of how many.
 type Share = (usize, usize, usize);
 
-/// A panel, and what a tile should ask for early: its share of the panel behind, which the block wants next.
-fn panel_and_ahead<T>(panels: &[T], panel: Range<usize>, (from, to, of): Share) -> (&[T], &[T]) {
-    let len = panel.len().min(panels.len() - panel.end);
-    let ahead = panel.end + len * from / of..panel.end + len * to / of;
-    (&panels[panel], &panels[ahead])
+/// Rows of a block, and the panel that they are multiplied with.
+struct Tile<'a, A> {
+    /// From the first row on.
+    a: &'a [A],
+    reach: Reach,
+    rows: usize,
+    /// Columns of the panel, and the depth of a run.
+    width: usize,
+    depth: usize,
+    place: Place,
+    share: Share,
+}
+
+impl<A> Tile<'_, A> {
+    /// The panel among `panels`, and what should be asked for early: the tile's share of the panel behind, which the block
+    /// wants next.
+    fn panel<'p, T>(&self, shape: Shape, panels: &'p [T]) -> (&'p [T], &'p [T]) {
+        let panel = shape.panel(self.place.channel, self.width, self.depth * self.reach.runs);
+        let (from, to, of) = self.share;
+        let len = panel.len().min(panels.len() - panel.end);
+        let ahead = panel.end + len * from / of..panel.end + len * to / of;
+        (&panels[panel], &panels[ahead])
+    }
 }
 
 /// Hundredths of the time of pairs that a schedule may take: pairs have to widen what they read, a schedule to gather it.

@@ -1,23 +1,8 @@
 //! Every form of packed weights on every instruction set that runs here, against the reference.
 
-use super::super::testing::{Random, window, windows};
+use super::super::testing::{Channels, Random, dense, window, windows};
 use super::super::{Dequant, Requant, reference};
 use super::*;
-
-/// Where the channels used lie within the pixels of both tensors.
-#[derive(Clone, Copy, Debug)]
-struct Channels {
-    inputs: usize,
-    in_stride: usize,
-    in_offset: usize,
-    outputs: usize,
-    out_stride: usize,
-    out_offset: usize,
-}
-
-fn dense(inputs: usize, outputs: usize) -> Channels {
-    Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
-}
 
 /// The weights as every instruction set may pack them, whatever it would choose.
 fn every_form(codes: &[i8], out: usize, window: &Window, inputs: usize) -> Vec<PackedInt8> {
