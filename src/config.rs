@@ -227,6 +227,8 @@ pub struct Jobs {
 pub struct Serving {
     /// Threads that compute, 0 (one for each core) to 1,024.
     pub threads: u64,
+    /// Threads of a run that begins while there is no other, 0 (as many as `threads`) to 1,024.
+    pub run_threads: u64,
     /// Requests that may wait at one endpoint, 1 to 100,000.
     pub queue_limit: u64,
     /// Samples that run together at most, 1 to 1,024.
@@ -379,6 +381,7 @@ const RANGES: &[Range] = &[
     ("jobs.retry_wait_ms", |s| s.jobs.retry_wait_ms, 0, 3_600_000),
     ("jobs.poll_ms", |s| s.jobs.poll_ms, 10, 60_000),
     ("serving.threads", |s| s.serving.threads, 0, 1024),
+    ("serving.run_threads", |s| s.serving.run_threads, 0, 1024),
     ("serving.queue_limit", |s| s.serving.queue_limit, 1, 100_000),
     ("serving.batch_max", |s| s.serving.batch_max, 1, 1024),
     ("serving.batch_delay_us", |s| s.serving.batch_delay_us, 0, 1_000_000),

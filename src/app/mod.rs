@@ -456,16 +456,21 @@ fn registry(
         batch_samples_max: size(settings.serving.batch_max),
         batch_delay: Duration::from_micros(settings.serving.batch_delay_us),
     };
-    let pool =
-        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|n| format!("infer-{n}")).build()?;
-    let batcher = Batcher::new(Arc::new(pool), limits);
-    // As many runs at a time as threads, so one thread each: throughput before the latency of a lonely request.
+    let run_threads = match settings.serving.run_threads {
+        0 => threads,
+        number => size(number),
+    };
+    let pool = |name: &'static str, threads| {
+        let named = move |n| format!("{name}-{n}");
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(named).build()
+    };
+    let batcher = Batcher::new(pool("infer", threads)?, pool("together", run_threads)?, limits);
     let memory_bytes_max = settings.limits.model_memory_bytes;
     let memory = match settings.memory {
         Weights::Fast => Memory::Fast,
         Weights::Small => Memory::Small,
     };
-    let options = Options { isa, threads: 1, memory_bytes_max, memory, ..Options::default() };
+    let options = Options { isa, threads: run_threads, memory_bytes_max, memory, ..Options::default() };
     let loader = rayon::ThreadPoolBuilder::new()
         .num_threads(1)
         .thread_name(|_| "load".to_owned())

@@ -39,6 +39,7 @@ mod windows;
 use crate::engine::graph::Dim;
 use crate::engine::graph::passes::Passes;
 use crate::engine::kernels::isa::Isa;
+pub use crate::engine::kernels::parallel::on_this_thread;
 use crate::engine::tensor::{DType, TensorView};
 
 /// How a session runs.
@@ -46,7 +47,8 @@ use crate::engine::tensor::{DType, TensorView};
 pub struct Options {
     /// Instruction set of the kernels.
     pub isa: Isa,
-    /// Most threads that one run uses; they come from the rayon pool that `run` is called in.
+    /// Most threads that one run uses; they come from the rayon pool that `run` is called in. They stay awake until
+    /// the run ends, so a pool for runs of several threads does one at a time; [`on_this_thread`] is for the others.
     pub threads: usize,
     /// The optimizing passes that run. The answers are the same without them.
     pub passes: Passes,
@@ -146,7 +148,7 @@ pub struct Layer {
 }
 
 /// Sees values while a graph runs: calibration and evaluation hang on here.
-pub trait Tap {
+pub trait Tap: Send {
     /// Whether `observe` should be called for this value. Asked once per value and plan.
     fn wants(&self, value: &str) -> bool;
     /// One value of one run, in the shape the model gives it (`[N, C, H, W]` even where the memory order

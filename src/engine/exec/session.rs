@@ -11,6 +11,7 @@ use crate::engine::graph::passes::Pass;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
+use crate::engine::kernels::parallel::in_company;
 use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
 
 use super::fold::{fold_constants, fold_weights};
@@ -384,7 +385,7 @@ impl Session {
         &self,
         inputs: &[(&str, &Tensor)],
         runs: usize,
-        seconds: &dyn Fn() -> f64,
+        seconds: &(dyn Fn() -> f64 + Sync),
     ) -> Result<Vec<Layer>, Error> {
         let given = self.arrange(inputs)?;
         let ready = self.ready(self.key(&given, &[]), || self.all_nodes())?;
@@ -549,7 +550,7 @@ impl Session {
         &self,
         ready: &Ready,
         given: &[&Tensor],
-        mut after: impl FnMut(usize, &[&Tensor], &[u8]),
+        mut after: impl FnMut(usize, &[&Tensor], &[u8]) + Send,
     ) -> Result<Vec<Tensor>, Error> {
         let spare = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let mut arena = spare.unwrap_or_else(|| Arena::of(&ready.plan));
@@ -569,27 +570,32 @@ impl Session {
         plan: &Plan,
         given: &[&Tensor],
         arena: &mut Arena,
-        mut after: impl FnMut(usize, &[&Tensor], &[u8]),
+        mut after: impl FnMut(usize, &[&Tensor], &[u8]) + Send,
     ) -> Result<(), Error> {
-        for (index, step) in plan.steps.iter().enumerate() {
-            let bytes = arena.buffer.bytes_mut();
-            let (operands, out) = Operands::split(&step.operands, given, bytes, &step.out);
-            let view =
-                crate::engine::tensor::TensorViewMut { dtype: step.dtype, shape: &step.shape, bytes: out };
-            (step.kernel)(&operands, view, &mut arena.scratch).map_err(|reason| {
-                let node = &self.graph.nodes[step.node];
-                Error::Node { node: node.name.clone(), op: step.what, reason }
-            })?;
-            after(index, given, arena.buffer.bytes());
-        }
-        Ok(())
+        in_company(self.options.threads, || {
+            for (index, step) in plan.steps.iter().enumerate() {
+                let bytes = arena.buffer.bytes_mut();
+                let (operands, out) = Operands::split(&step.operands, given, bytes, &step.out);
+                let view = crate::engine::tensor::TensorViewMut {
+                    dtype: step.dtype,
+                    shape: &step.shape,
+                    bytes: out,
+                };
+                (step.kernel)(&operands, view, &mut arena.scratch).map_err(|reason| {
+                    let node = &self.graph.nodes[step.node];
+                    Error::Node { node: node.name.clone(), op: step.what, reason }
+                })?;
+                after(index, given, arena.buffer.bytes());
+            }
+            Ok(())
+        })
     }
 
     fn execute_with_sights(
         &self,
         ready: &Ready,
         given: &[&Tensor],
-        mut show: impl FnMut(&Sight, &[&Tensor], &[u8]),
+        mut show: impl FnMut(&Sight, &[&Tensor], &[u8]) + Send,
     ) -> Result<Vec<Tensor>, Error> {
         let plan = ready.plan.clone();
         let mut shown = 0;

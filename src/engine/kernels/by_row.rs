@@ -3,7 +3,7 @@
 
 use super::Epilogue;
 use super::isa::Isa;
-use super::parallel::{parts, split_rows};
+use super::parallel::{join, parts, split_rows};
 use super::{clamp_f32, round_half_even_small};
 
 /// The least range of a row: one of zeros has no range, and nothing is divided by zero.
@@ -39,7 +39,7 @@ pub fn codes(
         let (x, rest) = x.split_at(rows * k);
         let (codes, other) = codes.split_at_mut(rows * k);
         let ((low, lows), (step, steps)) = (low.split_at_mut(rows), step.split_at_mut(rows));
-        rayon::join(
+        join(
             || self::codes(isa, x, k, codes, low, step, parts / 2),
             || self::codes(isa, rest, k, other, lows, steps, parts - parts / 2),
         );

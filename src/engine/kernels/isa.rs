@@ -151,7 +151,7 @@ impl Isa {
     }
 
     /// Integer or float products that one core does in a nanosecond, roughly: what a split of work is judged by.
-    pub(super) fn products_per_ns(self) -> usize {
+    pub(in crate::engine) fn products_per_ns(self) -> usize {
         match self {
             Isa::Scalar => 4,
             #[cfg(target_arch = "x86_64")]

@@ -2,7 +2,9 @@
 //! Knows nothing of what is computed.
 
 use super::IntOutput;
+use std::cell::Cell;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A buffer that can be cut in two, so that each thread owns what it writes.
 pub(in crate::engine) trait Split: Send + Sized {
@@ -35,12 +37,108 @@ impl Split for IntOutput<'_, '_> {
     }
 }
 
+/// Looks for work this often before a thread that keeps a run company lets another program have its core.
+const LOOKS: u32 = 64;
+
+/// Looks whether the other part is done, before a thread goes to sleep: a few hundred microseconds.
+const WAITS: u32 = 1 << 14;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Calls `work`; nothing of it is shared with other threads, whatever it is told.
+pub fn on_this_thread<R>(work: impl FnOnce() -> R) -> R {
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ALONE.set(self.0);
+        }
+    }
+    let _before = Before(ALONE.replace(true));
+    work()
+}
+
+/// Threads that may share work which is done here: those of the rayon pool, or 1 outside of one and within
+/// [`on_this_thread`].
+pub(in crate::engine) fn threads() -> usize {
+    if ALONE.get() || rayon::current_thread_index().is_none() { 1 } else { rayon::current_num_threads() }
+}
+
+/// Calls `work` with up to `threads` threads of the rayon pool awake until it ends, so that what it shares is taken
+/// at once: to wake a thread takes 50 us, longer than many a step.
+///
+/// They take whatever the pool has to do. A pool that other work is given to meanwhile may make this call wait for it.
+pub(in crate::engine) fn in_company<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> R {
+    let threads = threads.min(self::threads());
+    if threads <= 1 {
+        return work();
+    }
+    let over = AtomicBool::new(false);
+    company(threads - 1, &over, || {
+        // Also where `work` panics.
+        let _over = Over(&over);
+        work()
+    })
+}
+
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+fn company<R: Send>(others: usize, over: &AtomicBool, work: impl FnOnce() -> R + Send) -> R {
+    if others == 0 {
+        return work();
+    }
+    let help = || {
+        let mut looks = 0;
+        while !over.load(Ordering::Acquire) {
+            if rayon::yield_now() == Some(rayon::Yield::Executed) {
+                looks = 0;
+            } else if looks < LOOKS {
+                looks += 1;
+                std::hint::spin_loop();
+            } else {
+                looks = 0;
+                std::thread::yield_now();
+            }
+        }
+    };
+    rayon::join(|| company(others - 1, over, work), help).0
+}
+
+/// Like `rayon::join`, but where another thread has taken `second`, the caller waits for it awake for a while: rayon's
+/// would sleep after some 10 us, and to be woken takes 50.
+pub(super) fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
+    let (taken, done) = (AtomicBool::new(false), AtomicBool::new(false));
+    rayon::join(
+        || {
+            first();
+            for _ in 0..WAITS {
+                if !taken.load(Ordering::Relaxed) || done.load(Ordering::Acquire) {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        },
+        || {
+            taken.store(true, Ordering::Relaxed);
+            second();
+            done.store(true, Ordering::Release);
+        },
+    );
+}
+
 /// How many parts work of about `nanoseconds` is worth, at most `threads`.
 ///
 /// Handing a part to another thread and waiting for it costs some microseconds, so work under 20 us stays here
-/// and no part gets less than 10 us.
+/// and no part gets less than 10 us. Within [`on_this_thread`] there is one part.
 pub(in crate::engine) fn parts(threads: usize, nanoseconds: usize) -> usize {
-    if nanoseconds < 20_000 { 1 } else { threads.clamp(1, nanoseconds / 10_000) }
+    if nanoseconds < 20_000 || ALONE.get() { 1 } else { threads.clamp(1, nanoseconds / 10_000) }
 }
 
 /// Cuts `rows` and `out`, of `row_len` elements a row, into `parts` of about equal size and calls `work` with
@@ -65,7 +163,7 @@ pub(in crate::engine) fn split_rows<O: Split>(
     let mid = quanta * left_parts / parts * quantum;
     let (left, right) = out.split(mid * row_len);
     let (first, second) = (rows.start..rows.start + mid, rows.start + mid..rows.end);
-    rayon::join(
+    join(
         || split_rows(left, first, row_len, quantum, left_parts, work),
         || split_rows(right, second, row_len, quantum, parts - left_parts, work),
     );
@@ -86,7 +184,7 @@ pub(in crate::engine) fn split_units<O: Split>(
     let left_parts = parts / 2;
     let mid = units.start + units.len() * left_parts / parts;
     let (left, right) = out.split(start(mid) - start(units.start));
-    rayon::join(
+    join(
         || split_units(left, units.start..mid, start, left_parts, work),
         || split_units(right, mid..units.end, start, parts - left_parts, work),
     );
@@ -110,6 +208,44 @@ mod tests {
             let want: Vec<usize> = (0..rows * row_len).map(|i| i / row_len + 1).collect();
             assert_eq!(out, want, "{rows} rows in {parts} parts");
         }
+    }
+
+    #[test]
+    fn company_shares_the_work_and_ends_with_it() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let mut out = vec![0usize; 3000];
+        for _ in 0..20 {
+            let sum = pool.install(|| {
+                in_company(3, || {
+                    split_rows(&mut out[..], 0..3000, 1, 1, 3, &|range, out: &mut [usize]| {
+                        range.zip(out).for_each(|(i, v)| *v += i);
+                    });
+                    out.iter().sum::<usize>()
+                })
+            });
+            assert_eq!(sum % 4_498_500, 0);
+        }
+        let failed = pool.install(|| std::panic::catch_unwind(|| in_company(3, || panic!("a run fails"))));
+        assert!(failed.is_err(), "the others do not wait for what has failed");
+    }
+
+    #[test]
+    fn work_on_this_thread_stays_there() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        pool.install(|| {
+            assert_eq!((threads(), parts(2, 1 << 30)), (2, 2));
+            let failed = std::panic::catch_unwind(|| {
+                on_this_thread(|| {
+                    assert_eq!((threads(), parts(2, 1 << 30)), (1, 1));
+                    on_this_thread(|| ());
+                    assert_eq!(threads(), 1, "as before the inner call");
+                    panic!("a run fails");
+                });
+            });
+            assert!(failed.is_err());
+            assert_eq!(threads(), 2);
+        });
+        assert_eq!(threads(), 1, "outside of a pool");
     }
 
     #[test]

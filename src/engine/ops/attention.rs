@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::math;
+use crate::engine::kernels::parallel::{parts, threads};
 
 use super::matrix::multiply;
 
@@ -141,7 +142,7 @@ pub(super) struct Attended {
 }
 
 impl Attention<'_> {
-    /// Runs all heads, on all threads.
+    /// Runs all heads, on all threads where that is worth it.
     pub(super) fn run(&self, mask: AddMask<'_>) -> Attended {
         let shared = (self.q.heads / self.k.heads.max(1)).max(1);
         let head = |i: usize| {
@@ -150,7 +151,13 @@ impl Attention<'_> {
         };
         // A tensor without elements may still claim any number of heads.
         let count = if self.q.length == 0 { 0 } else { self.q.batch * self.q.heads };
-        let made: Vec<(Vec<f32>, Vec<f32>)> = (0..count).into_par_iter().map(head).collect();
+        let products = count * self.q.length * self.k.length * (self.q.size + self.v.size);
+        let made: Vec<(Vec<f32>, Vec<f32>)> =
+            if parts(threads(), products / Isa::best().products_per_ns()) > 1 {
+                (0..count).into_par_iter().map(head).collect()
+            } else {
+                (0..count).map(head).collect()
+            };
         let (heads, shown): (Vec<_>, Vec<_>) = made.into_iter().unzip();
         Attended { heads, shown: shown.concat() }
     }

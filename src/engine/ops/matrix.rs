@@ -3,6 +3,7 @@
 use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::parallel::threads;
 
 /// A packed right side of products.
 pub(super) struct Matrix {
@@ -34,11 +35,6 @@ impl Matrix {
             }
         }
     }
-}
-
-/// Most threads that one product takes.
-fn threads() -> usize {
-    rayon::current_num_threads()
 }
 
 /// `a · b`: `a` is `[m, k]`, `b` `[k, n]`, `out` `[m, n]`.

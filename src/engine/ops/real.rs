@@ -6,6 +6,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Sub};
 
 use rayon::prelude::*;
 
+use crate::engine::kernels::parallel::threads;
 use crate::engine::tensor::{Element, Tensor, TensorView};
 
 /// A type of real numbers.
@@ -125,8 +126,7 @@ pub(super) fn for_each_chunk<T: Send>(
     const SHARE_NS: usize = 20_000;
     let chunk = chunk.max(1);
     let total = work.saturating_mul(out.len() / chunk);
-    // Outside of a pool the caller wants one thread, and handing work over would only wait.
-    if rayon::current_thread_index().is_some() && total >= 2 * SHARE_NS {
+    if threads() > 1 && total >= 2 * SHARE_NS {
         let least = SHARE_NS.div_ceil(work.max(1));
         out.par_chunks_mut(chunk).with_min_len(least).enumerate().for_each(|(i, part)| fill(i, part));
     } else {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::engine::exec::on_this_thread;
 use crate::engine::tensor::Tensor;
 use crate::service::infer::{Answer, Error, Inputs, Limits, PRIORITY_DEFAULT, Timing};
 use crate::service::store::Precision;
@@ -23,12 +24,17 @@ pub type Heard = Box<dyn Fn(usize, Duration, Duration, Duration) + Send + Sync>;
 /// A run that takes no longer is made where the request is: to wake another thread takes as long.
 const AT_ONCE: Duration = Duration::from_micros(200);
 
+/// A run that takes no longer is not worth the waking of all threads.
+const TOGETHER: Duration = Duration::from_micros(500);
+
 /// A lane in the background gets a run after so many of the others, even if those are never done.
 const BACKGROUND_EVERY: u32 = 16;
 
-/// Hands runs to a rayon pool: at most [`Limits::runs_max`] at a time, lanes in turn.
+/// Hands runs to a rayon pool: at most [`Limits::runs_max`] at a time, lanes in turn. Each has one thread; one that
+/// begins while there is no other has a pool of its own, with as many threads as it is given.
 pub struct Batcher {
-    pool: Arc<rayon::ThreadPool>,
+    pool: rayon::ThreadPool,
+    together: rayon::ThreadPool,
     // Runs end on rayon threads, which have no runtime of their own to sleep on.
     runtime: tokio::runtime::Handle,
     limits: Limits,
@@ -44,6 +50,10 @@ struct Turns {
 }
 
 impl Turns {
+    fn is_empty(&self) -> bool {
+        self.lanes.is_empty() && self.background.is_empty()
+    }
+
     fn list(&mut self, lane: Arc<Lane>) {
         if lane.background { self.background.push_back(lane) } else { self.lanes.push_back(lane) }
     }
@@ -163,10 +173,15 @@ impl Lane {
         lock(&self.queue).refuse_late(Instant::now());
     }
 
+    /// What a run of so many samples takes on one thread, where one was made.
+    fn expected(&self, samples: usize) -> Option<Duration> {
+        let ns = self.sample_ns.load(Ordering::Relaxed);
+        (ns > 0).then(|| Duration::from_nanos(ns.saturating_mul(samples as u64)))
+    }
+
     /// Whether a run of so many samples is over before another thread would be awake.
     fn is_quick(&self, samples: usize) -> bool {
-        let ns = self.sample_ns.load(Ordering::Relaxed);
-        ns > 0 && ns.saturating_mul(samples as u64) < AT_ONCE.as_nanos() as u64
+        self.expected(samples).is_some_and(|time| time < AT_ONCE)
     }
 
     /// Takes a run for a quick request that nobody stands before and that waits for no other. It takes none of the runs of
@@ -183,22 +198,27 @@ impl Lane {
         true
     }
 
-    fn learn(&self, samples: usize, compute: Duration) {
+    fn learn(&self, samples: usize, compute: Duration, threads: usize) {
         let ns = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX) / samples.max(1) as u64;
         let before = self.sample_ns.load(Ordering::Relaxed);
-        let smoothed = if before == 0 { ns } else { (before / 8).saturating_mul(7).saturating_add(ns / 8) };
-        self.sample_ns.store(smoothed.max(1), Ordering::Relaxed);
+        let now = match threads {
+            1 if before == 0 => ns,
+            1 => (before / 8).saturating_mul(7).saturating_add(ns / 8),
+            // One thread takes no longer than all of them one after another.
+            _ => before.min(ns.saturating_mul(threads as u64)),
+        };
+        self.sample_ns.store(now.max(1), Ordering::Relaxed);
     }
 }
 
 impl Batcher {
-    /// Runs on `pool`. Must be called within a tokio runtime, which its timers use.
+    /// Runs on `pool`, or on `together` where a run is alone. Must be called within a tokio runtime, which its timers use.
     #[must_use]
-    pub fn new(pool: Arc<rayon::ThreadPool>, limits: Limits) -> Arc<Batcher> {
+    pub fn new(pool: rayon::ThreadPool, together: rayon::ThreadPool, limits: Limits) -> Arc<Batcher> {
         let free = limits.runs_max.max(1);
         let (lanes, background) = (VecDeque::new(), VecDeque::new());
         let turns = Mutex::new(Turns { free, lanes, background, since_background: 0 });
-        Arc::new(Batcher { pool, runtime: tokio::runtime::Handle::current(), limits, turns })
+        Arc::new(Batcher { pool, together, runtime: tokio::runtime::Handle::current(), limits, turns })
     }
 
     /// What it was made with.
@@ -222,7 +242,7 @@ impl Batcher {
         if lane.is_quick(samples) && lane.take_at_once(samples) {
             let since = Instant::now();
             let _slot = Slot { batcher: self, lane, of_pool: 0 };
-            return lane.answer(&inputs, samples, since);
+            return on_this_thread(|| lane.answer(&inputs, samples, since, 1));
         }
         let (reply, mut answer) = oneshot::channel();
         let priority = if priority == 0 { PRIORITY_DEFAULT } else { priority };
@@ -290,9 +310,10 @@ impl Batcher {
                     queue.listed = !queue.waiting.is_empty();
                     let listed = queue.listed;
                     drop(queue);
+                    let alone = turns.free == self.limits.runs_max && turns.is_empty() && !listed;
                     turns.free -= 1;
                     lane.running.fetch_add(1, Ordering::Relaxed);
-                    self.start(Arc::clone(&lane), batch);
+                    self.start(Arc::clone(&lane), batch, alone);
                     if listed {
                         turns.list(lane);
                     }
@@ -301,11 +322,20 @@ impl Batcher {
         }
     }
 
-    fn start(self: &Arc<Batcher>, lane: Arc<Lane>, batch: Vec<Waiting>) {
+    fn start(self: &Arc<Batcher>, lane: Arc<Lane>, batch: Vec<Waiting>, alone: bool) {
+        let samples = batch.iter().map(|w| w.samples).sum();
+        let long = || lane.expected(samples).is_some_and(|time| time > TOGETHER);
+        let threads = self.together.current_num_threads();
+        let together = alone && threads > 1 && !lane.background && long();
         let batcher = Arc::clone(self);
-        self.pool.spawn(move || {
+        let pool = if together { &self.together } else { &self.pool };
+        pool.spawn(move || {
             let _slot = Slot { batcher: &batcher, lane: &lane, of_pool: 1 };
-            lane.run_batch(batch);
+            if together {
+                lane.run_batch(batch, threads);
+            } else {
+                on_this_thread(|| lane.run_batch(batch, 1));
+            }
         });
     }
 
@@ -406,31 +436,37 @@ fn alike(a: &Inputs, b: &Inputs) -> bool {
 }
 
 impl Lane {
-    fn run_batch(&self, batch: Vec<Waiting>) {
+    fn run_batch(&self, batch: Vec<Waiting>, threads: usize) {
         if batch.len() > 1 && self.batching.load(Ordering::Relaxed) {
-            match self.run_merged(batch) {
+            match self.run_merged(batch, threads) {
                 None => {}
-                Some(batch) => batch.into_iter().for_each(|waiting| self.run_one(waiting)),
+                Some(batch) => batch.into_iter().for_each(|waiting| self.run_one(waiting, threads)),
             }
         } else {
-            batch.into_iter().for_each(|waiting| self.run_one(waiting));
+            batch.into_iter().for_each(|waiting| self.run_one(waiting, threads));
         }
     }
 
-    fn run_one(&self, waiting: Waiting) {
+    fn run_one(&self, waiting: Waiting, threads: usize) {
         if waiting.reply.is_closed() {
             return;
         }
         let Waiting { inputs, samples, since, reply, .. } = waiting;
         // A client that has gone does not need its answer.
-        let _ = reply.send(self.answer(&inputs, samples, since));
+        let _ = reply.send(self.answer(&inputs, samples, since, threads));
     }
 
-    fn answer(&self, inputs: &Inputs, samples: usize, since: Instant) -> Result<Answer, Error> {
+    fn answer(
+        &self,
+        inputs: &Inputs,
+        samples: usize,
+        since: Instant,
+        threads: usize,
+    ) -> Result<Answer, Error> {
         let start = Instant::now();
         let outputs = self.guarded(inputs)?;
         let compute = start.elapsed();
-        self.learn(samples, compute);
+        self.learn(samples, compute, threads);
         (self.heard)(samples, Duration::ZERO, compute, Duration::ZERO);
         let timing = Timing {
             queue: start.duration_since(since),
@@ -444,7 +480,7 @@ impl Lane {
 
     /// Runs requests as one; gives them back where that does not work, so that one caller's fault is not
     /// another's.
-    fn run_merged(&self, batch: Vec<Waiting>) -> Option<Vec<Waiting>> {
+    fn run_merged(&self, batch: Vec<Waiting>, threads: usize) -> Option<Vec<Waiting>> {
         let start = Instant::now();
         let merged = merge(&batch);
         let merge_time = start.elapsed();
@@ -465,7 +501,7 @@ impl Lane {
             at += waiting.samples;
         }
         let split = split_start.elapsed();
-        self.learn(total, compute);
+        self.learn(total, compute, threads);
         (self.heard)(total, merge_time, compute, split);
         for (waiting, outputs) in batch.into_iter().zip(parts) {
             let timing = Timing {
@@ -529,10 +565,10 @@ mod tests {
     use super::*;
     use std::sync::mpsc;
 
-    /// A batcher over one thread.
+    /// A batcher over one thread for each run, and two for one that is alone.
     fn batcher(limits: Limits) -> Arc<Batcher> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(limits.runs_max).build().unwrap();
-        Batcher::new(Arc::new(pool), limits)
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        Batcher::new(pool(limits.runs_max), pool(2), limits)
     }
 
     fn doubling(inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
@@ -618,6 +654,45 @@ mod tests {
         assert_eq!(answers, [vec![2.0], vec![4.0, 6.0], vec![8.0], vec![10.0], vec![12.0; 5]]);
         // The last is larger than a batch and runs alone all the same.
         assert_eq!(heard.iter().take(4).collect::<Vec<_>>(), [1, 4, 1, 5]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_long_run_has_all_threads_where_it_begins_alone() {
+        let batcher = batcher(Limits { runs_max: 3, ..Limits::default() });
+        let (began_tx, began) = mpsc::channel();
+        let began_tx = Mutex::new(began_tx);
+        let held = Arc::new(AtomicBool::new(false));
+        let hold = Arc::clone(&held);
+        let run = move |inputs: &[(&str, &Tensor)]| {
+            lock(&began_tx).send(rayon::current_num_threads()).unwrap();
+            std::thread::sleep(4 * TOGETHER);
+            while hold.load(Ordering::Relaxed) {
+                std::thread::sleep(TOGETHER);
+            }
+            doubling(inputs)
+        };
+        let (lane, _heard) = lane(&batcher, false, Box::new(run));
+        let request = || {
+            let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
+            tokio::spawn(async move { batcher.infer(&lane, x(&[1.0]), 1, None, 0).await.map(drop) })
+        };
+        // How long the first takes is not known; so it has one of the three.
+        for threads in [3, 2, 2] {
+            request().await.unwrap().unwrap();
+            assert_eq!(began.recv().unwrap(), threads);
+            // A run is given back after its answer.
+            while lane.running() > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        held.store(true, Ordering::Relaxed);
+        let first = request();
+        assert_eq!(began.recv().unwrap(), 2);
+        let second = request();
+        assert_eq!(began.recv().unwrap(), 3, "beside another");
+        held.store(false, Ordering::Relaxed);
+        first.await.unwrap().unwrap();
+        second.await.unwrap().unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
