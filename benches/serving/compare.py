@@ -97,7 +97,7 @@ def one_model(model, octet, load, arguments, out):
         for round_ in range(arguments.rounds):
             # Each round begins with another server, so that none always comes first.
             order = list(running)[round_ % len(running):] + list(running)[:round_ % len(running)]
-            for batch, threads in ((1, 1), (8, cores)):
+            for batch, threads in sorted({(1, 1), (1, cores), (8, cores)}):
                 timed = servers.octet_bench(octet.binary, file, batch, threads, min(1, arguments.seconds / 3))
                 benches.setdefault(f"batch {batch} threads {threads}", []).append(timed["median_ms"])
             for count in connections:

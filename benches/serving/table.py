@@ -71,6 +71,8 @@ def verdicts(results):
                                          f"{EMPTY_P50_MS * 1e3:.0f} µs", c["p50_ms"] <= EMPTY_P50_MS))
         else:
             alone = cell(model, "octet", "binary", 1)
+            # A run that is alone has all threads.
+            compute = min(ms for key, ms in bench.items() if key.startswith("batch 1 "))
             if alone:
                 over = 1000 / alone["rps"] / compute - 1
                 found.append(verdict(f"{name}, binary, 1 connection: server's part on top of compute",
