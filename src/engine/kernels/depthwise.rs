@@ -173,7 +173,8 @@ impl PackedDepthwise {
             }
             let starts = (0..count).map(|i| at + i * channels);
             let origin = first * line_len;
-            Rows { starts, stride: channels, channels: 0..channels, origin }.complete(self.isa, out);
+            Rows { starts, stride: channels, channels: 0..channels, origin, summed: false }
+                .complete(self.isa, out);
         });
     }
 }

@@ -190,8 +190,8 @@ pub struct Sum<'a> {
     pub form: Option<SumForm>,
 }
 
-/// A sum of codes as `round_half_even(own · a + offset + other · b)`, clamped, in f32 and in this order: made by
-/// [`SumForm::fit`], which makes sure that it is the sum.
+/// A sum of codes as `round_half_even(fma(other, b, fma(own, a, offset)))`, clamped, in f32: made by [`SumForm::fit`],
+/// which makes sure that it is the sum.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SumForm {
     own: f32,
@@ -214,6 +214,13 @@ pub struct SumScales {
 }
 
 impl Requant<'_> {
+    /// What some tiles add to their codes in registers: the other codes and the formula, if there is one and no table
+    /// comes first.
+    #[inline(always)]
+    pub(crate) fn sum_in_registers(&self) -> Option<(&[u8], SumForm)> {
+        self.sum.filter(|_| self.table.is_none()).and_then(|sum| Some((sum.codes, sum.form?)))
+    }
+
     /// The clamp as distances from the zero point. Clamping to whole numbers before rounding gives what
     /// clamping after it gives, and keeps the conversion to `i32` in range.
     pub(crate) fn bounds(&self) -> (f32, f32) {
@@ -319,6 +326,25 @@ impl IntOutput<'_, '_> {
             IntOutput::I32(_, bias) => (bias.len(), bias.len()),
         };
         assert_eq!((bias, factor), (channels, channels), "one bias and one factor a channel");
+    }
+
+    /// Calls `f` with this part of an output that begins at element `origin` of the whole: what is added to it begins
+    /// there too.
+    pub(crate) fn with_own_part(&mut self, origin: usize, f: impl FnOnce(&mut IntOutput)) {
+        match self {
+            IntOutput::U8(out, requant) => {
+                let sum = requant.sum.map(|sum| Sum { codes: &sum.codes[origin..], ..sum });
+                f(&mut IntOutput::U8(out, &Requant { sum, ..**requant }));
+            }
+            IntOutput::F32(out, dequant) => {
+                let then = dequant.then.map(|then| Epilogue {
+                    residual: then.residual.map(|residual| &residual[origin..]),
+                    ..then
+                });
+                f(&mut IntOutput::F32(out, &Dequant { then, ..**dequant }));
+            }
+            IntOutput::I32(out, bias) => f(&mut IntOutput::I32(out, bias)),
+        }
     }
 
     /// Writes accumulators of channels `n..` to elements `at..`.

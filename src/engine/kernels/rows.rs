@@ -16,6 +16,8 @@ pub(super) struct Rows<I> {
     pub(super) channels: Range<usize>,
     /// Where in the whole output the part begins.
     pub(super) origin: usize,
+    /// Whether the tiles have added what [`Requant::sum_in_registers`] gives.
+    pub(super) summed: bool,
 }
 
 impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
@@ -23,7 +25,11 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
     pub(super) fn complete(self, isa: Isa, out: &mut IntOutput) {
         match out {
             IntOutput::U8(out, requant) if requant.table.is_some() || requant.sum.is_some() => {
-                let (table, sum) = (requant.table, requant.sum);
+                let summed = self.summed && requant.sum_in_registers().is_some();
+                let (table, sum) = (requant.table, requant.sum.filter(|_| !summed));
+                if table.is_none() && sum.is_none() {
+                    return;
+                }
                 self.each(|start, len, origin| {
                     let codes = &mut out[start..][..len];
                     if let Some(table) = table {
@@ -65,7 +71,7 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
 
     /// Calls `f` with start, length and origin of each run of elements: all rows at once where they lie side by side.
     fn each(self, mut f: impl FnMut(usize, usize, usize)) {
-        let Rows { mut starts, stride, channels, origin } = self;
+        let Rows { mut starts, stride, channels, origin, .. } = self;
         if channels.len() == stride {
             let count = starts.len();
             if let Some(first) = starts.next() {

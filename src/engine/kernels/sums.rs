@@ -1,4 +1,4 @@
-//! Sums of codes in one formula: four operations and a rounding instead of a division an element. Whether the formula
+//! Sums of codes in one formula: two operations and a rounding instead of a division an element. Whether the formula
 //! gives what the definition gives is tried for every pair of codes before it is used. Knows slices only.
 
 use super::eltwise::qadd;
@@ -6,7 +6,10 @@ use super::isa::Isa;
 use super::{SumForm, SumScales, clamp_f32};
 
 /// Adding this to a number below 2^22 rounds it to a whole one, half to even, which stands in the low bits.
-const SHIFT: f32 = 12_582_912.0;
+pub(super) const SHIFT: f32 = 12_582_912.0;
+
+/// Sums before the clamp stay below it, so that rounding one never leaves `i32`.
+const EXACT_MAX: f64 = 1e9;
 
 /// All codes.
 const CODES: usize = 256;
@@ -23,6 +26,10 @@ impl SumForm {
         qadd(isa, &a, sa, za, &b, sb, zb, sy, zy, clamp.0, clamp.1, &mut want, 1);
         let ratio = |scale: f32| f64::from(scale) / f64::from(sy);
         let offset = f64::from(zy) - f64::from(za) * ratio(sa) - f64::from(zb) * ratio(sb);
+        let reaches = f64::from(u8::MAX) * (ratio(sa) + ratio(sb)) + offset.abs();
+        if reaches.is_nan() || reaches > EXACT_MAX {
+            return None;
+        }
         let mut made = vec![0; CODES * CODES];
         let steps = (0..16).map(|i| f64::from((i + 1) / 2 * (1 - i % 2 * 2)) / f64::from(1 << 18));
         steps.into_iter().find_map(|step| {
@@ -43,7 +50,7 @@ impl SumForm {
             #[inline(always)]
             move || {
                 for (y, &q) in y.iter_mut().zip(other) {
-                    let exact = (f32::from(*y) * own + offset) + f32::from(q) * from;
+                    let exact = f32::from(q).mul_add(from, f32::from(*y).mul_add(own, offset));
                     *y = (clamp_f32(exact, lo, hi) + SHIFT).to_bits() as u8;
                 }
             },

@@ -188,7 +188,8 @@ impl PackedWinograd {
                 let first = run.pixel - first_pixel + line * tiles.out_w();
                 let starts = (first..first + run.pixels).map(|row| row * out_stride + out_offset);
                 let origin = first_pixel * out_stride;
-                Rows { starts, stride: out_stride, channels: 0..columns, origin }.complete(self.isa, out);
+                Rows { starts, stride: out_stride, channels: 0..columns, origin, summed: false }
+                    .complete(self.isa, out);
             }
         }
     }

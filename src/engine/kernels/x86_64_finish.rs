@@ -7,6 +7,7 @@ use super::tiles::Place;
 use super::{IntOutput, Requant};
 use std::arch::asm;
 use std::arch::x86_64::*;
+use std::hint::black_box;
 
 /// The end of tiles of up to `V * 8` columns, whose accumulators began at the bias and are in natural column order. What
 /// the tiles of a panel share is loaded once for all of them.
@@ -96,7 +97,11 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
             macro_rules! put {
                 ($rows:literal) => {{
                     let mut acc = [[_mm256_setzero_si256(); V]; $rows];
-                    product.sums(row, bias, &mut acc);
+                    // Through a pointer of which the compiler does not know where it leads: `inline(never)` does not always
+                    // keep the two apart.
+                    let sums: unsafe fn(&S, usize, [__m256i; V], &mut [[__m256i; V]; $rows]) =
+                        black_box(S::sums::<$rows>);
+                    sums(product, row, bias, &mut acc);
                     finish.put(acc, at)
                 }};
             }

@@ -7,7 +7,7 @@ use super::IntOutput;
 use super::tiles::{Ahead, INT8_QUADS, Place, Reach};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use super::x86_64_finish::{self, Codes, opaque};
-use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
+use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, lanes};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
@@ -253,7 +253,12 @@ unsafe fn tiles<const V: usize>(quads: Quads, rows: usize, out: &mut IntOutput, 
         match out {
             IntOutput::U8(out, requant) => {
                 let bias = lanes::<i32, V>(requant.bias, place);
-                tiles_to(quads, rows, bias, ToCodes::new(out, requant, place), place);
+                match requant.sum_in_registers() {
+                    Some(sum) => {
+                        tiles_to(quads, rows, bias, ToSumsOfCodes::new(out, requant, sum, place), place);
+                    }
+                    None => tiles_to(quads, rows, bias, ToCodes::new(out, requant, place), place),
+                }
             }
             IntOutput::F32(out, dequant) => {
                 let bias = lanes::<i32, V>(dequant.bias, place);

@@ -2,8 +2,9 @@
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
+use super::sums::SHIFT;
 use super::tiles::Place;
-use super::{Dequant, Requant};
+use super::{Dequant, Requant, SumForm};
 use std::arch::x86_64::*;
 
 /// The end of tiles of up to `V * 16` columns, whose accumulators began at the bias. What the tiles of a panel share is
@@ -14,6 +15,37 @@ pub(super) trait Finish<const V: usize> {
     /// # Safety
     /// The processor has AVX-512 F, BW and VL, and the output holds the columns of `R` rows from `at` on.
     unsafe fn put<const R: usize>(&mut self, acc: [[__m512i; V]; R], at: usize);
+}
+
+/// Two rows fill a register of bytes; an odd last row is its own partner.
+const fn partners<const R: usize>(pair: usize) -> (usize, usize) {
+    let partner = if 2 * pair + 1 < R { 2 * pair + 1 } else { 2 * pair };
+    (2 * pair, partner)
+}
+
+/// Writes the codes of two rows as packs leave them: in each 128-bit lane four of every register. The surrounding function
+/// promises the rows. As a function it would not be inlined, and the accumulators would go through memory.
+macro_rules! put_pair {
+    ($finish:expr, $at:expr, ($r:expr, $partner:expr), $codes:expr) => {{
+        let (out, Place { stride, columns, .. }) = ($finish.out.as_mut_ptr(), $finish.place);
+        let put = |r: usize, codes: __m256i| {
+            // SAFETY: the caller promises row `r` of the tile; the mask admits its columns only.
+            unsafe {
+                let to = out.add($at + r * stride);
+                match columns {
+                    32 => _mm256_storeu_si256(to.cast(), codes),
+                    16 => _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(codes)),
+                    columns => _mm256_mask_storeu_epi8(to.cast(), u32::MAX >> (32 - columns), codes),
+                }
+            }
+        };
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        let codes = _mm512_permutexvar_epi32(order, $codes);
+        put($r, _mm512_castsi512_si256(codes));
+        if $partner > $r {
+            put($partner, _mm512_extracti64x4_epi64::<1>(codes));
+        }
+    }};
 }
 
 /// Requantizes.
@@ -56,22 +88,8 @@ impl<const V: usize> Finish<V> for ToCodes<'_, V> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
     unsafe fn put<const R: usize>(&mut self, acc: [[__m512i; V]; R], at: usize) {
-        let (out, Place { stride, columns, .. }) = (self.out.as_mut_ptr(), self.place);
-        let put = |r: usize, codes: __m256i| {
-            // SAFETY: the caller promises row `r` of the tile; the mask admits its columns only.
-            unsafe {
-                let to = out.add(at + r * stride);
-                match columns {
-                    32 => _mm256_storeu_si256(to.cast(), codes),
-                    16 => _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(codes)),
-                    columns => _mm256_mask_storeu_epi8(to.cast(), u32::MAX >> (32 - columns), codes),
-                }
-            }
-        };
-        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        // Two rows fill a register of bytes; an odd last row is its own partner.
         for pair in 0..R.div_ceil(2) {
-            let (r, partner) = (2 * pair, (2 * pair + 1).min(R - 1));
+            let (r, partner) = partners::<R>(pair);
             let mut q = [_mm512_setzero_si512(); 4];
             for v in 0..V {
                 q[v] = self.rounded(acc[r][v], v);
@@ -81,11 +99,89 @@ impl<const V: usize> Finish<V> for ToCodes<'_, V> {
             let second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_point);
             let codes = _mm512_packus_epi16(first, second);
             let codes = _mm512_min_epu8(_mm512_max_epu8(codes, self.lo_code), self.hi_code);
-            let codes = _mm512_permutexvar_epi32(order, codes);
-            put(r, _mm512_castsi512_si256(codes));
-            if partner > r {
-                put(partner, _mm512_extracti64x4_epi64::<1>(codes));
+            put_pair!(self, at, (r, partner), codes);
+        }
+    }
+}
+
+/// Requantizes and adds other codes.
+pub(super) struct ToSumsOfCodes<'a, const V: usize> {
+    out: &'a mut [u8],
+    other: &'a [u8],
+    factor: [__m512; V],
+    lo: __m512,
+    hi: __m512,
+    to_code: __m512,
+    form: SumForm,
+    place: Place,
+}
+
+impl<'a, const V: usize> ToSumsOfCodes<'a, V> {
+    /// `other` has the shape of `out`, strides and all.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    pub(super) fn new(
+        out: &'a mut [u8],
+        requant: &Requant,
+        (other, form): (&'a [u8], SumForm),
+        place: Place,
+    ) -> Self {
+        assert!(other.len() >= out.len(), "a code for each that something is added to");
+        let (lo, hi) = requant.bounds();
+        ToSumsOfCodes {
+            out,
+            other,
+            factor: lanes::<f32, V>(requant.multiplier, place).map(|lanes| _mm512_castsi512_ps(lanes)),
+            lo: _mm512_set1_ps(lo),
+            hi: _mm512_set1_ps(hi),
+            to_code: _mm512_set1_ps(SHIFT - f32::from(requant.zero_point)),
+            form,
+            place,
+        }
+    }
+
+    /// Sums, before their clamp. What is not a number becomes `lo` (`maxps` gives its second operand then); a product is
+    /// rounded by adding [`SHIFT`], and on the way back the zero point comes in.
+    ///
+    /// # Safety
+    /// There are 16 codes at `other`, or as many as the mask admits.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn rounded(&self, acc: __m512i, v: usize, other: *const u8, mask: __mmask16) -> __m512i {
+        let SumForm { own, other: from, offset, .. } = self.form;
+        // SAFETY: the caller promises the codes.
+        let other = unsafe { _mm_maskz_loadu_epi8(mask, other.cast()) };
+        let product = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), self.factor[v]);
+        let product = _mm512_max_ps(_mm512_min_ps(self.hi, product), self.lo);
+        let code = _mm512_sub_ps(_mm512_add_ps(product, _mm512_set1_ps(SHIFT)), self.to_code);
+        let sum = _mm512_fmadd_ps(code, _mm512_set1_ps(own), _mm512_set1_ps(offset));
+        let other = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(other));
+        _mm512_cvtps_epi32(_mm512_fmadd_ps(other, _mm512_set1_ps(from), sum))
+    }
+}
+
+impl<const V: usize> Finish<V> for ToSumsOfCodes<'_, V> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    #[inline]
+    unsafe fn put<const R: usize>(&mut self, acc: [[__m512i; V]; R], at: usize) {
+        let (lo, hi) = self.form.clamp;
+        let (lo, hi) = (_mm512_set1_epi8(lo as i8), _mm512_set1_epi8(hi as i8));
+        for pair in 0..R.div_ceil(2) {
+            let (r, partner) = partners::<R>(pair);
+            let mut q = [_mm512_setzero_si512(); 4];
+            for v in 0..V {
+                let mask = mask(self.place.columns.saturating_sub(v * 16));
+                let other = |r: usize| self.other.as_ptr().wrapping_add(at + r * self.place.stride + v * 16);
+                // SAFETY: there is another code for each of the output, of which the caller promises the rows; the mask
+                // admits their columns only.
+                unsafe {
+                    q[v] = self.rounded(acc[r][v], v, other(r), mask);
+                    q[2 + v] = self.rounded(acc[partner][v], v, other(partner), mask);
+                }
             }
+            let codes = _mm512_packus_epi16(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+            let codes = _mm512_min_epu8(_mm512_max_epu8(codes, lo), hi);
+            put_pair!(self, at, (r, partner), codes);
         }
     }
 }

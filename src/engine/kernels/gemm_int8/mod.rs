@@ -328,6 +328,16 @@ impl PackedInt8 {
         }
     }
 
+    /// Whether tiles add what [`Requant::sum_in_registers`](super::Requant::sum_in_registers) gives.
+    fn sums_in_registers(&self) -> bool {
+        match self.panels {
+            // With half the registers it takes longer than over the finished rows.
+            #[cfg(target_arch = "x86_64")]
+            Panels::Quads(..) => true,
+            _ => false,
+        }
+    }
+
     /// Threads share the work in multiples of so many rows: register tiles, or lines, which would be copied twice.
     fn row_quantum(&self, window: &Window) -> usize {
         match self.lines {
@@ -338,6 +348,19 @@ impl PackedInt8 {
 
     /// The share of one thread: `out` starts at its first row and column.
     fn part(
+        &self,
+        patches: &Patches<u8>,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        out: &mut IntOutput,
+        out_stride: usize,
+        out_offset: usize,
+    ) {
+        let origin = rows.start * out_stride + columns.start;
+        out.with_own_part(origin, |out| self.own_part(patches, rows, columns, out, out_stride, out_offset));
+    }
+
+    fn own_part(
         &self,
         patches: &Patches<u8>,
         rows: Range<usize>,
@@ -406,8 +429,7 @@ impl PackedInt8 {
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(amx, runs, panels) if rows.len() == 1 => {
-                let origin = rows.start * out_stride + columns.start;
-                self.single_row(*amx, *runs, panels, patches, rows.start, columns, out, out_offset, origin);
+                self.single_row(*amx, *runs, panels, patches, rows.start, columns, out, out_offset);
             }
             #[cfg(target_arch = "x86_64")]
             Panels::Matrix(amx, runs, panels) => {
@@ -424,8 +446,8 @@ impl PackedInt8 {
                 };
                 product.multiply(patches, rows, |out, rows| {
                     let starts = rows.map(|row| (row - first_row) * out_stride + out_offset);
-                    let origin = first_row * out_stride;
-                    Rows { starts, stride: out_stride, channels: 0..run, origin }.complete(isa, out);
+                    Rows { starts, stride: out_stride, channels: 0..run, origin: 0, summed: false }
+                        .complete(isa, out);
                 });
             }
         }
@@ -444,7 +466,6 @@ impl PackedInt8 {
         columns: Range<usize>,
         out: &mut IntOutput,
         out_offset: usize,
-        origin: usize,
     ) {
         let (depth, stride, all) =
             (runs.depth(), self.taps * self.inputs + patches.spare(), self.column_sums.len());
@@ -462,7 +483,8 @@ impl PackedInt8 {
             }
         });
         let starts = std::iter::once(out_offset);
-        Rows { starts, stride: columns.len(), channels: columns, origin }.complete(self.isa, out);
+        Rows { starts, stride: columns.len(), channels: columns, origin: 0, summed: true }
+            .complete(self.isa, out);
     }
 
     /// [`PackedInt8::part`] for one form of the weights and its tile.
@@ -498,8 +520,8 @@ impl PackedInt8 {
             };
         let done = |rows: Range<usize>| {
             let (starts, channels) = (rows.map(at), first_column..first_column + run);
-            let origin = first_row * out_stride + first_column;
-            Rows { starts, stride: out_stride, channels, origin }.complete(self.isa, &mut out.borrow_mut());
+            Rows { starts, stride: out_stride, channels, origin: 0, summed: self.sums_in_registers() }
+                .complete(self.isa, &mut out.borrow_mut());
         };
         if self.lines.is_some() {
             walk_lines(self.isa, shape, patches, all, rows, columns, tile, done);

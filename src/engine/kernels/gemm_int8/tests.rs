@@ -1,8 +1,39 @@
 //! Every form of packed weights on every instruction set that runs here, against the reference.
 
+use super::super::eltwise::qadd;
 use super::super::testing::{Channels, Random, dense, window, windows};
-use super::super::{Dequant, Requant, reference};
+use super::super::{Dequant, Requant, Sum, SumForm, SumScales, reference};
 use super::*;
+use std::sync::LazyLock;
+
+/// A sum that saturates at both ends, and its formula.
+static ADDED: LazyLock<(SumScales, SumForm)> = LazyLock::new(|| {
+    let scales =
+        SumScales { own: (0.02113, 100), other: (0.03371, 60), result: (0.03019, 120), clamp: (3, 250) };
+    (scales, SumForm::fit(&scales).expect("a formula"))
+});
+
+/// Sums of `codes` and `other` by definition.
+fn added(codes: &[u8], other: &[u8]) -> Vec<u8> {
+    let SumScales { own, other: from, result, clamp } = ADDED.0;
+    let mut sums = vec![0; codes.len()];
+    qadd(
+        Isa::Scalar,
+        codes,
+        own.0,
+        own.1,
+        other,
+        from.0,
+        from.1,
+        result.0,
+        result.1,
+        clamp.0,
+        clamp.1,
+        &mut sums,
+        1,
+    );
+    sums
+}
 
 /// The weights as every instruction set may pack them, whatever it would choose.
 fn every_form(codes: &[i8], out: usize, window: &Window, inputs: usize) -> Vec<PackedInt8> {
@@ -46,6 +77,8 @@ fn check(window: &Window, channels: Channels, pad: u8, threads: usize) {
     let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
     let acc = reference::conv_int8(&x, in_stride, in_offset, &codes, inputs, window, pad);
     let at = |row: usize, n: usize| row * out_stride + out_offset + n;
+    let other = random.u8s(window.rows() * out_stride);
+    let of_outputs: Vec<u8> = (0..acc.len()).map(|i| other[at(i / outputs, i % outputs)]).collect();
     for packed in every_form(&codes, outputs, window, inputs) {
         let name = format!(
             "{:?} {:?} {:?} {window:?} {channels:?} pad {pad}",
@@ -71,6 +104,14 @@ fn check(window: &Window, channels: Channels, pad: u8, threads: usize) {
                 .enumerate()
                 .filter(|(i, _)| !(out_offset..out_offset + outputs).contains(&(i % out_stride)));
             assert!(others.into_iter().all(|(_, &v)| v == 77), "{name}: other channels are left alone");
+            for form in [Some(ADDED.1), None] {
+                let sum = Some(Sum { codes: &other, scales: ADDED.0, form });
+                let out = IntOutput::U8(&mut y, &Requant { sum, ..requant });
+                packed.conv(&x, in_stride, in_offset, window, pad, out, out_stride, out_offset, threads);
+                for (i, &want) in added(&want, &of_outputs).iter().enumerate() {
+                    assert_eq!(y[at(i / outputs, i % outputs)], want, "{name} {i} with a sum");
+                }
+            }
         }
         let mut y = vec![0; window.rows() * out_stride];
         let out = IntOutput::I32(&mut y, &bias);
@@ -221,12 +262,16 @@ fn products_out_of_range_saturate_alike() {
         table: None,
         sum: None,
     };
+    let other = Random::new(1).u8s(2 * outputs);
+    let sum = Some(Sum { codes: &other, scales: ADDED.0, form: Some(ADDED.1) });
     let mut want = None;
     for isa in Isa::available() {
-        let mut y = vec![0; 2 * outputs];
+        let (mut y, mut sums) = (vec![0; 2 * outputs], vec![0; 2 * outputs]);
         let packed = PackedInt8::pack(isa, &codes, outputs, 1, 2);
         packed.matmul(&x, 2, IntOutput::U8(&mut y, &requant), 1);
         assert_eq!(&y, want.get_or_insert(y.clone()), "{isa:?}");
+        packed.matmul(&x, 2, IntOutput::U8(&mut sums, &Requant { sum, ..requant }), 1);
+        assert_eq!(sums, added(&y, &other), "{isa:?}");
     }
 }
 
