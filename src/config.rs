@@ -227,7 +227,7 @@ pub struct Jobs {
 pub struct Serving {
     /// Threads that compute, 0 (one for each core) to 1,024.
     pub threads: u64,
-    /// Threads of a run that begins while there is no other, 0 (as many as `threads`) to 1,024.
+    /// Threads of a run that begins while there is no other, 0 (as many as `threads`, at most 16) to 1,024.
     pub run_threads: u64,
     /// Requests that may wait at one endpoint, 1 to 100,000.
     pub queue_limit: u64,

@@ -73,14 +73,15 @@ def overload(scene):
     limit = 64
     queue_ms = limit / capacity * 1e3
     scene.say(f"capacity {capacity:.0f} requests/s; {limit} waiting ones take {queue_ms:.0f} ms")
-    headers_file = scene.arguments.out / "headers.json"
-    headers_file.write_text(json.dumps(headers))
+    body = path.read_bytes()
+    lines = {"Host": f"127.0.0.1:{octet.port}", "Content-Length": str(len(body))} | headers
+    head = f"POST {url} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in lines.items()) + "\r\n"
+    request = scene.arguments.out / "overload.request"
+    request.write_bytes(head.encode() + body)
     before = octet.rss_bytes()
-    python = provide.environment("tools") / "python"
     seconds = scene.seconds(60)
-    process = subprocess.Popen(
-        [python, provide.HERE / "openloop.py", str(octet.port), url, path, headers_file, str(5 * capacity),
-         str(seconds)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([provide.openloop(), str(octet.port), request, str(5 * capacity), str(seconds)],
+                               stdout=subprocess.PIPE, text=True)
     resident = []
     while process.poll() is None:
         time.sleep(0.5)

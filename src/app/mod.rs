@@ -39,6 +39,9 @@ use crate::service::tokens::{self, KeysAt, Tokens};
 /// Calibration that takes less is done again by another attempt as fast as what it found out is kept.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(1);
 
+/// Threads that a run which is alone has at most, where nobody says how many: steps of some 100 us have no more parts.
+const RUN_THREADS: usize = 16;
+
 /// What has had its time is looked for so often.
 const TIDY: Duration = Duration::from_secs(60);
 
@@ -457,7 +460,7 @@ fn registry(
         batch_delay: Duration::from_micros(settings.serving.batch_delay_us),
     };
     let run_threads = match settings.serving.run_threads {
-        0 => threads,
+        0 => threads.min(RUN_THREADS),
         number => size(number),
     };
     let pool = |name: &'static str, threads| {

@@ -90,25 +90,30 @@ impl Drop for Over<'_> {
     }
 }
 
+/// The helpers lie one after another in the queue of this thread, under all that `work` shares, and are taken from there
+/// first. So a thread that waits for what it has shared no longer has a helper of its own to take, in which it would wait
+/// for itself. Helpers must not be shared out in any other way.
 fn company<R: Send>(others: usize, over: &AtomicBool, work: impl FnOnce() -> R + Send) -> R {
     if others == 0 {
         return work();
     }
-    let help = || {
-        let mut looks = 0;
-        while !over.load(Ordering::Acquire) {
-            if rayon::yield_now() == Some(rayon::Yield::Executed) {
-                looks = 0;
-            } else if looks < LOOKS {
-                looks += 1;
-                std::hint::spin_loop();
-            } else {
-                looks = 0;
-                std::thread::yield_now();
-            }
+    rayon::join(|| company(others - 1, over, work), || help(over)).0
+}
+
+/// Does what the pool has to do until it is over.
+fn help(over: &AtomicBool) {
+    let mut looks = 0;
+    while !over.load(Ordering::Acquire) {
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            looks = 0;
+        } else if looks < LOOKS {
+            looks += 1;
+            std::hint::spin_loop();
+        } else {
+            looks = 0;
+            std::thread::yield_now();
         }
-    };
-    rayon::join(|| company(others - 1, over, work), help).0
+    }
 }
 
 /// Like `rayon::join`, but where another thread has taken `second`, the caller waits for it awake for a while: rayon's
@@ -193,6 +198,7 @@ pub(in crate::engine) fn split_units<O: Split>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rayon::prelude::*;
 
     #[test]
     fn every_row_is_visited_once_with_its_own_output() {
@@ -227,6 +233,26 @@ mod tests {
         }
         let failed = pool.install(|| std::panic::catch_unwind(|| in_company(3, || panic!("a run fails"))));
         assert!(failed.is_err(), "the others do not wait for what has failed");
+    }
+
+    #[test]
+    fn runs_beside_each_other_in_one_pool_end() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+        let run = |n: usize| {
+            in_company(3, || {
+                let mut out = vec![0usize; 64];
+                for _ in 0..20 {
+                    split_rows(&mut out[..], 0..64, 1, 1, 4, &|_, out: &mut [usize]| {
+                        out.iter_mut().for_each(|v| *v += n);
+                    });
+                }
+                out.iter().sum::<usize>()
+            })
+        };
+        for _ in 0..100 {
+            let sums: usize = pool.install(|| (0..16).into_par_iter().map(run).sum());
+            assert_eq!(sums, 64 * 20 * 120);
+        }
     }
 
     #[test]

@@ -38,7 +38,8 @@ impl Dial {
 
 /// The integer nodes that gain from smaller codes: dense products with constant weights.
 pub fn layers(graph: &Graph, plan: &Plan) -> Vec<usize> {
-    let dense = |&n: &usize| plan.decisions[n] == Decision::Integer && is_dense(graph, &graph.nodes[n]);
+    let integer = |n: usize| matches!(plan.decisions[n], Decision::Integer | Decision::Dynamic);
+    let dense = |&n: &usize| integer(n) && is_dense(graph, &graph.nodes[n]);
     (0..graph.nodes.len()).filter(dense).collect()
 }
 

@@ -126,7 +126,7 @@ pub fn rewrite(
             Decision::Lookup => writer.lookup(node),
             Decision::Stored => writer.stored(node),
             Decision::Sixteen => writer.sixteen(node),
-            Decision::Dynamic => writer.dynamic(node),
+            Decision::Dynamic => writer.dynamic(n, node),
             Decision::Trained => writer.trained(n, node),
             // What computes in float16 is written by its own scheme.
             Decision::Float(_) | Decision::Data | Decision::Half => writer.float(n, node),
@@ -146,7 +146,7 @@ pub(super) struct Writer<'a> {
     clamps: HashMap<usize, Vec<usize>>,
     /// Whether layers that could have a bias get one, so that their mean error can be taken out.
     with_bias: bool,
-    dial: &'a Dial,
+    pub(super) dial: &'a Dial,
     names: HashSet<String>,
     pub(super) out: Graph,
     /// For each value that has codes the reals that they stand for.

@@ -257,7 +257,7 @@ impl<'a> Task<'a> {
                 form,
                 by_column: asked.recipe.weights.per_channel && !by_tensor,
                 max_code: match (form, asked.recipe.weights.max_code) {
-                    (Form::ByTensor, MaxCode::Fixed(code)) => code,
+                    (Form::ByTensor | Form::ByRow, MaxCode::Fixed(code)) => code,
                     _ => MaxCode::MOST,
                 },
             });

@@ -20,7 +20,7 @@ use crate::engine::quant::plan::{
     Decision, Kept, Plan, bias_of, is_data, multiplies, plan_each, table_of, weights_of,
 };
 use crate::engine::quant::rewrite::{ByRow, Constants, LayerWeights, Writer, spread};
-use crate::engine::quant::{Error, MaxCode, Recipe, weights};
+use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::{DType, Tensor};
 
 use super::stored;
@@ -56,10 +56,10 @@ fn decide(graph: &Graph, node: &Node) -> Decision {
 
 impl Writer<'_> {
     /// A product whose rows become codes when they are there.
-    pub(in crate::engine::quant) fn dynamic(&mut self, node: &Node) {
+    pub(in crate::engine::quant) fn dynamic(&mut self, n: usize, node: &Node) {
         let x = self.reals(node)[0].expect("the plan checked the operand");
         let result = node.outputs[0];
-        let matrix = self.matrix(node);
+        let matrix = self.matrix(node, self.dial.max_code(n));
         let [codes, low, step] = self.rows_of(x);
         let name = &node.name;
         let sums = self.step(name, Op::MatMulInteger, &[codes, matrix.codes], result, "i", DType::I32);
@@ -115,7 +115,7 @@ impl Writer<'_> {
     }
 
     /// The right operand of a product, `[K, N]`.
-    fn matrix(&mut self, node: &Node) -> Matrix {
+    fn matrix(&mut self, node: &Node, max_code: u8) -> Matrix {
         let (operand, axis, _) = weights_of(self.source, node).expect("the plan checked the weights");
         let mut tensor =
             self.source.constant(operand).expect("the plan checked the weights").as_ref().clone();
@@ -128,12 +128,12 @@ impl Writer<'_> {
         let columns = tensor.shape()[1];
         let bias = bias_of(self.source, node, columns).expect("the plan checked the bias");
         let axis = self.per_channel.then_some(1);
-        let quantized =
-            weights::quantize(&tensor, axis, weights::scales(&tensor, axis, MaxCode::MOST), MaxCode::MOST);
+        let scales = weights::scales(&tensor, axis, max_code);
+        let quantized = weights::quantize(&tensor, axis, scales, max_code);
         let scale = &quantized.params.scale;
         let summary = LayerWeights {
             shape: tensor.shape().to_vec(),
-            max_code: MaxCode::MOST,
+            max_code,
             sqnr_db: weights::sqnr_db(&tensor, &quantized),
             raised_channels: 0,
             scale_spread: spread(scale),

@@ -11,7 +11,7 @@ use crate::engine::exec::session::Session;
 use crate::engine::graph::op::{Op, Sliding, Unary};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::Recipe;
-use crate::engine::quant::dial::Dial;
+use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{self, Kept, Plan};
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::tensor::qparams::QuantParams;
@@ -153,6 +153,24 @@ fn dynamic_rows_are_two_steps_and_keep_their_bits() {
             assert!(sqnr_db(&row(want, r), &row(got, r)) > 34.0, "row {r} of output {n}");
         }
         assert_eq!(row(got, 3), alone[n], "a row does not depend on the others");
+    }
+}
+
+#[test]
+fn dynamic_products_have_no_larger_codes_than_the_dial_says() {
+    let (graph, recipe) = (perceptron(), Recipe::parse(&json!({"scheme": "dynamic"})).unwrap());
+    let plan = dynamic::plan(&graph, &recipe, &Kept::new()).unwrap();
+    let layers = dial::layers(&graph, &plan);
+    assert_eq!(layers.len(), 3);
+    let dial = Dial::fixed(&layers[..2], 64);
+    let result = rewrite(&graph, &plan, &HashMap::new(), &recipe, &dial);
+    for (layer, most) in result.layers.iter().zip([64, 64, 127]) {
+        assert_eq!(layer.weights.as_ref().unwrap().max_code, most, "{}", layer.node);
+        let name = &layer.constants.as_ref().unwrap().codes;
+        let codes = result.graph.values.iter().find(|value| value.name == *name).unwrap();
+        let codes = codes.constant.as_ref().unwrap();
+        let largest = codes.slice::<i8>().iter().map(|code| code.unsigned_abs()).max().unwrap();
+        assert_eq!(largest, most, "{name}");
     }
 }
 
