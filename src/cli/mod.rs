@@ -93,6 +93,10 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 
 /// Reads a model, with data that lie in files beside it, or from an archive.
 pub(crate) fn import(path: &Path) -> Result<Graph, Error> {
+    // A file that is whole is never in memory beside its tensors.
+    if let Ok(graph) = import::import_file(path) {
+        return Ok(graph);
+    }
     let bytes = pipeline::files::read_own(path).map_err(|error| Error::work(path, error))?;
     import::import_owned(bytes).map_err(|error| Error::work(path, error))
 }

@@ -1,5 +1,6 @@
 //! Products and windows in float: convolution, matrix products, pooling. Images are channels-last here.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::engine::graph::fact::Fact;
@@ -9,7 +10,7 @@ use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
-use crate::engine::tensor::{DType, TensorView};
+use crate::engine::tensor::{DType, Element, TensorView};
 
 use super::fuse::Fused;
 use super::step::{Context, Kernel, Operands};
@@ -48,12 +49,15 @@ pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Res
 }
 
 /// Weights `[O, I, taps…]` as `[O, taps, I]`.
-pub(super) fn taps_first<T: crate::engine::tensor::Element>(weight: &[T], shape: &[usize]) -> Vec<T> {
+pub(super) fn taps_first<'w, T: Element>(weight: &'w [T], shape: &[usize]) -> Cow<'w, [T]> {
     let (out, inputs, taps) = (shape[0], shape[1], shape[2..].iter().product::<usize>());
+    if taps == 1 || inputs == 1 {
+        return Cow::Borrowed(weight);
+    }
     let walk = Walk::new(&[out, taps, inputs], [vec![(inputs * taps) as isize, 1, taps as isize]]);
     let mut moved = weight.to_vec();
     copy(&walk, 0, weight, &mut moved);
-    moved
+    Cow::Owned(moved)
 }
 
 /// Whether each input channel makes one output channel of its own.

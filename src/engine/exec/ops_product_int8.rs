@@ -2,6 +2,7 @@
 //!
 //! The numeric contract: `q = saturate(round_half_even(acc · m) + zero_point)` with `m = (s_x · s_w) / s_y` in f32.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, broadcast};
@@ -289,8 +290,8 @@ fn by_matrix(
     let rows = x.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
     let packed = weights.get(index, || {
         let codes = weight.slice::<i8>();
-        let rows_of_b: Vec<i8> = match trans_b {
-            true => codes.to_vec(),
+        let rows_of_b: Cow<'_, [i8]> = match trans_b {
+            true => codes.into(),
             false => (0..n * k).map(|i| codes[(i % k) * n + i / k]).collect(),
         };
         Packed::Int8(vec![PackedInt8::pack_as(context.isa, &rows_of_b, n, 1, k, context.small)])

@@ -575,9 +575,12 @@ fn schedule_cost_max(columns: usize, lines: Option<usize>) -> usize {
 fn pack<T: Pod + From<i8>>(shape: Shape, codes: &[i8], columns: usize, lines: Option<usize>) -> Aligned<T> {
     let (depth, lines) = (codes.len() / columns, lines.unwrap_or(1));
     let (run, padded) = (depth / lines, shape.padded(depth / lines));
-    pack_elements(shape, columns, lines * padded, |n, k| match k % padded < run {
-        true => T::from(codes[n * depth + k / padded * run + k % padded]),
-        false => T::from(0),
+    // Found once for all columns: divisions would take most of the time.
+    let place = |k: usize| (k % padded < run).then_some(k / padded * run + k % padded);
+    let places: Vec<Option<usize>> = (0..lines * padded).map(place).collect();
+    pack_elements(shape, columns, lines * padded, |n, k| match places[k] {
+        Some(at) => T::from(codes[n * depth + at]),
+        None => T::from(0),
     })
 }
 
