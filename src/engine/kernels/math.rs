@@ -1,6 +1,8 @@
 //! Real functions and sums in plain arithmetic, the same bits on every machine: no fused operations, no calls
 //! into a C library whose last digit differs from system to system.
 
+use super::SHIFT;
+
 /// `e^x`; relative error at most 2e-7. Cephes' `expf`: `x = n ln 2 + r`, a polynomial in `r`, times `2^n`.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
@@ -22,9 +24,6 @@ pub fn exp(x: f32) -> f32 {
     let y = if x > 88.72283 { f32::INFINITY } else { y };
     if x.is_nan() { x } else { y }
 }
-
-/// 1.5 · 2^23: a sum with it has no room for a fraction, and its low bits are a whole number.
-const SHIFT: f32 = 12_582_912.0;
 
 /// The nearest whole number, ties to even, for magnitudes up to 2^22. Unlike `round_ties_even` it is two vector
 /// instructions everywhere, and no call.

@@ -387,13 +387,15 @@ pub struct PoolScales {
     pub y_zero_point: u8,
 }
 
+/// Adding this to a number below 2^22 rounds it to a whole one, half to even, which stands in the low bits: 1.5 * 2^23
+/// pushes the fraction out of the significand.
+pub(in crate::engine::kernels) const SHIFT: f32 = 12_582_912.0;
+
 /// Rounds to the nearest whole number, ties to even. Right for magnitudes up to 2^22.
 ///
-/// Adding 1.5 * 2^23 pushes the fraction out of the significand, so the addition itself rounds. Compilers turn
-/// this into two vector instructions; `f32::round_ties_even` is a library call without SSE4.1.
+/// Compilers turn this into two vector instructions; `f32::round_ties_even` is a library call without SSE4.1.
 #[inline(always)]
 pub(crate) fn round_half_even_small(x: f32) -> i32 {
-    const SHIFT: f32 = 12_582_912.0;
     (x + SHIFT).to_bits() as i32 - SHIFT.to_bits() as i32
 }
 

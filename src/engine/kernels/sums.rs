@@ -3,10 +3,7 @@
 
 use super::eltwise::qadd;
 use super::isa::Isa;
-use super::{SumForm, SumScales, clamp_f32};
-
-/// Adding this to a number below 2^22 rounds it to a whole one, half to even, which stands in the low bits.
-pub(super) const SHIFT: f32 = 12_582_912.0;
+use super::{SHIFT, SumForm, SumScales, clamp_f32};
 
 /// Sums before the clamp stay below it, so that rounding one never leaves `i32`.
 const EXACT_MAX: f64 = 1e9;

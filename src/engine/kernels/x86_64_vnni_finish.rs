@@ -2,9 +2,8 @@
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::sums::SHIFT;
 use super::tiles::Place;
-use super::{Dequant, Requant, SumForm};
+use super::{Dequant, Requant, SHIFT, SumForm};
 use std::arch::x86_64::*;
 
 /// The end of tiles of up to `V * 16` columns, whose accumulators began at the bias. What the tiles of a panel share is
