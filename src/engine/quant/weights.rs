@@ -4,6 +4,7 @@
 //! differences: a channel of zeros takes its scale from the others instead of 1, and the guard leaves room for the
 //! products beside the bias, so that a sum never overflows 32 bits.
 
+use crate::engine::kernels::round_half_even_small;
 use crate::engine::tensor::{DType, Tensor, qparams::QuantParams};
 
 /// Least room for a bias beside the products, in codes.
@@ -65,9 +66,10 @@ pub fn quantize(weights: &Tensor, axis: Option<usize>, scales: Vec<f32>, max_cod
     assert_eq!(scales.len(), axis.map_or(1, |axis| weights.shape()[axis]));
     let mut codes = Tensor::zeros(DType::I8, weights.shape());
     let out = codes.slice_mut::<i8>();
+    let most = f32::from(max_code);
     for_each(weights, axis, |at, channel, x| {
-        let code = (x / scales[channel]).round_ties_even();
-        out[at] = code.clamp(-f32::from(max_code), f32::from(max_code)) as i8;
+        // The bounds are whole, so it is the same before rounding; what is then small is rounded without a call.
+        out[at] = round_half_even_small((x / scales[channel]).clamp(-most, most)) as i8;
     });
     let zero_point = vec![0; scales.len()];
     Weights { codes, params: QuantParams { scale: scales, zero_point, axis, dtype: DType::I8 } }
@@ -105,8 +107,14 @@ fn for_each(weights: &Tensor, axis: Option<usize>, mut f: impl FnMut(usize, usiz
         Some(axis) => (weights.shape()[axis], weights.shape()[axis + 1..].iter().product::<usize>()),
         None => (1, weights.len()),
     };
-    for (at, &x) in weights.slice::<f32>().iter().enumerate() {
-        f(at, at / inner.max(1) % channels.max(1), x);
+    let (inner, mut at) = (inner.max(1), 0);
+    for all in weights.slice::<f32>().chunks(inner * channels.max(1)) {
+        for (channel, values) in all.chunks(inner).enumerate() {
+            for &x in values {
+                f(at, channel, x);
+                at += 1;
+            }
+        }
     }
 }
 
