@@ -73,9 +73,10 @@ def build_octet():
 
 
 def compiled(source, *options):
-    """A program or library made from a C file beside this one; None without a compiler."""
+    """A program or library made from a C file, of those beside this one by its name; None without a compiler."""
     source, out = HERE / source, TARGET / pathlib.Path(source).stem
     if older(out, source):
+        out.parent.mkdir(parents=True, exist_ok=True)
         try:
             subprocess.run([os.environ.get("CC", "cc"), "-O2", *options, "-o", out, source], check=True)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -109,7 +109,7 @@ impl PackedDepthwise {
         let parts = parts(threads, 4 * products / self.isa.products_per_ns());
         let (lines, line_len) = (0..window.batch * window.out_h, window.out_w * channels);
         split_rows(out, lines, line_len, 1, parts, &|lines, mut out| {
-            self.part(x, window, pad, lines, &mut out);
+            out.with_own_part(lines.start * line_len, |out| self.part(x, window, pad, lines, out));
         });
     }
 
@@ -172,9 +172,7 @@ impl PackedDepthwise {
                 }
             }
             let starts = (0..count).map(|i| at + i * channels);
-            let origin = first * line_len;
-            Rows { starts, stride: channels, channels: 0..channels, origin, summed: false }
-                .complete(self.isa, out);
+            Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(self.isa, out);
         });
     }
 }

@@ -53,7 +53,7 @@ pub fn finish(isa: Isa, acc: &[i32], rows: RowSums, out: &mut IntOutput) {
         }),
     });
     let starts = (0..acc.len() / channels).map(|row| row * channels);
-    Rows { starts, stride: channels, channels: 0..channels, origin: 0, summed: false }.complete(isa, out);
+    Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(isa, out);
 }
 
 #[inline(always)]

@@ -14,8 +14,6 @@ pub(super) struct Rows<I> {
     pub(super) stride: usize,
     /// The channels that each holds.
     pub(super) channels: Range<usize>,
-    /// Where in the whole output the part begins.
-    pub(super) origin: usize,
     /// Whether the tiles have added what [`Requant::sum_in_registers`] gives.
     pub(super) summed: bool,
 }
@@ -24,25 +22,25 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
     /// Completes what tiles have written: everything of an epilogue that is not done in registers.
     pub(super) fn complete(self, isa: Isa, out: &mut IntOutput) {
         match out {
-            IntOutput::U8(out, requant) if requant.table.is_some() || requant.sum.is_some() => {
+            IntOutput::U8(out, requant) => {
                 let summed = self.summed && requant.sum_in_registers().is_some();
                 let (table, sum) = (requant.table, requant.sum.filter(|_| !summed));
                 if table.is_none() && sum.is_none() {
                     return;
                 }
-                self.each(|start, len, origin| {
+                self.each(|start, len| {
                     let codes = &mut out[start..][..len];
                     if let Some(table) = table {
                         apply_table_in_place(isa, codes, table);
                     }
                     if let Some(sum) = sum {
-                        add_in_place(isa, codes, &sum.codes[origin + start..][..len], &sum);
+                        add_in_place(isa, codes, &sum.codes[start..][..len], &sum);
                     }
                 });
             }
             IntOutput::F32(out, dequant) => {
                 let Some(epilogue) = dequant.then else { return };
-                let Rows { starts, channels, origin, .. } = self;
+                let Rows { starts, channels, .. } = self;
                 isa.vectorize(
                     #[inline(always)]
                     || {
@@ -55,7 +53,7 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
                                 activation.apply(y);
                             }
                             if let Some(residual) = epilogue.residual {
-                                let residual = &residual[origin + start..][..channels.len()];
+                                let residual = &residual[start..][..channels.len()];
                                 y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
                             }
                             if (epilogue.lo, epilogue.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
@@ -65,20 +63,20 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
                     },
                 );
             }
-            IntOutput::U8(..) | IntOutput::I32(..) => {}
+            IntOutput::I32(..) => {}
         }
     }
 
-    /// Calls `f` with start, length and origin of each run of elements: all rows at once where they lie side by side.
-    fn each(self, mut f: impl FnMut(usize, usize, usize)) {
-        let Rows { mut starts, stride, channels, origin, .. } = self;
+    /// Calls `f` with start and length of each run of elements: all rows at once where they lie side by side.
+    fn each(self, mut f: impl FnMut(usize, usize)) {
+        let Rows { mut starts, stride, channels, .. } = self;
         if channels.len() == stride {
             let count = starts.len();
             if let Some(first) = starts.next() {
-                f(first, count * stride, origin);
+                f(first, count * stride);
             }
         } else {
-            starts.for_each(|start| f(start, channels.len(), origin));
+            starts.for_each(|start| f(start, channels.len()));
         }
     }
 }

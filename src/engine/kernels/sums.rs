@@ -11,6 +11,14 @@ const EXACT_MAX: f64 = 1e9;
 /// All codes.
 const CODES: usize = 256;
 
+impl SumScales {
+    /// Codes of `a + b`, all `[len]`, by definition.
+    pub(super) fn add(&self, isa: Isa, a: &[u8], b: &[u8], out: &mut [u8]) {
+        let ((sa, za), (sb, zb), (sy, zy)) = (self.own, self.other, self.result);
+        qadd(isa, a, sa, za, b, sb, zb, sy, zy, self.clamp.0, self.clamp.1, out, 1);
+    }
+}
+
 impl SumForm {
     /// A formula for a sum, if one gives the right code for all 65,536 pairs. Where a quotient falls within a few units
     /// in the last place of a half, formulas disagree; then its offset is moved by as little.
@@ -19,8 +27,8 @@ impl SumForm {
         let isa = Isa::best();
         let (a, b): (Vec<u8>, Vec<u8>) = (0..CODES * CODES).map(|i| ((i / CODES) as u8, i as u8)).unzip();
         let mut want = vec![0; CODES * CODES];
+        scales.add(isa, &a, &b, &mut want);
         let ((sa, za), (sb, zb), (sy, zy)) = (own, other, result);
-        qadd(isa, &a, sa, za, &b, sb, zb, sy, zy, clamp.0, clamp.1, &mut want, 1);
         let ratio = |scale: f32| f64::from(scale) / f64::from(sy);
         let offset = f64::from(zy) - f64::from(za) * ratio(sa) - f64::from(zb) * ratio(sb);
         let reaches = f64::from(u8::MAX) * (ratio(sa) + ratio(sb)) + offset.abs();
@@ -79,10 +87,8 @@ mod tests {
             let Some(form) = SumForm::fit(&scales) else { continue };
             fitted += 1;
             let (a, b) = (random.u8s(1000), random.u8s(1000));
-            let ((sa, za), (sb, zb), (sy, zy)) = (scales.own, scales.other, scales.result);
-            let (lo, hi) = scales.clamp;
             let mut want = vec![0; 1000];
-            qadd(Isa::Scalar, &a, sa, za, &b, sb, zb, sy, zy, lo, hi, &mut want, 1);
+            scales.add(Isa::Scalar, &a, &b, &mut want);
             for isa in Isa::available() {
                 let mut y = a.clone();
                 form.add_in_place(isa, &mut y, &b);

@@ -116,7 +116,9 @@ impl PackedWinograd {
         }
         let start = |line| tiles.first_pixel(line) * out_stride;
         split_units(out, 0..lines, &start, parts, &|lines, mut out| {
-            self.part(&tiles, lines, 0..columns, &mut out, out_stride, out_offset, true);
+            out.with_own_part(start(lines.start), |out| {
+                self.part(&tiles, lines, 0..columns, out, out_stride, out_offset, true);
+            });
         });
     }
 
@@ -187,8 +189,7 @@ impl PackedWinograd {
             for line in 0..run.lines {
                 let first = run.pixel - first_pixel + line * tiles.out_w();
                 let starts = (first..first + run.pixels).map(|row| row * out_stride + out_offset);
-                let origin = first_pixel * out_stride;
-                Rows { starts, stride: out_stride, channels: 0..columns, origin, summed: false }
+                Rows { starts, stride: out_stride, channels: 0..columns, summed: false }
                     .complete(self.isa, out);
             }
         }

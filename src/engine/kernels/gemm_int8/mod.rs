@@ -301,11 +301,13 @@ impl PackedInt8 {
         if rows == 1 && out_stride == columns {
             // One row has no rows to share, but its columns lie side by side.
             split_rows(out, 0..columns, 1, shape.columns, parts, &|range, mut out| {
-                self.part(&patches, 0..1, range, &mut out, out_stride, 0);
+                out.with_own_part(range.start, |out| self.part(&patches, 0..1, range, out, out_stride, 0));
             });
         } else {
             split_rows(out, 0..rows, out_stride, self.row_quantum(window), parts, &|range, mut out| {
-                self.part(&patches, range, 0..columns, &mut out, out_stride, out_offset);
+                out.with_own_part(range.start * out_stride, |out| {
+                    self.part(&patches, range, 0..columns, out, out_stride, out_offset);
+                });
             });
         }
     }
@@ -348,19 +350,6 @@ impl PackedInt8 {
 
     /// The share of one thread: `out` starts at its first row and column.
     fn part(
-        &self,
-        patches: &Patches<u8>,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        out: &mut IntOutput,
-        out_stride: usize,
-        out_offset: usize,
-    ) {
-        let origin = rows.start * out_stride + columns.start;
-        out.with_own_part(origin, |out| self.own_part(patches, rows, columns, out, out_stride, out_offset));
-    }
-
-    fn own_part(
         &self,
         patches: &Patches<u8>,
         rows: Range<usize>,
@@ -446,8 +435,7 @@ impl PackedInt8 {
                 };
                 product.multiply(patches, rows, |out, rows| {
                     let starts = rows.map(|row| (row - first_row) * out_stride + out_offset);
-                    Rows { starts, stride: out_stride, channels: 0..run, origin: 0, summed: false }
-                        .complete(isa, out);
+                    Rows { starts, stride: out_stride, channels: 0..run, summed: false }.complete(isa, out);
                 });
             }
         }
@@ -483,8 +471,7 @@ impl PackedInt8 {
             }
         });
         let starts = std::iter::once(out_offset);
-        Rows { starts, stride: columns.len(), channels: columns, origin: 0, summed: true }
-            .complete(self.isa, out);
+        Rows { starts, stride: columns.len(), channels: columns, summed: true }.complete(self.isa, out);
     }
 
     /// [`PackedInt8::part`] for one form of the weights and its tile.
@@ -520,7 +507,7 @@ impl PackedInt8 {
             };
         let done = |rows: Range<usize>| {
             let (starts, channels) = (rows.map(at), first_column..first_column + run);
-            Rows { starts, stride: out_stride, channels, origin: 0, summed: self.sums_in_registers() }
+            Rows { starts, stride: out_stride, channels, summed: self.sums_in_registers() }
                 .complete(self.isa, &mut out.borrow_mut());
         };
         if self.lines.is_some() {

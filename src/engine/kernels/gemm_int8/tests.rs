@@ -1,6 +1,5 @@
 //! Every form of packed weights on every instruction set that runs here, against the reference.
 
-use super::super::eltwise::qadd;
 use super::super::testing::{Channels, Random, dense, window, windows};
 use super::super::{Dequant, Requant, Sum, SumForm, SumScales, reference};
 use super::*;
@@ -15,23 +14,8 @@ static ADDED: LazyLock<(SumScales, SumForm)> = LazyLock::new(|| {
 
 /// Sums of `codes` and `other` by definition.
 fn added(codes: &[u8], other: &[u8]) -> Vec<u8> {
-    let SumScales { own, other: from, result, clamp } = ADDED.0;
     let mut sums = vec![0; codes.len()];
-    qadd(
-        Isa::Scalar,
-        codes,
-        own.0,
-        own.1,
-        other,
-        from.0,
-        from.1,
-        result.0,
-        result.1,
-        clamp.0,
-        clamp.1,
-        &mut sums,
-        1,
-    );
+    ADDED.0.add(Isa::Scalar, codes, other, &mut sums);
     sums
 }
 
