@@ -10,7 +10,7 @@ use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
 use crate::engine::kernels::{Window, pool};
-use crate::engine::tensor::{DType, Element, TensorView};
+use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 use super::fuse::Fused;
 use super::step::{Context, Kernel, Operands};
@@ -118,8 +118,7 @@ pub(super) fn conv(
     only_f32(x)?;
     let window = window_of(sliding, &x.shape, &weight.shape[2..])?;
     let (channels, out_channels) = (weight.shape[1] * groups, weight.shape[0]);
-    let constant = weight.constant.as_ref();
-    let packed = constant.map(|w| weights.get(node, || pack_conv(context, &w.view(), groups)));
+    let packed = weights.get(node, weight, |w| pack_conv(context, &w.view(), groups));
     let threads = context.threads;
     // Without a bias of its own the third operand is the tail's.
     let has_bias = inputs.get(2).copied().flatten().is_some() && fused.residual != Some(2);
@@ -186,11 +185,11 @@ pub(super) fn matmul(
     }
     let ((m, k), (_, n)) = (matrix(&a.shape, true), matrix(&b.shape, false));
     let threads = context.threads;
-    if let (Some(constant), true) = (&b.constant, b.shape.len() <= 2) {
+    let pack = |b: &Tensor| Packed::Float(vec![PackedF32::pack_matrix(context.isa, b.slice(), k, n)]);
+    if b.shape.len() <= 2
+        && let Some(packed) = weights.get(node, b, pack)
+    {
         let rows = a.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
-        let packed = weights.get(node, || {
-            Packed::Float(vec![PackedF32::pack_matrix(context.isa, constant.slice::<f32>(), k, n)])
-        });
         return Ok(product_of(packed, rows, None, fused, threads));
     }
     let lead = |shape: &[usize]| shape[..shape.len().saturating_sub(2)].to_vec();
@@ -266,16 +265,18 @@ pub(super) fn gemm(
     let n = if trans_b { b.shape[0] } else { b.shape[1] };
     let threads = context.threads;
     let c = inputs.get(2).copied().flatten().filter(|_| fused.residual != Some(2));
-    if let Some(constant) = b.constant.as_ref().filter(|_| gemm_is_packed(op, &[Some(a), Some(b), c])) {
-        let packed = weights.get(node, || {
-            let data = constant.slice::<f32>();
-            let mut turned = Vec::new();
-            if trans_b {
-                transposed(data, n, k, &mut turned);
-            }
-            let matrix = if trans_b { &turned } else { data };
-            Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
-        });
+    let pack = |b: &Tensor| {
+        let data = b.slice::<f32>();
+        let mut turned = Vec::new();
+        if trans_b {
+            transposed(data, n, k, &mut turned);
+        }
+        let matrix = if trans_b { &turned } else { data };
+        Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
+    };
+    if gemm_is_packed(op, &[Some(a), Some(b), c])
+        && let Some(packed) = weights.get(node, b, pack)
+    {
         let bias = c.and_then(|c| c.constant.as_ref()).map(|c| c.slice::<f32>().to_vec());
         return Ok(product_of(packed, m, bias, fused, threads));
     }

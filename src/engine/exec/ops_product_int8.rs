@@ -23,6 +23,8 @@ use super::step::{Context, Kernel, Operands};
 use super::strided::Walk;
 use super::weights::{Packed, Weights};
 
+const NOT_CONSTANT: &str = "the weights are no constant";
+
 /// What accumulators become.
 enum To {
     Codes { zero_point: u8, clamp: Clamp },
@@ -248,11 +250,12 @@ fn convolution(
     inputs: &[Option<&Fact>],
 ) -> Result<Product, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("the weights are no constant")?;
-    let window = window_of(sliding, &x.shape, &weight.shape()[2..])?;
-    let packed = weights.get(index, || pack_conv(context, &weight, groups, &window));
-    let taps = weight.shape()[2..].iter().product();
-    let shape = [weight.shape()[0], weight.shape()[1], taps];
+    let weight = inputs[1].ok_or("input 1 is missing")?;
+    let window = window_of(sliding, &x.shape, &weight.shape[2..])?;
+    let packed = weights.get(index, weight, |weight| pack_conv(context, weight, groups, &window));
+    let packed = packed.ok_or(NOT_CONSTANT)?;
+    let taps = weight.shape[2..].iter().product();
+    let shape = [weight.shape[0], weight.shape[1], taps];
     let zero_points = weight_zero_points(graph, node, shape[0])?;
     Ok(Product::new(context, packed, zero_points, window, shape, groups))
 }
@@ -282,13 +285,13 @@ fn by_matrix(
     inputs: &[Option<&Fact>],
 ) -> Result<Product, String> {
     let x = inputs[0].ok_or("input 0 is missing")?;
-    let weight = inputs[1].and_then(|w| w.constant.clone()).ok_or("the weights are no constant")?;
+    let weight = inputs[1].ok_or("input 1 is missing")?;
     let (n, k) = match trans_b {
-        true => (weight.shape()[0], weight.shape()[1]),
-        false => (weight.shape()[1], weight.shape()[0]),
+        true => (weight.shape[0], weight.shape[1]),
+        false => (weight.shape[1], weight.shape[0]),
     };
     let rows = x.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
-    let packed = weights.get(index, || {
+    let packed = weights.get(index, weight, |weight| {
         let codes = weight.slice::<i8>();
         let rows_of_b: Cow<'_, [i8]> = match trans_b {
             true => codes.into(),
@@ -296,6 +299,7 @@ fn by_matrix(
         };
         Packed::Int8(vec![PackedInt8::pack_as(context.isa, &rows_of_b, n, 1, k, context.small)])
     });
+    let packed = packed.ok_or(NOT_CONSTANT)?;
     let zero_points = weight_zero_points(graph, node, n)?;
     Ok(Product::new(context, packed, zero_points, Window::of_rows(rows), [n, k, 1], 1))
 }

@@ -91,6 +91,8 @@ pub(super) struct Blueprint<'a> {
 enum Place {
     Given(usize),
     Constant(Arc<Tensor>),
+    /// In [`Weights`]: the kernel has them.
+    Held,
     /// Bytes of a buffer, from an offset on.
     Buffer {
         index: usize,
@@ -186,6 +188,11 @@ fn walk<'a>(
         if let Some(tensor) = &value.constant {
             builder.states[id] = Some(constant_state(tensor.clone()));
         }
+    }
+    for (id, fact) in source.weights.facts() {
+        let form = Form { place: Place::Held, shape: fact.shape.clone() };
+        let state = State { fact: fact.clone(), row_major: Some(form), channels_last: None };
+        builder.states[id.0 as usize] = Some(state);
     }
     for (index, (id, fact)) in start.given.into_iter().enumerate() {
         match fact.constant {
@@ -775,29 +782,29 @@ impl Builder<'_> {
         if arena_bytes as u64 > limit_bytes {
             return Err(Error::TooLarge { need_bytes: arena_bytes as u64, limit_bytes });
         }
-        let operand = |(form, dtype): &(Form, DType)| Operand {
-            source: match &form.place {
+        let operand = |(form, dtype): &(Form, DType)| {
+            let source = match &form.place {
                 Place::Given(i) => Source::Given(*i),
                 Place::Constant(tensor) => Source::Constant(tensor.clone()),
+                Place::Held => return None,
                 Place::Buffer { index, start, len } => {
                     let at = places[*index].start + start;
                     Source::Arena(at..at + len)
                 }
-            },
-            dtype: *dtype,
-            shape: form.shape.clone(),
+            };
+            Some(Operand { source, dtype: *dtype, shape: form.shape.clone() })
         };
-        let outputs = outputs.iter().map(|o| Some(operand(o))).collect();
+        let outputs = outputs.iter().map(operand).collect();
         let sights = self.sights.iter().map(|s| Sight {
             after_steps: s.after_steps,
             value: s.value,
-            operand: Some(operand(&(s.form.clone(), s.dtype))),
+            operand: operand(&(s.form.clone(), s.dtype)),
             layout: s.layout,
             shape: s.shape.clone(),
         });
         let sights = sights.collect();
         let steps = self.drafts.into_iter().map(|d| Step {
-            operands: d.operands.iter().map(|o| o.as_ref().map(&operand)).collect(),
+            operands: d.operands.iter().map(|o| o.as_ref().and_then(operand)).collect(),
             node: d.node,
             what: d.what,
             macs: d.macs,

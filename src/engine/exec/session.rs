@@ -136,13 +136,14 @@ impl Session {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
             bodies.insert(index, all.collect::<Result<_, _>>()?);
         }
+        let weights = Weights::take(&mut graph);
         let mut session = Session {
             graph,
             real_names,
             options,
             inputs,
             outputs,
-            weights: Weights::default(),
+            weights,
             bodies,
             plans: Mutex::new(Vec::new()),
             made: AtomicU64::new(0),
@@ -215,8 +216,9 @@ impl Session {
     pub fn run_tapped(&self, inputs: &[(&str, &Tensor)], tap: &mut dyn Tap) -> Result<Vec<Tensor>, Error> {
         let given = self.arrange(inputs)?;
         let ids = (0..self.graph.values.len()).map(|i| ValueId(i as u32));
+        let is_constant = |id| self.graph.constant(id).is_some() || self.weights.fact(id).is_some();
         let wanted: Vec<ValueId> =
-            ids.filter(|&id| self.graph.constant(id).is_none() && tap.wants(self.real_name(id))).collect();
+            ids.filter(|&id| !is_constant(id) && tap.wants(self.real_name(id))).collect();
         let ready = self.ready(self.key(&given, &wanted), || self.all_nodes())?;
         let show = |sight: &Sight, given: &[&Tensor], arena: &[u8]| self.show(sight, given, arena, tap);
         let made = self.execute_with_sights(&ready, &given, show)?;
@@ -316,6 +318,7 @@ impl Session {
         let facts = |with_data: bool| -> Option<Vec<Option<Fact>>> {
             let fact = |id: &Option<ValueId>| match id {
                 None => Some(None),
+                Some(id) if self.weights.fact(*id).is_some() => Some(self.weights.fact(*id).cloned()),
                 Some(id) => match (self.graph.constant(*id), there.get(id)) {
                     (Some(tensor), _) => Some(Some(Fact::constant(tensor.clone()))),
                     (None, Some(t)) if with_data && t.len() <= KNOWN_ELEMENTS_MAX => {

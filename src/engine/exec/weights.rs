@@ -1,13 +1,18 @@
-//! Packed weights: each constant operand is packed once a session, whatever the shapes and however many plans.
+//! Packed weights: each constant operand is packed once a session, whatever the shapes and however many plans. Of
+//! weights that are codes only the packed ones stay.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::engine::graph::fact::Fact;
+use crate::engine::graph::op::Op;
+use crate::engine::graph::{Graph, ValueId};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::PackedF32;
 use crate::engine::kernels::gemm_int8::PackedInt8;
 use crate::engine::kernels::winograd::PackedWinograd;
+use crate::engine::tensor::Tensor;
 
 /// The weights of one node, in the order that its kernel reads.
 pub(super) enum Packed {
@@ -46,22 +51,86 @@ impl Packed {
     }
 }
 
-/// The packed weights of a session, by node.
+/// The weights of a session.
 #[derive(Default)]
 pub(super) struct Weights {
-    packs: Mutex<HashMap<usize, Arc<Packed>>>,
+    /// Values whose data is here and not in the graph, with their type and shape.
+    held: HashMap<ValueId, Fact>,
+    forms: Mutex<Forms>,
+}
+
+/// The weights of each node, by its index, in one of two forms.
+#[derive(Default)]
+struct Forms {
+    /// As the graph had them, until the node has packed them; nodes that read the same value share it.
+    plain: HashMap<usize, Arc<Tensor>>,
+    packed: HashMap<usize, Arc<Packed>>,
 }
 
 impl Weights {
-    /// The packed weights of a node; packs them the first time.
-    pub(super) fn get(&self, node: usize, pack: impl FnOnce() -> Packed) -> Arc<Packed> {
-        let mut packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
-        packs.entry(node).or_insert_with(|| Arc::new(pack())).clone()
+    /// Takes the codes out of a graph that nobody reads but products that pack them, so that they need not be kept
+    /// in both forms.
+    pub(super) fn take(graph: &mut Graph) -> Weights {
+        let mut read_otherwise: HashSet<ValueId> = graph.outputs.iter().copied().collect();
+        let mut readers: Vec<(usize, ValueId)> = Vec::new();
+        for (index, node) in graph.nodes.iter().enumerate() {
+            for (position, id) in node.inputs.iter().enumerate() {
+                match id {
+                    Some(id) if position == 1 && packs_codes(&node.op) => readers.push((index, *id)),
+                    Some(id) => _ = read_otherwise.insert(*id),
+                    None => {}
+                }
+            }
+        }
+        readers.retain(|(_, id)| !read_otherwise.contains(id));
+        let (mut held, mut plain) = (HashMap::new(), HashMap::new());
+        for &(index, id) in &readers {
+            if let Some(tensor) = graph.constant(id) {
+                held.insert(id, Fact::computed(tensor.dtype(), tensor.shape().to_vec()));
+                plain.insert(index, tensor.clone());
+            }
+        }
+        held.keys().for_each(|&id| graph.value_mut(id).constant = None);
+        Weights { held, forms: Mutex::new(Forms { plain, packed: HashMap::new() }) }
+    }
+
+    /// Type and shape of a value whose data is held here.
+    pub(super) fn fact(&self, id: ValueId) -> Option<&Fact> {
+        self.held.get(&id)
+    }
+
+    /// All such values.
+    pub(super) fn facts(&self) -> impl Iterator<Item = (ValueId, &Fact)> {
+        self.held.iter().map(|(id, fact)| (*id, fact))
+    }
+
+    /// The packed weights of a node; packs them the first time. `None` where they are no constant.
+    pub(super) fn get(
+        &self,
+        node: usize,
+        weight: &Fact,
+        pack: impl FnOnce(&Tensor) -> Packed,
+    ) -> Option<Arc<Packed>> {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = forms.packed.get(&node) {
+            return Some(packed.clone());
+        }
+        let packed = Arc::new(pack(&*forms.plain.remove(&node).or_else(|| weight.constant.clone())?));
+        forms.packed.insert(node, packed.clone());
+        Some(packed)
     }
 
     /// Bytes of all packed weights.
     pub(super) fn bytes(&self) -> u64 {
-        let packs = self.packs.lock().unwrap_or_else(PoisonError::into_inner);
-        packs.values().map(|p| p.bytes() as u64).sum()
+        let forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        forms.packed.values().map(|p| p.bytes() as u64).sum()
     }
+}
+
+/// Whether an operator packs its second operand and reads it in no other way.
+fn packs_codes(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::QConv { .. } | Op::QMatMul { .. } | Op::ConvInteger { .. } | Op::MatMulInteger | Op::RowProduct
+    )
 }

@@ -155,8 +155,7 @@ fn conv_f32(
     (lo, hi): (f32, f32),
 ) -> Kernel {
     let shape = weight.shape.clone();
-    let constant = weight.constant.as_ref();
-    let packed = constant.map(|w| weights.get(node, || pack(context, w.slice::<f32>(), &shape, groups)));
+    let packed = weights.get(node, weight, |w| pack(context, w.slice::<f32>(), &shape, groups));
     Box::new(move |operands, mut out, _| {
         let fresh;
         let packed = match &packed {
