@@ -29,6 +29,21 @@ pub(super) struct Request<'a> {
     pub(super) fused_codes: FusedCodes,
 }
 
+/// Whether the kernel of a node packs its second operand, where that is a constant, and reads it in no other way.
+pub(super) fn packs(graph: &Graph, node: &Node) -> bool {
+    let constant = |i: usize| node.input(i).and_then(|id| graph.constant(id));
+    match node.op {
+        Op::QConv { .. }
+        | Op::QMatMul { .. }
+        | Op::ConvInteger { .. }
+        | Op::MatMulInteger
+        | Op::RowProduct => true,
+        Op::Conv { .. } | Op::MatMul | Op::Gemm { .. } => constant(1)
+            .is_some_and(|weight| ops_product::packs(&node.op, weight, node.input(2).map(|_| constant(2)))),
+        _ => false,
+    }
+}
+
 /// The kernel of a node. `inputs` and `shape` are as in memory.
 ///
 /// # Errors

@@ -37,10 +37,12 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// For all the nodes of a graph together.
-    pub(super) fn of(graph: &Graph) -> Budget {
+    /// For all the nodes of a graph together, and the weights that were taken out of it.
+    pub(super) fn of(graph: &Graph, weights: &Weights) -> Budget {
         let constants = graph.values.iter().filter_map(|v| v.constant.as_ref()).map(|t| t.view().bytes.len());
-        Budget { bytes: constants.sum::<usize>().saturating_add(FOLDED_BYTES_FREE), macs: FOLDED_MACS_MAX }
+        let taken = weights.facts().map(|(_, fact)| fact.bytes());
+        let bytes = constants.chain(taken).fold(FOLDED_BYTES_FREE, usize::saturating_add);
+        Budget { bytes, macs: FOLDED_MACS_MAX }
     }
 
     /// Whether a node over constants may be computed now; if so, it is paid for.
@@ -67,7 +69,7 @@ impl Budget {
 /// weights are codes. A node that cannot be computed stays as well, and is refused when the graph is run.
 pub fn fold_constants(graph: &mut Graph) {
     let mut folded: HashSet<usize> = HashSet::new();
-    let mut budget = Budget::of(graph);
+    let mut budget = Budget::of(graph, &Weights::default());
     for index in 0..graph.nodes.len() {
         let node = graph.nodes[index].clone();
         let tensor = known_shape(graph, &node).or_else(|| compute(graph, index, &node, &mut budget));

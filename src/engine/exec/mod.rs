@@ -1,5 +1,6 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
+mod arena;
 mod compile;
 mod control;
 pub mod fold;

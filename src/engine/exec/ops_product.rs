@@ -77,20 +77,40 @@ fn pack_conv(context: Context, weight: &TensorView<'_>, groups: usize) -> Packed
     Packed::Float(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
 }
 
+/// Whether a product packs these weights, whatever it multiplies them with. A third operand is `Some(None)` where it
+/// is computed.
+pub(super) fn packs(op: &Op, weight: &Tensor, third: Option<Option<&Arc<Tensor>>>) -> bool {
+    let rank = weight.shape().len();
+    weight.dtype() == DType::F32
+        && match op {
+            Op::MatMul => rank <= 2,
+            Op::Gemm { .. } => {
+                rank == 2 && gemm_packs(op, weight.shape(), third.map(|c| c.map(|c| c.shape())))
+            }
+            _ => true,
+        }
+}
+
 /// Whether a product can do more than itself ([`Fused`]), and whether a bias may be part of it. Those with packed
-/// weights can; Conv and Gemm have their own bias.
-pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>]) -> Option<bool> {
+/// weights can; Conv and Gemm have their own bias. `constant` says whether the second operand is.
+pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>], constant: bool) -> Option<bool> {
     let (a, b) = (inputs.first().copied().flatten()?, inputs.get(1).copied().flatten()?);
-    let packed = a.dtype == DType::F32 && b.constant.is_some();
+    let packed = a.dtype == DType::F32 && constant;
     match op {
         Op::Conv { .. } => (packed && is_flat(a)).then_some(false),
         Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
-        Op::Gemm { .. } => (packed && gemm_is_packed(op, inputs)).then_some(false),
+        Op::Gemm { .. } => (packed && gemm_packs(op, &b.shape, third(inputs))).then_some(false),
         // A convolution lies channels-last, but a list to add along the last axis of the model does not.
         Op::QMatMul { .. } | Op::RowProduct => Some(true),
         Op::QConv { .. } => Some(false),
         _ => None,
     }
+}
+
+/// The shape of a third operand, `Some(None)` where it is computed.
+fn third<'f>(inputs: &[Option<&'f Fact>]) -> Option<Option<&'f [usize]>> {
+    let c = inputs.get(2).copied().flatten()?;
+    Some(c.constant.is_some().then_some(&c.shape[..]))
 }
 
 /// The end of a product whose own bias is given.
@@ -237,14 +257,12 @@ fn transposed(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
     copy(&walk, 0, x, out);
 }
 
-/// Whether a Gemm is a product with packed weights and a bias along its columns.
-fn gemm_is_packed(op: &Op, inputs: &[Option<&Fact>]) -> bool {
+/// Whether a Gemm over constant weights is a product with packed weights and a bias along its columns.
+fn gemm_packs(op: &Op, weight: &[usize], third: Option<Option<&[usize]>>) -> bool {
     let Op::Gemm { alpha: 1.0, beta, trans_a: false, trans_b } = *op else { return false };
-    let [Some(_), Some(b), ref c @ ..] = *inputs else { return false };
-    let Some(c) = c.first().copied().flatten() else { return b.constant.is_some() };
-    let n = b.shape[usize::from(!trans_b)];
-    let is_row = c.shape.last() == Some(&n) && c.shape.iter().product::<usize>() == n;
-    b.constant.is_some() && beta == 1.0 && is_row && c.constant.is_some()
+    let n = weight[usize::from(!trans_b)];
+    let is_row = |c: &[usize]| c.last() == Some(&n) && c.iter().product::<usize>() == n;
+    third.is_none_or(|c| beta == 1.0 && c.is_some_and(is_row))
 }
 
 /// Gemm: `alpha · a' · b' + beta · c`.
@@ -274,7 +292,7 @@ pub(super) fn gemm(
         let matrix = if trans_b { &turned } else { data };
         Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
     };
-    if gemm_is_packed(op, &[Some(a), Some(b), c])
+    if gemm_packs(op, &b.shape, third(&[None, None, c]))
         && let Some(packed) = weights.get(node, b, pack)
     {
         let bias = c.and_then(|c| c.constant.as_ref()).map(|c| c.slice::<f32>().to_vec());

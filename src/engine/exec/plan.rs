@@ -181,7 +181,7 @@ fn walk<'a>(
         buffers: Vec::new(),
         sights: Vec::new(),
         fused: HashSet::new(),
-        budget: Budget::of(graph),
+        budget: Budget::of(graph, source.weights),
         consumers: graph.consumers(),
     };
     for (id, value) in graph.values.iter().enumerate() {
@@ -681,12 +681,19 @@ impl Builder<'_> {
     /// What the step of a node takes over from the nodes after it.
     fn tail(&self, node: &Node, facts: &[Option<Fact>], dtype: DType, shape: &[usize]) -> Tail {
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();
-        match ops_product::epilogue_of(&node.op, &refs) {
+        let constant = node.input(1).is_some_and(|id| self.is_constant(id));
+        match ops_product::epilogue_of(&node.op, &refs, constant) {
             Some(bias) if self.source.passes.has(Pass::FuseEpilogues) && dtype == DType::F32 => {
                 self.finder(|finder| finder.tail(node.outputs[0], shape, bias))
             }
             _ => Tail::none(node.outputs[0]),
         }
+    }
+
+    /// Whether a value is the same in every run.
+    fn is_constant(&self, id: ValueId) -> bool {
+        let state = self.states[id.0 as usize].as_ref();
+        state.is_some_and(|s| s.fact.constant.is_some()) || self.source.weights.fact(id).is_some()
     }
 
     /// What the step of a product of codes takes over from the nodes after it.

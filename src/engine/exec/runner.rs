@@ -3,7 +3,8 @@
 use crate::engine::tensor::Tensor;
 
 use super::Error;
-use super::session::{Arena, Ready, Session};
+use super::arena::Arena;
+use super::session::{Ready, Session};
 use super::step::Operands;
 
 /// Runs a model over inputs of the shapes that it was made for, one run at a time.
@@ -25,7 +26,7 @@ impl Session {
         if let Some(&node) = ready.plan.rest.first() {
             return Err(Error::NotPlanned { node: self.node_name(node).to_owned() });
         }
-        let arena = Arena::of(&ready.plan);
+        let arena = Arena::of(ready.plan.arena_bytes);
         Ok(Runner { session: self, ready, arena })
     }
 }
@@ -43,7 +44,7 @@ impl Runner<'_> {
     pub fn run(&mut self, inputs: &[&Tensor], outputs: &mut [Tensor]) -> Result<(), Error> {
         assert!(self.ready.takes(inputs), "inputs of the types and shapes that the runner was made for");
         self.session.run_steps(&self.ready.plan, inputs, &mut self.arena, |_, _, _| {})?;
-        let results = Operands::read(&self.ready.plan.outputs, inputs, self.arena.bytes());
+        let results = Operands::read(&self.ready.plan.outputs, inputs, self.arena.buffer.bytes());
         assert_eq!(outputs.len(), results.len(), "an output for each of the model's");
         for (i, output) in outputs.iter_mut().enumerate() {
             let result = results.need(i);

@@ -12,20 +12,20 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::kernels::parallel::in_company;
-use crate::engine::tensor::{Buffer, DType, Tensor, TensorView};
+use crate::engine::tensor::{DType, Tensor, TensorView};
 
+use super::arena::{Arena, Arenas};
+use super::compile::packs;
 use super::fold::{fold_constants, fold_weights};
 use super::layout::{Layout, bring};
 use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
-use super::step::{Context, Operands, Scratch};
+use super::step::{Context, Operands};
 use super::weights::Weights;
 use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
 const PLANS_MAX: usize = 16;
-/// Arenas that a plan keeps for its next runs.
-const ARENAS_MAX: usize = 8;
 /// Largest operand whose data may decide a shape; larger ones are only ever read by the run.
 const KNOWN_ELEMENTS_MAX: usize = 1024;
 
@@ -41,6 +41,7 @@ pub struct Session {
     /// The bodies of nodes that hold graphs, by the index of the node.
     bodies: HashMap<usize, Vec<Session>>,
     plans: Mutex<Vec<Ready>>,
+    arenas: Arenas,
     /// Plans made so far; each gets a number.
     made: AtomicU64,
 }
@@ -56,13 +57,12 @@ struct Key {
     wanted: Vec<ValueId>,
 }
 
-/// A plan and the arenas of runs that have ended.
+/// A plan, and what it is for.
 #[derive(Clone)]
 pub(super) struct Ready {
     key: Arc<Key>,
     number: u64,
     pub(super) plan: Arc<Plan>,
-    arenas: Arc<Mutex<Vec<Arena>>>,
 }
 
 impl Ready {
@@ -71,24 +71,6 @@ impl Ready {
         let mut pairs = self.key.given.iter().zip(given);
         self.key.given.len() == given.len()
             && pairs.all(|((_, dtype, shape, _), t)| (*dtype, &shape[..]) == (t.dtype(), t.shape()))
-    }
-}
-
-/// The memory of one run.
-pub(super) struct Arena {
-    buffer: Buffer,
-    scratch: Scratch,
-}
-
-impl Arena {
-    /// For runs of a plan.
-    pub(super) fn of(plan: &Plan) -> Arena {
-        Arena { buffer: Buffer::zeroed(plan.arena_bytes), scratch: Scratch::default() }
-    }
-
-    /// The values of the run.
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.buffer.bytes()
     }
 }
 
@@ -136,7 +118,7 @@ impl Session {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
             bodies.insert(index, all.collect::<Result<_, _>>()?);
         }
-        let weights = Weights::take(&mut graph);
+        let weights = Weights::take(&mut graph, packs);
         let mut session = Session {
             graph,
             real_names,
@@ -146,6 +128,7 @@ impl Session {
             weights,
             bodies,
             plans: Mutex::new(Vec::new()),
+            arenas: Arenas::default(),
             made: AtomicU64::new(0),
         };
         // A model with fixed shapes tells now whether it can run.
@@ -541,11 +524,12 @@ impl Session {
         let start = Start { given: key.given.iter().map(fact).collect(), nodes: todo() };
         let plan = Arc::new(build(&blueprint, start)?);
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;
-        let ready = Ready { key: Arc::new(key), number, plan, arenas: Arc::default() };
+        let ready = Ready { key: Arc::new(key), number, plan };
         if plans.len() == PLANS_MAX {
             plans.remove(0);
         }
         plans.push(ready.clone());
+        self.arenas.shrink(plans.iter().map(|r| r.plan.arena_bytes).max().unwrap_or(0));
         Ok(ready)
     }
 
@@ -555,15 +539,11 @@ impl Session {
         given: &[&Tensor],
         mut after: impl FnMut(usize, &[&Tensor], &[u8]) + Send,
     ) -> Result<Vec<Tensor>, Error> {
-        let spare = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut arena = spare.unwrap_or_else(|| Arena::of(&ready.plan));
+        let mut arena = self.arenas.take(ready.plan.arena_bytes);
         self.run_steps(&ready.plan, given, &mut arena, &mut after)?;
         let results = Operands::read(&ready.plan.outputs, given, arena.buffer.bytes());
         let outputs = (0..results.len()).map(|i| results.need(i).to_tensor()).collect();
-        let mut arenas = ready.arenas.lock().unwrap_or_else(PoisonError::into_inner);
-        if arenas.len() < ARENAS_MAX {
-            arenas.push(arena);
-        }
+        self.arenas.put(arena);
         Ok(outputs)
     }
 

@@ -1,7 +1,7 @@
 //! What must hold of whole graphs: the same answer with and without passes, on every instruction set, for any
 //! number of threads and any batch.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::engine::graph::op::{Binary, Op, PadMode, Sliding, Unary};
 use crate::engine::graph::passes::{Pass, Passes};
@@ -467,5 +467,46 @@ fn each_pass_alone_can_be_switched_off() {
             // Two roundings of each weight and one of the sum, over sums of some 40 terms of size 1.
             assert!((a - b).abs() <= 2e-5 * b.abs().max(1.0), "{}: {a} {b}", pass.name());
         }
+    }
+}
+
+#[test]
+fn what_is_packed_is_kept_in_no_other_form() {
+    for quantized in [false, true] {
+        let mut maker = Maker::new(quantized);
+        let x = maker.input([4, 6, 6]);
+        let x = maker.through_codes(x, 0.01, 128);
+        let y = maker.conv(x, 0.01, &[8, 4, 3, 3], 1, 1);
+        let y = maker.through_codes(y, 0.05, 128);
+        maker.graph.outputs.push(y);
+        let options = Options { integers: quantized, ..Options::default() };
+        let weights = |graph: &Graph| -> Vec<Weak<Tensor>> {
+            let large = |v: &Value| v.constant.as_ref().filter(|t| t.len() == 8 * 4 * 9).map(Arc::downgrade);
+            graph.values.iter().filter_map(large).collect()
+        };
+        let there = |weights: &[Weak<Tensor>]| weights.iter().filter(|w| w.upgrade().is_some()).count();
+        let input = |batch: usize| Tensor::from_slice(&[batch, 4, 6, 6], &vec![0.25f32; batch * 4 * 36]);
+        let name = maker.graph.value(maker.graph.inputs[0]).name.clone();
+
+        let seen = weights(&maker.graph);
+        assert_eq!(seen.len(), 1);
+        let mut read_twice = maker.graph.clone();
+        let session = Session::new(maker.graph, options.clone()).unwrap();
+        let one = session.run(&[(&name, &input(1))]).unwrap();
+        // A plan for another batch has the packed weights only, the same answers for each sample.
+        let two = session.run(&[(&name, &input(2))]).unwrap();
+        assert_eq!(one[0].to_f64(), two[0].to_f64()[..one[0].len()]);
+        drop(two);
+        let id = (0..read_twice.values.len()).map(|i| ValueId(i as u32));
+        let weight =
+            { id }.find(|&id| read_twice.constant(id).is_some_and(|t| t.len() == 8 * 4 * 9)).unwrap();
+        read_twice.outputs.push(weight);
+        assert_eq!(there(&seen), 1, "the other graph has them");
+        let kept = Session::new(read_twice, options).unwrap();
+        let results = kept.run(&[(&name, &input(1))]).unwrap();
+        assert_eq!((&results[0], results[1].len()), (&one[0], 8 * 4 * 9));
+        assert_eq!(there(&seen), 1, "an output is read by somebody");
+        drop(kept);
+        assert_eq!(there(&seen), 0, "the first session has them packed only");
     }
 }

@@ -1,12 +1,11 @@
-//! Packed weights: each constant operand is packed once a session, whatever the shapes and however many plans. Of
-//! weights that are codes only the packed ones stay.
+//! Packed weights: each constant operand is packed once a session, whatever the shapes and however many plans. What
+//! nobody reads in another form is kept in that form only.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::graph::fact::Fact;
-use crate::engine::graph::op::Op;
-use crate::engine::graph::{Graph, ValueId};
+use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::PackedF32;
@@ -68,19 +67,16 @@ struct Forms {
 }
 
 impl Weights {
-    /// Takes the codes out of a graph that nobody reads but products that pack them, so that they need not be kept
-    /// in both forms.
-    pub(super) fn take(graph: &mut Graph) -> Weights {
+    /// Takes constants out of a graph that nobody reads but nodes that pack their second operand, so that they need
+    /// not be kept in both forms.
+    pub(super) fn take(graph: &mut Graph, packs: impl Fn(&Graph, &Node) -> bool) -> Weights {
         let mut read_otherwise: HashSet<ValueId> = graph.outputs.iter().copied().collect();
         let mut readers: Vec<(usize, ValueId)> = Vec::new();
         for (index, node) in graph.nodes.iter().enumerate() {
-            for (position, id) in node.inputs.iter().enumerate() {
-                match id {
-                    Some(id) if position == 1 && packs_codes(&node.op) => readers.push((index, *id)),
-                    Some(id) => _ = read_otherwise.insert(*id),
-                    None => {}
-                }
-            }
+            let packed = node.input(1).filter(|_| packs(graph, node));
+            readers.extend(packed.map(|id| (index, id)));
+            let others = node.inputs.iter().enumerate().filter(|(i, _)| *i != 1 || packed.is_none());
+            read_otherwise.extend(others.filter_map(|(_, id)| *id));
         }
         readers.retain(|(_, id)| !read_otherwise.contains(id));
         let (mut held, mut plain) = (HashMap::new(), HashMap::new());
@@ -125,12 +121,4 @@ impl Weights {
         let forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
         forms.packed.values().map(|p| p.bytes() as u64).sum()
     }
-}
-
-/// Whether an operator packs its second operand and reads it in no other way.
-fn packs_codes(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::QConv { .. } | Op::QMatMul { .. } | Op::ConvInteger { .. } | Op::MatMulInteger | Op::RowProduct
-    )
 }
