@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
@@ -14,10 +14,10 @@ use utoipa::ToSchema;
 
 use crate::api::answered::Trail;
 use crate::api::error::Problem;
-use crate::api::http::{ErrorBody, Shared, compress, read_body};
+use crate::api::http::{ErrorBody, Received, Shared, compress, receive};
 use crate::api::v2::describe::{self, Configuration, ConfiguredPort, ModelMetadata};
 use crate::api::v2::infer::{close, run};
-use crate::api::wire::request::{decode, framing};
+use crate::api::wire::request::{decode, decode_in_place, framing};
 use crate::api::wire::response::{Encoded, InferAnswer, encode};
 use crate::api::wire::{self, Framing, InferRequest, datatype_name};
 use crate::engine::tensor::Tensor;
@@ -147,10 +147,11 @@ async fn answer_ticket(
     body: Body,
 ) -> Result<(Response, Spent), Problem> {
     let framing = request_framing(headers)?;
-    let bytes = read_body(headers, body, shared.limits.infer_body_bytes).await?;
+    let head = if let Framing::Binary(head) = framing { head } else { 0 };
+    let body = receive(headers, body, shared.limits.infer_body_bytes, head).await?;
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
-    let mut request = decode_aside(framing, bytes, &served).await?;
+    let mut request = decode_aside(framing, body, &served).await?;
     let mut ran = run(ticket, &mut request, start, None).await?;
     let mut encoded = encode_aside(request, std::mem::take(&mut ran.outputs), &served).await?;
     let size = encoded.body.len() as u64;
@@ -179,13 +180,20 @@ fn request_framing(headers: &HeaderMap) -> Result<Framing, Problem> {
     Ok(framing(text)?)
 }
 
-async fn decode_aside(framing: Framing, bytes: Bytes, served: &Arc<Served>) -> Result<InferRequest, Problem> {
-    // Raw tensors are copied once, which is quick; text must be read number by number.
-    let large = matches!(framing, Framing::Json) && bytes.len() > ASIDE_BYTES;
+async fn decode_aside(
+    framing: Framing,
+    body: Received,
+    served: &Arc<Served>,
+) -> Result<InferRequest, Problem> {
+    // Raw tensors are copied at most, which is quick; text must be read number by number.
+    let large = matches!(framing, Framing::Json) && body.bytes().len() > ASIDE_BYTES;
     let served = Arc::clone(served);
     let work = move || {
         let ports: Vec<_> = served.inputs.iter().map(wire_port).collect();
-        decode(framing, &bytes, &ports)
+        match body {
+            Received::Whole(bytes) => decode(framing, &bytes, &ports),
+            Received::Joined(incoming) => decode_in_place(framing, incoming, &ports),
+        }
     };
     Ok(if large { aside(work).await? } else { work() }?)
 }

@@ -36,6 +36,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::api::Context;
 use crate::api::error::{Code, Problem};
+use crate::engine::tensor::Incoming;
 use crate::service::store::{Page, Slice};
 
 /// The handles that every handler shares.
@@ -127,8 +128,32 @@ pub(crate) fn listing<T, V: Serialize>(
     response
 }
 
+/// A body in memory.
+pub(crate) enum Received {
+    /// It came in one part.
+    Whole(Bytes),
+    /// It came in several.
+    Joined(Incoming),
+}
+
 /// A body in memory. A `Content-Length` beyond the limit is refused before anything is read.
 pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit_bytes: u64) -> Result<Bytes, Problem> {
+    Ok(match receive(headers, body, limit_bytes, 0).await? {
+        Received::Whole(bytes) => bytes,
+        Received::Joined(incoming) => {
+            let (bytes, start) = incoming.into_parts();
+            Bytes::from(bytes).slice(start..)
+        }
+    })
+}
+
+/// As [`read_body`], of a body that is a tensor from byte `head` on.
+pub(crate) async fn receive(
+    headers: &HeaderMap,
+    body: Body,
+    limit_bytes: u64,
+    head: usize,
+) -> Result<Received, Problem> {
     // A compressed body is shorter than what it becomes, so its length says nothing too large.
     let length = match check_length(headers, limit_bytes) {
         Ok(length) => length.unwrap_or(0),
@@ -138,26 +163,37 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, limit_bytes: u64)
         }
     };
     let mut stream = body.into_data_stream();
-    let mut first = Bytes::new();
-    let mut all = Vec::new();
+    let mut received = Received::Whole(Bytes::new());
     while let Some(part) = stream.next().await {
         let part = part.map_err(|error| broken_body(&error))?;
-        if (first.len().max(all.len()) + part.len()) as u64 > limit_bytes {
+        if (received.bytes().len() + part.len()) as u64 > limit_bytes {
             linger(headers, Body::from_stream(stream));
             return Err(Problem::too_large(limit_bytes));
         }
-        if first.is_empty() && all.is_empty() {
-            first = part;
-            continue;
+        match &mut received {
+            Received::Whole(first) if first.is_empty() => received = Received::Whole(part),
+            Received::Whole(first) => {
+                // What a header promises is reserved only as far as memory is cheap.
+                let room = usize::try_from(length).unwrap_or(0).min(64 << 20);
+                let mut all = Incoming::with_room(room, head);
+                all.extend(first);
+                all.extend(&part);
+                received = Received::Joined(all);
+            }
+            Received::Joined(all) => all.extend(&part),
         }
-        if all.is_empty() {
-            // What a header promises is reserved only as far as memory is cheap.
-            all.reserve_exact(usize::try_from(length).unwrap_or(0).min(64 << 20));
-            all.extend_from_slice(&first);
-        }
-        all.extend_from_slice(&part);
     }
-    Ok(if all.is_empty() { first } else { all.into() })
+    Ok(received)
+}
+
+impl Received {
+    /// The bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Received::Whole(bytes) => bytes,
+            Received::Joined(incoming) => incoming.bytes(),
+        }
+    }
 }
 
 /// Reads on for a while after a refusal: a client that writes before it reads would else see a reset

@@ -2,7 +2,7 @@
 
 use crate::api::wire::scan::{self, Scanner};
 use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Port, datatype, datatype_name};
-use crate::engine::tensor::{DType, Tensor, element_count};
+use crate::engine::tensor::{DType, Incoming, Tensor, element_count};
 
 /// Most dimensions of a tensor, and most inputs or outputs of a request.
 pub(crate) const RANK_MAX: usize = 16;
@@ -37,6 +37,40 @@ pub fn decode(framing: Framing, body: &[u8], inputs: &[Port<'_>]) -> Result<Infe
         ))),
         Framing::Binary(len) => json(&body[..len], &body[len..]),
     }
+}
+
+/// As [`decode`], of a body that was read for it: one raw tensor behind the JSON stays where it is.
+///
+/// # Errors
+/// [`Error`], which names the field or tensor at fault.
+pub fn decode_in_place(framing: Framing, body: Incoming, inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
+    let found = match framing {
+        Framing::Binary(len) => {
+            body.bytes().split_at_checked(len).and_then(|(text, tail)| only_raw(text, tail))
+        }
+        Framing::Json | Framing::Raw => None,
+    };
+    let (Some((mut request, name, Described { dtype, shape, .. })), Framing::Binary(head)) = (found, framing)
+    else {
+        return decode(framing, body.bytes(), inputs);
+    };
+    let tensor = body.into_tensor(dtype, &shape, head).expect("as many bytes as the shape takes");
+    request.inputs.push((name, tensor));
+    Ok(request)
+}
+
+/// A request whose only input is all that follows the text, without that input. `None` for any other, and for any at
+/// fault: [`decode`] says what is wrong with it. (A BOOL must be looked at byte by byte.)
+fn only_raw(text: &[u8], tail: &[u8]) -> Option<(InferRequest, String, Described)> {
+    let (request, texts) = head(text).ok()?;
+    let [InputText { name: Some(name), shape: Some(dims), datatype: Some(datatype), binary_bytes, .. }] =
+        &texts[..]
+    else {
+        return None;
+    };
+    let described = described(name, dims, datatype).ok()?;
+    let whole = *binary_bytes == Some(tail.len()) && described.bytes == tail.len();
+    (whole && described.dtype != DType::Bool).then(|| (request, name.clone(), described))
 }
 
 /// A body that is the only input, one sample of it: the free dimensions are 1, except one that the size tells.
@@ -75,21 +109,7 @@ struct InputText<'a> {
 }
 
 fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
-    let mut request = InferRequest::default();
-    let mut texts = None;
-    let mut scanner = Scanner::new(text);
-    scanner.object(|s, key| {
-        match key {
-            "id" => request.id = s.value()?.as_str().filter(|id| !id.is_empty()).map(str::to_owned),
-            "parameters" => parameters(s, &mut request)?,
-            "inputs" => texts = Some(inputs(s)?),
-            "outputs" => request.outputs = outputs(s)?,
-            _ => drop(s.skip()?),
-        }
-        Ok(())
-    })?;
-    scanner.end()?;
-    let texts = texts.ok_or_else(|| Error::Field("the request has no `inputs`".to_owned()))?;
+    let (mut request, texts) = head(text)?;
     for input in texts {
         let (name, tensor) = input_tensor(input, text, &mut tail)?;
         if request.inputs.iter().any(|(n, _)| *n == name) {
@@ -105,6 +125,26 @@ fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
         )));
     }
     Ok(request)
+}
+
+/// The JSON part: a request without inputs, and what it says of them.
+fn head(text: &[u8]) -> Result<(InferRequest, Vec<InputText<'_>>), Error> {
+    let mut request = InferRequest::default();
+    let mut texts = None;
+    let mut scanner = Scanner::new(text);
+    scanner.object(|s, key| {
+        match key {
+            "id" => request.id = s.value()?.as_str().filter(|id| !id.is_empty()).map(str::to_owned),
+            "parameters" => parameters(s, &mut request)?,
+            "inputs" => texts = Some(inputs(s)?),
+            "outputs" => request.outputs = outputs(s)?,
+            _ => drop(s.skip()?),
+        }
+        Ok(())
+    })?;
+    scanner.end()?;
+    let texts = texts.ok_or_else(|| Error::Field("the request has no `inputs`".to_owned()))?;
+    Ok((request, texts))
 }
 
 fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
@@ -430,6 +470,46 @@ mod tests {
                 .unwrap_err()
                 .contains("unexpected additional input data")
         );
+    }
+
+    #[test]
+    fn a_body_that_was_read_for_its_tensor_gives_the_same_request() {
+        let in_place = |json: &str, tail: &[u8], room: usize| {
+            let mut incoming = Incoming::with_room(room, json.len());
+            [json.as_bytes(), tail].concat().chunks(7).for_each(|part| incoming.extend(part));
+            let at = incoming.bytes().as_ptr().wrapping_add(json.len());
+            let request = decode_in_place(Framing::Binary(json.len()), incoming, &[]);
+            (request.map_err(|e| e.to_string()), at)
+        };
+        let one = r#"{"id":"7","inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","parameters":{"binary_data_size":12}}]}"#;
+        let two = &one.replace(
+            "}]",
+            r#"},{"name":"y","shape":[1],"datatype":"UINT8","parameters":{"binary_data_size":1}}]"#,
+        );
+        let wrong = &one.replace("[1,3]", "[1,4]");
+        let text = &one
+            .replace("[1,3]", "[2,3]")
+            .replace(r#""parameters":{"binary_data_size":12}"#, r#""data":[1,2,3,4,5,6]"#);
+        let flags = &one.replace("FP32", "BOOL").replace("[1,3]", "[12]");
+        let numbers: Vec<u8> = [1.5f32, -2.0, 3.25].iter().flat_map(|x| x.to_le_bytes()).collect();
+        for (json, tail) in [
+            (one, &numbers[..]),
+            (one, &numbers[..11]),
+            (one, &[&numbers[..], &[1]].concat()[..]),
+            (two, &[&numbers[..], &[9]].concat()[..]),
+            (wrong, &numbers[..]),
+            (text, &[][..]),
+            (flags, &numbers[..]),
+            (&one[1..], &numbers[..]),
+        ] {
+            let want = binary(json, tail).map(|r| format!("{r:?}"));
+            // Also where more comes than was promised, and what has come is moved.
+            for room in [json.len() + tail.len(), 1] {
+                assert_eq!(in_place(json, tail, room).0.map(|r| format!("{r:?}")), want, "{json}");
+            }
+        }
+        let (request, at) = in_place(one, &numbers, one.len() + 12);
+        assert_eq!(request.unwrap().inputs[0].1.view().bytes.as_ptr(), at, "not copied");
     }
 
     #[test]

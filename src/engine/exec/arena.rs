@@ -1,6 +1,7 @@
 //! The memory of runs, and what is kept of it between them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::engine::tensor::Buffer;
 
@@ -13,16 +14,29 @@ const SPARE_MAX: usize = 8;
 pub(super) struct Arena {
     pub(super) buffer: Buffer,
     pub(super) scratch: Scratch,
+    /// Bytes of all arenas that were made with this one.
+    all: Arc<AtomicU64>,
 }
 
 impl Arena {
     /// For runs of a plan that takes so many bytes.
     pub(super) fn of(bytes: usize) -> Arena {
-        Arena { buffer: Buffer::zeroed(bytes), scratch: Scratch::default() }
+        Arena::counted(bytes, Scratch::default(), &Arc::default())
+    }
+
+    fn counted(bytes: usize, scratch: Scratch, all: &Arc<AtomicU64>) -> Arena {
+        all.fetch_add(bytes as u64, Ordering::Relaxed);
+        Arena { buffer: Buffer::zeroed(bytes), scratch, all: Arc::clone(all) }
     }
 
     fn bytes(&self) -> usize {
         self.buffer.bytes().len()
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes() as u64, Ordering::Relaxed);
     }
 }
 
@@ -31,6 +45,7 @@ impl Arena {
 #[derive(Default)]
 pub(super) struct Arenas {
     spare: Mutex<Vec<Arena>>,
+    all: Arc<AtomicU64>,
 }
 
 impl Arenas {
@@ -44,11 +59,12 @@ impl Arenas {
         };
         match found {
             Some(arena) if arena.bytes() >= bytes => arena,
-            Some(Arena { buffer, scratch }) => {
-                drop(buffer);
-                Arena { buffer: Buffer::zeroed(bytes), scratch }
+            Some(mut smaller) => {
+                let scratch = std::mem::take(&mut smaller.scratch);
+                drop(smaller);
+                Arena::counted(bytes, scratch, &self.all)
             }
-            None => Arena::of(bytes),
+            None => Arena::counted(bytes, Scratch::default(), &self.all),
         }
     }
 
@@ -64,6 +80,11 @@ impl Arenas {
     pub(super) fn shrink(&self, most_bytes: usize) {
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         spare.retain(|arena| arena.bytes() <= most_bytes);
+    }
+
+    /// Bytes of all arenas, in use or kept.
+    pub(super) fn bytes(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
     }
 }
 
@@ -84,13 +105,14 @@ mod tests {
         }
         assert_eq!(kept(), [1000]);
         let (large, small) = (arenas.take(500), arenas.take(20));
-        assert_eq!((large.bytes(), small.bytes()), (1000, 20));
+        assert_eq!((large.bytes(), small.bytes(), arenas.bytes()), (1000, 20, 1020));
         arenas.put(large);
         arenas.put(small);
-        assert_eq!((arenas.take(15).bytes(), kept()), (20, vec![1000]));
+        assert_eq!(arenas.take(15).bytes(), 20);
+        assert_eq!((kept(), arenas.bytes()), (vec![1000], 1000), "what is not put back is gone");
         (0..2 * SPARE_MAX).for_each(|_| arenas.put(Arena::of(7)));
         assert_eq!(kept().len(), SPARE_MAX);
         arenas.shrink(100);
-        assert_eq!(kept(), vec![7; SPARE_MAX - 1]);
+        assert_eq!((kept(), arenas.bytes()), (vec![7; SPARE_MAX - 1], 0));
     }
 }

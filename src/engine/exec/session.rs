@@ -165,6 +165,11 @@ impl Session {
         self.weights.bytes()
     }
 
+    /// Bytes that runs have for their values: as many arenas as there were runs at a time.
+    pub fn run_bytes(&self) -> u64 {
+        self.arenas.bytes()
+    }
+
     /// Runs the model: the outputs in the order of [`Session::outputs`]. Inputs may come in any order.
     ///
     /// # Errors

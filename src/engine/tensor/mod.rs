@@ -132,6 +132,49 @@ impl Clone for Buffer {
     }
 }
 
+/// Bytes that come in parts and end with those of a tensor: they are written where the tensor needs them, and become it
+/// without a copy.
+pub struct Incoming {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Incoming {
+    /// Room for `len` bytes, of which those from `head` on are the tensor's. More may come: then they are moved.
+    pub fn with_room(len: usize, head: usize) -> Incoming {
+        let mut bytes: Vec<u8> = Vec::with_capacity(len + ALIGN - 1);
+        let start = bytes.as_ptr().wrapping_add(head).align_offset(ALIGN);
+        bytes.resize(start, 0);
+        Incoming { bytes, start }
+    }
+
+    /// Takes the next part.
+    pub fn extend(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
+    }
+
+    /// All that has come.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// The bytes, and where in them the first is that has come.
+    pub fn into_parts(self) -> (Vec<u8>, usize) {
+        (self.bytes, self.start)
+    }
+
+    /// The bytes from `head` on as a tensor, or `None` where their number does not fit.
+    pub fn into_tensor(self, dtype: DType, shape: &[usize], head: usize) -> Option<Tensor> {
+        let tail = self.bytes().get(head..)?;
+        let fits = element_count(shape)?.checked_mul(dtype.size())? == tail.len();
+        if !fits || tail.as_ptr().align_offset(ALIGN) != 0 {
+            return Tensor::from_bytes(dtype, shape, tail);
+        }
+        let buffer = Buffer { bytes: self.bytes, start: self.start + head };
+        Some(Tensor { dtype, shape: shape.to_vec(), buffer })
+    }
+}
+
 /// An owned tensor, row-major.
 #[derive(Clone)]
 pub struct Tensor {

@@ -114,12 +114,18 @@ impl Served {
             let (version, seconds) = (source.version.0, load_time.as_secs_f64());
             let metrics = metrics.load_endpoint(name.as_str(), version, precision.as_str(), seconds);
             metrics.set_queue_limit(limits.queue_max);
-            metrics.set_memory(session.weight_bytes(), 0);
+            let memory = Memory {
+                session: Arc::clone(&session),
+                metrics: metrics.clone(),
+                shown: AtomicU64::new(u64::MAX),
+            };
+            memory.show();
             let run: Run = Box::new(move |inputs| session.run(inputs).map_err(Error::from));
             let (stats, counts) = (Arc::clone(&stats), metrics.clone());
             let heard = Box::new(move |samples, merge, compute: Duration, split| {
                 stats.ran(samples, merge, compute, split);
                 counts.batch(samples, compute.as_secs_f64());
+                memory.show();
             });
             let lane = Lane::new(name.to_string(), precision, batching, limits.clone(), run, heard);
             Track { precision, lane: Arc::new(lane), metrics }
@@ -413,6 +419,23 @@ impl Drop for Ticket {
         if self.counted.is_some() {
             self.served.stats.failed(self.start.elapsed());
             self.end(Outcome::Cancelled);
+        }
+    }
+}
+
+/// The memory of a loaded model in the metrics; runs change it seldom.
+struct Memory {
+    session: Arc<Session>,
+    metrics: EndpointMetrics,
+    /// Bytes of runs that were told last.
+    shown: AtomicU64,
+}
+
+impl Memory {
+    fn show(&self) {
+        let bytes = self.session.run_bytes();
+        if self.shown.swap(bytes, Ordering::Relaxed) != bytes {
+            self.metrics.set_memory(self.session.weight_bytes(), bytes);
         }
     }
 }
