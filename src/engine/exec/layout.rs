@@ -107,21 +107,29 @@ pub(super) fn same_memory(logical: &[usize]) -> bool {
 pub(super) fn convert(context: Context, layout: Layout, dtype: DType, logical: &[usize]) -> Kernel {
     let logical = logical.to_vec();
     Box::new(move |operands, out, _| {
-        bring(layout, dtype, &logical, operands.need(0).bytes, out.bytes, context.threads);
+        bring(context, layout, dtype, &logical, operands.need(0).bytes, out.bytes);
         Ok(())
     })
 }
 
 /// Brings the bytes of a value of shape `logical` into `layout` from the other order.
-pub(super) fn bring(layout: Layout, dtype: DType, logical: &[usize], x: &[u8], y: &mut [u8], threads: usize) {
+pub(super) fn bring(
+    context: Context,
+    layout: Layout,
+    dtype: DType,
+    logical: &[usize],
+    x: &[u8],
+    y: &mut [u8],
+) {
+    let Context { isa, threads, .. } = context;
     let (batch, channels, pixels) = (logical[0], logical[1], logical[2..].iter().product::<usize>());
     macro_rules! bring {
         ($t:ty) => {{
             let x: &[$t] = bytemuck::cast_slice(x);
             let y: &mut [$t] = bytemuck::cast_slice_mut(y);
             match layout {
-                Layout::ChannelsLast => nchw_to_nhwc(x, batch, channels, pixels, y, threads),
-                Layout::RowMajor => nhwc_to_nchw(x, batch, channels, pixels, y, threads),
+                Layout::ChannelsLast => nchw_to_nhwc(isa, x, batch, channels, pixels, y, threads),
+                Layout::RowMajor => nhwc_to_nchw(isa, x, batch, channels, pixels, y, threads),
             }
         }};
     }

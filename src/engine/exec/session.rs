@@ -609,8 +609,8 @@ impl Session {
         let other = sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape);
         let view = if other && tap.wants_order(name) {
             let mut tensor = Tensor::zeros(view.dtype, &sight.shape);
-            let (out, threads) = (tensor.view_mut().bytes, self.options.threads);
-            bring(Layout::RowMajor, view.dtype, &sight.shape, view.bytes, out, threads);
+            let context = Context::new(&self.options);
+            bring(context, Layout::RowMajor, view.dtype, &sight.shape, view.bytes, tensor.view_mut().bytes);
             moved = tensor;
             moved.view()
         } else if other {

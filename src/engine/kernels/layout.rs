@@ -1,13 +1,16 @@
 //! Between channels-first (ONNX) and channels-last (these kernels). Knows slices only.
 
+use super::isa::Isa;
 use super::parallel::{parts, split_rows};
 use std::ops::Range;
 
 /// Rows and columns of a block: its lines on both sides fit the first-level cache.
 const BLOCK: usize = 32;
 
-/// `x`, `[batch, channels, pixels]`, to `out`, `[batch, pixels, channels]`, with up to `threads` threads.
+/// `x`, `[batch, channels, pixels]`, to `out`, `[batch, pixels, channels]`, with up to `threads` threads. The same on every
+/// instruction set.
 pub fn nchw_to_nhwc<T: Copy + Send + Sync>(
+    isa: Isa,
     x: &[T],
     batch: usize,
     channels: usize,
@@ -15,11 +18,13 @@ pub fn nchw_to_nhwc<T: Copy + Send + Sync>(
     out: &mut [T],
     threads: usize,
 ) {
-    transpose(x, batch, channels, pixels, out, threads);
+    transpose(isa, x, batch, channels, pixels, out, threads);
 }
 
-/// `x`, `[batch, pixels, channels]`, to `out`, `[batch, channels, pixels]`, with up to `threads` threads.
+/// `x`, `[batch, pixels, channels]`, to `out`, `[batch, channels, pixels]`, with up to `threads` threads. The same on every
+/// instruction set.
 pub fn nhwc_to_nchw<T: Copy + Send + Sync>(
+    isa: Isa,
     x: &[T],
     batch: usize,
     channels: usize,
@@ -27,11 +32,12 @@ pub fn nhwc_to_nchw<T: Copy + Send + Sync>(
     out: &mut [T],
     threads: usize,
 ) {
-    transpose(x, batch, pixels, channels, out, threads);
+    transpose(isa, x, batch, pixels, channels, out, threads);
 }
 
 /// `x`, `[batch, rows, columns]`, to `out`, `[batch, columns, rows]`.
 fn transpose<T: Copy + Send + Sync>(
+    isa: Isa,
     x: &[T],
     batch: usize,
     rows: usize,
@@ -48,7 +54,7 @@ fn transpose<T: Copy + Send + Sync>(
         return out.copy_from_slice(x);
     }
     if rows == 3 {
-        return interleave(x, columns, out, threads);
+        return interleave(isa, x, columns, out, threads);
     }
     let parts = parts(threads, len);
     split_rows(out, 0..batch * columns, rows, 1, parts, &|range: Range<usize>, out: &mut [T]| {
@@ -73,8 +79,8 @@ fn transpose<T: Copy + Send + Sync>(
 }
 
 /// Three planes of `columns` elements, [`transpose`]d: an image on its way in, whose rows are too short for blocks.
-fn interleave<T: Copy + Send + Sync>(x: &[T], columns: usize, out: &mut [T], threads: usize) {
-    let parts = parts(threads, out.len() / 3);
+fn interleave<T: Copy + Send + Sync>(isa: Isa, x: &[T], columns: usize, out: &mut [T], threads: usize) {
+    let parts = parts(threads, out.len() / 16);
     split_rows(out, 0..x.len() / 3, 3, 1, parts, &|range: Range<usize>, mut out: &mut [T]| {
         let mut start = range.start;
         while start < range.end {
@@ -82,11 +88,17 @@ fn interleave<T: Copy + Send + Sync>(x: &[T], columns: usize, out: &mut [T], thr
             let count = (columns - first).min(range.end - start);
             let plane = |i: usize| &x[(image * 3 + i) * columns + first..][..count];
             let (to, rest) = out.split_at_mut(count * 3);
-            for (((y, &a), &b), &c) in
-                to.as_chunks_mut::<3>().0.iter_mut().zip(plane(0)).zip(plane(1)).zip(plane(2))
-            {
-                *y = [a, b, c];
-            }
+            let planes = [plane(0), plane(1), plane(2)];
+            // Compiled for shuffles of whole vectors, which the baseline does not have: a quarter of the time.
+            isa.vectorize(
+                #[inline(always)]
+                || {
+                    let [a, b, c] = planes;
+                    for (((y, &a), &b), &c) in to.as_chunks_mut::<3>().0.iter_mut().zip(a).zip(b).zip(c) {
+                        *y = [a, b, c];
+                    }
+                },
+            );
             (out, start) = (rest, start + count);
         }
     });
@@ -112,7 +124,7 @@ mod tests {
         ] {
             let x = random.u8s(batch * channels * pixels);
             let (mut last, mut first) = (vec![0; x.len()], vec![0; x.len()]);
-            nchw_to_nhwc(&x, batch, channels, pixels, &mut last, threads);
+            nchw_to_nhwc(Isa::Scalar, &x, batch, channels, pixels, &mut last, threads);
             for (i, &v) in last.iter().enumerate() {
                 let (image, pixel, channel) = (i / channels / pixels, i / channels % pixels, i % channels);
                 assert_eq!(
@@ -121,8 +133,13 @@ mod tests {
                     "{batch} {channels} {pixels}"
                 );
             }
-            nhwc_to_nchw(&last, batch, channels, pixels, &mut first, threads);
+            nhwc_to_nchw(Isa::Scalar, &last, batch, channels, pixels, &mut first, threads);
             assert_eq!(first, x);
+            for isa in Isa::available() {
+                first.fill(0);
+                nchw_to_nhwc(isa, &x, batch, channels, pixels, &mut first, threads);
+                assert_eq!(first, last, "{isa:?} {batch} {channels} {pixels}");
+            }
         }
     }
 }
