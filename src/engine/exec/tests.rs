@@ -497,9 +497,9 @@ fn what_is_packed_is_kept_in_no_other_form() {
         let two = session.run(&[(&name, &input(2))]).unwrap();
         assert_eq!(one[0].to_f64(), two[0].to_f64()[..one[0].len()]);
         drop(two);
-        let id = (0..read_twice.values.len()).map(|i| ValueId(i as u32));
-        let weight =
-            { id }.find(|&id| read_twice.constant(id).is_some_and(|t| t.len() == 8 * 4 * 9)).unwrap();
+        let mut ids = (0..read_twice.values.len()).map(|i| ValueId(i as u32));
+        let is_weight = |&id: &ValueId| read_twice.constant(id).is_some_and(|t| t.len() == 8 * 4 * 9);
+        let weight = ids.find(is_weight).unwrap();
         read_twice.outputs.push(weight);
         assert_eq!(there(&seen), 1, "the other graph has them");
         let kept = Session::new(read_twice, options).unwrap();
