@@ -690,7 +690,7 @@ impl Builder<'_> {
         }
     }
 
-    /// Whether a value is the same in every run.
+    /// Whether the data of a value is known, here or by [`Weights`].
     fn is_constant(&self, id: ValueId) -> bool {
         let state = self.states[id.0 as usize].as_ref();
         state.is_some_and(|s| s.fact.constant.is_some()) || self.source.weights.fact(id).is_some()
@@ -768,7 +768,7 @@ impl Builder<'_> {
         let graph = self.source.graph;
         let mut made: Vec<ValueId> = graph.outputs.clone();
         let read_later = rest.iter().flat_map(|&n| graph.nodes[n].inputs.iter().flatten());
-        made.extend(read_later.filter(|id| graph.constant(**id).is_none()));
+        made.extend(read_later.filter(|id| !self.source.weights.is_constant(graph, **id)));
         made.retain(|id| !later.contains(id) && self.states[id.0 as usize].is_some());
         let is_known =
             |id: &ValueId| self.states[id.0 as usize].as_ref().is_some_and(|s| s.fact.constant.is_some());

@@ -204,7 +204,7 @@ impl Session {
     pub fn run_tapped(&self, inputs: &[(&str, &Tensor)], tap: &mut dyn Tap) -> Result<Vec<Tensor>, Error> {
         let given = self.arrange(inputs)?;
         let ids = (0..self.graph.values.len()).map(|i| ValueId(i as u32));
-        let is_constant = |id| self.graph.constant(id).is_some() || self.weights.fact(id).is_some();
+        let is_constant = |id| self.weights.is_constant(&self.graph, id);
         let wanted: Vec<ValueId> =
             ids.filter(|&id| !is_constant(id) && tap.wants(self.real_name(id))).collect();
         let ready = self.ready(self.key(&given, &wanted), || self.all_nodes())?;

@@ -117,6 +117,25 @@ fn a_shape_that_the_data_decides_is_planned_when_the_data_is_there() {
 }
 
 #[test]
+fn weights_behind_what_the_data_decides_are_packed_there() {
+    let mut g = Maker(positives());
+    let kept = g.0.outputs[0];
+    let (axis, w) = (
+        g.constant(Tensor::from_slice(&[1], &[1i64])),
+        g.constant(Tensor::from_slice(&[1, 2], &[1.0f32, -3.0])),
+    );
+    let column = g.node("column", Op::Unsqueeze, &[kept, axis]);
+    let y = g.node("y", Op::MatMul, &[column, w]);
+    let session = Session::new(g.done(&[y]), Options::default()).unwrap();
+    for (values, want) in
+        [(vec![1.0f32, -2.0, 3.0], vec![2.0f32, -6.0, 6.0, -18.0]), (vec![5.0], vec![10.0, -30.0])]
+    {
+        let made = session.run(&[("x", &Tensor::from_slice(&[values.len()], &values))]).unwrap();
+        assert_eq!((made[0].slice::<f32>(), made[0].shape()), (&want[..], &[want.len() / 2, 2][..]));
+    }
+}
+
+#[test]
 fn a_shape_operand_that_is_computed_is_read_at_run() {
     let mut g = Maker::default();
     let x = g.input("x", DType::F32, vec![Dim::Unknown]);

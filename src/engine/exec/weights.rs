@@ -95,7 +95,12 @@ impl Weights {
         self.held.get(&id)
     }
 
-    /// All such values.
+    /// Whether a value is the same in every run.
+    pub(super) fn is_constant(&self, graph: &Graph, id: ValueId) -> bool {
+        graph.constant(id).is_some() || self.held.contains_key(&id)
+    }
+
+    /// All values whose data is held here.
     pub(super) fn facts(&self) -> impl Iterator<Item = (ValueId, &Fact)> {
         self.held.iter().map(|(id, fact)| (*id, fact))
     }
