@@ -44,33 +44,30 @@ pub fn decode(framing: Framing, body: &[u8], inputs: &[Port<'_>]) -> Result<Infe
 /// # Errors
 /// [`Error`], which names the field or tensor at fault.
 pub fn decode_in_place(framing: Framing, body: Incoming, inputs: &[Port<'_>]) -> Result<InferRequest, Error> {
-    let found = match framing {
-        Framing::Binary(len) => {
-            body.bytes().split_at_checked(len).and_then(|(text, tail)| only_raw(text, tail))
-        }
-        Framing::Json | Framing::Raw => None,
-    };
-    let (Some((mut request, name, Described { dtype, shape, .. })), Framing::Binary(head)) = (found, framing)
-    else {
+    let Framing::Binary(len) = framing else { return decode(framing, body.bytes(), inputs) };
+    let Some((text, tail)) = body.bytes().split_at_checked(len) else {
         return decode(framing, body.bytes(), inputs);
     };
-    let tensor = body.into_tensor(dtype, &shape, head).expect("as many bytes as the shape takes");
+    let (mut request, texts) = head(text)?;
+    let Some((name, Described { dtype, shape, .. })) = only_raw(&texts, tail) else {
+        return filled(request, texts, text, tail);
+    };
+    let tensor = body.into_tensor(dtype, &shape, len).expect("as many bytes as the shape takes");
     request.inputs.push((name, tensor));
     Ok(request)
 }
 
-/// A request whose only input is all that follows the text, without that input. `None` for any other, and for any at
-/// fault: [`decode`] says what is wrong with it. (A BOOL must be looked at byte by byte.)
-fn only_raw(text: &[u8], tail: &[u8]) -> Option<(InferRequest, String, Described)> {
-    let (request, texts) = head(text).ok()?;
+/// The only input, where all that follows the text is its data; `None` also for one at fault. (A BOOL must be looked at
+/// byte by byte.)
+fn only_raw(texts: &[InputText<'_>], tail: &[u8]) -> Option<(String, Described)> {
     let [InputText { name: Some(name), shape: Some(dims), datatype: Some(datatype), binary_bytes, .. }] =
-        &texts[..]
+        texts
     else {
         return None;
     };
     let described = described(name, dims, datatype).ok()?;
     let whole = *binary_bytes == Some(tail.len()) && described.bytes == tail.len();
-    (whole && described.dtype != DType::Bool).then(|| (request, name.clone(), described))
+    (whole && described.dtype != DType::Bool).then(|| (name.clone(), described))
 }
 
 /// A body that is the only input, one sample of it: the free dimensions are 1, except one that the size tells.
@@ -108,8 +105,18 @@ struct InputText<'a> {
     data: Option<(usize, &'a [u8])>,
 }
 
-fn json(text: &[u8], mut tail: &[u8]) -> Result<InferRequest, Error> {
-    let (mut request, texts) = head(text)?;
+fn json(text: &[u8], tail: &[u8]) -> Result<InferRequest, Error> {
+    let (request, texts) = head(text)?;
+    filled(request, texts, text, tail)
+}
+
+/// A request with its inputs, from the text and from what follows it.
+fn filled(
+    mut request: InferRequest,
+    texts: Vec<InputText<'_>>,
+    text: &[u8],
+    mut tail: &[u8],
+) -> Result<InferRequest, Error> {
     for input in texts {
         let (name, tensor) = input_tensor(input, text, &mut tail)?;
         if request.inputs.iter().any(|(n, _)| *n == name) {

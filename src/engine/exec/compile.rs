@@ -31,15 +31,20 @@ pub(super) struct Request<'a> {
 
 /// Whether the kernel of a node packs its second operand, where that is a constant, and reads it in no other way.
 pub(super) fn packs(graph: &Graph, node: &Node) -> bool {
-    let constant = |i: usize| node.input(i).and_then(|id| graph.constant(id));
+    let fact = |i: usize| {
+        let constant = node.input(i).map(|id| graph.constant(id));
+        // Of what is computed nothing is asked but that it is.
+        constant.map(|c| c.map_or(Fact::computed(DType::F32, Vec::new()), |t| Fact::constant(t.clone())))
+    };
     match node.op {
         Op::QConv { .. }
         | Op::QMatMul { .. }
         | Op::ConvInteger { .. }
         | Op::MatMulInteger
         | Op::RowProduct => true,
-        Op::Conv { .. } | Op::MatMul | Op::Gemm { .. } => constant(1)
-            .is_some_and(|weight| ops_product::packs(&node.op, weight, node.input(2).map(|_| constant(2)))),
+        Op::Conv { .. } | Op::MatMul | Op::Gemm { .. } => fact(1)
+            .filter(|weight| weight.constant.is_some())
+            .is_some_and(|weight| ops_product::packs(&node.op, &weight, fact(2).as_ref())),
         _ => false,
     }
 }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::engine::graph::fact::Fact;
+use crate::engine::graph::fact::{Fact, operand};
 use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::shapes;
 use crate::engine::kernels::Epilogue;
@@ -77,16 +77,13 @@ fn pack_conv(context: Context, weight: &TensorView<'_>, groups: usize) -> Packed
     Packed::Float(moved.chunks_exact((out * taps * shape[1]).max(1)).map(group).collect())
 }
 
-/// Whether a product packs these weights, whatever it multiplies them with. A third operand is `Some(None)` where it
-/// is computed.
-pub(super) fn packs(op: &Op, weight: &Tensor, third: Option<Option<&Arc<Tensor>>>) -> bool {
-    let rank = weight.shape().len();
-    weight.dtype() == DType::F32
+/// Whether a product packs these constant weights, whatever it multiplies them with.
+pub(super) fn packs(op: &Op, weight: &Fact, third: Option<&Fact>) -> bool {
+    let rank = weight.shape.len();
+    weight.dtype == DType::F32
         && match op {
             Op::MatMul => rank <= 2,
-            Op::Gemm { .. } => {
-                rank == 2 && gemm_packs(op, weight.shape(), third.map(|c| c.map(|c| c.shape())))
-            }
+            Op::Gemm { .. } => rank == 2 && gemm_packs(op, weight, third),
             _ => true,
         }
 }
@@ -99,18 +96,12 @@ pub(super) fn epilogue_of(op: &Op, inputs: &[Option<&Fact>], constant: bool) -> 
     match op {
         Op::Conv { .. } => (packed && is_flat(a)).then_some(false),
         Op::MatMul => (packed && a.shape.len() >= 2 && b.shape.len() == 2).then_some(true),
-        Op::Gemm { .. } => (packed && gemm_packs(op, &b.shape, third(inputs))).then_some(false),
+        Op::Gemm { .. } => (packed && gemm_packs(op, b, operand(inputs, 2))).then_some(false),
         // A convolution lies channels-last, but a list to add along the last axis of the model does not.
         Op::QMatMul { .. } | Op::RowProduct => Some(true),
         Op::QConv { .. } => Some(false),
         _ => None,
     }
-}
-
-/// The shape of a third operand, `Some(None)` where it is computed.
-fn third<'f>(inputs: &[Option<&'f Fact>]) -> Option<Option<&'f [usize]>> {
-    let c = inputs.get(2).copied().flatten()?;
-    Some(c.constant.is_some().then_some(&c.shape[..]))
 }
 
 /// The end of a product whose own bias is given.
@@ -258,11 +249,11 @@ fn transposed(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
 }
 
 /// Whether a Gemm over constant weights is a product with packed weights and a bias along its columns.
-fn gemm_packs(op: &Op, weight: &[usize], third: Option<Option<&[usize]>>) -> bool {
+fn gemm_packs(op: &Op, weight: &Fact, c: Option<&Fact>) -> bool {
     let Op::Gemm { alpha: 1.0, beta, trans_a: false, trans_b } = *op else { return false };
-    let n = weight[usize::from(!trans_b)];
-    let is_row = |c: &[usize]| c.last() == Some(&n) && c.iter().product::<usize>() == n;
-    third.is_none_or(|c| beta == 1.0 && c.is_some_and(is_row))
+    let n = weight.shape[usize::from(!trans_b)];
+    let is_row = |c: &Fact| c.shape.last() == Some(&n) && c.shape.iter().product::<usize>() == n;
+    c.is_none_or(|c| beta == 1.0 && c.constant.is_some() && is_row(c))
 }
 
 /// Gemm: `alpha · a' · b' + beta · c`.
@@ -292,7 +283,7 @@ pub(super) fn gemm(
         let matrix = if trans_b { &turned } else { data };
         Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
     };
-    if gemm_packs(op, &b.shape, third(&[None, None, c]))
+    if gemm_packs(op, b, c)
         && let Some(packed) = weights.get(node, b, pack)
     {
         let bias = c.and_then(|c| c.constant.as_ref()).map(|c| c.slice::<f32>().to_vec());

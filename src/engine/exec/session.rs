@@ -306,14 +306,13 @@ impl Session {
         let facts = |with_data: bool| -> Option<Vec<Option<Fact>>> {
             let fact = |id: &Option<ValueId>| match id {
                 None => Some(None),
-                Some(id) if self.weights.fact(*id).is_some() => Some(self.weights.fact(*id).cloned()),
                 Some(id) => match (self.graph.constant(*id), there.get(id)) {
                     (Some(tensor), _) => Some(Some(Fact::constant(tensor.clone()))),
+                    (None, None) => self.weights.fact(*id).cloned().map(Some),
                     (None, Some(t)) if with_data && t.len() <= KNOWN_ELEMENTS_MAX => {
                         Some(Some(Fact::constant(Arc::new(t.clone().into_owned()))))
                     }
                     (None, Some(t)) => Some(Some(Fact::computed(t.dtype(), t.shape().to_vec()))),
-                    (None, None) => None,
                 },
             };
             node.inputs.iter().map(fact).collect()

@@ -88,12 +88,11 @@ fn interleave<T: Copy + Send + Sync>(isa: Isa, x: &[T], columns: usize, out: &mu
             let count = (columns - first).min(range.end - start);
             let plane = |i: usize| &x[(image * 3 + i) * columns + first..][..count];
             let (to, rest) = out.split_at_mut(count * 3);
-            let planes = [plane(0), plane(1), plane(2)];
+            let (a, b, c) = (plane(0), plane(1), plane(2));
             // Compiled for shuffles of whole vectors, which the baseline does not have: a quarter of the time.
             isa.vectorize(
                 #[inline(always)]
                 || {
-                    let [a, b, c] = planes;
                     for (((y, &a), &b), &c) in to.as_chunks_mut::<3>().0.iter_mut().zip(a).zip(b).zip(c) {
                         *y = [a, b, c];
                     }

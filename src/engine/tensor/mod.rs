@@ -106,11 +106,9 @@ impl Buffer {
 
     /// Copies of `parts`, one behind the other; each byte is written once.
     fn copied(parts: &[&[u8]]) -> Buffer {
-        let len: usize = parts.iter().map(|part| part.len()).sum();
-        let mut bytes: Vec<u8> = Vec::with_capacity(len + ALIGN - 1);
-        let start = bytes.as_ptr().align_offset(ALIGN);
-        bytes.resize(start, 0);
-        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let mut incoming = Incoming::with_room(parts.iter().map(|part| part.len()).sum(), 0);
+        parts.iter().for_each(|part| incoming.extend(part));
+        let Incoming { bytes, start } = incoming;
         Buffer { bytes, start }
     }
 
