@@ -8,6 +8,7 @@ use octet::engine::kernels::depthwise::PackedDepthwise;
 use octet::engine::kernels::gemm_int8::{Form, PackedInt8};
 use octet::engine::kernels::isa::Isa;
 use octet::engine::kernels::winograd::PackedWinograd;
+use octet::engine::kernels::winograd_transform::Transform;
 use octet::engine::kernels::{IntOutput, Requant, Window};
 use std::time::{Duration, Instant};
 
@@ -45,22 +46,30 @@ fn window(batch: usize, size: usize, kernel: usize, stride: usize) -> Window {
 }
 
 /// Convolutions of 3x3 by Winograd and directly, on one thread. Products are those of the direct form; the share is of
-/// what its instructions could do with 16 multiplications for 36.
+/// what its instructions could do with so many fewer multiplications.
 fn winograd(filter: &str) {
     println!("\nconvolution 3x3             batch  size inputs outputs  GMAC/s  peak  direct");
-    for isa in
-        Isa::available().into_iter().filter(|isa| isa.name() == "avx2" && "avx2 winograd".contains(filter))
+    let by = |isa: Isa| match isa.name() {
+        "avx2" => vec![(Transform::F2, Sequence::Words), (Transform::F4, Sequence::Words)],
+        "avx512vnni" => vec![(Transform::F4, Sequence::WideWords)],
+        _ => vec![],
+    };
+    for (isa, transform, sequence) in
+        Isa::available().into_iter().flat_map(|isa| by(isa).into_iter().map(move |(t, s)| (isa, t, s)))
     {
-        for (batch, size, inputs, outputs) in WINOGRAD_SHAPES {
+        let name = format!("{} winograd {transform:?}", isa.name());
+        for (batch, size, inputs, outputs) in WINOGRAD_SHAPES.into_iter().filter(|_| name.contains(filter)) {
             let window = window(batch, size, 3, 1);
-            let codes: Vec<i8> = (0..outputs * 9 * inputs).map(|i| (i * 37 % 255) as i8).collect();
+            let codes: Vec<i8> = (0..outputs * 9 * inputs).map(|i| (i * 37 % 255) as i8 / 2).collect();
             let x: Vec<u8> = (0..window.pixels() * inputs).map(|i| (i * 31 % 256) as u8).collect();
             let (bias, multiplier) = (vec![0; outputs], vec![1e-4; outputs]);
             let requant = codes_of(&bias, &multiplier);
             let mut y = vec![0; window.rows() * outputs];
             let products = window.rows() * 9 * inputs * outputs;
-            let tiles = PackedWinograd::pack(isa, &codes, outputs, inputs);
-            let (gmacs, share) = measure(products, &[(16.0 / 36.0, Sequence::Words)], || {
+            let tiles = PackedWinograd::pack(isa, transform, &codes, outputs, inputs);
+            let outputs_of_tile = transform.outputs() * transform.outputs();
+            let fewer = transform.positions() as f32 / (9 * outputs_of_tile) as f32;
+            let (gmacs, share) = measure(products, &[(fewer, sequence)], || {
                 let out = IntOutput::U8(&mut y, &requant);
                 tiles.conv(&x, inputs, 0, &window, 7, out, outputs, 0, 1);
             });
@@ -71,8 +80,7 @@ fn winograd(filter: &str) {
             });
             let share = 100.0 * share;
             println!(
-                "{:27} {batch:5} {size:5} {inputs:6} {outputs:7} {gmacs:7.1} {share:4.0}% {direct:7.1}",
-                isa.name()
+                "{name:27} {batch:5} {size:5} {inputs:6} {outputs:7} {gmacs:7.1} {share:4.0}% {direct:7.1}"
             );
         }
     }
@@ -262,18 +270,21 @@ enum Sequence {
     Dot256,
     /// `vpdpbusd` of 64 bytes.
     Dot512,
+    /// `vpdpwssd` of 32 words.
+    WideWords,
     /// `tdpbusd` of whole tiles, two by two.
     Matrix,
 }
 
 impl Sequence {
-    const ALL: [(&str, Sequence); 7] = [
+    const ALL: [(&str, Sequence); 8] = [
         ("vpmaddwd vpaddd", Sequence::Words),
         ("2 vpmaddubsw vpaddw vpmaddwd vpaddd", Sequence::Paired),
         ("vpmaddubsw vpmaddwd vpaddd", Sequence::Single),
         ("vpand vpsrlw 4 (vpmaddwd vpaddd)", Sequence::Wide),
         ("vpdpbusd ymm", Sequence::Dot256),
         ("vpdpbusd zmm", Sequence::Dot512),
+        ("vpdpwssd zmm", Sequence::WideWords),
         ("tdpbusd", Sequence::Matrix),
     ];
 
@@ -282,7 +293,7 @@ impl Sequence {
         #[cfg(target_arch = "x86_64")]
         return match self {
             Sequence::Dot256 => is_x86_feature_detected!("avxvnni"),
-            Sequence::Dot512 => is_x86_feature_detected!("avx512vnni"),
+            Sequence::Dot512 | Sequence::WideWords => is_x86_feature_detected!("avx512vnni"),
             // Asks the system for the tiles, too.
             Sequence::Matrix => Isa::named("amx").is_some(),
             _ => is_x86_feature_detected!("avx2"),
@@ -302,6 +313,7 @@ impl Sequence {
             Sequence::Wide => peak::wide(products),
             Sequence::Dot256 => peak::dot_256(products),
             Sequence::Dot512 => peak::dot_512(products),
+            Sequence::WideWords => peak::wide_words(products),
             Sequence::Matrix => peak::matrix(products),
         }
     }
@@ -477,6 +489,11 @@ mod peak {
             concat!("vpdpbusd zmm", $a, ",zmm14,zmm15")
         };
     }
+    macro_rules! wide_words_step {
+        ($a:literal, $t:literal, $u:literal) => {
+            concat!("vpdpwssd zmm", $a, ",zmm14,zmm15")
+        };
+    }
     macro_rules! peak_of_eight {
         ($name:ident, $products:expr, $step:ident) => {
             peak!(
@@ -503,4 +520,5 @@ mod peak {
     peak_of_eight!(wide, 64, wide_step);
     peak_of_twelve!(dot_256, 32, dot_256_step);
     peak_of_twelve!(dot_512, 64, dot_512_step);
+    peak_of_twelve!(wide_words, 32, wide_words_step);
 }

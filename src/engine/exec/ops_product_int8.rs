@@ -267,8 +267,11 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) 
     if is_depthwise(groups, shape) {
         return Packed::DepthwiseInt8(PackedDepthwise::pack(context.isa, &moved, groups, taps));
     }
-    if groups == 1 && context.winograd && PackedWinograd::suits(context.isa, window, shape[1], shape[0]) {
-        return Packed::WinogradInt8(PackedWinograd::pack(context.isa, &moved, shape[0], shape[1]));
+    if groups == 1
+        && context.winograd
+        && let Some(by) = PackedWinograd::best(context.isa, window, &moved, shape[0], shape[1])
+    {
+        return Packed::WinogradInt8(PackedWinograd::pack(context.isa, by, &moved, shape[0], shape[1]));
     }
     let out = shape[0] / groups;
     let group = |part: &[i8]| PackedInt8::pack_for(context.isa, part, out, window, shape[1], context.small);

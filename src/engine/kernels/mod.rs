@@ -48,6 +48,7 @@ mod walk;
 #[cfg(test)]
 mod winograd_tests;
 mod winograd_tiles;
+pub mod winograd_transform;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
@@ -72,6 +73,8 @@ mod x86_64_vnni_finish;
 mod x86_64_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_winograd;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_winograd_wide;
 
 /// Geometry of a 2-D convolution or pooling over NHWC. A 1-D one has height 1 throughout.
 ///

@@ -1,7 +1,8 @@
 //! Data for the tests of the kernels: numbers that repeat and geometries that are awkward.
 
-use super::Window;
-use super::{Activation, Epilogue};
+use super::isa::Isa;
+use super::{Activation, Epilogue, SumForm, SumScales, Window};
+use std::sync::LazyLock;
 
 /// Knuth's linear congruential generator: the same numbers on every run.
 pub(super) struct Random(u64);
@@ -138,4 +139,18 @@ pub(super) struct Channels {
 /// Channels that are all of a pixel.
 pub(super) fn dense(inputs: usize, outputs: usize) -> Channels {
     Channels { inputs, in_stride: inputs, in_offset: 0, outputs, out_stride: outputs, out_offset: 0 }
+}
+
+/// A sum that saturates at both ends, and its formula.
+pub(super) static ADDED: LazyLock<(SumScales, SumForm)> = LazyLock::new(|| {
+    let scales =
+        SumScales { own: (0.02113, 100), other: (0.03371, 60), result: (0.03019, 120), clamp: (3, 250) };
+    (scales, SumForm::fit(&scales).expect("a formula"))
+});
+
+/// Sums of `codes` and `other` by definition.
+pub(super) fn added(codes: &[u8], other: &[u8]) -> Vec<u8> {
+    let mut sums = vec![0; codes.len()];
+    ADDED.0.add(Isa::Scalar, codes, other, &mut sums);
+    sums
 }

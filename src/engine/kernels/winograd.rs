@@ -1,10 +1,8 @@
-//! Integer 3x3 convolution by Winograd's F(2x2,3x3): 16 products instead of 36 for four outputs, and still exact.
-//! Knows slices only.
+//! Integer 3x3 convolution by Winograd's F(2x2,3x3) and F(4x4,3x3): 16 products instead of 36 for four outputs, or 36
+//! instead of 144 for sixteen, and still exact. Knows slices only.
 //!
-//! With weights transformed by 2G instead of G everything is whole: a 4x4 tile of the input becomes 16 numbers within
-//! +-1020, a kernel 16 numbers within +-1152, and the transform of their products is four times the sums of the
-//! convolution. Products of 16-bit numbers are what AVX2 multiplies anyway (`vpmaddwd`), so no bit is lost. (Lavin and
-//! Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.)
+//! Products of 16-bit numbers are what AVX2 multiplies anyway (`vpmaddwd`), and half as many at once as of bytes with dot
+//! products (`vpdpwssd`), so no bit is lost. (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.)
 
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
@@ -12,7 +10,8 @@ use super::parallel::{parts, split_rows, split_units};
 use super::rows::Rows;
 use super::tiles::Place;
 use super::walk::even;
-use super::winograd_tiles::{COLUMNS, POSITIONS, ROWS, Tiles, input, outputs, products};
+use super::winograd_tiles::{COLUMNS_MAX, Steps, Tiles, input, outputs, products};
+use super::winograd_transform::{SIDE_MAX, TAPS, Transform};
 use super::{IntOutput, Window};
 use bytemuck::Pod;
 use std::ops::Range;
@@ -20,14 +19,8 @@ use std::ops::Range;
 /// What the depth of a panel is a multiple of.
 pub(super) const DEPTH: usize = 4;
 
-/// Taps of the kernel.
-pub(super) const TAPS: usize = 9;
-
-/// Most input channels: `4 * 9 * inputs * 255 * 128`, the largest sum before it is divided by four, is within `i32`.
-pub(super) const INPUTS_MAX: usize = (1 << 31) / (4 * TAPS * 255 * 128);
-
 /// Most tiles of a block: a position's panel is read once for so many, and more gain nothing. An image of 14 x 14 has
-/// 49.
+/// 49 of two by two outputs.
 const BLOCK_TILES: usize = 54;
 
 /// Most bytes of transformed input in a block: most of a level-2 cache of 512 KiB, for the weights only stream past.
@@ -41,30 +34,35 @@ const CHUNK: usize = 32;
 #[derive(Clone)]
 pub struct PackedWinograd {
     isa: Isa,
-    /// `[panel, POSITIONS, depth / 2, width, 2]`, where `depth` is `inputs` made a multiple of [`DEPTH`].
+    transform: Transform,
+    /// `[panel, positions, depth / 2, width, 2]`, where `depth` is `inputs` made a multiple of [`DEPTH`].
     panels: Aligned<i16>,
     column_sums: Vec<i32>,
     inputs: usize,
 }
 
 impl PackedWinograd {
-    /// Packs `codes`, `[out, 9, inputs]`; taps run over the kernel row by row. Every code from -128 to 127 is exact.
-    pub fn pack(isa: Isa, codes: &[i8], out: usize, inputs: usize) -> PackedWinograd {
+    /// Packs `codes`, `[out, 9, inputs]`; taps run over the kernel row by row. The transform is exact with them.
+    pub fn pack(isa: Isa, transform: Transform, codes: &[i8], out: usize, inputs: usize) -> PackedWinograd {
         assert_eq!(codes.len(), out * TAPS * inputs, "codes [out, 9, inputs]");
-        assert!(out > 0 && (1..=INPUTS_MAX).contains(&inputs), "1 to {INPUTS_MAX} inputs");
-        let depth = inputs.next_multiple_of(DEPTH);
-        let mut panels = Aligned::zeros(out.next_multiple_of(COLUMNS / 2) * POSITIONS * depth);
-        for (codes, panel) in
-            codes.chunks(COLUMNS * TAPS * inputs).zip(panels.chunks_mut(COLUMNS * POSITIONS * depth))
-        {
+        assert!(out > 0 && inputs > 0, "channels");
+        assert!(transform.exact(codes, inputs), "the sums of {transform:?} fit");
+        let (depth, columns) = (inputs.next_multiple_of(DEPTH), Steps::new(isa, transform).columns);
+        let elements = transform.positions() * depth;
+        let mut panels = Aligned::zeros(out.next_multiple_of(columns / 2) * elements);
+        let whole = codes.chunks(columns * TAPS * inputs).zip(panels.chunks_mut(columns * elements));
+        for (codes, panel) in whole {
             isa.vectorize(
                 #[inline(always)]
-                || pack_panel(codes, inputs, panel),
+                || match transform {
+                    Transform::F2 => pack_panel(Transform::F2, codes, inputs, panel),
+                    Transform::F4 => pack_panel(Transform::F4, codes, inputs, panel),
+                },
             );
         }
         let sum = |row: &[i8]| row.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(TAPS * inputs).map(sum).collect();
-        PackedWinograd { isa, panels, column_sums, inputs }
+        PackedWinograd { isa, transform, panels, column_sums, inputs }
     }
 
     /// `[out]`: the sum of each output channel's codes.
@@ -100,10 +98,11 @@ impl PackedWinograd {
         if rows == 0 {
             return;
         }
-        let tiles = Tiles::new(x, in_stride, in_offset, self.inputs, window, pad);
-        let products = tiles.count() * POSITIONS * columns * self.inputs;
+        let steps = Steps::new(self.isa, self.transform);
+        let tiles = Tiles::new(self.transform, x, in_stride, in_offset, self.inputs, window, pad);
+        let products = tiles.count() * self.transform.positions() * columns * self.inputs;
         let parts = parts(threads, products / self.isa.products_per_ns());
-        let (lines, panels) = (tiles.lines(), columns.div_ceil(COLUMNS));
+        let (lines, panels) = (tiles.lines(), columns.div_ceil(steps.columns));
         // A part wants tiles enough to read the weights for, and as many as another part.
         let few = tiles.count() < 64 * parts && panels >= parts || lines < parts.min(panels);
         if parts > 1 && few {
@@ -123,7 +122,7 @@ impl PackedWinograd {
     }
 
     /// The share of one thread, lines `lines` of tiles: `out` starts at the first pixel and column of it. The table is
-    /// applied if the rows are `whole`.
+    /// applied, and codes are added, if the rows are `whole`.
     #[expect(clippy::too_many_arguments, reason = "a part is its operands and its place")]
     fn part(
         &self,
@@ -135,46 +134,57 @@ impl PackedWinograd {
         out_offset: usize,
         whole: bool,
     ) {
-        let (inputs, isa) = (self.inputs, self.isa);
-        let (depth, ld) = (inputs.next_multiple_of(DEPTH), inputs.next_multiple_of(16));
+        let (steps, inputs, positions) =
+            (Steps::new(self.isa, self.transform), self.inputs, self.transform.positions());
+        let (depth, ld) = (inputs.next_multiple_of(DEPTH), inputs.next_multiple_of(steps.channels));
         let first_pixel = tiles.first_pixel(lines.start);
-        let most = (BLOCK_BYTES / (POSITIONS * ld * 2) / ROWS).clamp(1, BLOCK_TILES / ROWS) * ROWS;
+        let most = (BLOCK_BYTES / (positions * ld * 2) / steps.rows).clamp(1, BLOCK_TILES / steps.rows);
+        let most = most * steps.rows;
         let all = lines.start * tiles.per_line()..lines.end * tiles.per_line();
         let most = most.min(all.len());
         // Positions lie apart by no multiple of 4096 bytes, for sixteen such would fall into one set of the cache.
         let slab = most * ld + 32;
-        with_scratch::<i16, _>(POSITIONS * slab, |v| {
-            with_scratch::<i32, _>(most * POSITIONS * COLUMNS, |m| {
+        with_scratch::<i16, _>(positions * slab, |v| {
+            with_scratch::<i32, _>(most * steps.sums(), |m| {
                 for block in even(all, most) {
-                    input(isa, tiles, block.clone(), v, ld, slab);
-                    for first in columns.clone().step_by(COLUMNS) {
-                        let panel = &self.panels[first * POSITIONS * depth..];
-                        let width =
-                            if self.column_sums.len() - first <= COLUMNS / 2 { COLUMNS / 2 } else { COLUMNS };
-                        for p in 0..POSITIONS {
-                            let (v, m) = (&v[p * slab..], &mut m[p * COLUMNS..]);
+                    input(steps, tiles, block.clone(), v, ld, slab);
+                    for first in columns.clone().step_by(steps.columns) {
+                        let panel = &self.panels[first * positions * depth..];
+                        let half = self.column_sums.len() - first <= steps.columns / 2;
+                        let width = if half { steps.columns / 2 } else { steps.columns };
+                        for p in 0..positions {
+                            let (v, m) = (&v[p * slab..], &mut m[p * steps.columns..]);
                             let panel = &panel[p * width * depth..][..width * depth];
-                            products(isa, v, ld, block.len(), panel, width, depth, m);
+                            products(steps, v, ld, block.len(), panel, width, depth, m);
                         }
                         for run in tiles.runs(block.clone()) {
-                            let m = &m[(run.tiles.start - block.start) * POSITIONS * COLUMNS..];
+                            let m = &m[(run.tiles.start - block.start) * steps.sums()..];
                             let at =
                                 (run.pixel - first_pixel) * out_stride + out_offset + first - columns.start;
-                            let columns = COLUMNS.min(columns.end - first);
+                            let columns = steps.columns.min(columns.end - first);
                             let place = Place { at, stride: out_stride, channel: first, columns };
                             let line = tiles.out_w() * out_stride;
-                            outputs(isa, m, width, run.pixels, run.lines, line, out, place);
+                            outputs(steps, m, width, run.pixels, run.lines, line, out, place, whole);
                         }
                     }
                     if whole {
-                        self.finish(tiles, block, first_pixel, out, out_stride, out_offset);
+                        self.finish(
+                            tiles,
+                            block,
+                            first_pixel,
+                            out,
+                            out_stride,
+                            out_offset,
+                            steps.adds_sums(),
+                        );
                     }
                 }
             });
         });
     }
 
-    /// What is done with whole rows of output, those of tiles `block`, while they are hot.
+    /// What is done with whole rows of output, those of tiles `block`, while they are hot: `summed` as in [`Rows`].
+    #[expect(clippy::too_many_arguments, reason = "a part is its operands and its place")]
     fn finish(
         &self,
         tiles: &Tiles,
@@ -183,27 +193,31 @@ impl PackedWinograd {
         out: &mut IntOutput,
         out_stride: usize,
         out_offset: usize,
+        summed: bool,
     ) {
         let columns = self.column_sums.len();
         for run in tiles.runs(block) {
             for line in 0..run.lines {
                 let first = run.pixel - first_pixel + line * tiles.out_w();
                 let starts = (first..first + run.pixels).map(|row| row * out_stride + out_offset);
-                Rows { starts, stride: out_stride, channels: 0..columns, summed: false }
-                    .complete(self.isa, out);
+                Rows { starts, stride: out_stride, channels: 0..columns, summed }.complete(self.isa, out);
             }
         }
     }
 
-    /// Whether a convolution gains by this: a 3x3 window with stride and dilation 1, and enough channels and tiles to
-    /// pay for the transforms. With byte dot products a direct product is as fast.
-    pub fn suits(isa: Isa, window: &Window, inputs: usize, out: usize) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        let pairs = matches!(isa, Isa::Avx2(_));
-        #[cfg(not(target_arch = "x86_64"))]
-        let pairs = false;
-        let _ = isa;
-        pairs && is_plain(window) && (1..=INPUTS_MAX).contains(&inputs) && pays(window, inputs, out)
+    /// The transform by which a convolution with kernels `codes`, `[out, 9, inputs]`, is fastest, if it gains by one.
+    pub fn best(isa: Isa, window: &Window, codes: &[i8], out: usize, inputs: usize) -> Option<Transform> {
+        if !is_plain(window) || inputs < 16 || out < 8 {
+            return None;
+        }
+        let cost = Cost::of(isa)?;
+        let direct = cost.direct(window, inputs, out);
+        let ways =
+            cost.transforms.iter().map(|way| (cost.transformed(way, window, inputs, out), way.transform));
+        // What is about as fast is not worth the memory.
+        let gains =
+            ways.filter(|(cycles, transform)| cycles * 10 < direct * 9 && transform.exact(codes, inputs));
+        gains.min_by_key(|(cycles, _)| *cycles).map(|(_, transform)| transform)
     }
 }
 
@@ -222,7 +236,7 @@ impl Columns<'_> {
     fn run<'b, T: Pod>(self, out: &'b mut [T], kind: impl for<'o> Fn(&'o mut [T]) -> IntOutput<'o, 'b>) {
         let Columns { packed, tiles, rows, out_stride, out_offset, parts } = self;
         let columns = packed.column_sums.len();
-        let most = columns.div_ceil(parts).next_multiple_of(COLUMNS);
+        let most = columns.div_ceil(parts).next_multiple_of(Steps::new(packed.isa, packed.transform).columns);
         with_scratch::<T, _>(rows * columns, |scratch| {
             let parts = columns.div_ceil(most);
             split_rows(kind(scratch), 0..columns, rows, most, parts, &|columns, mut out| {
@@ -235,7 +249,7 @@ impl Columns<'_> {
                 }
             }
         });
-        packed.finish(tiles, 0..tiles.count(), 0, &mut kind(out), out_stride, out_offset);
+        packed.finish(tiles, 0..tiles.count(), 0, &mut kind(out), out_stride, out_offset, false);
     }
 }
 
@@ -245,28 +259,81 @@ fn is_plain(window: &Window) -> bool {
     [kernel_h, kernel_w] == [3, 3] && [stride_h, stride_w, dilation_h, dilation_w] == [1; 4]
 }
 
-/// Whether the transforms and the larger weights cost less than the products saved, in cycles of one core. The
-/// constants come from AVX2 on a Sapphire Rapids; no other processor was measured.
-fn pays(window: &Window, inputs: usize, out: usize) -> bool {
-    let tiles = window.batch * window.out_h.div_ceil(2) * window.out_w.div_ceil(2);
-    let weights = inputs.next_multiple_of(DEPTH) * out.next_multiple_of(COLUMNS / 2);
-    // 24 products a cycle; weights come at some 6 bytes a cycle where they do not fit the level-2 cache.
-    let product = |rows: usize, bytes: usize| {
-        let stream = if bytes > 512 << 10 { bytes / 6 } else { 0 };
-        (rows * weights / 24).max(stream)
-    };
-    let direct = product(window.rows() * TAPS, weights * TAPS * 2);
-    let transforms = tiles * (60 * inputs.div_ceil(16) + 60 * out.div_ceil(COLUMNS));
-    inputs >= 16 && out >= 8 && product(tiles * POSITIONS, weights * POSITIONS * 2) + transforms < direct
+/// What a core does in a cycle, and cycles of what it does: by these a convolution's way is chosen. They come from a
+/// Sapphire Rapids; no other processor was measured.
+struct Cost {
+    /// Products of a direct convolution in a cycle.
+    direct: usize,
+    /// Bytes of a weight there.
+    direct_bytes: usize,
+    /// Products of 16 bits in a cycle.
+    products: usize,
+    transforms: &'static [Way],
 }
 
-/// Transforms and packs up to 16 output channels `codes`, `[.., 9, inputs]`, into `panel`, which is all zero before.
+/// Cycles of the steps of a transform for one tile.
+struct Way {
+    transform: Transform,
+    /// For 16 channels of the input.
+    input: usize,
+    /// For 16 channels of the output.
+    output: usize,
+}
+
+impl Cost {
+    /// Of the instruction sets that gain by a transform.
+    fn of(isa: Isa) -> Option<Cost> {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => Some(Cost {
+                direct: 24,
+                direct_bytes: 2,
+                products: 24,
+                transforms: &[
+                    Way { transform: Transform::F2, input: 60, output: 60 },
+                    Way { transform: Transform::F4, input: 110, output: 220 },
+                ],
+            }),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni(_) => Some(Cost {
+                direct: 117,
+                direct_bytes: 1,
+                products: 61,
+                transforms: &[Way { transform: Transform::F4, input: 90, output: 185 }],
+            }),
+            _ => None,
+        }
+    }
+
+    /// Cycles of a direct convolution.
+    fn direct(&self, window: &Window, inputs: usize, out: usize) -> usize {
+        let weights = TAPS * inputs.next_multiple_of(DEPTH) * out.next_multiple_of(8);
+        (window.rows() * weights / self.direct).max(stream(weights * self.direct_bytes))
+    }
+
+    /// Cycles of a transformed one.
+    fn transformed(&self, way: &Way, window: &Window, inputs: usize, out: usize) -> usize {
+        let (outputs, positions) = (way.transform.outputs(), way.transform.positions());
+        let tiles = window.batch * window.out_h.div_ceil(outputs) * window.out_w.div_ceil(outputs);
+        let weights = positions * inputs.next_multiple_of(DEPTH) * out.next_multiple_of(8);
+        let steps = way.input * inputs.div_ceil(16) + way.output * out.div_ceil(16);
+        (tiles * weights / self.products).max(stream(weights * 2)) + tiles * steps
+    }
+}
+
+/// Cycles in which weights come from where they are. Those of a small convolution come while others are used.
+fn stream(bytes: usize) -> usize {
+    if bytes > 512 << 10 { bytes / 4 } else { 0 }
+}
+
+/// Transforms and packs the output channels `codes`, `[.., 9, inputs]`, of one panel into `panel`, which is all zero
+/// before.
 #[inline(always)]
-fn pack_panel(codes: &[i8], inputs: usize, panel: &mut [i16]) {
-    let depth = inputs.next_multiple_of(DEPTH);
-    let width = panel.len() / (POSITIONS * depth);
-    // `[COLUMNS, POSITIONS, CHUNK]`
-    let mut u = [[[0i16; CHUNK]; POSITIONS]; COLUMNS];
+fn pack_panel(transform: Transform, codes: &[i8], inputs: usize, panel: &mut [i16]) {
+    let (depth, positions) = (inputs.next_multiple_of(DEPTH), transform.positions());
+    let width = panel.len() / (positions * depth);
+    // `[columns, positions, CHUNK]`
+    let mut u = [[[0i16; CHUNK]; SIDE_MAX * SIDE_MAX]; COLUMNS_MAX];
     for first in (0..inputs).step_by(CHUNK) {
         let len = CHUNK.min(inputs - first);
         for (codes, u) in codes.chunks_exact(TAPS * inputs).zip(&mut u) {
@@ -278,9 +345,9 @@ fn pack_panel(codes: &[i8], inputs: usize, panel: &mut [i16]) {
                     None => tap.iter_mut().zip(codes).for_each(|(to, &code)| *to = i16::from(code)),
                 }
             }
-            transform(&taps, u);
+            transform_kernels(transform, &taps, u);
         }
-        for p in 0..POSITIONS {
+        for p in 0..positions {
             let at = (p * depth + first) * width;
             let pairs = panel[at..][..len.next_multiple_of(2) * width].chunks_exact_mut(2 * width);
             for (k, pair) in pairs.enumerate() {
@@ -292,28 +359,27 @@ fn pack_panel(codes: &[i8], inputs: usize, panel: &mut [i16]) {
     }
 }
 
-/// 2G g (2G)^T of the kernels of `CHUNK` channels.
+/// G g G^T, scaled, of the kernels of `CHUNK` channels.
 #[inline(always)]
-fn transform(taps: &[[i16; CHUNK]; TAPS], u: &mut [[i16; CHUNK]; POSITIONS]) {
+fn transform_kernels(
+    transform: Transform,
+    taps: &[[i16; CHUNK]; TAPS],
+    u: &mut [[i16; CHUNK]; SIDE_MAX * SIDE_MAX],
+) {
+    let side = transform.side();
     for c in 0..CHUNK {
-        let mut t = [[0i16; 3]; 4];
+        let mut t = [[0i16; 3]; SIDE_MAX];
         for x in 0..3 {
-            let column = kernel(taps[x][c], taps[3 + x][c], taps[6 + x][c]);
-            for i in 0..4 {
+            let column = transform.kernel([taps[x][c], taps[3 + x][c], taps[6 + x][c]]);
+            for i in 0..SIDE_MAX {
                 t[i][x] = column[i];
             }
         }
-        for i in 0..4 {
-            let row = kernel(t[i][0], t[i][1], t[i][2]);
-            for j in 0..4 {
-                u[i * 4 + j][c] = row[j];
+        for i in 0..side {
+            let row = transform.kernel(t[i]);
+            for j in 0..side {
+                u[i * side + j][c] = row[j];
             }
         }
     }
-}
-
-/// 2G g for one column of a kernel.
-#[inline(always)]
-fn kernel(a: i16, b: i16, c: i16) -> [i16; 4] {
-    [2 * a, a + b + c, a - b + c, 2 * c]
 }

@@ -1,9 +1,10 @@
 //! Tests of [`winograd`](super::winograd): every result against the direct sum, to the bit.
 
 use super::isa::Isa;
-use super::testing::{Channels, Random, dense, window, windows};
-use super::winograd::*;
-use super::{Dequant, IntOutput, Requant, Window, reference};
+use super::testing::{ADDED, Channels, Random, added, dense, window, windows};
+use super::winograd::PackedWinograd;
+use super::winograd_transform::{TAPS, Transform};
+use super::{Dequant, IntOutput, Requant, Sum, Window, reference};
 
 /// A 3x3 window with stride and dilation 1.
 fn plain(batch: usize, input: (usize, usize), pad: (usize, usize)) -> Window {
@@ -33,9 +34,14 @@ fn check_codes(x: &[u8], codes: &[i8], window: &Window, channels: Channels, pad:
     let table: [u8; 256] = random.u8s(256).try_into().expect("256 codes");
     let acc = reference::conv_int8(x, in_stride, in_offset, codes, inputs, window, pad);
     let at = |i: usize| i / outputs * out_stride + out_offset + i % outputs;
-    for isa in Isa::available() {
-        let name = format!("{isa:?} {window:?} {channels:?} pad {pad} threads {threads}");
-        let packed = PackedWinograd::pack(isa, codes, outputs, inputs);
+    let other = random.u8s(window.rows() * out_stride);
+    let of_outputs: Vec<u8> = (0..acc.len()).map(|i| other[at(i)]).collect();
+    let transforms = Transform::ALL.into_iter().filter(|transform| transform.exact(codes, inputs));
+    for (isa, transform) in
+        Isa::available().into_iter().flat_map(|isa| transforms.clone().map(move |t| (isa, t)))
+    {
+        let name = format!("{isa:?} {transform:?} {window:?} {channels:?} pad {pad} threads {threads}");
+        let packed = PackedWinograd::pack(isa, transform, codes, outputs, inputs);
         let sums: Vec<i32> = codes.chunks(depth).map(|c| c.iter().map(|&c| i32::from(c)).sum()).collect();
         assert_eq!(packed.column_sums(), sums);
         for (lo, hi, zero_point, table) in
@@ -52,6 +58,14 @@ fn check_codes(x: &[u8], codes: &[i8], window: &Window, channels: Channels, pad:
             let channels = out_offset..out_offset + outputs;
             let mut others = y.iter().enumerate().filter(|(i, _)| !channels.contains(&(i % out_stride)));
             assert!(others.all(|(_, &v)| v == 77), "{name}: other channels are left alone");
+            for form in [Some(ADDED.1), None] {
+                let sum = Some(Sum { codes: &other, scales: ADDED.0, form });
+                let out = IntOutput::U8(&mut y, &Requant { sum, ..requant });
+                packed.conv(x, in_stride, in_offset, window, pad, out, out_stride, out_offset, threads);
+                for (i, &want) in added(&want, &of_outputs).iter().enumerate() {
+                    assert_eq!(y[at(i)], want, "{name} {i} with a sum");
+                }
+            }
         }
         let mut y = vec![0; window.rows() * out_stride];
         let out = IntOutput::I32(&mut y, &bias);
@@ -143,29 +157,48 @@ fn random_convolutions_match_the_reference() {
 }
 
 #[test]
-fn the_largest_sums_fit() {
-    let window = plain(1, (3, 4), (1, 1));
-    let channels = dense(INPUTS_MAX, 2);
-    let x = vec![255; window.pixels() * INPUTS_MAX];
-    for code in [-128, 127] {
-        check_codes(&x, &vec![code; 2 * TAPS * INPUTS_MAX], &window, channels, 255, 1);
+fn the_largest_sums_are_exact() {
+    // All codes of one sign, as many inputs as the transform takes.
+    for (transform, bits) in [(Transform::F2, 29), (Transform::F4, 25)] {
+        for code in [-128, 127] {
+            let inputs = ((1 << bits) - 1) / 255 / (TAPS * i32::from(code).unsigned_abs() as usize);
+            let codes = |inputs: usize| vec![code; 2 * TAPS * inputs];
+            assert!(
+                transform.exact(&codes(inputs), inputs) && !transform.exact(&codes(inputs + 1), inputs + 1)
+            );
+            let window = plain(1, (5, 6), (1, 1));
+            let x = vec![255; window.pixels() * inputs];
+            check_codes(&x, &codes(inputs), &window, dense(inputs, 2), 255, 1);
+        }
     }
-    const { assert!(4 * TAPS * (INPUTS_MAX + 1) * 255 * 128 > 1 << 31, "one more would not") };
 }
 
 #[test]
-fn what_suits_is_large_and_plain() {
+fn what_gains_is_large_and_plain() {
+    let codes = |inputs: usize, outputs: usize| vec![50; outputs * TAPS * inputs];
+    let best = |isa, window: &Window, inputs: usize, outputs: usize| {
+        PackedWinograd::best(isa, window, &codes(inputs, outputs), outputs, inputs)
+    };
     let large = plain(1, (56, 56), (1, 1));
     for isa in Isa::available() {
-        let pairs = isa.name() == "avx2";
-        assert_eq!(PackedWinograd::suits(isa, &large, 64, 64), pairs);
-        assert_eq!(PackedWinograd::suits(isa, &plain(1, (7, 7), (1, 1)), 512, 512), pairs);
-        assert!(!PackedWinograd::suits(isa, &large, 3, 64));
-        assert!(!PackedWinograd::suits(isa, &large, INPUTS_MAX + 1, 64));
-        assert!(!PackedWinograd::suits(isa, &plain(1, (1, 1), (1, 1)), 512, 512));
+        let gains = |avx2, wide| match isa.name() {
+            "avx2" => avx2,
+            "avx512vnni" => wide,
+            _ => None,
+        };
+        let (two, four) = (Some(Transform::F2), Some(Transform::F4));
+        assert_eq!(best(isa, &large, 64, 64), gains(four, four));
+        // Of 8 x 8 outputs most are used, and the weights are read for few.
+        assert_eq!(best(isa, &plain(1, (7, 7), (1, 1)), 512, 512), gains(two, None));
+        assert_eq!(best(isa, &plain(8, (14, 14), (1, 1)), 256, 256), gains(four, four));
+        assert_eq!(best(isa, &large, 3, 64), None);
+        assert_eq!(best(isa, &plain(1, (1, 1), (1, 1)), 512, 512), None);
+        // Too large for F4.
+        let codes = vec![127; 32 * TAPS * 1024];
+        assert_eq!(PackedWinograd::best(isa, &large, &codes, 32, 1024), gains(two, None));
         let other = |window: &Window| window.kernel_h != 3 || window.stride_h != 1 || window.dilation_h != 1;
         for window in windows().iter().filter(|window| other(window)) {
-            assert!(!PackedWinograd::suits(isa, window, 64, 64));
+            assert_eq!(best(isa, window, 64, 64), None);
         }
     }
 }

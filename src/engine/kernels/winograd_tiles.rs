@@ -1,24 +1,62 @@
 //! The tiles of [`winograd`](super::winograd): where they lie in the input and in the output, and the steps done on
-//! them, by AVX2 or in plain Rust. Knows no weights but their products.
+//! them, by AVX-512, AVX2 or in plain Rust. Knows no weights but their products.
 
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::tiles::Place;
+use super::winograd_transform::{OUTPUTS_MAX, SIDE_MAX, Transform};
 use super::{IntOutput, Window};
 use std::ops::Range;
 
-/// Numbers that a tile of the input and a kernel become.
-pub(super) const POSITIONS: usize = 16;
+/// What the steps look like in the registers of an instruction set.
+#[derive(Clone, Copy)]
+pub(super) struct Steps {
+    isa: Isa,
+    pub(super) transform: Transform,
+    /// Most tiles that a register tile of the products has.
+    pub(super) rows: usize,
+    /// Columns of a panel; the last one is half as wide if that is enough.
+    pub(super) columns: usize,
+    /// Channels of the input that are transformed at once.
+    pub(super) channels: usize,
+}
 
-/// Most tiles that a register tile of the products has.
-pub(super) const ROWS: usize = 6;
+/// Most columns of a panel.
+pub(super) const COLUMNS_MAX: usize = 32;
 
-/// Columns of a panel; the last one is half as wide if that is enough.
-pub(super) const COLUMNS: usize = 16;
+impl Steps {
+    /// The steps of a transform. AVX-512 has its own for F4 only: with its byte dot products F2 gains nothing.
+    pub(super) fn new(isa: Isa, transform: Transform) -> Steps {
+        #[cfg(target_arch = "x86_64")]
+        if isa.wide().is_some() && transform == Transform::F4 {
+            return Steps { isa, transform, rows: 12, columns: 32, channels: 32 };
+        }
+        Steps { isa, transform, rows: 6, columns: 16, channels: 16 }
+    }
 
-/// The input of a 3x3 convolution as overlapping 4x4 tiles, each for 2x2 outputs, numbered line by line through all
-/// images. The last tile of a line or a column may stick out.
+    #[cfg(target_arch = "x86_64")]
+    fn wide(self) -> Option<super::x86_64_vnni::Avx512Vnni> {
+        self.isa.wide().filter(|_| self.columns == 32)
+    }
+
+    /// Sums of one tile and one panel lie apart by so much.
+    pub(super) fn sums(self) -> usize {
+        self.transform.positions() * self.columns
+    }
+
+    /// Whether the outputs include what [`Requant::sum_in_registers`](super::Requant::sum_in_registers) gives.
+    pub(super) fn adds_sums(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self.wide().is_some();
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+}
+
+/// The input of a 3x3 convolution as overlapping tiles, numbered line by line through all images. The last tile of a line
+/// or a column may stick out.
 pub(super) struct Tiles<'a> {
+    transform: Transform,
     /// `[batch, in_h, in_w, in_stride]`.
     x: &'a [u8],
     in_stride: usize,
@@ -35,13 +73,14 @@ pub(super) struct Run {
     pub(super) pixel: usize,
     /// Output pixels in a line.
     pub(super) pixels: usize,
-    /// Output lines: two, or one at the end of an odd height.
+    /// Output lines: those of a tile, or fewer at the end of an image.
     pub(super) lines: usize,
 }
 
 impl<'a> Tiles<'a> {
     /// Channels `in_offset .. in_offset + inputs` of `x`, `[batch, in_h, in_w, in_stride]`; padding reads `pad`.
     pub(super) fn new(
+        transform: Transform,
         x: &'a [u8],
         in_stride: usize,
         in_offset: usize,
@@ -51,7 +90,7 @@ impl<'a> Tiles<'a> {
     ) -> Self {
         assert_eq!(x.len(), window.pixels() * in_stride, "input [batch, in_h, in_w, in_stride]");
         assert!(in_offset + inputs <= in_stride, "channels within a pixel");
-        Tiles { x, in_stride, in_offset, inputs, window, pad }
+        Tiles { transform, x, in_stride, in_offset, inputs, window, pad }
     }
 
     /// Tiles of all images.
@@ -61,12 +100,12 @@ impl<'a> Tiles<'a> {
 
     /// Lines of tiles in all images.
     pub(super) fn lines(&self) -> usize {
-        self.window.batch * self.window.out_h.div_ceil(2)
+        self.window.batch * self.window.out_h.div_ceil(self.transform.outputs())
     }
 
     /// Tiles of a line.
     pub(super) fn per_line(&self) -> usize {
-        self.window.out_w.div_ceil(2)
+        self.window.out_w.div_ceil(self.transform.outputs())
     }
 
     /// Pixels of an output line.
@@ -82,36 +121,43 @@ impl<'a> Tiles<'a> {
 
     /// Image and output line of a line of tiles.
     fn line(&self, line: usize) -> (usize, usize) {
-        let lines = self.window.out_h.div_ceil(2);
-        (line / lines, line % lines * 2)
+        let outputs = self.transform.outputs();
+        let lines = self.window.out_h.div_ceil(outputs);
+        (line / lines, line % lines * outputs)
     }
 
     /// The tiles of a range, line by line.
     pub(super) fn runs(&self, tiles: Range<usize>) -> impl Iterator<Item = Run> {
-        let per_line = self.per_line();
+        let (per_line, outputs) = (self.per_line(), self.transform.outputs());
         (tiles.start / per_line..tiles.end.div_ceil(per_line)).map(move |line| {
             let first = line * per_line;
             let tiles = tiles.start.max(first)..tiles.end.min(first + per_line);
-            let x = (tiles.start - first) * 2;
-            let pixels = (tiles.len() * 2).min(self.window.out_w - x);
-            let lines = (self.window.out_h - self.line(line).1).min(2);
+            let x = (tiles.start - first) * outputs;
+            let pixels = (tiles.len() * outputs).min(self.window.out_w - x);
+            let lines = (self.window.out_h - self.line(line).1).min(outputs);
             Run { tiles, pixel: self.first_pixel(line) + x, pixels, lines }
         })
     }
 
     /// Calls `visit` with each tile of a range, its pixels, and their strides by line and by pixel. Where some of a
-    /// tile is padding, or a pixel has fewer than 16 channels, they are copied, `ld` apart.
-    fn for_each(&self, tiles: Range<usize>, ld: usize, mut visit: impl FnMut(usize, &[u8], usize, usize)) {
-        let window = self.window;
+    /// tile is padding, or a pixel has fewer than `least` channels, they are copied, `ld` apart.
+    fn for_each(
+        &self,
+        tiles: Range<usize>,
+        least: usize,
+        ld: usize,
+        mut visit: impl FnMut(usize, &[u8], usize, usize),
+    ) {
+        let (window, side) = (self.window, self.transform.side());
         let line_stride = window.in_w * self.in_stride;
-        with_scratch::<u8, _>(POSITIONS * ld, |patch| {
+        with_scratch::<u8, _>(side * side * ld, |patch| {
             for tile in tiles {
                 let (line, column) = (tile / self.per_line(), tile % self.per_line());
                 let (image, y) = self.line(line);
-                let x = column * 2;
+                let x = column * self.transform.outputs();
                 // Without padding these are input line and column, shifted so as not to be negative.
-                let inside = |at: usize, pad: usize, len: usize| at >= pad && at + 4 <= len + pad;
-                if self.inputs >= 16
+                let inside = |at: usize, pad: usize, len: usize| at >= pad && at + side <= len + pad;
+                if self.inputs >= least
                     && inside(y, window.pad_top, window.in_h)
                     && inside(x, window.pad_left, window.in_w)
                 {
@@ -121,51 +167,75 @@ impl<'a> Tiles<'a> {
                     visit(tile, from, line_stride, self.in_stride);
                     continue;
                 }
-                for (p, to) in patch.chunks_exact_mut(ld).enumerate() {
-                    let (y, x) =
-                        ((y + p / 4).wrapping_sub(window.pad_top), (x + p % 4).wrapping_sub(window.pad_left));
-                    if y < window.in_h && x < window.in_w {
-                        let pixel = (image * window.in_h + y) * window.in_w + x;
-                        let from = &self.x[pixel * self.in_stride + self.in_offset..][..self.inputs];
-                        to[..self.inputs].copy_from_slice(from);
+                let columns = within(x, window.pad_left, window.in_w, side);
+                for (i, line) in patch.chunks_exact_mut(side * ld).enumerate() {
+                    let within = within(y + i, window.pad_top, window.in_h, 1);
+                    if within.is_empty() || columns.is_empty() {
+                        line.fill(self.pad);
+                        continue;
+                    }
+                    line[..columns.start * ld].fill(self.pad);
+                    line[columns.end * ld..].fill(self.pad);
+                    let in_line = image * window.in_h + y + i - window.pad_top;
+                    let pixel = in_line * window.in_w + x + columns.start - window.pad_left;
+                    let from = &self.x[pixel * self.in_stride + self.in_offset..];
+                    let to = &mut line[columns.start * ld..columns.end * ld];
+                    if self.in_stride == ld && self.inputs == ld {
+                        to.copy_from_slice(&from[..to.len()]);
                     } else {
-                        to.fill(self.pad);
+                        for (to, from) in to.chunks_exact_mut(ld).zip(from.chunks(self.in_stride)) {
+                            to[..self.inputs].copy_from_slice(&from[..self.inputs]);
+                        }
                     }
                 }
-                visit(tile, patch, 4 * ld, ld);
+                visit(tile, patch, side * ld, ld);
             }
         });
     }
 }
 
+/// Which of `count` places from `at` on are within `len` after `pad` of padding.
+fn within(at: usize, pad: usize, len: usize, count: usize) -> Range<usize> {
+    let place = |edge: usize| edge.saturating_sub(at).min(count);
+    place(pad)..place(pad + len)
+}
+
 /// Transforms the input of tiles `block` to `v`: position `p`, channel `c` of tile `i` of the block is
-/// `v[p * slab + i * ld + c]`. `ld` is the number of channels made a multiple of 16; those past the last mean nothing.
-pub(super) fn input(isa: Isa, tiles: &Tiles, block: Range<usize>, v: &mut [i16], ld: usize, slab: usize) {
-    let (first, channels) = (block.start, tiles.inputs.max(16));
-    tiles.for_each(block, ld, |tile, x, line, pixel| {
+/// `v[p * slab + i * ld + c]`. `ld` is the number of channels made a multiple of those of a step; those past the last mean
+/// nothing.
+pub(super) fn input(steps: Steps, tiles: &Tiles, block: Range<usize>, v: &mut [i16], ld: usize, slab: usize) {
+    let (first, channels) = (block.start, tiles.inputs.max(steps.channels));
+    let (transform, side) = (steps.transform, steps.transform.side());
+    tiles.for_each(block, steps.channels, ld, |tile, x, line, pixel| {
         let v = &mut v[(tile - first) * ld..];
         #[cfg(target_arch = "x86_64")]
-        if let Some(avx2) = isa.avx2() {
-            return avx2.winograd_input(x, line, pixel, channels, v, slab);
+        if let Some(wide) = steps.wide() {
+            return wide.winograd_input(x, line, pixel, channels, v, slab);
         }
-        let _ = isa;
-        let four = |d: [i16; 4]| [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]];
-        for c in 0..channels.min(tiles.inputs) {
-            let lines =
-                [0, 1, 2, 3].map(|i| four([0, 1, 2, 3].map(|j| i16::from(x[i * line + j * pixel + c]))));
-            for j in 0..4 {
-                for (i, value) in four(lines.map(|line| line[j])).into_iter().enumerate() {
-                    v[(i * 4 + j) * slab + c] = value;
-                }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(avx2) = steps.isa.avx2() {
+            return avx2.winograd_input(transform, x, line, pixel, channels, v, slab);
+        }
+        for c in 0..tiles.inputs {
+            let mut lines = [[0i16; SIDE_MAX]; SIDE_MAX];
+            for (i, to) in lines[..side].iter_mut().enumerate() {
+                let mut d = [0i16; SIDE_MAX];
+                (0..side).for_each(|j| d[j] = i16::from(x[i * line + j * pixel + c]));
+                *to = transform.input(d);
+            }
+            for j in 0..side {
+                let column = transform.input(lines.map(|line| line[j]));
+                (0..side).for_each(|i| v[(i * side + j) * slab + c] = column[i]);
             }
         }
     });
 }
 
-/// Products of one position, as [`Avx2::winograd_products`](super::x86_64::Avx2::winograd_products) says.
+/// Products of one position: `count` rows of `v`, `ld` apart, times a panel of `width` columns and `depth` (a multiple of
+/// 4) elements, to `m`, rows [`Steps::sums`] apart.
 #[expect(clippy::too_many_arguments, reason = "a product is its operands and their strides")]
 pub(super) fn products(
-    isa: Isa,
+    steps: Steps,
     v: &[i16],
     ld: usize,
     count: usize,
@@ -174,27 +244,33 @@ pub(super) fn products(
     depth: usize,
     m: &mut [i32],
 ) {
+    let apart = steps.sums();
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = isa.avx2() {
-        return avx2.winograd_products(v, ld, count, panel, width, depth, m);
+    if let Some(wide) = steps.wide() {
+        return wide.winograd_products(v, ld, count, panel, width, depth, m, apart);
     }
-    let _ = isa;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = steps.isa.avx2() {
+        return avx2.winograd_products(v, ld, count, panel, width, depth, m, apart);
+    }
     for i in 0..count {
-        let mut acc = [0i32; COLUMNS];
+        let mut acc = [0i32; COLUMNS_MAX];
         for (pair, b) in v[i * ld..][..depth].chunks_exact(2).zip(panel.chunks_exact(2 * width)) {
             for (acc, b) in acc.iter_mut().zip(b.chunks_exact(2)) {
                 let products = i32::from(pair[0]) * i32::from(b[0]) + i32::from(pair[1]) * i32::from(b[1]);
                 *acc = acc.wrapping_add(products);
             }
         }
-        m[i * POSITIONS * COLUMNS..][..width].copy_from_slice(&acc[..width]);
+        m[i * apart..][..width].copy_from_slice(&acc[..width]);
     }
 }
 
-/// Outputs of a run, as [`Avx2::winograd_outputs`](super::x86_64::Avx2::winograd_outputs) says.
+/// Outputs of neighbouring tiles, `pixels` in each of `lines` output lines that are `line` elements apart, from sums `m`,
+/// `[tiles, positions, columns]`, through the epilogue: without the table, and without a sum of codes unless `summed`,
+/// which asks for [`Steps::adds_sums`]. `place` is the first pixel's.
 #[expect(clippy::too_many_arguments, reason = "a run is its operands and its place")]
 pub(super) fn outputs(
-    isa: Isa,
+    steps: Steps,
     m: &[i32],
     width: usize,
     pixels: usize,
@@ -202,23 +278,36 @@ pub(super) fn outputs(
     line: usize,
     out: &mut IntOutput,
     place: Place,
+    summed: bool,
 ) {
+    let (transform, side, outputs) = (steps.transform, steps.transform.side(), steps.transform.outputs());
     #[cfg(target_arch = "x86_64")]
-    if let Some(avx2) = isa.avx2() {
-        return avx2.winograd_outputs(m, width, pixels, lines, line, out, place);
+    if let Some(wide) = steps.wide() {
+        return wide.winograd_outputs(m, width, pixels, lines, line, out, place, summed);
     }
-    let _ = (isa, width);
-    let two = |m: [i32; 4]| {
-        let (sum, difference) = (m[1].wrapping_add(m[2]), m[1].wrapping_sub(m[2]));
-        [m[0].wrapping_add(sum), difference.wrapping_sub(m[3])]
-    };
-    for (x, y) in (0..pixels).flat_map(|x| (0..lines).map(move |y| (x, y))) {
-        let m = &m[x / 2 * POSITIONS * COLUMNS..];
-        let mut acc = [0i32; COLUMNS];
-        for (n, acc) in acc[..place.columns].iter_mut().enumerate() {
-            let row = [0, 1, 2, 3].map(|j| two([0, 1, 2, 3].map(|i| m[(i * 4 + j) * COLUMNS + n]))[y]);
-            *acc = two(row)[x % 2] >> 2;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(avx2) = steps.isa.avx2() {
+        return avx2.winograd_outputs(transform, m, width, pixels, lines, line, out, place);
+    }
+    let _ = (width, summed);
+    for first in (0..pixels).step_by(outputs) {
+        let m = &m[first / outputs * steps.sums()..];
+        let mut sums = [[[0i32; COLUMNS_MAX]; OUTPUTS_MAX]; OUTPUTS_MAX];
+        for n in 0..place.columns {
+            let mut columns = [[0i32; OUTPUTS_MAX]; SIDE_MAX];
+            for (j, to) in columns[..side].iter_mut().enumerate() {
+                let mut column = [0i32; SIDE_MAX];
+                (0..side).for_each(|i| column[i] = m[(i * side + j) * steps.columns + n]);
+                *to = transform.output(column);
+            }
+            for (y, sums) in sums[..outputs].iter_mut().enumerate() {
+                let row = transform.output(columns.map(|column| column[y]));
+                (0..outputs).for_each(|x| sums[x][n] = transform.sum(y, x, row[x]));
+            }
         }
-        out.put(place.at + x * place.stride + y * line, place.channel, &acc[..place.columns]);
+        for (x, y) in (0..outputs.min(pixels - first)).flat_map(|x| (0..lines).map(move |y| (x, y))) {
+            let at = place.at + (first + x) * place.stride + y * line;
+            out.put(at, place.channel, &sums[y][x][..place.columns]);
+        }
     }
 }

@@ -118,33 +118,6 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
     }
 }
 
-/// The epilogue of one tile.
-///
-/// # Safety
-/// `out` holds `R` rows at `place`.
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-pub(super) unsafe fn store_int<const R: usize, const V: usize>(
-    acc: [[__m256i; V]; R],
-    out: &mut IntOutput,
-    place: Place,
-) {
-    // SAFETY: the caller promises the tile.
-    unsafe {
-        match out {
-            IntOutput::U8(out, requant) => {
-                let factor = factor_lanes::<V>(requant.multiplier, place);
-                ToCodes { out, codes: Codes::new(requant), factor, place }.put(acc, place.at);
-            }
-            IntOutput::F32(out, dequant) => {
-                let factor = factor_lanes::<V>(dequant.scale, place);
-                ToFloats { out, factor, place }.put(acc, place.at);
-            }
-            IntOutput::I32(out, _) => ToSums { out, place }.put(acc, place.at),
-        }
-    }
-}
-
 /// Requantizes.
 pub(super) struct ToCodes<'a, const V: usize> {
     pub(super) out: &'a mut [u8],

@@ -1,23 +1,8 @@
 //! Every form of packed weights on every instruction set that runs here, against the reference.
 
-use super::super::testing::{Channels, Random, dense, window, windows};
-use super::super::{Dequant, Requant, Sum, SumForm, SumScales, reference};
+use super::super::testing::{ADDED, Channels, Random, added, dense, window, windows};
+use super::super::{Dequant, Requant, Sum, reference};
 use super::*;
-use std::sync::LazyLock;
-
-/// A sum that saturates at both ends, and its formula.
-static ADDED: LazyLock<(SumScales, SumForm)> = LazyLock::new(|| {
-    let scales =
-        SumScales { own: (0.02113, 100), other: (0.03371, 60), result: (0.03019, 120), clamp: (3, 250) };
-    (scales, SumForm::fit(&scales).expect("a formula"))
-});
-
-/// Sums of `codes` and `other` by definition.
-fn added(codes: &[u8], other: &[u8]) -> Vec<u8> {
-    let mut sums = vec![0; codes.len()];
-    ADDED.0.add(Isa::Scalar, codes, other, &mut sums);
-    sums
-}
 
 /// The weights as every instruction set may pack them, whatever it would choose.
 fn every_form(codes: &[i8], out: usize, window: &Window, inputs: usize) -> Vec<PackedInt8> {
