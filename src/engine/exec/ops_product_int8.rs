@@ -13,6 +13,7 @@ use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::finish::{RowSums, finish};
 use crate::engine::kernels::gemm_int8::PackedInt8;
 use crate::engine::kernels::winograd::PackedWinograd;
+use crate::engine::kernels::winograd_cost::best_transform;
 use crate::engine::kernels::{self, Dequant, IntOutput, Requant, Sum, Window};
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
@@ -269,7 +270,7 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) 
     }
     if groups == 1
         && context.winograd
-        && let Some(by) = PackedWinograd::best(context.isa, window, &moved, shape[0], shape[1])
+        && let Some(by) = best_transform(context.isa, window, &moved, shape[0], shape[1])
     {
         return Packed::WinogradInt8(PackedWinograd::pack(context.isa, by, &moved, shape[0], shape[1]));
     }

@@ -20,6 +20,8 @@ pub mod pool;
 pub mod reference;
 pub mod requant;
 pub mod winograd;
+pub mod winograd_cost;
+pub mod winograd_transform;
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64_depthwise;
@@ -48,7 +50,6 @@ mod walk;
 #[cfg(test)]
 mod winograd_tests;
 mod winograd_tiles;
-pub mod winograd_transform;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]

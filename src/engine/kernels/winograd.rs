@@ -10,21 +10,11 @@ use super::parallel::{parts, split_rows, split_units};
 use super::rows::Rows;
 use super::tiles::Place;
 use super::walk::even;
-use super::winograd_tiles::{COLUMNS_MAX, Steps, Tiles, input, outputs, products};
+use super::winograd_tiles::{COLUMNS_MAX, DEPTH, Steps, Tiles, input, is_plain, outputs, products};
 use super::winograd_transform::{SIDE_MAX, TAPS, Transform};
 use super::{IntOutput, Window};
 use bytemuck::Pod;
 use std::ops::Range;
-
-/// What the depth of a panel is a multiple of.
-pub(super) const DEPTH: usize = 4;
-
-/// Most tiles of a block: a position's panel is read once for so many, and more gain nothing. An image of 14 x 14 has
-/// 49 of two by two outputs.
-const BLOCK_TILES: usize = 54;
-
-/// Most bytes of transformed input in a block: most of a level-2 cache of 512 KiB, for the weights only stream past.
-const BLOCK_BYTES: usize = 448 << 10;
 
 /// Channels whose weights are transformed at once.
 const CHUNK: usize = 32;
@@ -136,12 +126,10 @@ impl PackedWinograd {
     ) {
         let (steps, inputs, positions) =
             (Steps::new(self.isa, self.transform), self.inputs, self.transform.positions());
-        let (depth, ld) = (inputs.next_multiple_of(DEPTH), inputs.next_multiple_of(steps.channels));
+        let (depth, ld) = (inputs.next_multiple_of(DEPTH), steps.stride(inputs));
         let first_pixel = tiles.first_pixel(lines.start);
-        let most = (BLOCK_BYTES / (positions * ld * 2) / steps.rows).clamp(1, BLOCK_TILES / steps.rows);
-        let most = most * steps.rows;
         let all = lines.start * tiles.per_line()..lines.end * tiles.per_line();
-        let most = most.min(all.len());
+        let most = steps.block(inputs).min(all.len());
         // Positions lie apart by no multiple of 4096 bytes, for sixteen such would fall into one set of the cache.
         let slab = most * ld + 32;
         with_scratch::<i16, _>(positions * slab, |v| {
@@ -204,21 +192,6 @@ impl PackedWinograd {
             }
         }
     }
-
-    /// The transform by which a convolution with kernels `codes`, `[out, 9, inputs]`, is fastest, if it gains by one.
-    pub fn best(isa: Isa, window: &Window, codes: &[i8], out: usize, inputs: usize) -> Option<Transform> {
-        if !is_plain(window) || inputs < 16 || out < 8 {
-            return None;
-        }
-        let cost = Cost::of(isa)?;
-        let direct = cost.direct(window, inputs, out);
-        let ways =
-            cost.transforms.iter().map(|way| (cost.transformed(way, window, inputs, out), way.transform));
-        // What is about as fast is not worth the memory.
-        let gains =
-            ways.filter(|(cycles, transform)| cycles * 10 < direct * 9 && transform.exact(codes, inputs));
-        gains.min_by_key(|(cycles, _)| *cycles).map(|(_, transform)| transform)
-    }
 }
 
 /// A convolution whose threads share columns. As those do not lie side by side in the output, the parts write to
@@ -251,79 +224,6 @@ impl Columns<'_> {
         });
         packed.finish(tiles, 0..tiles.count(), 0, &mut kind(out), out_stride, out_offset, false);
     }
-}
-
-/// Whether a window is one that this file computes.
-fn is_plain(window: &Window) -> bool {
-    let Window { kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, .. } = *window;
-    [kernel_h, kernel_w] == [3, 3] && [stride_h, stride_w, dilation_h, dilation_w] == [1; 4]
-}
-
-/// What a core does in a cycle, and cycles of what it does: by these a convolution's way is chosen. They come from a
-/// Sapphire Rapids; no other processor was measured.
-struct Cost {
-    /// Products of a direct convolution in a cycle.
-    direct: usize,
-    /// Bytes of a weight there.
-    direct_bytes: usize,
-    /// Products of 16 bits in a cycle.
-    products: usize,
-    transforms: &'static [Way],
-}
-
-/// Cycles of the steps of a transform for one tile.
-struct Way {
-    transform: Transform,
-    /// For 16 channels of the input.
-    input: usize,
-    /// For 16 channels of the output.
-    output: usize,
-}
-
-impl Cost {
-    /// Of the instruction sets that gain by a transform.
-    fn of(isa: Isa) -> Option<Cost> {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2(_) => Some(Cost {
-                direct: 24,
-                direct_bytes: 2,
-                products: 24,
-                transforms: &[
-                    Way { transform: Transform::F2, input: 60, output: 60 },
-                    Way { transform: Transform::F4, input: 110, output: 220 },
-                ],
-            }),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Vnni(_) => Some(Cost {
-                direct: 117,
-                direct_bytes: 1,
-                products: 61,
-                transforms: &[Way { transform: Transform::F4, input: 90, output: 185 }],
-            }),
-            _ => None,
-        }
-    }
-
-    /// Cycles of a direct convolution.
-    fn direct(&self, window: &Window, inputs: usize, out: usize) -> usize {
-        let weights = TAPS * inputs.next_multiple_of(DEPTH) * out.next_multiple_of(8);
-        (window.rows() * weights / self.direct).max(stream(weights * self.direct_bytes))
-    }
-
-    /// Cycles of a transformed one.
-    fn transformed(&self, way: &Way, window: &Window, inputs: usize, out: usize) -> usize {
-        let (outputs, positions) = (way.transform.outputs(), way.transform.positions());
-        let tiles = window.batch * window.out_h.div_ceil(outputs) * window.out_w.div_ceil(outputs);
-        let weights = positions * inputs.next_multiple_of(DEPTH) * out.next_multiple_of(8);
-        let steps = way.input * inputs.div_ceil(16) + way.output * out.div_ceil(16);
-        (tiles * weights / self.products).max(stream(weights * 2)) + tiles * steps
-    }
-}
-
-/// Cycles in which weights come from where they are. Those of a small convolution come while others are used.
-fn stream(bytes: usize) -> usize {
-    if bytes > 512 << 10 { bytes / 4 } else { 0 }
 }
 
 /// Transforms and packs the output channels `codes`, `[.., 9, inputs]`, of one panel into `panel`, which is all zero

@@ -1,7 +1,7 @@
 //! Tests of [`winograd`](super::winograd): every result against the direct sum, to the bit.
 
 use super::isa::Isa;
-use super::testing::{ADDED, Channels, Random, added, dense, window, windows};
+use super::testing::{ADDED, Channels, Random, added, dense, window};
 use super::winograd::PackedWinograd;
 use super::winograd_transform::{TAPS, Transform};
 use super::{Dequant, IntOutput, Requant, Sum, Window, reference};
@@ -169,36 +169,6 @@ fn the_largest_sums_are_exact() {
             let window = plain(1, (5, 6), (1, 1));
             let x = vec![255; window.pixels() * inputs];
             check_codes(&x, &codes(inputs), &window, dense(inputs, 2), 255, 1);
-        }
-    }
-}
-
-#[test]
-fn what_gains_is_large_and_plain() {
-    let codes = |inputs: usize, outputs: usize| vec![50; outputs * TAPS * inputs];
-    let best = |isa, window: &Window, inputs: usize, outputs: usize| {
-        PackedWinograd::best(isa, window, &codes(inputs, outputs), outputs, inputs)
-    };
-    let large = plain(1, (56, 56), (1, 1));
-    for isa in Isa::available() {
-        let gains = |avx2, wide| match isa.name() {
-            "avx2" => avx2,
-            "avx512vnni" => wide,
-            _ => None,
-        };
-        let (two, four) = (Some(Transform::F2), Some(Transform::F4));
-        assert_eq!(best(isa, &large, 64, 64), gains(four, four));
-        // Of 8 x 8 outputs most are used, and the weights are read for few.
-        assert_eq!(best(isa, &plain(1, (7, 7), (1, 1)), 512, 512), gains(two, None));
-        assert_eq!(best(isa, &plain(8, (14, 14), (1, 1)), 256, 256), gains(four, four));
-        assert_eq!(best(isa, &large, 3, 64), None);
-        assert_eq!(best(isa, &plain(1, (1, 1), (1, 1)), 512, 512), None);
-        // Too large for F4.
-        let codes = vec![127; 32 * TAPS * 1024];
-        assert_eq!(PackedWinograd::best(isa, &large, &codes, 32, 1024), gains(two, None));
-        let other = |window: &Window| window.kernel_h != 3 || window.stride_h != 1 || window.dilation_h != 1;
-        for window in windows().iter().filter(|window| other(window)) {
-            assert_eq!(best(isa, window, 64, 64), None);
         }
     }
 }

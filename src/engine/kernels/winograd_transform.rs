@@ -88,7 +88,8 @@ impl Transform {
         }
     }
 
-    /// A^T m of one column of products. Output `i` is [`Transform::scale`] times what it should be.
+    /// A^T m of one column of products. Output `i` is a multiple of what it should be: see
+    /// [`Transform::powers`].
     #[inline(always)]
     pub(super) fn output(self, m: [i32; SIDE_MAX]) -> [i32; OUTPUTS_MAX] {
         let add = i32::wrapping_add;
@@ -108,17 +109,7 @@ impl Transform {
         }
     }
 
-    /// What an output in each direction is multiplied by: a power of two, and 3 for F4.
-    pub(super) const fn scale(self) -> [i32; OUTPUTS_MAX] {
-        let odd = match self {
-            Transform::F2 => 1,
-            Transform::F4 => 3,
-        };
-        let powers = self.powers();
-        [odd << powers[0], odd << powers[1], odd << powers[2], odd << powers[3]]
-    }
-
-    /// Which powers of two.
+    /// What an output in each direction is multiplied by: three for F4, times two to the power of this.
     pub(super) const fn powers(self) -> [i32; OUTPUTS_MAX] {
         match self {
             Transform::F2 => [1; OUTPUTS_MAX],
@@ -144,6 +135,12 @@ pub(super) const NINTH: i32 = 0x38E3_8E39;
 mod tests {
     use super::*;
 
+    /// What an output in each direction is multiplied by.
+    fn scale(transform: Transform, i: usize) -> i32 {
+        let odd = if transform == Transform::F4 { 3 } else { 1 };
+        odd << transform.powers()[i]
+    }
+
     /// One output line of a convolution in one direction, through the transforms.
     fn line(transform: Transform, kernel: [i16; 3], input: [i16; SIDE_MAX]) -> [i32; OUTPUTS_MAX] {
         let (u, v) = (transform.kernel(kernel), transform.input(input));
@@ -158,7 +155,7 @@ mod tests {
             let got = line(transform, kernel, input);
             for i in 0..transform.outputs() {
                 let want: i32 = (0..3).map(|t| i32::from(kernel[t]) * i32::from(input[i + t])).sum();
-                assert_eq!(got[i], transform.scale()[i] * want, "{transform:?} {i}");
+                assert_eq!(got[i], scale(transform, i) * want, "{transform:?} {i}");
             }
         }
     }

@@ -153,6 +153,11 @@ unsafe fn products<const V: usize>(
     m: *mut i32,
     apart: usize,
 ) {
+    // Each register tile asks for its share of the next position's panel, in even steps: what is asked for in one go
+    // keeps the rows waiting.
+    let tiles = count.div_ceil(ROWS);
+    let (bytes, pace) = (depth * V * 32, V * 64 / tiles);
+    let mut next = panel.wrapping_byte_add(bytes);
     let mut row = 0;
     while row < count {
         let left = count - row;
@@ -162,7 +167,8 @@ unsafe fn products<const V: usize>(
                 match rows {
                     // SAFETY: the caller promises the rows, of which these are some.
                     $($rows => unsafe {
-                        product::<$rows, V>(v.add(row * ld), ld, panel, depth, m.add(row * apart), apart);
+                        let (v, m) = (v.add(row * ld), m.add(row * apart));
+                        product::<$rows, V>(v, ld, panel, depth, m, apart, (next, pace));
                     },)*
                     _ => unreachable!("a tile has 1 to 12 rows"),
                 }
@@ -170,6 +176,7 @@ unsafe fn products<const V: usize>(
         }
         product!(1 2 3 4 5 6 7 8 9 10 11 12);
         row += rows;
+        next = next.wrapping_byte_add(bytes / tiles);
     }
 }
 
@@ -184,18 +191,19 @@ unsafe fn product<const R: usize, const V: usize>(
     depth: usize,
     m: *mut i32,
     apart: usize,
+    (mut next, pace): (*const i16, usize),
 ) {
     let mut acc = [[_mm512_setzero_si512(); V]; R];
     let mut rows: [*const i16; 4] = std::array::from_fn(|i| opaque(v.wrapping_add(3 * i * ld)));
     let mut panel = panel;
-    // The next position's panel is asked for with every tile, for a branch would cost the accumulators their registers.
-    let next = depth * V * 16;
     for _ in 0..depth / 2 {
+        // In every step, because a branch would cost the accumulators their registers.
+        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+        next = next.wrapping_byte_add(pace);
         // SAFETY: the caller promises `R` rows and a panel of that depth, of which this is a step.
         unsafe {
             let mut columns = [_mm512_setzero_si512(); V];
             for c in 0..V {
-                _mm_prefetch::<_MM_HINT_T0>(panel.wrapping_add(next + c * 32).cast());
                 columns[c] = _mm512_loadu_si512(panel.add(c * 32).cast());
             }
             for r in 0..R {
