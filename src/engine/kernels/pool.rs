@@ -1,6 +1,7 @@
 //! Maximum and average pooling, channels last. Knows slices only.
 
 use super::isa::Isa;
+use super::lines::with_scratch;
 use super::parallel::{parts, split_rows};
 use super::{PoolScales, Window, round_half_even_small};
 use std::ops::Range;
@@ -25,15 +26,87 @@ impl PoolScales {
 
 /// Largest code in each window of `x`, `[batch, in_h, in_w, channels]`; padding takes no part, and a window that is
 /// all padding gives 0. `out` is `[batch, out_h, out_w, channels]`. Uses up to `threads` threads.
+///
+/// First the lines of a window are brought to one, then the columns of that: codes, unlike floats with their two zeros, do
+/// not tell in which order they were looked at.
 pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &mut [u8], threads: usize) {
-    max_pool(isa, x, channels, window, 0, |a, b| if b > a { b } else { a }, out, threads);
+    assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
+    assert_eq!(out.len(), window.rows() * channels, "output [batch, out_h, out_w, channels]");
+    if out.is_empty() {
+        return;
+    }
+    let (in_line, out_line) = (window.in_w * channels, window.out_w * channels);
+    let parts = parts(threads, out.len() * window.taps() / 8);
+    split_rows(
+        out,
+        0..window.batch * window.out_h,
+        out_line,
+        1,
+        parts,
+        &|lines: Range<usize>, out: &mut [u8]| {
+            with_scratch::<u8, _>(in_line, |scratch| {
+                isa.vectorize(
+                    #[inline(always)]
+                    || {
+                        for (line, out) in lines.zip(out.chunks_exact_mut(out_line)) {
+                            let (image, oy) = (line / window.out_h, line % window.out_h);
+                            let inside = Inside::new(window, image, oy, 0);
+                            let mut rows = inside.lines();
+                            let Some(first) = rows.next() else {
+                                out.fill(0);
+                                continue;
+                            };
+                            let first = &x[first * in_line..][..in_line];
+                            let mut largest = first;
+                            if window.kernel_h > 1 {
+                                scratch.copy_from_slice(first);
+                                rows.for_each(|row| raise(scratch, &x[row * in_line..][..in_line]));
+                                largest = scratch;
+                            }
+                            for (ox, out) in out.chunks_exact_mut(channels).enumerate() {
+                                out.fill(0);
+                                let inside = Inside::new(window, image, oy, ox);
+                                for column in inside.columns() {
+                                    raise(out, &largest[column * channels..][..channels]);
+                                }
+                            }
+                        }
+                    },
+                );
+            });
+        },
+    );
+}
+
+/// Brings codes to others where those are larger.
+#[inline(always)]
+fn raise(codes: &mut [u8], others: &[u8]) {
+    let ((blocks, rest), (other_blocks, other_rest)) =
+        (codes.as_chunks_mut::<BLOCK>(), others.as_chunks::<BLOCK>());
+    for (block, other) in blocks.iter_mut().zip(other_blocks) {
+        for i in 0..BLOCK {
+            block[i] = block[i].max(other[i]);
+        }
+    }
+    for (code, &other) in rest.iter_mut().zip(other_rest) {
+        *code = (*code).max(other);
+    }
 }
 
 /// Largest value in each window, like [`max_pool_u8`]; a window that is all padding gives negative infinity. What is
 /// not a number is never larger.
 pub fn max_pool_f32(isa: Isa, x: &[f32], channels: usize, window: &Window, out: &mut [f32], threads: usize) {
-    let larger = |a, b| if b > a { b } else { a };
-    max_pool(isa, x, channels, window, f32::NEG_INFINITY, larger, out, threads);
+    for_each_pixel(isa, x, channels, window, out, threads, &|inside: &Inside, x: &[f32], out: &mut [f32]| {
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            let mut most = [f32::NEG_INFINITY; BLOCK];
+            inside.for_each(|pixel| {
+                for (most, &v) in most.iter_mut().zip(&x[pixel * channels + block * BLOCK..][..out.len()]) {
+                    *most = if v > *most { v } else { *most };
+                }
+            });
+            out.copy_from_slice(&most[..out.len()]);
+        }
+    });
 }
 
 /// Average of the codes in each window of `x`, `[batch, in_h, in_w, channels]`, requantized to `out`, `[batch, out_h,
@@ -158,30 +231,6 @@ fn whole_image(batch: usize, pixels: usize) -> Window {
     Window { batch, in_w: pixels, kernel_w: pixels, ..Window::of_rows(1) }
 }
 
-#[expect(clippy::too_many_arguments, reason = "two tensors, the operation and the geometry")]
-fn max_pool<T: Copy + Send + Sync>(
-    isa: Isa,
-    x: &[T],
-    channels: usize,
-    window: &Window,
-    least: T,
-    larger: impl Fn(T, T) -> T + Sync,
-    out: &mut [T],
-    threads: usize,
-) {
-    for_each_pixel(isa, x, channels, window, out, threads, &|inside: &Inside, x: &[T], out: &mut [T]| {
-        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-            let mut most = [least; BLOCK];
-            inside.for_each(|pixel| {
-                for (most, &v) in most.iter_mut().zip(&x[pixel * channels + block * BLOCK..][..out.len()]) {
-                    *most = larger(*most, v);
-                }
-            });
-            out.copy_from_slice(&most[..out.len()]);
-        }
-    });
-}
-
 /// The taps of one output pixel that lie inside the input.
 struct Inside<'a> {
     window: &'a Window,
@@ -207,14 +256,26 @@ impl<'a> Inside<'a> {
     /// Calls `f` with the input pixel of each tap, in the order of the taps.
     #[inline(always)]
     fn for_each(&self, mut f: impl FnMut(usize)) {
-        let window = self.window;
-        for ky in self.rows.clone() {
-            let y = self.y0 + ky * window.dilation_h - window.pad_top;
-            for kx in self.columns.clone() {
-                let x = self.x0 + kx * window.dilation_w - window.pad_left;
-                f((self.image * window.in_h + y) * window.in_w + x);
+        for line in self.lines() {
+            for column in self.columns() {
+                f(line * self.window.in_w + column);
             }
         }
+    }
+
+    /// The lines of the input, through all images, that taps lie on.
+    #[inline(always)]
+    fn lines(&self) -> impl Iterator<Item = usize> {
+        let Inside { window, image, y0, .. } = *self;
+        let rows = self.rows.clone();
+        rows.map(move |ky| image * window.in_h + y0 + ky * window.dilation_h - window.pad_top)
+    }
+
+    /// The columns of the input that taps lie on.
+    #[inline(always)]
+    fn columns(&self) -> impl Iterator<Item = usize> {
+        let Inside { window, x0, .. } = *self;
+        self.columns.clone().map(move |kx| x0 + kx * window.dilation_w - window.pad_left)
     }
 }
 

@@ -98,6 +98,10 @@ pub(super) struct Run {
     pub(super) tiles: Range<usize>,
     /// Their first output pixel, numbered through all images.
     pub(super) pixel: usize,
+    /// The same by image, line and column.
+    image: usize,
+    y: usize,
+    x: usize,
     /// Output pixels in a line.
     pub(super) pixels: usize,
     /// Output lines: those of a tile, or fewer at the end of an image.
@@ -161,8 +165,9 @@ impl<'a> Tiles<'a> {
             let tiles = tiles.start.max(first)..tiles.end.min(first + per_line);
             let x = (tiles.start - first) * outputs;
             let pixels = (tiles.len() * outputs).min(self.window.out_w - x);
-            let lines = (self.window.out_h - self.line(line).1).min(outputs);
-            Run { tiles, pixel: self.first_pixel(line) + x, pixels, lines }
+            let (image, y) = self.line(line);
+            let lines = (self.window.out_h - y).min(outputs);
+            Run { tiles, pixel: self.first_pixel(line) + x, image, y, x, pixels, lines }
         })
     }
 
@@ -177,47 +182,52 @@ impl<'a> Tiles<'a> {
     ) {
         let (window, side) = (self.window, self.transform.side());
         let line_stride = window.in_w * self.in_stride;
+        // Without padding these are input line and column, shifted so as not to be negative.
+        let inside = |at: usize, pad: usize, len: usize| at >= pad && at + side <= len + pad;
         with_scratch::<u8, _>(side * side * ld, |patch| {
-            for tile in tiles {
-                let (line, column) = (tile / self.per_line(), tile % self.per_line());
-                let (image, y) = self.line(line);
-                let x = column * self.transform.outputs();
-                // Without padding these are input line and column, shifted so as not to be negative.
-                let inside = |at: usize, pad: usize, len: usize| at >= pad && at + side <= len + pad;
-                if self.inputs >= least
-                    && inside(y, window.pad_top, window.in_h)
-                    && inside(x, window.pad_left, window.in_w)
-                {
-                    let line = image * window.in_h + y - window.pad_top;
-                    let pixel = line * window.in_w + x - window.pad_left;
-                    let from = &self.x[pixel * self.in_stride + self.in_offset..];
-                    visit(tile, from, line_stride, self.in_stride);
-                    continue;
-                }
-                let columns = within(x, window.pad_left, window.in_w, side);
-                for (i, line) in patch.chunks_exact_mut(side * ld).enumerate() {
-                    let within = within(y + i, window.pad_top, window.in_h, 1);
-                    if within.is_empty() || columns.is_empty() {
-                        line.fill(self.pad);
+            for run in self.runs(tiles) {
+                let in_lines = self.inputs >= least && inside(run.y, window.pad_top, window.in_h);
+                let outputs = self.transform.outputs();
+                for (tile, x) in run.tiles.zip((run.x..).step_by(outputs)) {
+                    if in_lines && inside(x, window.pad_left, window.in_w) {
+                        let line = run.image * window.in_h + run.y - window.pad_top;
+                        let pixel = line * window.in_w + x - window.pad_left;
+                        let from = &self.x[pixel * self.in_stride + self.in_offset..];
+                        visit(tile, from, line_stride, self.in_stride);
                         continue;
                     }
-                    line[..columns.start * ld].fill(self.pad);
-                    line[columns.end * ld..].fill(self.pad);
-                    let in_line = image * window.in_h + y + i - window.pad_top;
-                    let pixel = in_line * window.in_w + x + columns.start - window.pad_left;
-                    let from = &self.x[pixel * self.in_stride + self.in_offset..];
-                    let to = &mut line[columns.start * ld..columns.end * ld];
-                    if self.in_stride == ld && self.inputs == ld {
-                        to.copy_from_slice(&from[..to.len()]);
-                    } else {
-                        for (to, from) in to.chunks_exact_mut(ld).zip(from.chunks(self.in_stride)) {
-                            to[..self.inputs].copy_from_slice(&from[..self.inputs]);
-                        }
-                    }
+                    self.copy(run.image, run.y, x, patch, ld);
+                    visit(tile, patch, side * ld, ld);
                 }
-                visit(tile, patch, side * ld, ld);
             }
         });
+    }
+
+    /// Copies the pixels of a tile, some of which may be padding, to `patch`, `ld` apart. `(y, x)` is its first one,
+    /// counted from the first of the padding.
+    fn copy(&self, image: usize, y: usize, x: usize, patch: &mut [u8], ld: usize) {
+        let (window, side) = (self.window, self.transform.side());
+        let columns = within(x, window.pad_left, window.in_w, side);
+        for (i, line) in patch.chunks_exact_mut(side * ld).enumerate() {
+            let within = within(y + i, window.pad_top, window.in_h, 1);
+            if within.is_empty() || columns.is_empty() {
+                line.fill(self.pad);
+                continue;
+            }
+            line[..columns.start * ld].fill(self.pad);
+            line[columns.end * ld..].fill(self.pad);
+            let in_line = image * window.in_h + y + i - window.pad_top;
+            let pixel = in_line * window.in_w + x + columns.start - window.pad_left;
+            let from = &self.x[pixel * self.in_stride + self.in_offset..];
+            let to = &mut line[columns.start * ld..columns.end * ld];
+            if self.in_stride == ld && self.inputs == ld {
+                to.copy_from_slice(&from[..to.len()]);
+            } else {
+                for (to, from) in to.chunks_exact_mut(ld).zip(from.chunks(self.in_stride)) {
+                    to[..self.inputs].copy_from_slice(&from[..self.inputs]);
+                }
+            }
+        }
     }
 }
 
