@@ -3,6 +3,7 @@
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::parallel::{parts, split_rows};
+use super::walk::taps_inside;
 use super::{PoolScales, Window, round_half_even_small};
 use std::ops::Range;
 
@@ -49,26 +50,14 @@ pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &m
                     #[inline(always)]
                     || {
                         for (line, out) in lines.zip(out.chunks_exact_mut(out_line)) {
-                            let (image, oy) = (line / window.out_h, line % window.out_h);
-                            let inside = Inside::new(window, image, oy, 0);
-                            let mut rows = inside.lines();
-                            let Some(first) = rows.next() else {
-                                out.fill(0);
-                                continue;
-                            };
-                            let first = &x[first * in_line..][..in_line];
-                            let mut largest = first;
-                            if window.kernel_h > 1 {
-                                scratch.copy_from_slice(first);
-                                rows.for_each(|row| raise(scratch, &x[row * in_line..][..in_line]));
-                                largest = scratch;
-                            }
+                            let inside =
+                                |ox| Inside::new(window, line / window.out_h, line % window.out_h, ox);
+                            largest(scratch, inside(0).lines().map(|y| &x[y * in_line..][..in_line]));
                             for (ox, out) in out.chunks_exact_mut(channels).enumerate() {
-                                out.fill(0);
-                                let inside = Inside::new(window, image, oy, ox);
-                                for column in inside.columns() {
-                                    raise(out, &largest[column * channels..][..channels]);
-                                }
+                                largest(
+                                    out,
+                                    inside(ox).columns().map(|x| &scratch[x * channels..][..channels]),
+                                );
                             }
                         }
                     },
@@ -76,6 +65,18 @@ pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &m
             });
         },
     );
+}
+
+/// The largest of each code of some lists, 0 if there are none.
+#[inline(always)]
+fn largest<'x>(out: &mut [u8], mut lists: impl Iterator<Item = &'x [u8]>) {
+    match lists.next() {
+        Some(first) => out.copy_from_slice(first),
+        None => out.fill(0),
+    }
+    for list in lists {
+        raise(out, list);
+    }
 }
 
 /// Brings codes to others where those are larger.
@@ -277,12 +278,6 @@ impl<'a> Inside<'a> {
         let Inside { window, x0, .. } = *self;
         self.columns.clone().map(move |kx| x0 + kx * window.dilation_w - window.pad_left)
     }
-}
-
-/// Which of `taps` taps, `dilation` apart from padded position `start`, lie on the `len` positions after `pad`.
-fn taps_inside(start: usize, pad: usize, len: usize, taps: usize, dilation: usize) -> Range<usize> {
-    let before = |end: usize| end.saturating_sub(start).div_ceil(dilation).min(taps);
-    before(pad)..before(pad + len).max(before(pad))
 }
 
 fn for_each_pixel<'a, T: Sync, O: Send>(

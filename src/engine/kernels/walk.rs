@@ -142,6 +142,18 @@ pub(super) fn line_len(window: &Window, inputs: usize) -> usize {
     ((window.out_w - 1) * window.stride_w + window.kernel_w) * inputs
 }
 
+/// Which of `taps` taps, `dilation` apart from padded position `start`, lie on the `len` positions after `pad`.
+pub(super) fn taps_inside(
+    start: usize,
+    pad: usize,
+    len: usize,
+    taps: usize,
+    dilation: usize,
+) -> Range<usize> {
+    let before = |end: usize| end.saturating_sub(start).div_ceil(dilation).min(taps);
+    before(pad)..before(pad + len).max(before(pad))
+}
+
 /// Cuts a range into as few pieces of at most `most` as will do, all of about the same length: a last tile of one
 /// row would take a third of the time of a whole one.
 pub(super) fn even(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {

@@ -37,7 +37,7 @@ impl PackedWinograd {
         assert_eq!(codes.len(), out * TAPS * inputs, "codes [out, 9, inputs]");
         assert!(out > 0 && inputs > 0, "channels");
         assert!(transform.exact(codes, inputs), "the sums of {transform:?} fit");
-        let (depth, columns) = (inputs.next_multiple_of(DEPTH), Steps::new(isa, transform).columns);
+        let (depth, columns) = (inputs.next_multiple_of(DEPTH), Steps::new(isa, transform).shape.columns);
         let elements = transform.positions() * depth;
         let mut panels = Aligned::zeros(out.next_multiple_of(columns / 2) * elements);
         let whole = codes.chunks(columns * TAPS * inputs).zip(panels.chunks_mut(columns * elements));
@@ -65,6 +65,10 @@ impl PackedWinograd {
         self.panels.bytes() + size_of_val(&self.column_sums[..])
     }
 
+    fn steps(&self) -> Steps {
+        Steps::new(self.isa, self.transform)
+    }
+
     /// Convolution, with the meaning of [`PackedInt8::conv`](super::gemm_int8::PackedInt8::conv). The window is 3x3
     /// with stride and dilation 1.
     #[expect(clippy::too_many_arguments, reason = "a convolution is its two tensors and its geometry")]
@@ -88,11 +92,11 @@ impl PackedWinograd {
         if rows == 0 {
             return;
         }
-        let steps = Steps::new(self.isa, self.transform);
+        let steps = self.steps();
         let tiles = Tiles::new(self.transform, x, in_stride, in_offset, self.inputs, window, pad);
         let products = tiles.count() * self.transform.positions() * columns * self.inputs;
         let parts = parts(threads, products / self.isa.products_per_ns());
-        let (lines, panels) = (tiles.lines(), columns.div_ceil(steps.columns));
+        let (lines, panels) = (tiles.lines(), columns.div_ceil(steps.shape.columns));
         // A part wants tiles enough to read the weights for, and as many as another part.
         let few = tiles.count() < 64 * parts && panels >= parts || lines < parts.min(panels);
         if parts > 1 && few {
@@ -124,8 +128,7 @@ impl PackedWinograd {
         out_offset: usize,
         whole: bool,
     ) {
-        let (steps, inputs, positions) =
-            (Steps::new(self.isa, self.transform), self.inputs, self.transform.positions());
+        let (steps, inputs, positions) = (self.steps(), self.inputs, self.transform.positions());
         let (depth, ld) = (inputs.next_multiple_of(DEPTH), steps.stride(inputs));
         let first_pixel = tiles.first_pixel(lines.start);
         let all = lines.start * tiles.per_line()..lines.end * tiles.per_line();
@@ -136,12 +139,12 @@ impl PackedWinograd {
             with_scratch::<i32, _>(most * steps.sums(), |m| {
                 for block in even(all, most) {
                     input(steps, tiles, block.clone(), v, ld, slab);
-                    for first in columns.clone().step_by(steps.columns) {
+                    for first in columns.clone().step_by(steps.shape.columns) {
                         let panel = &self.panels[first * positions * depth..];
-                        let half = self.column_sums.len() - first <= steps.columns / 2;
-                        let width = if half { steps.columns / 2 } else { steps.columns };
+                        let half = self.column_sums.len() - first <= steps.shape.columns / 2;
+                        let width = if half { steps.shape.columns / 2 } else { steps.shape.columns };
                         for p in 0..positions {
-                            let (v, m) = (&v[p * slab..], &mut m[p * steps.columns..]);
+                            let (v, m) = (&v[p * slab..], &mut m[p * steps.shape.columns..]);
                             let panel = &panel[p * width * depth..][..width * depth];
                             products(steps, v, ld, block.len(), panel, width, depth, m);
                         }
@@ -149,7 +152,7 @@ impl PackedWinograd {
                             let m = &m[(run.tiles.start - block.start) * steps.sums()..];
                             let at =
                                 (run.pixel - first_pixel) * out_stride + out_offset + first - columns.start;
-                            let columns = steps.columns.min(columns.end - first);
+                            let columns = steps.shape.columns.min(columns.end - first);
                             let place = Place { at, stride: out_stride, channel: first, columns };
                             let line = tiles.out_w() * out_stride;
                             outputs(steps, m, width, run.pixels, run.lines, line, out, place, whole);
@@ -209,7 +212,7 @@ impl Columns<'_> {
     fn run<'b, T: Pod>(self, out: &'b mut [T], kind: impl for<'o> Fn(&'o mut [T]) -> IntOutput<'o, 'b>) {
         let Columns { packed, tiles, rows, out_stride, out_offset, parts } = self;
         let columns = packed.column_sums.len();
-        let most = columns.div_ceil(parts).next_multiple_of(Steps::new(packed.isa, packed.transform).columns);
+        let most = columns.div_ceil(parts).next_multiple_of(packed.steps().shape.columns);
         with_scratch::<T, _>(rows * columns, |scratch| {
             let parts = columns.div_ceil(most);
             split_rows(kind(scratch), 0..columns, rows, most, parts, &|columns, mut out| {

@@ -4,25 +4,37 @@
 use super::isa::Isa;
 use super::lines::with_scratch;
 use super::tiles::Place;
+use super::walk::taps_inside;
 use super::winograd_transform::{OUTPUTS_MAX, SIDE_MAX, Transform};
 use super::{IntOutput, Window};
 use std::ops::Range;
 
-/// What the steps look like in the registers of an instruction set.
+/// The steps of a transform on an instruction set.
 #[derive(Clone, Copy)]
 pub(super) struct Steps {
     isa: Isa,
     pub(super) transform: Transform,
+    pub(super) shape: Shape,
+}
+
+/// What they look like in registers.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
     /// Most tiles that a register tile of the products has.
     pub(super) rows: usize,
     /// Columns of a panel; the last one is half as wide if that is enough.
     pub(super) columns: usize,
     /// Channels of the input that are transformed at once.
     pub(super) channels: usize,
-    /// Most bytes of transformed input in a block: most of a level-2 cache, of 512 KiB on the smallest processors with
-    /// AVX2 and 1 MiB on those with AVX-512, for the weights only stream past.
+    /// Most bytes of transformed input in a block: most of a level-2 cache, for the weights only stream past.
     block_bytes: usize,
 }
+
+/// On AVX2, and in plain Rust. The smallest processors have 512 KiB of level-2 cache.
+pub(super) const NARROW: Shape = Shape { rows: 6, columns: 16, channels: 16, block_bytes: 448 << 10 };
+
+/// On AVX-512. Processors with that have 1 MiB or more.
+pub(super) const WIDE: Shape = Shape { rows: 12, columns: 32, channels: 32, block_bytes: 896 << 10 };
 
 /// Most tiles of a block: a position's panel is read once for so many, and more gain nothing. An image of 14 x 14 has
 /// 49 of two by two outputs.
@@ -32,37 +44,40 @@ const BLOCK_TILES: usize = 54;
 pub(super) const DEPTH: usize = 4;
 
 /// Most columns of a panel.
-pub(super) const COLUMNS_MAX: usize = 32;
+pub(super) const COLUMNS_MAX: usize = WIDE.columns;
 
 impl Steps {
-    /// The steps of a transform. AVX-512 has its own for F4 only: with its byte dot products F2 gains nothing.
+    /// The steps of a transform.
     pub(super) fn new(isa: Isa, transform: Transform) -> Steps {
+        let steps = Steps { isa, transform, shape: NARROW };
         #[cfg(target_arch = "x86_64")]
-        if isa.wide().is_some() && transform == Transform::F4 {
-            return Steps { isa, transform, rows: 12, columns: 32, channels: 32, block_bytes: 896 << 10 };
+        if steps.wide().is_some() {
+            return Steps { shape: WIDE, ..steps };
         }
-        Steps { isa, transform, rows: 6, columns: 16, channels: 16, block_bytes: 448 << 10 }
+        steps
+    }
+
+    /// AVX-512 has steps of its own for F4 only: with its byte dot products F2 gains nothing.
+    #[cfg(target_arch = "x86_64")]
+    fn wide(self) -> Option<super::x86_64_vnni::Avx512Vnni> {
+        self.isa.wide().filter(|_| self.transform == Transform::F4)
     }
 
     /// Elements from one tile to the next in a transformed input of so many channels.
     pub(super) fn stride(self, inputs: usize) -> usize {
-        inputs.next_multiple_of(self.channels)
+        inputs.next_multiple_of(self.shape.channels)
     }
 
     /// Most tiles of a block.
     pub(super) fn block(self, inputs: usize) -> usize {
-        let fit = self.block_bytes / (self.transform.positions() * self.stride(inputs) * size_of::<i16>());
-        (fit / self.rows).clamp(1, BLOCK_TILES / self.rows) * self.rows
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn wide(self) -> Option<super::x86_64_vnni::Avx512Vnni> {
-        self.isa.wide().filter(|_| self.columns == 32)
+        let Shape { rows, block_bytes, .. } = self.shape;
+        let fit = block_bytes / (self.transform.positions() * self.stride(inputs) * size_of::<i16>());
+        (fit / rows).clamp(1, BLOCK_TILES / rows) * rows
     }
 
     /// Sums of one tile and one panel lie apart by so much.
     pub(super) fn sums(self) -> usize {
-        self.transform.positions() * self.columns
+        self.transform.positions() * self.shape.columns
     }
 
     /// Whether the outputs include what [`Requant::sum_in_registers`](super::Requant::sum_in_registers) gives.
@@ -207,10 +222,9 @@ impl<'a> Tiles<'a> {
     /// counted from the first of the padding.
     fn copy(&self, image: usize, y: usize, x: usize, patch: &mut [u8], ld: usize) {
         let (window, side) = (self.window, self.transform.side());
-        let columns = within(x, window.pad_left, window.in_w, side);
+        let columns = taps_inside(x, window.pad_left, window.in_w, side, 1);
         for (i, line) in patch.chunks_exact_mut(side * ld).enumerate() {
-            let within = within(y + i, window.pad_top, window.in_h, 1);
-            if within.is_empty() || columns.is_empty() {
+            if taps_inside(y + i, window.pad_top, window.in_h, 1, 1).is_empty() || columns.is_empty() {
                 line.fill(self.pad);
                 continue;
             }
@@ -231,19 +245,13 @@ impl<'a> Tiles<'a> {
     }
 }
 
-/// Which of `count` places from `at` on are within `len` after `pad` of padding.
-fn within(at: usize, pad: usize, len: usize, count: usize) -> Range<usize> {
-    let place = |edge: usize| edge.saturating_sub(at).min(count);
-    place(pad)..place(pad + len)
-}
-
 /// Transforms the input of tiles `block` to `v`: position `p`, channel `c` of tile `i` of the block is
 /// `v[p * slab + i * ld + c]`. `ld` is the number of channels made a multiple of those of a step; those past the last mean
 /// nothing.
 pub(super) fn input(steps: Steps, tiles: &Tiles, block: Range<usize>, v: &mut [i16], ld: usize, slab: usize) {
-    let (first, channels) = (block.start, tiles.inputs.max(steps.channels));
+    let (first, channels) = (block.start, tiles.inputs.max(steps.shape.channels));
     let (transform, side) = (steps.transform, steps.transform.side());
-    tiles.for_each(block, steps.channels, ld, |tile, x, line, pixel| {
+    tiles.for_each(block, steps.shape.channels, ld, |tile, x, line, pixel| {
         let v = &mut v[(tile - first) * ld..];
         #[cfg(target_arch = "x86_64")]
         if let Some(wide) = steps.wide() {
@@ -334,7 +342,7 @@ pub(super) fn outputs(
             let mut columns = [[0i32; OUTPUTS_MAX]; SIDE_MAX];
             for (j, to) in columns[..side].iter_mut().enumerate() {
                 let mut column = [0i32; SIDE_MAX];
-                (0..side).for_each(|i| column[i] = m[(i * side + j) * steps.columns + n]);
+                (0..side).for_each(|i| column[i] = m[(i * side + j) * steps.shape.columns + n]);
                 *to = transform.output(column);
             }
             for (y, sums) in sums[..outputs].iter_mut().enumerate() {

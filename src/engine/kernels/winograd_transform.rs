@@ -14,6 +14,41 @@ pub(super) const SIDE_MAX: usize = 6;
 /// Most outputs of a tile in one direction.
 pub(super) const OUTPUTS_MAX: usize = 4;
 
+/// B^T d of F4 for one column of six, in the arithmetic of whatever registers.
+macro_rules! f4_input {
+    ($d:expr, $add:expr, $sub:expr, $four_times:expr) => {{
+        let (d, add, sub, four_times) = ($d, $add, $sub, $four_times);
+        let (a, b) = (sub(d[4], four_times(d[2])), sub(d[3], four_times(d[1])));
+        let (c, half) = (sub(d[4], d[2]), sub(d[3], d[1]));
+        let e = add(half, half);
+        [
+            add(four_times(sub(d[0], d[2])), c),
+            add(a, b),
+            sub(a, b),
+            add(c, e),
+            sub(c, e),
+            sub(sub(d[5], d[3]), add(e, e)),
+        ]
+    }};
+}
+pub(super) use f4_input;
+
+/// A^T m of F4 for one column of six, in the arithmetic of whatever registers.
+macro_rules! f4_output {
+    ($m:expr, $add:expr, $sub:expr, $four_times:expr) => {{
+        let (m, add, sub, four_times) = ($m, $add, $sub, $four_times);
+        let (sum, difference) = (add(m[1], m[2]), sub(m[1], m[2]));
+        let (far_sum, far_difference) = (add(m[3], m[4]), sub(m[3], m[4]));
+        [
+            sub(add(m[0], far_sum), four_times(sum)),
+            sub(far_difference, add(difference, difference)),
+            sub(far_sum, sum),
+            add(sub(m[5], difference), add(far_difference, far_difference)),
+        ]
+    }};
+}
+pub(super) use f4_output;
+
 /// One of Winograd's transforms for kernels of 3x3, named by the outputs that a tile has in each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
@@ -80,11 +115,7 @@ impl Transform {
     pub(super) fn input(self, d: [i16; SIDE_MAX]) -> [i16; SIDE_MAX] {
         match self {
             Transform::F2 => [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3], 0, 0],
-            Transform::F4 => {
-                let (a, b) = (d[4] - 4 * d[2], d[3] - 4 * d[1]);
-                let (c, e) = (d[4] - d[2], 2 * (d[3] - d[1]));
-                [4 * (d[0] - d[2]) + c, a + b, a - b, c + e, c - e, d[5] - d[3] - 2 * e]
-            }
+            Transform::F4 => f4_input!(d, |a: i16, b| a + b, |a: i16, b| a - b, |a: i16| 4 * a),
         }
     }
 
@@ -92,20 +123,10 @@ impl Transform {
     /// [`Transform::powers`].
     #[inline(always)]
     pub(super) fn output(self, m: [i32; SIDE_MAX]) -> [i32; OUTPUTS_MAX] {
-        let add = i32::wrapping_add;
-        let sub = i32::wrapping_sub;
-        let (sum, difference) = (add(m[1], m[2]), sub(m[1], m[2]));
+        let (add, sub) = (i32::wrapping_add, i32::wrapping_sub);
         match self {
-            Transform::F2 => [add(m[0], sum), sub(difference, m[3]), 0, 0],
-            Transform::F4 => {
-                let (far_sum, far_difference) = (add(m[3], m[4]), sub(m[3], m[4]));
-                [
-                    sub(add(m[0], far_sum), sum.wrapping_mul(4)),
-                    sub(far_difference, difference.wrapping_mul(2)),
-                    sub(far_sum, sum),
-                    add(sub(m[5], difference), far_difference.wrapping_mul(2)),
-                ]
-            }
+            Transform::F2 => [add(m[0], add(m[1], m[2])), sub(sub(m[1], m[2]), m[3]), 0, 0],
+            Transform::F4 => f4_output!(m, add, sub, |a: i32| a.wrapping_mul(4)),
         }
     }
 

@@ -5,19 +5,20 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::winograd_transform::{NINTH, OUTPUTS_MAX, Transform};
+use super::winograd_tiles::NARROW;
+use super::winograd_transform::{NINTH, OUTPUTS_MAX, Transform, f4_input, f4_output};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Codes, Finish, ToCodes, ToFloats, ToSums, bias_lanes, factor_lanes};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
-const STEP: usize = 16;
+const STEP: usize = NARROW.channels;
 
 /// Columns of a whole panel.
-const COLUMNS: usize = 16;
+const COLUMNS: usize = NARROW.columns;
 
 /// Most tiles of a register tile of the products.
-const ROWS: usize = 6;
+const ROWS: usize = NARROW.rows;
 
 impl Avx2 {
     /// Transforms one tile: pixel `(i, j)` of it has its channels at `x[i * line + j * pixel ..]`. Position `p`, channel
@@ -387,18 +388,7 @@ fn four(d: [__m256i; 4]) -> [__m256i; 4] {
 #[inline]
 fn six(d: [__m256i; 6]) -> [__m256i; 6] {
     let (add, sub) = (|a, b| _mm256_add_epi16(a, b), |a, b| _mm256_sub_epi16(a, b));
-    let four_times = |a| _mm256_slli_epi16::<2>(a);
-    let (a, b) = (sub(d[4], four_times(d[2])), sub(d[3], four_times(d[1])));
-    let (c, half) = (sub(d[4], d[2]), sub(d[3], d[1]));
-    let e = add(half, half);
-    [
-        add(four_times(sub(d[0], d[2])), c),
-        add(a, b),
-        sub(a, b),
-        add(c, e),
-        sub(c, e),
-        sub(sub(d[5], d[3]), add(e, e)),
-    ]
+    f4_input!(d, add, sub, |a| _mm256_slli_epi16::<2>(a))
 }
 
 /// See [`Transform::output`] for F2.
@@ -414,12 +404,5 @@ fn two_outputs(m: [__m256i; 4]) -> [__m256i; 2] {
 #[inline]
 fn four_outputs(m: [__m256i; 6]) -> [__m256i; 4] {
     let (add, sub) = (|a, b| _mm256_add_epi32(a, b), |a, b| _mm256_sub_epi32(a, b));
-    let (sum, difference) = (add(m[1], m[2]), sub(m[1], m[2]));
-    let (far_sum, far_difference) = (add(m[3], m[4]), sub(m[3], m[4]));
-    [
-        sub(add(m[0], far_sum), _mm256_slli_epi32::<2>(sum)),
-        sub(far_difference, add(difference, difference)),
-        sub(far_sum, sum),
-        add(sub(m[5], difference), add(far_difference, far_difference)),
-    ]
+    f4_output!(m, add, sub, |a| _mm256_slli_epi32::<2>(a))
 }

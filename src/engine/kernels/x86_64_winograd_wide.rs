@@ -7,20 +7,21 @@
 
 use super::IntOutput;
 use super::tiles::Place;
-use super::winograd_transform::{NINTH, OUTPUTS_MAX, SIDE_MAX, Transform};
+use super::winograd_tiles::WIDE;
+use super::winograd_transform::{NINTH, OUTPUTS_MAX, SIDE_MAX, Transform, f4_input, f4_output};
 use super::x86_64_finish::opaque;
 use super::x86_64_vnni::Avx512Vnni;
 use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, lanes};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
-const STEP: usize = 32;
+const STEP: usize = WIDE.channels;
 
 /// Columns of a whole panel.
-const COLUMNS: usize = 32;
+const COLUMNS: usize = WIDE.columns;
 
 /// Most tiles of a register tile of the products.
-const ROWS: usize = 12;
+const ROWS: usize = WIDE.rows;
 
 /// The powers of two among the factors of the outputs.
 const POWERS: [i32; OUTPUTS_MAX] = Transform::F4.powers();
@@ -316,18 +317,7 @@ unsafe fn finish<const V: usize>(run: Run, bias: [__m512i; V], mut finish: impl 
 #[inline]
 fn six(d: [__m512i; 6]) -> [__m512i; 6] {
     let (add, sub) = (|a, b| _mm512_add_epi16(a, b), |a, b| _mm512_sub_epi16(a, b));
-    let four_times = |a| _mm512_slli_epi16::<2>(a);
-    let (a, b) = (sub(d[4], four_times(d[2])), sub(d[3], four_times(d[1])));
-    let (c, half) = (sub(d[4], d[2]), sub(d[3], d[1]));
-    let e = add(half, half);
-    [
-        add(four_times(sub(d[0], d[2])), c),
-        add(a, b),
-        sub(a, b),
-        add(c, e),
-        sub(c, e),
-        sub(sub(d[5], d[3]), add(e, e)),
-    ]
+    f4_input!(d, add, sub, |a| _mm512_slli_epi16::<2>(a))
 }
 
 /// See [`Transform::output`].
@@ -335,12 +325,5 @@ fn six(d: [__m512i; 6]) -> [__m512i; 6] {
 #[inline]
 fn four(m: [__m512i; 6]) -> [__m512i; 4] {
     let (add, sub) = (|a, b| _mm512_add_epi32(a, b), |a, b| _mm512_sub_epi32(a, b));
-    let (sum, difference) = (add(m[1], m[2]), sub(m[1], m[2]));
-    let (far_sum, far_difference) = (add(m[3], m[4]), sub(m[3], m[4]));
-    [
-        sub(add(m[0], far_sum), _mm512_slli_epi32::<2>(sum)),
-        sub(far_difference, add(difference, difference)),
-        sub(far_sum, sum),
-        add(sub(m[5], difference), add(far_difference, far_difference)),
-    ]
+    f4_output!(m, add, sub, |a| _mm512_slli_epi32::<2>(a))
 }
