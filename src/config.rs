@@ -239,6 +239,8 @@ pub struct Serving {
     pub memory_bytes: u64,
     /// Bytes from which on an answer is compressed for clients that ask, 0 (never) to 1 TiB.
     pub compress_bytes: u64,
+    /// Whether clients on this machine may hand over tensors in POSIX shared memory.
+    pub shared_memory: bool,
     /// Milliseconds that a stopping server still answers, 0 to 600,000.
     pub drain_delay_ms: u64,
     /// Milliseconds that a stopping server waits for requests it has taken, 0 to 3,600,000.

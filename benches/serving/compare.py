@@ -10,16 +10,18 @@ import struct
 import provide
 import servers
 
+WHO = ["octet", "fastapi", "litserve", "mlserver"]
 # Model: (who runs, encodings, connections).
 PLAN = {
-    "mlp": (["octet", "fastapi", "litserve", "mlserver"], ["json", "binary"], [1, 16, 64]),
-    "resnet8": (["octet", "fastapi", "litserve", "mlserver"], ["json", "binary"], [1, 16, 64]),
-    "image": (["octet", "fastapi"], ["json", "binary"], [1]),
+    "mlp": (WHO, ["json", "binary"], [1, 16, 64]),
+    "resnet8": (WHO, ["json", "binary"], [1, 16, 64]),
+    "image": (["octet", "fastapi"], ["json", "binary", "shared"], [1]),
     "empty": (["octet", "fastapi"], ["json", "binary"], [1]),
-    "mobilenetv2": (["octet", "fastapi"], ["binary"], [1, 16]),
-    "resnet18": (["octet", "fastapi"], ["binary"], [1, 16]),
+    "mobilenetv2": (["octet", "fastapi"], ["binary", "shared"], [1, 16]),
+    "resnet18": (["octet", "fastapi"], ["binary", "shared"], [1, 16]),
 }
-TAKES_BINARY = {"octet", "fastapi"}
+# Who takes more than JSON. Shared memory is Triton's; of those here only Octet has it.
+TAKES = {"json": set(WHO), "binary": {"octet", "fastapi"}, "shared": {"octet"}}
 # Processes of a peer that compute. MLServer's 0 is its own process; with a pool of two it was slower.
 WORKERS = {"fastapi": 2, "litserve": 2, "mlserver": 0}
 COSINE_MIN = 0.999
@@ -47,9 +49,9 @@ def first_answers(running, urls, bodies, encodings):
     for name, server in running.items():
         with server.running():
             for encoding in encodings:
-                if encoding == "binary" and name not in TAKES_BINARY:
+                if name not in TAKES[encoding]:
                     continue
-                path, headers = bodies[encoding]
+                path, headers = bodies[encoding][:2]
                 status, got, body = server.request("POST", urls[name], path.read_bytes(), headers)
                 if status != 200:
                     raise RuntimeError(f"{name}, {encoding}: {status} {body[:300]}")
@@ -88,6 +90,9 @@ def one_model(model, octet, load, arguments, out):
                 continue
             server.pause()
             running[name] = server
+        if "shared" in encodings:
+            with octet.running():
+                stack.enter_context(octet.shared_memory(bodies["shared"][2]))
         urls = {n: f"/v2/models/{endpoint if n == 'octet' else 'm'}/infer" for n in running}
         agreement = first_answers(running, urls, bodies, encodings)
         cells, benches = {}, {}
@@ -103,9 +108,9 @@ def one_model(model, octet, load, arguments, out):
             for count in connections:
                 for encoding in encodings:
                     for name in order:
-                        if encoding == "binary" and name not in TAKES_BINARY:
+                        if name not in TAKES[encoding]:
                             continue
-                        server, (body, headers) = running[name], bodies[encoding]
+                        server, (body, headers) = running[name], bodies[encoding][:2]
                         with server.running():
                             url = server.url(urls[name])
                             if round_ == 0:

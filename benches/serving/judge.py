@@ -80,20 +80,23 @@ def run(binary, arguments):
                 address = f"127.0.0.1:{port}"
                 for concurrency in (1, 4):
                     found["verdicts"].append(once(command, name, protocol, address, concurrency, data, arguments))
+                found["verdicts"].append(once(command, name, protocol, address, 1, data, arguments, shared=True))
     for v in found["verdicts"]:
         provide.peers.say(f"  {v['goal']}: {v['measured']}")
     return found
 
 
-def once(command, model, protocol, address, concurrency, data, arguments):
+def once(command, model, protocol, address, concurrency, data, arguments, shared=False):
     """One measurement of a fixed number of requests, which skips the check for stability."""
-    table = arguments.out / f"perf_analyzer-{model}-{protocol}-{concurrency}.csv"
+    kind = ", shared memory" if shared else ""
+    table = arguments.out / f"perf_analyzer-{model}-{protocol}-{concurrency}{'-shared' if shared else ''}.csv"
     count = 200 if arguments.quick else 2000
     done = subprocess.run(
         [*command, "-m", model, "-i", protocol, "-u", address, "-b", "1", "--input-data", data,
-         "--concurrency-range", f"{concurrency}:{concurrency}", "--request-count", str(count), "-f", table],
+         "--concurrency-range", f"{concurrency}:{concurrency}", "--request-count", str(count), "-f", table,
+         *(["--shared-memory", "system", "--output-shared-memory-size", "4096"] if shared else [])],
         capture_output=True, text=True, timeout=180, env=os.environ, check=False)
-    goal = f"perf_analyzer, {model}, {protocol}, {concurrency} at a time, {count} requests"
+    goal = f"perf_analyzer, {model}, {protocol}, {concurrency} at a time, {count} requests{kind}"
     if done.returncode or not table.exists():
         return verdict(goal, f"exit {done.returncode}: {(done.stdout + done.stderr)[-400:]}", "runs", False)
     row = next(csv.DictReader(table.open()))

@@ -101,8 +101,13 @@ MADE = {
 }
 
 
+# The one region of shared memory that a request names.
+REGION = "input"
+
+
 def bodies(model, folder):
-    """Files with the same request as JSON and as binary tensors: {encoding: (path, headers)}.
+    """Files with the same request as JSON, as binary tensors and with its tensor in shared memory: {encoding: (path,
+    headers)}, for the last one also the bytes of the tensor.
 
     Numbers have six digits, as a client that rounds writes them; the binary tensor has the same values.
     """
@@ -113,8 +118,11 @@ def bodies(model, folder):
     raw = struct.pack(f"<{len(values)}f", *values)
     tensor["parameters"] = {"binary_data_size": len(raw)}
     head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+    tensor["parameters"] = {"shared_memory_region": REGION, "shared_memory_byte_size": len(raw)}
+    place = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    found = {}
+    found = {"shared": (folder / f"{model.name}.shared", {"Content-Type": "application/json"}, raw)}
+    found["shared"][0].write_bytes(place)
     for encoding, body, headers in [
         ("json", text, {"Content-Type": "application/json"}),
         ("binary", head + raw, {"Content-Type": "application/octet-stream",

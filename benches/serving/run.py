@@ -33,7 +33,7 @@ def parse():
                         help=f"of {', '.join([*compare.PLAN, *SCENARIOS])} [default: all models, no scenario]")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="[default: 3]")
     parser.add_argument("--seconds", type=int, default=3, metavar="S", help="of each measurement [default: 3]")
-    parser.add_argument("--encodings", metavar="A,B", default="json,binary", help="[default: json,binary]")
+    parser.add_argument("--encodings", metavar="A,B", default="json,binary,shared", help="[default: json,binary,shared]")
     parser.add_argument("--peers", metavar="A,B", default=",".join(compare.WORKERS), help="[default: all]")
     parser.add_argument("--float", action="store_true", help="all serve the float models")
     parser.add_argument("--port", type=int, default=18200, metavar="P", help="this and the next 99 [default: 18200]")

@@ -132,7 +132,7 @@ class Octet(Server):
         self.grpc_port = port + 1 if knows_grpc(self.binary) else None
         if self.grpc_port:
             command += ["--grpc-listen", f"127.0.0.1:{self.grpc_port}"]
-        for setting in settings:
+        for setting in ("serving.shared_memory=true", *settings):
             command += ["--set", setting]
         super().__init__("octet", port, command, out / "octet.log", "/v2/health/ready",
                          variables={"OCTET_LOG__LEVEL": "warn"})
@@ -168,6 +168,20 @@ class Octet(Server):
         self.call("PUT", f"/v1/endpoints/{endpoint}", {"model": model.name})
         self.loaded(endpoint)
         return model.path
+
+    @contextlib.contextmanager
+    def shared_memory(self, data):
+        """An object of shared memory with these bytes, registered as the region that requests name."""
+        key, region = f"octet-bench-{self.pid}", f"/v2/systemsharedmemory/region/{provide.REGION}"
+        path = pathlib.Path("/dev/shm") / key
+        path.write_bytes(data)
+        try:
+            self.call("POST", f"{region}/register", {"key": key, "byte_size": len(data)})
+            yield
+            with self.running():
+                self.call("POST", f"{region}/unregister")
+        finally:
+            path.unlink()
 
     def loaded(self, endpoint):
         self.until(lambda: self.request("GET", f"/v2/models/{endpoint}/ready")[0] == 200)

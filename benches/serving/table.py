@@ -55,7 +55,7 @@ def verdicts(results):
                                          f"{ours['p99_ms']:.2f} ms; {tail['server']} {tail['p99_ms']:.2f} ms", "less",
                                          ours["p99_ms"] < tail["p99_ms"]))
         elif name == "image":
-            for encoding, aim in (("json", ADDED_JSON_MS), ("binary", ADDED_BINARY_MS)):
+            for encoding, aim in (("json", ADDED_JSON_MS), ("binary", ADDED_BINARY_MS), ("shared", ADDED_BINARY_MS)):
                 for server in ("octet", "fastapi"):
                     c = cell(model, server, encoding, 1)
                     if c:
@@ -70,20 +70,21 @@ def verdicts(results):
                     found.append(verdict(f"empty model as {encoding}: p50 at 1 connection", f"{c['p50_ms'] * 1e3:.0f} µs",
                                          f"{EMPTY_P50_MS * 1e3:.0f} µs", c["p50_ms"] <= EMPTY_P50_MS))
         else:
-            alone = cell(model, "octet", "binary", 1)
             # A run that is alone has all threads.
             compute = min(ms for key, ms in bench.items() if key.startswith("batch 1 "))
-            if alone:
-                over = 1000 / alone["rps"] / compute - 1
-                found.append(verdict(f"{name}, binary, 1 connection: server's part on top of compute",
-                                     f"{over:.1%} of {compute:.2f} ms", f"under {OVERHEAD_MAX:.0%}",
-                                     over < OVERHEAD_MAX))
-            together = cell(model, "octet", "binary", 16)
             eight = next((ms for key, ms in bench.items() if key.startswith("batch 8")), None)
-            if together and eight:
-                part = together["rps"] / (8000 / eight)
-                found.append(verdict(f"{name}, binary, 16 connections: of the batch-8 throughput of octet bench",
-                                     f"{part:.2f} of {8000 / eight:.0f}/s", f"{BATCHING_MIN}", part >= BATCHING_MIN))
+            for encoding in ("binary", "shared"):
+                alone, together = cell(model, "octet", encoding, 1), cell(model, "octet", encoding, 16)
+                if alone:
+                    over = 1000 / alone["rps"] / compute - 1
+                    found.append(verdict(f"{name}, {encoding}, 1 connection: server's part on top of compute",
+                                         f"{over:.1%} of {compute:.2f} ms", f"under {OVERHEAD_MAX:.0%}",
+                                         over < OVERHEAD_MAX))
+                if together and eight:
+                    part = together["rps"] / (8000 / eight)
+                    found.append(verdict(f"{name}, {encoding}, 16 connections: of the batch-8 throughput of octet bench",
+                                         f"{part:.2f} of {8000 / eight:.0f}/s", f"{BATCHING_MIN}",
+                                         part >= BATCHING_MIN))
     return found
 
 

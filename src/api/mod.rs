@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit, watch};
 
 use crate::service::infer::registry::Registry;
+use crate::service::infer::shared_memory::SharedMemory;
 use crate::service::jobs::queue::Queue;
 use crate::service::keys::Keys;
 use crate::service::metrics::Metrics;
@@ -35,6 +36,8 @@ pub struct Context {
     pub queue: Arc<Queue>,
     /// The endpoints in memory.
     pub registry: Arc<Registry>,
+    /// Where clients on this machine hand over tensors; `None` where they may not.
+    pub shared_memory: Option<SharedMemory>,
     /// The figures.
     pub metrics: Arc<Metrics>,
     /// Tells the time.

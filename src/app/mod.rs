@@ -22,6 +22,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::pipeline;
 use crate::service::infer::batcher::Batcher;
 use crate::service::infer::registry::Registry;
+use crate::service::infer::shared_memory::SharedMemory;
 use crate::service::infer::watch::Watch;
 use crate::service::infer::{self};
 use crate::service::jobs::queue::{self, Queue};
@@ -177,6 +178,7 @@ pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server,
         partials: Arc::clone(&partials),
         queue,
         registry: Arc::clone(&registry),
+        shared_memory: settings.serving.shared_memory.then(SharedMemory::default),
         metrics,
         clock: Arc::clone(&clock),
         limits: limits(settings),

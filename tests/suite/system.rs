@@ -37,7 +37,8 @@ async fn what_is_no_route_is_told_in_the_words_of_its_api() {
     app.get("/v1/nonsense").await.problem(404, "no_route", &["/v1/nonsense"]);
     app.get("/nonsense").await.problem(404, "no_route", &["/nonsense"]);
     app.get("/v2/nonsense").await.error(404, "no_route", &["/v2/nonsense"]);
-    app.get("/v2/systemsharedmemory/status").await.error(501, "not_implemented", &["shared memory"]);
+    app.get("/v2/systemsharedmemory/status").await.error(501, "not_implemented", &["serving.shared_memory"]);
+    app.get("/v2/cudasharedmemory/status").await.error(501, "not_implemented", &["CUDA"]);
     let answer = app.delete("/v1/jobs").await;
     assert!(answer.header("allow").contains("POST"), "{:?}", answer.headers);
     answer.problem(405, "method_not_allowed", &[]);

@@ -12,9 +12,17 @@ pub(crate) fn scope_of(path: &str) -> Option<Scope> {
         }
         (crate::api::grpc::INFERENCE, call) => match call {
             "ServerLive" | "ServerReady" => None,
-            "ModelInfer" | "ModelStreamInfer" => Some(Scope::Infer),
-            "ServerMetadata" | "ModelReady" | "ModelMetadata" | "ModelConfig" | "ModelStatistics"
-            | "RepositoryIndex" => Some(Scope::Read),
+            "ModelInfer"
+            | "ModelStreamInfer"
+            | "SystemSharedMemoryRegister"
+            | "SystemSharedMemoryUnregister" => Some(Scope::Infer),
+            "ServerMetadata"
+            | "ModelReady"
+            | "ModelMetadata"
+            | "ModelConfig"
+            | "ModelStatistics"
+            | "RepositoryIndex"
+            | "SystemSharedMemoryStatus" => Some(Scope::Read),
             // One call reads and changes settings.
             _ => Some(Scope::Admin),
         },
@@ -38,7 +46,10 @@ mod tests {
             let scope = scope_of(&format!("/{}/{call}", crate::api::grpc::INFERENCE));
             match scope {
                 None => assert!(["ServerLive", "ServerReady"].contains(&call), "{call} is open"),
-                Some(Scope::Infer) => assert!(call.ends_with("Infer"), "{call}"),
+                Some(Scope::Infer) => {
+                    let ends = ["Infer", "SharedMemoryRegister", "SharedMemoryUnregister"];
+                    assert!(ends.iter().any(|end| call.ends_with(end)), "{call}");
+                }
                 Some(Scope::Admin) => admin.push(call),
                 Some(Scope::Read) => {
                     let changes = ["Load", "Unload", "Settings", "Setting", "Register", "Infer"];

@@ -24,7 +24,7 @@ use crate::api::grpc::proto::{
 use crate::api::v2::infer::{close, run};
 use crate::api::wire::request::{Described, RANK_MAX, TENSORS_MAX, described, raw_tensor};
 use crate::api::wire::response::{choose, classes, raw_texts};
-use crate::api::wire::{Error, InferRequest, OutputRequest, datatype_name};
+use crate::api::wire::{Error, InferRequest, OutputRequest, Place, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor};
 use crate::service::infer::served::{Served, Ticket};
 use crate::service::infer::stats::Spent;
@@ -53,11 +53,12 @@ pub(crate) async fn answer(
     }
     let version = given(&message.model_version);
     let mut ticket = shared.registry.admit(&message.model_name, version, Protocol::Grpc).await?;
-    let result = answer_ticket(&mut ticket, message, deadline, trail).await;
+    let result = answer_ticket(shared, &mut ticket, message, deadline, trail).await;
     close(shared, ticket, result)
 }
 
 async fn answer_ticket(
+    shared: &Context,
     ticket: &mut Ticket,
     message: ModelInferRequest,
     deadline: Option<Instant>,
@@ -68,7 +69,7 @@ async fn answer_ticket(
     let mut request = decode(&message)?;
     // The bytes are tensors now.
     drop(message);
-    let mut ran = run(ticket, &mut request, start, deadline).await?;
+    let mut ran = run(shared, ticket, &mut request, start, deadline).await?;
     let response = encode(&request, std::mem::take(&mut ran.outputs), &served)?;
     let spent = ran.spent(ticket, trail);
     Ok((response, spent))
@@ -183,56 +184,85 @@ fn decode(message: &ModelInferRequest) -> Result<InferRequest, Error> {
         Some(ParameterChoice::StringParam(text)) => Some(text.clone()),
         Some(_) => return Err(Error::Field("`precision` must be a string".to_owned())),
     };
-    let (raw, count) = (&message.raw_input_contents, message.inputs.len());
+    let mut request = InferRequest {
+        id: given(&message.id).map(str::to_owned),
+        outputs: message.outputs.iter().map(output).collect::<Result<_, _>>()?,
+        binary_output: true,
+        precision,
+        timeout_us: whole(parameters, "timeout")?.filter(|&us| us > 0),
+        priority: whole(parameters, "priority")?.unwrap_or(0),
+        ..InferRequest::default()
+    };
+    take_inputs(&mut request, message)?;
+    Ok(request)
+}
+
+fn take_inputs(request: &mut InferRequest, message: &ModelInferRequest) -> Result<(), Error> {
+    let places = message.inputs.iter().map(|input| {
+        let wrong = |reason| Error::Input { name: input.name.clone(), reason };
+        place(&input.parameters).map_err(wrong)
+    });
+    let places: Vec<Option<Place>> = places.collect::<Result<_, _>>()?;
+    // One for each that does not lie in shared memory.
+    let raw = &message.raw_input_contents;
+    let count = places.iter().filter(|place| place.is_none()).count();
     if !raw.is_empty() && raw.len() != count {
         return Err(Error::Framing(format!(
             "{count} inputs, but {} entries of raw_input_contents: there must be one for each",
             raw.len()
         )));
     }
-    let mut inputs: Vec<(String, Tensor)> = Vec::with_capacity(count);
-    for (index, input) in message.inputs.iter().enumerate() {
-        let tensor = tensor(input, raw.get(index))?;
-        if inputs.iter().any(|(name, _)| *name == input.name) {
-            return Err(Error::Input { name: input.name.clone(), reason: "given twice".to_owned() });
+    let mut raw = raw.iter();
+    for (input, place) in message.inputs.iter().zip(places) {
+        let described = described_input(input)?;
+        match place {
+            None => request.push(input.name.clone(), tensor(input, &described, raw.next())?)?,
+            Some(_) if values(input).is_some() => {
+                let reason = "`contents` beside shared_memory_region: only one of them".to_owned();
+                return Err(Error::Input { name: input.name.clone(), reason });
+            }
+            Some(place) => request.push_shared(input.name.clone(), described, place)?,
         }
-        inputs.push((input.name.clone(), tensor));
     }
-    Ok(InferRequest {
-        id: given(&message.id).map(str::to_owned),
-        inputs,
-        outputs: message.outputs.iter().map(output).collect::<Result<_, _>>()?,
-        binary_output: true,
-        precision,
-        timeout_us: whole(parameters, "timeout")?.filter(|&us| us > 0),
-        priority: whole(parameters, "priority")?.unwrap_or(0),
-    })
+    Ok(())
+}
+
+/// The place in shared memory that parameters name, where they do.
+fn place(parameters: &Parameters) -> Result<Option<Place>, String> {
+    let region = match choice(parameters, "shared_memory_region") {
+        None => return Ok(None),
+        Some(ParameterChoice::StringParam(name)) => name.clone(),
+        Some(_) => return Err("`shared_memory_region` must be a string".to_owned()),
+    };
+    let number = |name| whole(parameters, name).map_err(|error| error.to_string());
+    let byte_size = number("shared_memory_byte_size")?.and_then(|n| usize::try_from(n).ok());
+    let byte_size = byte_size.ok_or("no `shared_memory_byte_size` beside `shared_memory_region`")?;
+    let offset = number("shared_memory_offset")?.unwrap_or(0);
+    Ok(Some(Place { region, offset, byte_size }))
 }
 
 fn output(wanted: &InferRequestedOutputTensor) -> Result<OutputRequest, Error> {
     let wrong = |reason: String| Error::Output { name: wanted.name.clone(), reason };
-    if wanted.parameters.contains_key("shared_memory_region") {
-        return Err(wrong("shared memory is not supported".to_owned()));
-    }
+    let place = place(&wanted.parameters).map_err(wrong)?;
     let classes = whole(&wanted.parameters, "classification").map_err(|error| wrong(error.to_string()))?;
     let classification = usize::try_from(classes.unwrap_or(0)).unwrap_or(usize::MAX);
-    Ok(OutputRequest { name: wanted.name.clone(), binary: None, classification })
+    OutputRequest::new(wanted.name.clone(), None, classification, place)
 }
 
-fn tensor(input: &InferInputTensor, raw: Option<&Bytes>) -> Result<Tensor, Error> {
-    let wrong = |reason: String| Error::Input { name: input.name.clone(), reason };
+fn described_input(input: &InferInputTensor) -> Result<Described, Error> {
     if input.name.is_empty() {
         return Err(Error::Field("an input without `name`".to_owned()));
     }
-    if input.parameters.contains_key("shared_memory_region") {
-        return Err(wrong("shared memory is not supported".to_owned()));
-    }
     if input.shape.len() > RANK_MAX {
-        return Err(wrong(format!("{} dimensions, at most {RANK_MAX} are taken", input.shape.len())));
+        let reason = format!("{} dimensions, at most {RANK_MAX} are taken", input.shape.len());
+        return Err(Error::Input { name: input.name.clone(), reason });
     }
-    let described = described(&input.name, &input.shape, &input.datatype)?;
-    let given = input.contents.as_ref().filter(|contents| values(contents) > 0);
-    match (raw, given) {
+    described(&input.name, &input.shape, &input.datatype)
+}
+
+fn tensor(input: &InferInputTensor, described: &Described, raw: Option<&Bytes>) -> Result<Tensor, Error> {
+    let wrong = |reason: String| Error::Input { name: input.name.clone(), reason };
+    match (raw, values(input)) {
         (Some(_), Some(_)) => {
             Err(wrong("has `contents` beside raw_input_contents: only one of them".to_owned()))
         }
@@ -244,14 +274,19 @@ fn tensor(input: &InferInputTensor, raw: Option<&Bytes>) -> Result<Tensor, Error
             described.bytes
         ))),
         (Some(raw), None) => raw_tensor(described.dtype, &described.shape, raw).map_err(wrong),
-        (None, Some(contents)) => typed_tensor(&described, contents).map_err(wrong),
+        (None, Some(contents)) => typed_tensor(described, contents).map_err(wrong),
         (None, None) if described.count == 0 => Ok(Tensor::zeros(described.dtype, &described.shape)),
         (None, None) => Err(wrong("neither `contents` nor raw_input_contents".to_owned())),
     }
 }
 
+/// The values that came with an input, where there are any.
+fn values(input: &InferInputTensor) -> Option<&InferTensorContents> {
+    input.contents.as_ref().filter(|contents| value_count(contents) > 0)
+}
+
 /// Values in all fields.
-fn values(contents: &InferTensorContents) -> usize {
+fn value_count(contents: &InferTensorContents) -> usize {
     contents.bool_contents.len()
         + contents.int_contents.len()
         + contents.int64_contents.len()
@@ -264,7 +299,7 @@ fn values(contents: &InferTensorContents) -> usize {
 
 fn typed_tensor(described: &Described, contents: &InferTensorContents) -> Result<Tensor, String> {
     let Described { dtype, shape, count, .. } = described;
-    let all = values(contents);
+    let all = value_count(contents);
     let (field, found) = match dtype {
         DType::Bool => ("bool_contents", contents.bool_contents.len()),
         DType::I8 | DType::I16 | DType::I32 => ("int_contents", contents.int_contents.len()),
@@ -345,6 +380,9 @@ fn encode(
     for choice in choices {
         let (name, tensor) = (names[choice.index].to_owned(), &tensors[choice.index]);
         let (datatype, shape, raw) = match choice.classification {
+            0 if choice.place.is_some() => {
+                (datatype_name(tensor.dtype()), tensor.shape().to_vec(), Bytes::new())
+            }
             0 => {
                 let bytes = Bytes::from_owner(Output(Arc::clone(tensor)));
                 (datatype_name(tensor.dtype()), tensor.shape().to_vec(), bytes)
@@ -358,11 +396,25 @@ fn encode(
             name,
             datatype: datatype.to_owned(),
             shape: shape.iter().map(|&d| i64::try_from(d).unwrap_or(i64::MAX)).collect(),
+            parameters: choice.place.map(|place| place_parameters(place, tensor)).unwrap_or_default(),
             ..InferOutputTensor::default()
         });
         response.raw_output_contents.push(raw);
     }
     Ok(response)
+}
+
+/// Where an output was written to.
+fn place_parameters(place: Place, tensor: &Tensor) -> Parameters {
+    let byte_size = tensor.view().bytes.len() as u64;
+    let parameters = [
+        ("shared_memory_region", ParameterChoice::StringParam(place.region)),
+        ("shared_memory_offset", ParameterChoice::Uint64Param(place.offset)),
+        ("shared_memory_byte_size", ParameterChoice::Uint64Param(byte_size)),
+    ];
+    let entry =
+        |(name, choice): (&str, _)| (name.to_owned(), InferParameter { parameter_choice: Some(choice) });
+    parameters.into_iter().map(entry).collect()
 }
 
 #[cfg(test)]
@@ -443,6 +495,58 @@ mod tests {
         }
         let error = input("FP32", &[1], None, &[&[0; 4], &[0; 4]]).unwrap_err();
         assert!(error.contains("1 inputs, but 2 entries of raw_input_contents"), "{error}");
+    }
+
+    #[test]
+    fn tensors_in_shared_memory_are_named_and_not_sent() {
+        let parameters = |place: [(&str, ParameterChoice); 3]| -> Parameters {
+            let entry = |(name, choice): (&str, _)| {
+                (name.to_owned(), InferParameter { parameter_choice: Some(choice) })
+            };
+            place.into_iter().map(entry).collect()
+        };
+        let place = |region, offset, byte_size| {
+            parameters([
+                ("shared_memory_region", region),
+                ("shared_memory_offset", ParameterChoice::Int64Param(offset)),
+                ("shared_memory_byte_size", ParameterChoice::Int64Param(byte_size)),
+            ])
+        };
+        let text = |name: &str| ParameterChoice::StringParam(name.to_owned());
+        let tensor = |name: &str, contents, parameters| InferInputTensor {
+            name: name.to_owned(),
+            datatype: "FP32".to_owned(),
+            shape: vec![2],
+            contents,
+            parameters,
+        };
+        let read = |inputs: &[InferInputTensor], raw: usize| {
+            let raw_input_contents = vec![Bytes::from_static(&[0; 8]); raw];
+            let message = ModelInferRequest {
+                inputs: inputs.to_vec(),
+                raw_input_contents,
+                ..ModelInferRequest::default()
+            };
+            decode(&message).map_err(|error| error.to_string())
+        };
+        let shared = tensor("x", None, place(text("r"), 16, 8));
+        let sent = tensor("y", None, Parameters::new());
+        let request = read(&[shared.clone(), sent.clone()], 1).unwrap();
+        let want = Place { region: "r".to_owned(), offset: 16, byte_size: 8 };
+        assert_eq!(request.shared_inputs[0].place, want);
+        assert_eq!(request.inputs[0].0, "y");
+        let values = InferTensorContents { fp32_contents: vec![1.0; 2], ..contents() };
+        for (inputs, raw, says) in [
+            (vec![shared.clone()], 1, "0 inputs, but 1 entries of raw_input_contents"),
+            (vec![shared.clone(), shared.clone()], 0, "input `x`: given twice"),
+            (vec![tensor("x", None, place(text("r"), 0, 7))], 0, "7 bytes of shared memory"),
+            (vec![tensor("x", None, place(text("r"), -1, 8))], 0, "`shared_memory_offset` must be a whole"),
+            (vec![tensor("x", None, place(ParameterChoice::BoolParam(true), 0, 8))], 0, "must be a string"),
+            (vec![tensor("x", Some(values), place(text("r"), 0, 8))], 0, "`contents` beside shared_memory"),
+        ] {
+            let error = read(&inputs, raw).unwrap_err();
+            assert!(error.contains(says), "{error} is not {says}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub(crate) mod repository;
 pub mod router;
 pub(crate) mod service;
 pub(crate) mod settings;
+pub(crate) mod shared_memory;
 
 use std::sync::Arc;
 

@@ -176,8 +176,7 @@ fn plainer(status: &Status, path: &str) -> Option<Status> {
         // A message longer than the limit: everybody else calls it so.
         Code::OutOfRange => Some(Status::resource_exhausted(status.message())),
         Code::Unimplemented if status.message().is_empty() => {
-            let shared_memory = path.contains("SharedMemory");
-            let what = if shared_memory { "shared memory" } else { path };
+            let what = if path.contains("CudaSharedMemory") { "CUDA shared memory" } else { path };
             Some(Status::unimplemented(format!("{what} is not part of this server")))
         }
         _ => None,
@@ -193,8 +192,8 @@ mod tests {
         let long = plainer(&Status::out_of_range("decoded message length too large"), "/x").unwrap();
         assert_eq!(long.code(), Code::ResourceExhausted);
         let missing =
-            plainer(&Status::unimplemented(""), "/inference.GRPCInferenceService/SystemSharedMemoryStatus");
-        assert_eq!(missing.unwrap().message(), "shared memory is not part of this server");
+            plainer(&Status::unimplemented(""), "/inference.GRPCInferenceService/CudaSharedMemoryStatus");
+        assert_eq!(missing.unwrap().message(), "CUDA shared memory is not part of this server");
         assert!(plainer(&Status::not_found("no endpoint"), "/x").is_none());
         assert_eq!(<GrpcInferenceServiceServer<Service> as NamedService>::NAME, INFERENCE);
         assert!(LOAD.starts_with(&format!("/{INFERENCE}/")));

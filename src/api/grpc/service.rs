@@ -19,10 +19,12 @@ use crate::api::grpc::proto::{
     ModelStatisticsRequest, ModelStatisticsResponse, RepositoryIndexRequest, RepositoryIndexResponse,
     RepositoryModelLoadRequest, RepositoryModelLoadResponse, RepositoryModelUnloadRequest,
     RepositoryModelUnloadResponse, ServerLiveRequest, ServerLiveResponse, ServerMetadataRequest,
-    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, TraceSettingRequest,
+    ServerMetadataResponse, ServerReadyRequest, ServerReadyResponse, SystemSharedMemoryRegisterRequest,
+    SystemSharedMemoryRegisterResponse, SystemSharedMemoryStatusRequest, SystemSharedMemoryStatusResponse,
+    SystemSharedMemoryUnregisterRequest, SystemSharedMemoryUnregisterResponse, TraceSettingRequest,
     TraceSettingResponse,
 };
-use crate::api::grpc::{describe, given, infer, repository, settings};
+use crate::api::grpc::{describe, given, infer, repository, settings, shared_memory};
 use crate::api::v2;
 use crate::service::keys::Caller;
 
@@ -139,6 +141,36 @@ impl GrpcInferenceService for Service {
         let name = repository::name(&message.model_name, &message.repository_name);
         self.shared.registry.unload(name).map_err(Problem::from)?;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
+    }
+
+    async fn system_shared_memory_status(
+        &self,
+        request: Request<SystemSharedMemoryStatusRequest>,
+    ) -> Answer<SystemSharedMemoryStatusResponse> {
+        let regions = v2::shared_memory::regions(&self.shared)?;
+        Ok(Response::new(shared_memory::status(regions, given(&request.get_ref().name))?))
+    }
+
+    async fn system_shared_memory_register(
+        &self,
+        request: Request<SystemSharedMemoryRegisterRequest>,
+    ) -> Answer<SystemSharedMemoryRegisterResponse> {
+        let SystemSharedMemoryRegisterRequest { name, key, offset, byte_size } = request.get_ref();
+        let regions = v2::shared_memory::regions(&self.shared)?;
+        regions.register(name, key, *offset, *byte_size).map_err(Problem::from)?;
+        Ok(Response::new(SystemSharedMemoryRegisterResponse {}))
+    }
+
+    async fn system_shared_memory_unregister(
+        &self,
+        request: Request<SystemSharedMemoryUnregisterRequest>,
+    ) -> Answer<SystemSharedMemoryUnregisterResponse> {
+        let regions = v2::shared_memory::regions(&self.shared)?;
+        match given(&request.get_ref().name) {
+            Some(name) => regions.unregister(name),
+            None => regions.unregister_all(),
+        }
+        Ok(Response::new(SystemSharedMemoryUnregisterResponse {}))
     }
 
     async fn trace_setting(&self, request: Request<TraceSettingRequest>) -> Answer<TraceSettingResponse> {

@@ -57,7 +57,8 @@ pub(crate) struct TensorBody {
     shape: Vec<i64>,
     /// `FP32`, `INT64`, `BOOL` ….
     datatype: String,
-    /// `binary_data_size`: so many raw bytes follow the JSON instead of `data`.
+    /// `binary_data_size`: so many raw bytes follow the JSON instead of `data`. `shared_memory_region`,
+    /// `shared_memory_offset` and `shared_memory_byte_size`: they lie there.
     parameters: Option<Value>,
     /// Row-major, flat or nested. `NaN` and `Infinity` are read; what is not finite is written as `null`.
     data: Option<Vec<f64>>,
@@ -69,7 +70,8 @@ pub(crate) struct TensorBody {
 pub(crate) struct OutputBody {
     /// Name in the model.
     name: String,
-    /// `binary_data`: it comes back raw; `classification`: the `k` largest as `value:index`.
+    /// `binary_data`: it comes back raw; `classification`: the `k` largest as `value:index`. With
+    /// `shared_memory_region`, `shared_memory_offset` and `shared_memory_byte_size` it is written there.
     parameters: Option<Value>,
 }
 
@@ -152,7 +154,7 @@ async fn answer_ticket(
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, body, &served).await?;
-    let mut ran = run(ticket, &mut request, start, None).await?;
+    let mut ran = run(shared, ticket, &mut request, start, None).await?;
     let mut encoded = encode_aside(request, std::mem::take(&mut ran.outputs), &served).await?;
     let size = encoded.body.len() as u64;
     let wanted = shared.compress_bytes > 0 && size >= shared.compress_bytes;

@@ -18,6 +18,7 @@ pub(crate) mod observe;
 pub(crate) mod repository;
 pub mod router;
 pub(crate) mod settings;
+pub(crate) mod shared_memory;
 pub(crate) mod system;
 pub(crate) mod tus;
 pub(crate) mod ui;

@@ -16,7 +16,7 @@ use crate::api::Context;
 use crate::api::http::access::Needs;
 use crate::api::http::{
     Shared, access, artifacts, audit, datasets, document, endpoints, figures, infer, jobs, lint, models,
-    observe, repository, settings, system, tus, ui,
+    observe, repository, settings, shared_memory, system, tus, ui,
 };
 use crate::service::store::Scope;
 
@@ -38,6 +38,7 @@ use crate::service::store::Scope;
         (name = "artifacts", description = "INT8 products and their reports"),
         (name = "endpoints", description = "What is served under which name"),
         (name = "inference", description = "The Open Inference Protocol (KServe v2) with Triton's extensions"),
+        (name = "shared memory", description = "Triton's system shared memory extension"),
         (name = "repository", description = "Triton's model repository extension"),
         (name = "settings", description = "Triton's settings of the log and of traces"),
         (name = "audit", description = "Who changed what"),
@@ -69,7 +70,7 @@ enum Kind {
 }
 
 /// Every route, with the one scope that it needs: there is no other way for a route to come into the server.
-fn groups() -> [Group; 9] {
+fn groups() -> [Group; 10] {
     let group = |needs, kind, routes| Group { needs, kind, routes };
     [
         group(None, Kind::Plain, health()),
@@ -77,6 +78,7 @@ fn groups() -> [Group; 9] {
         group(Some(Scope::Read), Kind::Page, pages()),
         group(Some(Scope::Read), Kind::Plain, reading()),
         group(Some(Scope::Infer), Kind::Inference, inference()),
+        group(Some(Scope::Infer), Kind::Plain, regions()),
         group(Some(Scope::Write), Kind::Upload, uploads()),
         group(Some(Scope::Write), Kind::Plain, changes()),
         group(Some(Scope::Admin), Kind::Upload, OpenApiRouter::new().routes(routes!(repository::load))),
@@ -155,12 +157,21 @@ fn reading() -> OpenApiRouter<Shared> {
         .routes(routes!(settings::log))
         .routes(routes!(settings::trace))
         .routes(routes!(settings::trace_model))
-        .route("/v2/systemsharedmemory/{*rest}", any(system::not_implemented))
-        .route("/v2/cudasharedmemory/{*rest}", any(system::not_implemented))
+        .routes(routes!(shared_memory::status_all))
+        .routes(routes!(shared_memory::status))
+        .route("/v2/cudasharedmemory/{*rest}", any(shared_memory::no_cuda))
 }
 
 fn inference() -> OpenApiRouter<Shared> {
     OpenApiRouter::new().routes(routes!(infer::infer)).routes(routes!(infer::infer_version))
+}
+
+/// Where inference finds tensors.
+fn regions() -> OpenApiRouter<Shared> {
+    OpenApiRouter::new()
+        .routes(routes!(shared_memory::register))
+        .routes(routes!(shared_memory::unregister))
+        .routes(routes!(shared_memory::unregister_all))
 }
 
 fn uploads() -> OpenApiRouter<Shared> {

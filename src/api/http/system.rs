@@ -207,11 +207,6 @@ pub(crate) async fn not_of_a_worker(uri: axum::http::Uri) -> crate::api::error::
     crate::api::error::Problem::new(Code::NoRoute, detail)
 }
 
-/// What we know of and do not do: shared memory.
-pub(crate) async fn not_implemented() -> crate::api::error::Problem {
-    crate::api::error::Problem::new(Code::NotImplemented, "shared memory is not part of this server")
-}
-
 /// `/v2/models` of the kserve SDK.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct ModelNames {

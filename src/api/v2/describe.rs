@@ -28,6 +28,9 @@ pub(crate) fn extensions(shared: &Context) -> Vec<&'static str> {
         "parameters",
         "statistics",
     ];
+    if shared.shared_memory.is_some() {
+        all.push("system_shared_memory");
+    }
     if shared.logs.is_some() {
         all.push("logging");
     }

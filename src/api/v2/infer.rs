@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::answered::Trail;
 use crate::api::error::{Code, Problem};
+use crate::api::v2::shared_memory;
 use crate::api::wire::InferRequest;
 use crate::api::{Context, Phases};
 use crate::engine::tensor::Tensor;
@@ -25,16 +26,19 @@ pub(crate) struct Ran {
 }
 
 /// Runs a request whose bytes were there at `start`. It waits until `deadline` or its own `timeout`, whichever comes
-/// first. Takes the inputs out of the request.
+/// first. Takes the inputs out of the request; those in shared memory are fetched from there, and outputs that are
+/// wanted there written.
 ///
 /// # Errors
-/// As [`Ticket::infer`].
+/// As [`Ticket::infer`]; and what is wrong with shared memory.
 pub(crate) async fn run(
+    shared: &Context,
     ticket: &mut Ticket,
     request: &mut InferRequest,
     start: Instant,
     deadline: Option<Instant>,
 ) -> Result<Ran, Problem> {
+    shared_memory::fetch(shared, request)?;
     let decode = start.elapsed();
     let own = request.timeout_us.and_then(|us| start.checked_add(Duration::from_micros(us)));
     let ask = Ask {
@@ -43,13 +47,15 @@ pub(crate) async fn run(
         priority: request.priority,
     };
     let answer = ticket.infer(std::mem::take(&mut request.inputs), &ask).await?;
+    let encode_start = Instant::now();
+    shared_memory::store(shared, request, &ticket.served().outputs, &answer.outputs)?;
     Ok(Ran {
         outputs: answer.outputs,
         start,
         decode,
         timing: answer.timing,
         precision: answer.precision,
-        encode_start: Instant::now(),
+        encode_start,
     })
 }
 

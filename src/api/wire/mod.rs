@@ -6,6 +6,7 @@ pub mod request;
 pub mod response;
 mod scan;
 
+use crate::api::wire::request::Described;
 use crate::engine::tensor::{DType, Tensor};
 
 /// Why a body is not an inference request. All of them are the caller's to mend.
@@ -73,6 +74,8 @@ pub struct InferRequest {
     pub id: Option<String>,
     /// Inputs by name.
     pub inputs: Vec<(String, Tensor)>,
+    /// Inputs that are still to be fetched.
+    pub shared_inputs: Vec<SharedInput>,
     /// Outputs that were asked for; empty means all.
     pub outputs: Vec<OutputRequest>,
     /// Whether outputs without a flag of their own come back raw.
@@ -94,6 +97,94 @@ pub struct OutputRequest {
     pub binary: Option<bool>,
     /// Gives the `k` largest values as `value:index` instead of the tensor; 0 is off.
     pub classification: usize,
+    /// Where it goes instead of into the answer.
+    pub place: Option<Place>,
+}
+
+/// An input that lies in shared memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedInput {
+    /// Name in the model.
+    pub name: String,
+    /// What one element is.
+    pub dtype: DType,
+    /// Length of each dimension.
+    pub shape: Vec<usize>,
+    /// As many bytes as the shape takes.
+    pub place: Place,
+}
+
+/// A part of a region of shared memory that the client has registered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Name of the region.
+    pub region: String,
+    /// First byte in the region.
+    pub offset: u64,
+    /// Bytes.
+    pub byte_size: usize,
+}
+
+impl OutputRequest {
+    /// An output that is asked for.
+    ///
+    /// # Errors
+    /// [`Error::Output`] where classes should go to shared memory.
+    pub(crate) fn new(
+        name: String,
+        binary: Option<bool>,
+        classification: usize,
+        place: Option<Place>,
+    ) -> Result<OutputRequest, Error> {
+        if place.is_some() && classification > 0 {
+            let reason = "a classification comes with the answer, not in shared memory".to_owned();
+            return Err(Error::Output { name, reason });
+        }
+        Ok(OutputRequest { name, binary, classification, place })
+    }
+}
+
+impl InferRequest {
+    /// Takes an input whose data came along.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is one of this name.
+    pub(crate) fn push(&mut self, name: String, tensor: Tensor) -> Result<(), Error> {
+        let name = self.new_name(name)?;
+        self.inputs.push((name, tensor));
+        Ok(())
+    }
+
+    /// Takes an input that lies in shared memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is one of this name, or the place has another size than the shape.
+    pub(crate) fn push_shared(
+        &mut self,
+        name: String,
+        described: Described,
+        place: Place,
+    ) -> Result<(), Error> {
+        let name = self.new_name(name)?;
+        let Described { dtype, shape, bytes, .. } = described;
+        if place.byte_size != bytes {
+            let size = place.byte_size;
+            let type_name = datatype_name(dtype);
+            let reason =
+                format!("{size} bytes of shared memory, but {type_name} of shape {shape:?} takes {bytes}");
+            return Err(Error::Input { name, reason });
+        }
+        self.shared_inputs.push(SharedInput { name, dtype, shape, place });
+        Ok(())
+    }
+
+    fn new_name(&self, name: String) -> Result<String, Error> {
+        let mut names = self.inputs.iter().map(|(n, _)| n).chain(self.shared_inputs.iter().map(|i| &i.name));
+        if names.any(|n| *n == name) {
+            return Err(Error::Input { name, reason: "given twice".to_owned() });
+        }
+        Ok(name)
+    }
 }
 
 /// The protocol's name of a data type.

@@ -1,7 +1,9 @@
 //! Bytes of a request to tensors: JSON, JSON with raw tensors behind it, or one raw tensor.
 
+use serde_json::Value;
+
 use crate::api::wire::scan::{self, Scanner};
-use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Port, datatype, datatype_name};
+use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Place, Port, datatype, datatype_name};
 use crate::engine::tensor::{DType, Incoming, Tensor, element_count};
 
 /// Most dimensions of a tensor, and most inputs or outputs of a request.
@@ -60,11 +62,11 @@ pub fn decode_in_place(framing: Framing, body: Incoming, inputs: &[Port<'_>]) ->
 /// The only input, where all that follows the text is its data; `None` also for one at fault. (A BOOL must be looked at
 /// byte by byte.)
 fn only_raw(texts: &[InputText<'_>], tail: &[u8]) -> Option<(String, Described)> {
-    let [InputText { name: Some(name), shape: Some(dims), datatype: Some(datatype), binary_bytes, .. }] =
-        texts
-    else {
+    let [input] = texts else { return None };
+    let InputText { name: Some(name), shape: Some(dims), datatype: Some(datatype), .. } = input else {
         return None;
     };
+    let Parameters { binary_bytes, place: None } = &input.parameters else { return None };
     let described = described(name, dims, datatype).ok()?;
     let whole = *binary_bytes == Some(tail.len()) && described.bytes == tail.len();
     (whole && described.dtype != DType::Bool).then(|| (name.clone(), described))
@@ -101,8 +103,17 @@ struct InputText<'a> {
     name: Option<String>,
     shape: Option<Vec<i64>>,
     datatype: Option<String>,
-    binary_bytes: Option<usize>,
+    parameters: Parameters,
     data: Option<(usize, &'a [u8])>,
+}
+
+/// Where the data of a tensor are, if not in the text.
+#[derive(Default)]
+struct Parameters {
+    /// So many bytes behind the text.
+    binary_bytes: Option<usize>,
+    /// In shared memory.
+    place: Option<Place>,
 }
 
 fn json(text: &[u8], tail: &[u8]) -> Result<InferRequest, Error> {
@@ -118,11 +129,7 @@ fn filled(
     mut tail: &[u8],
 ) -> Result<InferRequest, Error> {
     for input in texts {
-        let (name, tensor) = input_tensor(input, text, &mut tail)?;
-        if request.inputs.iter().any(|(n, _)| *n == name) {
-            return Err(Error::Input { name, reason: "given twice".to_owned() });
-        }
-        request.inputs.push((name, tensor));
+        take_input(&mut request, input, text, &mut tail)?;
     }
     if !tail.is_empty() {
         // The words of Triton's http_server.cc; people search for them.
@@ -195,7 +202,7 @@ fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
                 // kserve's SDK writes `null` where a raw tensor is empty.
                 "data" if s.peek() == Some(b'n') => drop(s.skip()?),
                 "data" => input.data = Some(s.array_span()?),
-                "parameters" => input.binary_bytes = binary_data_size(&s.value()?)?,
+                "parameters" => input.parameters = input_parameters(&s.value()?)?,
                 _ => drop(s.skip()?),
             }
             Ok(())
@@ -218,10 +225,30 @@ fn shape(s: &mut Scanner<'_>) -> Result<Vec<i64>, Error> {
     Ok(dims)
 }
 
-fn binary_data_size(parameters: &serde_json::Value) -> Result<Option<usize>, Error> {
-    let Some(size) = parameters.get("binary_data_size") else { return Ok(None) };
-    let size = size.as_u64().and_then(|n| usize::try_from(n).ok());
-    size.map(Some).ok_or_else(|| Error::Field("`binary_data_size` must be a number of bytes".to_owned()))
+fn input_parameters(parameters: &Value) -> Result<Parameters, Error> {
+    let binary_bytes = byte_count(parameters, "binary_data_size").map_err(Error::Field)?;
+    let place = place(parameters).map_err(Error::Field)?;
+    if binary_bytes.is_some() && place.is_some() {
+        let reason = "`binary_data_size` beside `shared_memory_region`: only one of them";
+        return Err(Error::Field(reason.to_owned()));
+    }
+    Ok(Parameters { binary_bytes, place })
+}
+
+/// The place in shared memory that parameters name, where they do.
+fn place(parameters: &Value) -> Result<Option<Place>, String> {
+    let Some(region) = parameters.get("shared_memory_region") else { return Ok(None) };
+    let region = region.as_str().ok_or("`shared_memory_region` must be a string")?.to_owned();
+    let byte_size = byte_count(parameters, "shared_memory_byte_size")?;
+    let byte_size = byte_size.ok_or("no `shared_memory_byte_size` beside `shared_memory_region`")?;
+    let offset = byte_count(parameters, "shared_memory_offset")?.unwrap_or(0) as u64;
+    Ok(Some(Place { region, offset, byte_size }))
+}
+
+fn byte_count(parameters: &Value, name: &str) -> Result<Option<usize>, String> {
+    let Some(count) = parameters.get(name) else { return Ok(None) };
+    let count = count.as_u64().and_then(|n| usize::try_from(n).ok());
+    count.map(Some).ok_or_else(|| format!("`{name}` must be a number of bytes"))
 }
 
 fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
@@ -231,7 +258,7 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
             return Err(s.error(format!("more than {TENSORS_MAX} outputs")));
         }
         let mut name = None;
-        let mut parameters = serde_json::Value::Null;
+        let mut parameters = Value::Null;
         s.object(|s, key| {
             match key {
                 "name" => name = Some(s.string()?.into_owned()),
@@ -253,10 +280,8 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
                 .and_then(|k| usize::try_from(k).ok())
                 .ok_or_else(|| wrong("`classification` must be a whole number"))?,
         };
-        if parameters.get("shared_memory_region").is_some() {
-            return Err(wrong("shared memory is not supported"));
-        }
-        all.push(OutputRequest { name, binary, classification });
+        let place = place(&parameters).map_err(|reason| wrong(&reason))?;
+        all.push(OutputRequest::new(name, binary, classification, place)?);
         Ok(())
     })?;
     Ok(all)
@@ -293,25 +318,47 @@ pub(crate) fn described(name: &str, dims: &[i64], datatype_text: &str) -> Result
     Ok(Described { dtype, shape, count, bytes })
 }
 
+/// Any bytes are numbers, but not all are truth values.
+///
+/// # Errors
+/// Which ones there are.
+pub(crate) fn check_bytes(dtype: DType, bytes: &[u8]) -> Result<(), String> {
+    if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
+        return Err("a BOOL byte is neither 0 nor 1".to_owned());
+    }
+    Ok(())
+}
+
 /// A tensor of raw bytes, little-endian, as many as its shape takes.
 ///
 /// # Errors
 /// Why the bytes are not such a tensor.
 pub(crate) fn raw_tensor(dtype: DType, shape: &[usize], bytes: &[u8]) -> Result<Tensor, String> {
-    if dtype == DType::Bool && bytes.iter().any(|&b| b > 1) {
-        return Err("a BOOL byte is neither 0 nor 1".to_owned());
-    }
+    check_bytes(dtype, bytes)?;
     let size = bytes.len();
     Tensor::from_bytes(dtype, shape, bytes).ok_or_else(|| format!("{size} bytes do not fill shape {shape:?}"))
 }
 
-fn input_tensor(input: InputText<'_>, text: &[u8], tail: &mut &[u8]) -> Result<(String, Tensor), Error> {
+fn take_input(
+    request: &mut InferRequest,
+    input: InputText<'_>,
+    text: &[u8],
+    tail: &mut &[u8],
+) -> Result<(), Error> {
     let name = input.name.ok_or_else(|| Error::Field("an input without `name`".to_owned()))?;
     let wrong = |reason: String| Error::Input { name: name.clone(), reason };
     let dims = input.shape.ok_or_else(|| wrong("no `shape`".to_owned()))?;
     let type_name = input.datatype.ok_or_else(|| wrong("no `datatype`".to_owned()))?;
-    let Described { dtype, shape, count, bytes } = described(&name, &dims, &type_name)?;
-    let tensor = match (input.binary_bytes, input.data) {
+    let described = described(&name, &dims, &type_name)?;
+    let Parameters { binary_bytes, place } = input.parameters;
+    if let Some(place) = place {
+        if input.data.is_some() {
+            return Err(wrong("`data` beside `shared_memory_region`: only one of them".to_owned()));
+        }
+        return request.push_shared(name, described, place);
+    }
+    let Described { dtype, shape, count, bytes } = described;
+    let tensor = match (binary_bytes, input.data) {
         (Some(size), _) => binary_tensor(dtype, &shape, size, bytes, tail).map_err(wrong)?,
         (None, Some((start, data))) => {
             json_tensor(dtype, &shape, count, data).map_err(|e| within(e, &name, text, start))?
@@ -319,7 +366,7 @@ fn input_tensor(input: InputText<'_>, text: &[u8], tail: &mut &[u8]) -> Result<(
         (None, None) if count == 0 => Tensor::zeros(dtype, &shape),
         (None, None) => return Err(wrong("neither `data` nor `parameters.binary_data_size`".to_owned())),
     };
-    Ok((name, tensor))
+    request.push(name, tensor)
 }
 
 fn binary_tensor(
@@ -383,6 +430,7 @@ fn within(error: Error, name: &str, text: &[u8], start: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::wire::SharedInput;
 
     fn read(text: &str) -> Result<InferRequest, String> {
         decode(Framing::Json, text.as_bytes(), &[]).map_err(|e| e.to_string())
@@ -477,6 +525,39 @@ mod tests {
                 .unwrap_err()
                 .contains("unexpected additional input data")
         );
+    }
+
+    #[test]
+    fn tensors_in_shared_memory_are_named_and_not_sent() {
+        let place = r#""parameters":{"shared_memory_region":"r","shared_memory_byte_size":8,"shared_memory_offset":16}"#;
+        let input = format!(r#"{{"name":"x","shape":[2],"datatype":"FP32",{place}}}"#);
+        let body = |inputs: &str, outputs: &str| format!(r#"{{"inputs":[{inputs}],"outputs":[{outputs}]}}"#);
+        let output = format!(r#"{{"name":"y",{place}}}"#);
+        let request = read(&body(&input, &output)).unwrap();
+        let want = Place { region: "r".to_owned(), offset: 16, byte_size: 8 };
+        let SharedInput { name, dtype, shape, place: found } = &request.shared_inputs[0];
+        assert_eq!((name.as_str(), *dtype, &shape[..], found), ("x", DType::F32, &[2][..], &want));
+        assert!(request.inputs.is_empty());
+        assert_eq!(request.outputs[0].place, Some(want));
+        let without = input.replace(r#","shared_memory_byte_size":8"#, "");
+        let classes = output.replace(r#""parameters":{"#, r#""parameters":{"classification":2,"#);
+        for (inputs, outputs, says) in [
+            (format!("{input},{input}"), "", "input `x`: given twice"),
+            (input.replace("[2]", "[3]"), "", "8 bytes of shared memory, but FP32 of shape [3] takes 12"),
+            (input.replace(r#"name":"x""#, r#"name":"x","data":[1,2]"#), "", "`data` beside"),
+            (input.replace(r#"s":{"#, r#"s":{"binary_data_size":8,"#), "", "`binary_data_size` beside"),
+            (input.replace(r#""r""#, "7"), "", "`shared_memory_region` must be a string"),
+            (input.replace("16", "-1"), "", "`shared_memory_offset` must be a number of bytes"),
+            (without, "", "no `shared_memory_byte_size`"),
+            (input.clone(), &classes, "output `y`: a classification comes with the answer"),
+        ] {
+            let error = read(&body(&inputs, outputs)).unwrap_err();
+            assert!(error.contains(says), "{error} is not {says}");
+        }
+        // Beside one that is sent.
+        let sent = r#"{"name":"z","shape":[1],"datatype":"UINT8","parameters":{"binary_data_size":1}}"#;
+        let request = binary(&body(&format!("{input},{sent}"), ""), &[7]).unwrap();
+        assert_eq!((request.inputs.len(), request.shared_inputs.len()), (1, 1));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde::Serialize;
 
-use crate::api::wire::{Error, InferRequest, OutputRequest, datatype_name};
+use crate::api::wire::{Error, InferRequest, OutputRequest, Place, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 /// The answer of a model, to be encoded.
@@ -75,6 +75,8 @@ pub(crate) struct Choice {
     pub(crate) binary: bool,
     /// The `k` largest as `value:index` instead of the tensor; 0 is off.
     pub(crate) classification: usize,
+    /// Where in shared memory it was written instead.
+    pub(crate) place: Option<Place>,
 }
 
 /// The outputs that `request` asks for, of a model whose outputs have `names`.
@@ -84,8 +86,12 @@ pub(crate) struct Choice {
 /// thousand times as long as the outputs are, and it is put together in memory.
 pub(crate) fn choose(request: &InferRequest, names: &[&str]) -> Result<Vec<Choice>, Error> {
     if request.outputs.is_empty() {
-        let all =
-            (0..names.len()).map(|index| Choice { index, binary: request.binary_output, classification: 0 });
+        let all = (0..names.len()).map(|index| Choice {
+            index,
+            binary: request.binary_output,
+            classification: 0,
+            place: None,
+        });
         return Ok(all.collect());
     }
     let mut asked = vec![false; names.len()];
@@ -97,7 +103,7 @@ pub(crate) fn choose(request: &InferRequest, names: &[&str]) -> Result<Vec<Choic
             return Err(wrong("asked for twice".to_owned()));
         }
         let binary = wanted.binary.unwrap_or(request.binary_output);
-        Ok(Choice { index, binary, classification: wanted.classification })
+        Ok(Choice { index, binary, classification: wanted.classification, place: wanted.place.clone() })
     };
     request.outputs.iter().map(&mut find).collect()
 }
@@ -107,13 +113,16 @@ struct Chosen<'a> {
     tensor: &'a Tensor,
     binary: bool,
     classification: usize,
+    place: Option<Place>,
 }
 
 fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Chosen<'a>>, Error> {
     let names: Vec<&str> = answer.outputs.iter().map(|(name, _)| *name).collect();
     let of = |choice: Choice| {
-        let (name, tensor) = answer.outputs[choice.index];
-        Chosen { name, tensor, binary: choice.binary, classification: choice.classification }
+        let Choice { index, binary, classification, place } = choice;
+        let (name, tensor) = answer.outputs[index];
+        // What lies in shared memory does not follow the text.
+        Chosen { name, tensor, binary: binary && place.is_none(), classification, place }
     };
     Ok(choose(request, &names)?.into_iter().map(of).collect())
 }
@@ -121,7 +130,9 @@ fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Ch
 fn tensor(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>) {
     let view = output.tensor.view();
     head(json, datatype_name(view.dtype), view.shape);
-    if output.binary {
+    if let Some(place) = &output.place {
+        shared(json, place, view.bytes.len());
+    } else if output.binary {
         binary_size(json, view.bytes.len());
         tail.extend_from_slice(view.bytes);
     } else {
@@ -139,6 +150,18 @@ fn head(json: &mut Vec<u8>, datatype: &str, shape: &[usize]) {
 
 fn binary_size(json: &mut Vec<u8>, size: usize) {
     json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+    item(json, &size);
+    json.push(b'}');
+}
+
+fn shared(json: &mut Vec<u8>, place: &Place, size: usize) {
+    json.extend_from_slice(b",\"parameters\":{\"shared_memory_region\":");
+    text(json, &place.region);
+    if place.offset > 0 {
+        json.extend_from_slice(b",\"shared_memory_offset\":");
+        item(json, &place.offset);
+    }
+    json.extend_from_slice(b",\"shared_memory_byte_size\":");
     item(json, &size);
     json.push(b'}');
 }
@@ -267,7 +290,12 @@ mod tests {
     #[test]
     fn an_output_overrides_the_request_and_unknown_ones_are_refused() {
         let tensor = Tensor::from_slice(&[1], &[7i64]);
-        let output = |name: &str, binary| OutputRequest { name: name.to_owned(), binary, classification: 0 };
+        let output = |name: &str, binary| OutputRequest {
+            name: name.to_owned(),
+            binary,
+            classification: 0,
+            place: None,
+        };
         let encode = |outputs: &[OutputRequest]| {
             let request =
                 InferRequest { binary_output: true, outputs: outputs.to_vec(), ..InferRequest::default() };
@@ -292,9 +320,24 @@ mod tests {
     }
 
     #[test]
+    fn an_output_in_shared_memory_is_named_and_not_sent() {
+        let tensor = Tensor::from_slice(&[2], &[1f32, 2.0]);
+        let place = Place { region: "r".to_owned(), offset: 4, byte_size: 100 };
+        for binary in [None, Some(true), Some(false)] {
+            let output =
+                OutputRequest { name: "y".to_owned(), binary, classification: 0, place: Some(place.clone()) };
+            let request = InferRequest { outputs: vec![output], ..InferRequest::default() };
+            let (json, header, tail) = check(&request, &tensor);
+            let want = r#""shape":[2],"parameters":{"shared_memory_region":"r","shared_memory_offset":4,"shared_memory_byte_size":8}}]}"#;
+            assert!(json.ends_with(want), "{json}");
+            assert_eq!((header, tail.len()), (None, 0));
+        }
+    }
+
+    #[test]
     fn classification_gives_the_largest_first() {
         let tensor = Tensor::from_slice(&[2, 3], &[0.1f32, 0.7, 0.2, 5.0, 4.0, 4.0]);
-        let output = |binary| OutputRequest { name: "y".to_owned(), binary, classification: 2 };
+        let output = |binary| OutputRequest { name: "y".to_owned(), binary, classification: 2, place: None };
         let request = InferRequest { outputs: vec![output(None)], ..InferRequest::default() };
         let (json, _, _) = check(&request, &tensor);
         assert!(json.contains(r#""datatype":"BYTES","shape":[2,2],"data":["0.700000:1","0.200000:2","5.000000:0","4.000000:1"]"#), "{json}");

@@ -5,6 +5,7 @@ pub mod drift;
 pub mod registry;
 pub mod served;
 pub mod shadow;
+pub mod shared_memory;
 pub mod stats;
 pub mod watch;
 
