@@ -5,7 +5,7 @@ use crate::api::error::{Code, Problem};
 use crate::api::wire::request::check_bytes;
 use crate::api::wire::response::choose;
 use crate::api::wire::{self, InferRequest, SharedInput};
-use crate::engine::tensor::Tensor;
+use crate::engine::tensor::{Incoming, Tensor};
 use crate::service::infer::Port;
 use crate::service::infer::shared_memory::{Error, SharedMemory};
 
@@ -46,11 +46,11 @@ pub(crate) fn fetch(shared: &Context, request: &mut InferRequest) -> Result<(), 
 
 fn fetched(regions: &SharedMemory, input: &SharedInput) -> Result<Tensor, String> {
     let SharedInput { dtype, shape, place, .. } = input;
-    let mut tensor = Tensor::zeros(*dtype, shape);
-    let bytes = tensor.view_mut().bytes;
-    regions.read(&place.region, place.offset, bytes).map_err(|error| error.to_string())?;
-    check_bytes(*dtype, bytes)?;
-    Ok(tensor)
+    let mut incoming = Incoming::with_room(place.byte_size, 0);
+    let read = incoming.extend_by(|bytes| regions.read(&place.region, place.offset, place.byte_size, bytes));
+    read.map_err(|error| error.to_string())?;
+    check_bytes(*dtype, incoming.bytes())?;
+    Ok(incoming.into_tensor(*dtype, shape, 0).expect("as many bytes as the shape takes"))
 }
 
 /// Writes the outputs that `request` wants in shared memory.

@@ -151,6 +151,14 @@ impl Incoming {
         self.bytes.extend_from_slice(part);
     }
 
+    /// Takes the next part from `fill`, which appends it and touches nothing else.
+    ///
+    /// # Errors
+    /// That of `fill`.
+    pub fn extend_by<E>(&mut self, fill: impl FnOnce(&mut Vec<u8>) -> Result<(), E>) -> Result<(), E> {
+        fill(&mut self.bytes)
+    }
+
     /// All that has come.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[self.start..]

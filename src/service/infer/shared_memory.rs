@@ -11,7 +11,9 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::OFlags;
+use rustix::io::{Errno, pread};
 
 /// Most regions at a time: each holds a file open.
 const REGIONS_MAX: usize = 1024;
@@ -157,14 +159,27 @@ impl SharedMemory {
         self.read_lock().get(name).cloned().ok_or_else(|| Error::Unknown(name.to_owned()))
     }
 
-    /// Fills `bytes` from byte `offset` of a region on.
+    /// Appends `byte_size` bytes from byte `offset` of a region on to `bytes`.
     ///
     /// # Errors
     /// [`Error`] where there is no such region, it is shorter, or its object is by now.
-    pub fn read(&self, name: &str, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let (region, start) = self.place(name, offset, bytes.len())?;
-        let read = region.file.read_exact_at(bytes, start);
-        read.map_err(|source| Error::Io { name: name.to_owned(), source })
+    pub fn read(&self, name: &str, offset: u64, byte_size: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        let (region, start) = self.place(name, offset, byte_size)?;
+        let failed = |source| Error::Io { name: name.to_owned(), source };
+        let before = bytes.len();
+        // Room that was zeroed first would take longer than the reading.
+        bytes.reserve(byte_size);
+        while bytes.len() - before < byte_size {
+            let at = start + (bytes.len() - before) as u64;
+            match pread(&region.file, spare_capacity(bytes), at) {
+                Ok(0) => return Err(failed(io::Error::from(io::ErrorKind::UnexpectedEof))),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(failed(errno.into())),
+            }
+        }
+        // There may be more room than that.
+        bytes.truncate(before + byte_size);
+        Ok(())
     }
 
     /// Writes `bytes` from byte `offset` of a region on.
@@ -230,9 +245,11 @@ mod tests {
     fn a_region_is_a_window_of_its_object() {
         let (folder, memory) = with_object(&[0, 1, 2, 3, 4, 5, 6, 7]);
         memory.register("r", "/object", 2, 4).unwrap();
-        let mut bytes = [0; 3];
-        memory.read("r", 1, &mut bytes).unwrap();
-        assert_eq!(bytes, [3, 4, 5]);
+        let mut bytes = Vec::with_capacity(100);
+        bytes.push(7);
+        memory.read("r", 1, 3, &mut bytes).unwrap();
+        memory.read("r", 0, 1, &mut bytes).unwrap();
+        assert_eq!(bytes, [7, 3, 4, 5, 2]);
         memory.write("r", 0, &[9, 9]).unwrap();
         assert_eq!(std::fs::read(folder.path().join("object")).unwrap(), [0, 1, 9, 9, 4, 5, 6, 7]);
         let [(name, region)] = &memory.regions()[..] else { panic!("one region") };
@@ -240,7 +257,7 @@ mod tests {
         assert_eq!(about, ("r", "/object", 2, 4));
         memory.unregister("nobody");
         memory.unregister("r");
-        assert!(matches!(memory.read("r", 0, &mut bytes), Err(Error::Unknown(name)) if name == "r"));
+        assert!(matches!(memory.read("r", 0, 1, &mut bytes), Err(Error::Unknown(name)) if name == "r"));
     }
 
     #[test]
@@ -248,13 +265,15 @@ mod tests {
         let (folder, memory) = with_object(&[1; 8]);
         memory.register("r", "object", 2, 4).unwrap();
         for (offset, len) in [(0, 5), (4, 1), (5, 0), (u64::MAX, 1)] {
-            let mut bytes = vec![7; len];
-            assert!(matches!(memory.read("r", offset, &mut bytes), Err(Error::Outside { .. })), "{offset}");
-            assert!(matches!(memory.write("r", offset, &bytes), Err(Error::Outside { .. })), "{offset}");
+            let read = memory.read("r", offset, len, &mut Vec::new());
+            assert!(matches!(read, Err(Error::Outside { .. })), "{offset}");
+            let written = memory.write("r", offset, &vec![7; len]);
+            assert!(matches!(written, Err(Error::Outside { .. })), "{offset}");
         }
         assert_eq!(std::fs::read(folder.path().join("object")).unwrap(), [1; 8]);
-        let mut none = [];
-        memory.read("r", 4, &mut none).unwrap();
+        let mut none = Vec::new();
+        memory.read("r", 4, 0, &mut none).unwrap();
+        assert!(none.is_empty());
     }
 
     #[test]
@@ -263,7 +282,7 @@ mod tests {
         memory.register("r", "object", 0, 8).unwrap();
         let path = folder.path().join("object");
         File::options().write(true).open(&path).unwrap().set_len(4).unwrap();
-        assert!(matches!(memory.read("r", 0, &mut [0; 8]), Err(Error::Io { .. })));
+        assert!(matches!(memory.read("r", 0, 8, &mut Vec::new()), Err(Error::Io { .. })));
         assert!(matches!(memory.write("r", 0, &[0; 8]), Err(Error::Io { .. })));
         assert_eq!(std::fs::metadata(path).unwrap().len(), 4);
     }
