@@ -100,7 +100,7 @@ fn depthwise(filter: &str) {
             let (bias, multiplier) = (vec![0; channels], vec![1e-3; channels]);
             let requant = codes_of(&bias, &multiplier);
             let mut y = vec![0; window.rows() * channels];
-            let packed = PackedDepthwise::pack(isa, &codes, channels, kernel * kernel);
+            let packed = PackedDepthwise::pack(isa, &codes, channels, &window, false);
             let (gmacs, _) = measure(window.rows() * channels * kernel * kernel, &[], || {
                 packed.conv(&x, &window, 7, IntOutput::U8(&mut y, &requant), 1);
             });

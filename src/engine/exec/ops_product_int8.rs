@@ -163,7 +163,8 @@ impl Product {
                 context.isa,
                 &vec![1; outputs * taps],
                 outputs,
-                taps,
+                &window,
+                context.small,
             )),
             _ => {
                 let out = outputs / groups;
@@ -266,7 +267,13 @@ fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) 
     let taps: usize = shape[2..].iter().product();
     let moved = taps_first(weight.slice::<i8>(), shape);
     if is_depthwise(groups, shape) {
-        return Packed::DepthwiseInt8(PackedDepthwise::pack(context.isa, &moved, groups, taps));
+        return Packed::DepthwiseInt8(PackedDepthwise::pack(
+            context.isa,
+            &moved,
+            groups,
+            window,
+            context.small,
+        ));
     }
     if groups == 1
         && context.winograd

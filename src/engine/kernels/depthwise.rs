@@ -13,6 +13,8 @@ use super::tiles::Place;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
 #[cfg(target_arch = "x86_64")]
+use super::x86_64_depthwise_wide::{CHANNELS_MIN, pays, quads_of_line};
+#[cfg(target_arch = "x86_64")]
 use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
 use bytemuck::Pod;
@@ -39,6 +41,9 @@ enum Weights {
     /// Groups of four taps.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
+    /// Those of [`pack_lines`] instead.
+    #[cfg(target_arch = "x86_64")]
+    Lines(Avx512Vnni, Aligned<i8>),
     /// `[block, taps, 32]` instead, an even number of taps, channels in order, and what the sum of each channel of each
     /// block begins with, `[block, 32]`.
     #[cfg(target_arch = "aarch64")]
@@ -46,14 +51,19 @@ enum Weights {
 }
 
 impl PackedDepthwise {
-    /// Packs `codes`, `[channels, taps]`; taps run over the kernel row by row. Every code from -128 to 127 is exact.
-    pub fn pack(isa: Isa, codes: &[i8], channels: usize, taps: usize) -> PackedDepthwise {
+    /// Packs `codes`, `[channels, taps]`, for `window` over images of any size; taps run over the kernel row by row. Every code
+    /// from -128 to 127 is exact. `small` keeps to the smallest form.
+    pub fn pack(isa: Isa, codes: &[i8], channels: usize, window: &Window, small: bool) -> PackedDepthwise {
+        let taps = window.taps();
         assert_eq!(codes.len(), channels * taps, "codes [channels, taps]");
         assert!(channels > 0 && taps > 0, "a kernel has channels and taps");
         let pairs = || pack_groups(codes, channels, taps, 2);
         #[cfg(target_arch = "x86_64")]
         let weights = match (isa.wide(), isa.avx2()) {
-            (Some(wide), _) => Weights::Quads(wide, pack_groups(codes, channels, taps, 4)),
+            (Some(wide), _) if !small && channels >= CHANNELS_MIN && pays(window) => {
+                Weights::Lines(wide, pack_lines(codes, channels, window.kernel_w, window.stride_w))
+            }
+            (Some(wide), _) => Weights::Quads(wide, pack_groups(codes, channels, taps, QUAD)),
             (None, Some(avx2))
                 if channels >= BLOCK && taps.isqrt().pow(2) == taps && taps.isqrt() <= LINES_MAX =>
             {
@@ -88,7 +98,7 @@ impl PackedDepthwise {
             #[cfg(target_arch = "x86_64")]
             Weights::Columns(_, pairs, columns) => pairs.bytes() + columns.bytes(),
             #[cfg(target_arch = "x86_64")]
-            Weights::Quads(_, weights) => weights.bytes(),
+            Weights::Quads(_, weights) | Weights::Lines(_, weights) => weights.bytes(),
             #[cfg(target_arch = "aarch64")]
             Weights::Rows(_, weights, starts) => weights.bytes() + starts.bytes(),
         };
@@ -115,6 +125,10 @@ impl PackedDepthwise {
 
     /// The share of one thread: `out` starts at its first line.
     fn part(&self, x: &[u8], window: &Window, pad: u8, lines: Range<usize>, out: &mut IntOutput) {
+        #[cfg(target_arch = "x86_64")]
+        if let Weights::Lines(vnni, weights) = &self.weights {
+            return self.part_by_lines(*vnni, weights, x, window, pad, lines, out);
+        }
         let (first, channels) = (lines.start, self.column_sums.len());
         let line_len = window.out_w * channels;
         let group = match self.weights {
@@ -122,7 +136,7 @@ impl PackedDepthwise {
             #[cfg(target_arch = "x86_64")]
             Weights::Columns(..) => 2,
             #[cfg(target_arch = "x86_64")]
-            Weights::Quads(..) => 4,
+            Weights::Quads(..) | Weights::Lines(..) => QUAD,
             #[cfg(target_arch = "aarch64")]
             Weights::Rows(..) => 2,
         };
@@ -160,6 +174,8 @@ impl PackedDepthwise {
                         pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
                     }
                     #[cfg(target_arch = "x86_64")]
+                    Weights::Lines(..) => unreachable!("done above"),
+                    #[cfg(target_arch = "x86_64")]
                     Weights::Quads(vnni, weights) => {
                         let weights = &weights[i * len..][..len];
                         vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
@@ -173,6 +189,48 @@ impl PackedDepthwise {
             }
             let starts = (0..count).map(|i| at + i * channels);
             Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(self.isa, out);
+        });
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl PackedDepthwise {
+    /// The same with `weights` of [`pack_lines`].
+    #[expect(clippy::too_many_arguments, reason = "a convolution is its operands")]
+    fn part_by_lines(
+        &self,
+        vnni: Avx512Vnni,
+        weights: &[i8],
+        x: &[u8],
+        window: &Window,
+        pad: u8,
+        lines: Range<usize>,
+        out: &mut IntOutput,
+    ) {
+        let (first, channels) = (lines.start, self.column_sums.len());
+        assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
+        assert!(pays(window), "a window that it was packed for");
+        let (line_len, row_len) = (window.out_w * channels, window.in_w * channels);
+        let len = weights.len() / blocks(channels).len();
+        let quads = quads_of_line(window.kernel_w, window.stride_w, window.out_w);
+        with_scratch::<u8, _>(channels, |padding| {
+            padding.fill(pad);
+            let fill = |source: Option<usize>, to: &mut [u8]| {
+                let line = source.map_or(&[][..], |source| &x[source * row_len..][..row_len]);
+                vnni.put_together(line, channels, window.pad_left, padding, to);
+            };
+            halo::for_each_line_of(window, lines, quads * QUAD * channels, fill, |line, rows, starts| {
+                let at = (line - first) * line_len;
+                let (stride, count) = (window.stride_w, window.out_w);
+                for (block, weights) in blocks(channels).zip(weights.chunks_exact(len)) {
+                    let (channel, columns) = (block.start, block.len());
+                    let place = Place { at: at + channel, stride: channels, channel, columns };
+                    vnni.depthwise_lines(rows, starts, channels, stride, count, weights, out, place);
+                }
+                let starts = (0..count).map(|i| at + i * channels);
+                Rows { starts, stride: channels, channels: 0..channels, summed: false }
+                    .complete(self.isa, out);
+            });
         });
     }
 }
@@ -263,6 +321,47 @@ fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
     packed
 }
 
+/// Taps, or pixels, whose products are added at once.
+#[cfg(target_arch = "x86_64")]
+pub(super) const QUAD: usize = 4;
+
+/// Quads of pixels that a line of a kernel touches whose first pixel is so far into one.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn quad_count(size: usize, offset: usize) -> usize {
+    (offset + size).div_ceil(QUAD)
+}
+
+/// Quads that a block of [`pack_lines`] has before those of an output that is the `index`-th to begin in a quad.
+#[cfg(target_arch = "x86_64")]
+pub(super) const fn quads_before(size: usize, stride: usize, index: usize) -> usize {
+    let (mut before, mut count) = (0, 0);
+    while before < index {
+        count += size * quad_count(size, before * stride);
+        before += 1;
+    }
+    count
+}
+
+/// Packs codes `[channels, size, size]` as `[block, output, line, quad, 32, 4]`: each line over the quads of pixels that it
+/// touches, for each output that begins in a quad, with zeros before and after.
+#[cfg(target_arch = "x86_64")]
+fn pack_lines(codes: &[i8], channels: usize, size: usize, stride: usize) -> Aligned<i8> {
+    let outputs = QUAD / stride;
+    let len = quads_before(size, stride, outputs) * QUAD * BLOCK;
+    let mut packed = Aligned::zeros(blocks(channels).len() * len);
+    for (block, packed) in blocks(channels).zip(packed.chunks_exact_mut(len)) {
+        for (output, line) in (0..outputs).flat_map(|output| (0..size).map(move |line| (output, line))) {
+            let offset = output * stride;
+            let quad = quads_before(size, stride, output) + line * quad_count(size, offset);
+            for (c, j) in block.clone().flat_map(|c| (0..size).map(move |j| (c, j))) {
+                let (quad, t) = (quad + (offset + j) / QUAD, (offset + j) % QUAD);
+                packed[(quad * BLOCK + c - block.start) * QUAD + t] = codes[(c * size + line) * size + j];
+            }
+        }
+    }
+    packed
+}
+
 /// Where channel `c` of a block stands among the 32 lanes of the packed order.
 fn lane(c: usize) -> usize {
     (c % 16) / 4 * 8 + c / 16 * 4 + c % 4
@@ -317,7 +416,7 @@ mod tests {
         let acc = reference::depthwise_int8(&x, &codes, channels, window, pad);
         for isa in Isa::available() {
             let name = format!("{isa:?} {channels} channels, {window:?}, pad {pad}");
-            let packed = PackedDepthwise::pack(isa, &codes, channels, window.taps());
+            let packed = PackedDepthwise::pack(isa, &codes, channels, window, channels % 2 == 1);
             for (lo, hi, zero_point, table) in
                 [(0, 255, 128, None), (3, 200, 0, Some(&table)), (0, 255, 255, None)]
             {
@@ -369,6 +468,18 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_every_length_match_the_reference() {
+        for (size, stride) in [(3, 1), (3, 2), (5, 1), (5, 2)] {
+            for width in size..size + 19 {
+                let window = window(1, (6, width), (size, size), (stride, stride), (1, 1), (1, width % 3));
+                for channels in [16, 20, 50, 64] {
+                    check(&window, channels, 91, 1);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn every_channel_count_matches_the_reference() {
         for channels in 1..=97 {
             check(&window(1, (4, 5), (3, 3), (1, 1), (1, 1), (1, 1)), channels, 130, 1);
@@ -387,7 +498,7 @@ mod tests {
         let want = reference::depthwise_int8(&x, &codes, channels, &window, 0);
         for isa in Isa::available() {
             let mut y = vec![0; channels];
-            let packed = PackedDepthwise::pack(isa, &codes, channels, taps);
+            let packed = PackedDepthwise::pack(isa, &codes, channels, &window, false);
             packed.conv(&x, &window, 0, IntOutput::I32(&mut y, &vec![0; channels]), 1);
             assert_eq!(y, want, "{isa:?}");
         }

@@ -30,14 +30,46 @@ pub(super) fn for_each_line<T: Pod>(
     assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
     let width = (window.out_w - 1) * window.stride_w + (window.kernel_w - 1) * window.dilation_w + 1;
     let row_len = width * channels;
+    let tap_count = window.taps().next_multiple_of(tap_multiple);
+    let fill = |source: Option<usize>, to: &mut [T]| match source {
+        Some(source) => {
+            let from = &x[source * window.in_w * channels..][..window.in_w * channels];
+            fill_row(from, to, window.pad_left * channels, pad);
+        }
+        None => to.fill(pad),
+    };
+    with_scratch::<usize, _>(tap_count, |taps| {
+        for_each_line_of(window, lines, row_len, fill, |line, rows, starts| {
+            for (ky, kx) in (0..window.kernel_h).flat_map(|ky| (0..window.kernel_w).map(move |kx| (ky, kx))) {
+                taps[ky * window.kernel_w + kx] = starts[ky] + kx * window.dilation_w * channels;
+            }
+            let last = taps[window.taps() - 1];
+            taps[window.taps()..].fill(last);
+            visit(line, rows, taps);
+        });
+    });
+}
+
+/// Visits output rows `lines` (numbered through all images) of a window whose input rows take `row_len` elements of
+/// scratch each.
+///
+/// `fill` gets the number of an input row through all images, or `None` for one that is all padding, and where it goes.
+/// `visit` gets a line, rows of scratch and where each line of the kernel begins there. Up to 64 elements past a row may
+/// be read. An input row is filled in once, not once a kernel row.
+pub(super) fn for_each_line_of<T: Pod>(
+    window: &Window,
+    lines: Range<usize>,
+    row_len: usize,
+    mut fill: impl FnMut(Option<usize>, &mut [T]),
+    mut visit: impl FnMut(usize, &[T], &[usize]),
+) {
     // Input rows live in a ring that is as long as the kernel is high; one row more is all padding.
     let ring = (window.kernel_h - 1) * window.dilation_h + 1;
-    let tap_count = window.taps().next_multiple_of(tap_multiple);
     with_scratch::<T, _>((ring + 1) * row_len + SLACK, |rows| {
-        with_scratch::<usize, _>(ring + tap_count, |indices| {
-            let (held, taps) = indices.split_at_mut(ring);
+        with_scratch::<usize, _>(ring + window.kernel_h, |indices| {
+            let (held, starts) = indices.split_at_mut(ring);
             held.fill(usize::MAX);
-            rows[ring * row_len..].fill(pad);
+            fill(None, &mut rows[ring * row_len..][..row_len]);
             for line in lines {
                 let (image, oy) = (line / window.out_h, line % window.out_h);
                 for ky in 0..window.kernel_h {
@@ -47,21 +79,11 @@ pub(super) fn for_each_line<T: Pod>(
                     let source = (image * window.in_h + y).wrapping_sub(window.pad_top);
                     if inside && held[slot] != source {
                         held[slot] = source;
-                        let from = &x[source * window.in_w * channels..][..window.in_w * channels];
-                        fill_row(
-                            from,
-                            &mut rows[slot * row_len..][..row_len],
-                            window.pad_left * channels,
-                            pad,
-                        );
+                        fill(Some(source), &mut rows[slot * row_len..][..row_len]);
                     }
-                    for kx in 0..window.kernel_w {
-                        taps[ky * window.kernel_w + kx] = slot * row_len + kx * window.dilation_w * channels;
-                    }
+                    starts[ky] = slot * row_len;
                 }
-                let last = taps[window.taps() - 1];
-                taps[window.taps()..].fill(last);
-                visit(line, rows, taps);
+                visit(line, rows, starts);
             }
         });
     });

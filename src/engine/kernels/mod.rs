@@ -61,6 +61,8 @@ mod x86_64_avxvnni;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_depthwise;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_depthwise_wide;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_finish;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_pairs;
