@@ -39,54 +39,65 @@ pub(super) fn for_each_line<T: Pod>(
         None => to.fill(pad),
     };
     with_scratch::<usize, _>(tap_count, |taps| {
-        for_each_line_of(window, lines, row_len, fill, |line, rows, starts| {
+        for_each_line_of(window, lines, 1, row_len, fill, |lines, rows, starts| {
             for (ky, kx) in (0..window.kernel_h).flat_map(|ky| (0..window.kernel_w).map(move |kx| (ky, kx))) {
                 taps[ky * window.kernel_w + kx] = starts[ky] + kx * window.dilation_w * channels;
             }
             let last = taps[window.taps() - 1];
             taps[window.taps()..].fill(last);
-            visit(line, rows, taps);
+            visit(lines.start, rows, taps);
         });
     });
 }
 
-/// Visits output rows `lines` (numbered through all images) of a window whose input rows take `row_len` elements of
-/// scratch each.
+/// Visits output rows `lines` (numbered through all images), up to `at_once` of an image at a time, of a window whose input
+/// rows take `row_len` elements of scratch each.
 ///
 /// `fill` gets the number of an input row through all images, or `None` for one that is all padding, and where it goes.
-/// `visit` gets a line, rows of scratch and where each line of the kernel begins there. Up to 64 elements past a row may
-/// be read. An input row is filled in once, not once a kernel row.
+/// `visit` gets output rows, rows of scratch and where each line of the kernel begins there, `[output rows, kernel_h]`. Up
+/// to 64 elements past a row may be read. An input row is filled in once, not once a kernel row.
 pub(super) fn for_each_line_of<T: Pod>(
     window: &Window,
     lines: Range<usize>,
+    at_once: usize,
     row_len: usize,
     mut fill: impl FnMut(Option<usize>, &mut [T]),
-    mut visit: impl FnMut(usize, &[T], &[usize]),
+    mut visit: impl FnMut(Range<usize>, &[T], &[usize]),
 ) {
     // Input rows live in a ring that is as long as the kernel is high; one row more is all padding.
-    let ring = (window.kernel_h - 1) * window.dilation_h + 1;
+    let ring = ring_rows(window, at_once);
     with_scratch::<T, _>((ring + 1) * row_len + SLACK, |rows| {
-        with_scratch::<usize, _>(ring + window.kernel_h, |indices| {
+        with_scratch::<usize, _>(ring + at_once * window.kernel_h, |indices| {
             let (held, starts) = indices.split_at_mut(ring);
             held.fill(usize::MAX);
             fill(None, &mut rows[ring * row_len..][..row_len]);
-            for line in lines {
-                let (image, oy) = (line / window.out_h, line % window.out_h);
-                for ky in 0..window.kernel_h {
-                    let y = oy * window.stride_h + ky * window.dilation_h;
-                    let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
-                    let slot = if inside { y % ring } else { ring };
-                    let source = (image * window.in_h + y).wrapping_sub(window.pad_top);
-                    if inside && held[slot] != source {
-                        held[slot] = source;
-                        fill(Some(source), &mut rows[slot * row_len..][..row_len]);
+            let mut first = lines.start;
+            while first < lines.end {
+                let image = first / window.out_h;
+                let end = lines.end.min((image + 1) * window.out_h).min(first + at_once);
+                for (line, starts) in (first..end).zip(starts.chunks_exact_mut(window.kernel_h)) {
+                    for (ky, start) in starts.iter_mut().enumerate() {
+                        let y = line % window.out_h * window.stride_h + ky * window.dilation_h;
+                        let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
+                        let slot = if inside { y % ring } else { ring };
+                        let source = (image * window.in_h + y).wrapping_sub(window.pad_top);
+                        if inside && held[slot] != source {
+                            held[slot] = source;
+                            fill(Some(source), &mut rows[slot * row_len..][..row_len]);
+                        }
+                        *start = slot * row_len;
                     }
-                    starts[ky] = slot * row_len;
                 }
-                visit(line, rows, starts);
+                visit(first..end, rows, &starts[..(end - first) * window.kernel_h]);
+                first = end;
             }
         });
     });
+}
+
+/// Input rows that `at_once` output rows take.
+pub(super) fn ring_rows(window: &Window, at_once: usize) -> usize {
+    (window.kernel_h - 1) * window.dilation_h + 1 + (at_once - 1) * window.stride_h
 }
 
 /// The channels of each block. The last one is moved back to be whole where there are channels enough: it

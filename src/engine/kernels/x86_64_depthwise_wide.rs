@@ -59,40 +59,42 @@ impl Avx512Vnni {
         unsafe { put_together(line, channels, left, padding, to) }
     }
 
-    /// One output row of a depthwise convolution with a `size` x `size` kernel, for which [`pays`] holds, in a block of up
-    /// to 32 channels.
+    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel, for which [`pays`] holds, in a
+    /// block of up to 32 channels.
     ///
-    /// Pixel `t`, channel `c` of quad `q` of kernel line `i` is `x[lines[i] + (q * channels + c) * 4 + t]`. `weights` are those
-    /// of [`pack_lines`](super::depthwise::pack_lines).
-    #[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+    /// Pixel `t`, channel `c` of quad `q` of kernel line `i` of output row `l` is
+    /// `x[starts[l * size + i] + (q * channels + c) * 4 + t]`. `weights` are those of
+    /// [`pack_lines`](super::depthwise::pack_lines).
+    #[expect(clippy::too_many_arguments, reason = "rows are their operands and their place")]
     pub(super) fn depthwise_lines(
         self,
         x: &[u8],
-        lines: &[usize],
+        starts: &[usize],
+        (size, stride): (usize, usize),
         channels: usize,
-        stride: usize,
         count: usize,
         weights: &[i8],
         out: &mut IntOutput,
         place: Place,
+        line_len: usize,
     ) {
-        let size = lines.len();
         let last = (quads_of_line(size, stride, count) - 1) * channels + place.channel;
-        let last = lines.iter().max().expect("a kernel has a line") + last * QUAD;
+        let last = starts.iter().max().expect("a kernel has a line") + last * QUAD;
         assert!(x.len() >= last + BYTES && place.columns <= BLOCK);
         assert_eq!(
             weights.len(),
             quads_before(size, stride, QUAD / stride) * BYTES,
             "the packed weights of a block"
         );
-        place.assert_within(count, out.len());
-        let row = Row { x, lines, channels, count, weights, place };
+        Place { at: place.at + (starts.len() / size - 1) * line_len, ..place }
+            .assert_within(count, out.len());
+        let rows = Rows { x, starts, channels, count, weights, place, line_len };
         // SAFETY: `self` proves the features, and the lengths were just checked.
         unsafe {
             match (size, stride) {
-                (3, 1) => finished::<3, 1>(row, out),
-                (3, 2) => finished::<3, 2>(row, out),
-                (5, 1) => finished::<5, 1>(row, out),
+                (3, 1) => finished::<3, 1>(rows, out),
+                (3, 2) => finished::<3, 2>(rows, out),
+                (5, 1) => finished::<5, 1>(rows, out),
                 _ => unreachable!("a kernel for which it pays"),
             }
         }
@@ -101,33 +103,35 @@ impl Avx512Vnni {
 
 /// See [`Avx512Vnni::depthwise_lines`].
 #[derive(Clone, Copy)]
-struct Row<'a> {
+struct Rows<'a> {
     x: &'a [u8],
-    lines: &'a [usize],
+    starts: &'a [usize],
     channels: usize,
     count: usize,
     weights: &'a [i8],
     place: Place,
+    line_len: usize,
 }
 
 /// # Safety
-/// There are `SIZE` lines with the quads of every `OUTPUTS` outputs, their weights, and `count` outputs at `place`.
+/// There are `SIZE` lines for each row with the quads of every `OUTPUTS` outputs, their weights, and `count` outputs at
+/// `place` and every `line_len` from there.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn finished<const SIZE: usize, const STRIDE: usize>(row: Row, out: &mut IntOutput) {
-    let place = row.place;
+unsafe fn finished<const SIZE: usize, const STRIDE: usize>(rows: Rows, out: &mut IntOutput) {
+    let place = rows.place;
     // SAFETY: the caller promises it.
     unsafe {
         match out {
             IntOutput::U8(out, requant) => {
                 let bias = lanes::<i32, 2>(requant.bias, place);
-                outputs::<SIZE, STRIDE>(row, bias, ToCodes::new(out, requant, place));
+                outputs::<SIZE, STRIDE>(rows, bias, ToCodes::new(out, requant, place));
             }
             IntOutput::F32(out, dequant) => {
                 let bias = lanes::<i32, 2>(dequant.bias, place);
-                outputs::<SIZE, STRIDE>(row, bias, ToFloats::new(out, dequant, place));
+                outputs::<SIZE, STRIDE>(rows, bias, ToFloats::new(out, dequant, place));
             }
             IntOutput::I32(out, bias) => {
-                outputs::<SIZE, STRIDE>(row, lanes::<i32, 2>(bias, place), ToSums { out, place });
+                outputs::<SIZE, STRIDE>(rows, lanes::<i32, 2>(bias, place), ToSums { out, place });
             }
         }
     }
@@ -138,50 +142,53 @@ unsafe fn finished<const SIZE: usize, const STRIDE: usize>(row: Row, out: &mut I
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
 unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
-    row: Row,
+    rows: Rows,
     bias: [__m512i; 2],
     mut finish: impl Finish<2>,
 ) {
-    let Row { x, lines, channels, count, weights, place } = row;
-    let start = |i: usize| x.as_ptr().wrapping_add(lines[i] + place.channel * QUAD);
-    let mut lines: [*const u8; SIZE] = std::array::from_fn(start);
+    let Rows { x, starts, channels, count, weights, place, line_len } = rows;
     let next = channels * QUAD;
-    for ox in (0..count).step_by(OUTPUTS) {
-        let mut acc = [bias; OUTPUTS];
-        for i in 0..SIZE {
-            for v in 0..2 {
-                let mut quads = [_mm512_setzero_si512(); 3];
-                for q in 0..const { quads_at_once(SIZE, STRIDE) } {
-                    // SAFETY: the caller promises the quads.
-                    quads[q] = unsafe { _mm512_loadu_si512(lines[i].wrapping_add(q * next + v * 64).cast()) };
-                }
-                for r in 0..OUTPUTS {
-                    let (q, offset) = (r * STRIDE / QUAD, r * STRIDE % QUAD);
-                    let count = quad_count(SIZE, offset);
-                    let first = quads_before(SIZE, STRIDE, r % (QUAD / STRIDE)) + i * count;
-                    let weights = weights.as_ptr().wrapping_add(first * BYTES + v * 64);
-                    // SAFETY: the caller promises the weights, of which these are one or two quads.
-                    unsafe {
-                        let first = _mm512_loadu_si512(weights.cast());
-                        acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quads[q], first);
-                        if count == 2 {
-                            let second = _mm512_loadu_si512(weights.wrapping_add(BYTES).cast());
-                            acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quads[q + 1], second);
+    for (line, starts) in starts.chunks_exact(SIZE).enumerate() {
+        let start = |i: usize| x.as_ptr().wrapping_add(starts[i] + place.channel * QUAD);
+        let mut lines: [*const u8; SIZE] = std::array::from_fn(start);
+        for ox in (0..count).step_by(OUTPUTS) {
+            let mut acc = [bias; OUTPUTS];
+            for i in 0..SIZE {
+                for v in 0..2 {
+                    let mut quads = [_mm512_setzero_si512(); 3];
+                    for q in 0..const { quads_at_once(SIZE, STRIDE) } {
+                        // SAFETY: the caller promises the quads.
+                        quads[q] =
+                            unsafe { _mm512_loadu_si512(lines[i].wrapping_add(q * next + v * 64).cast()) };
+                    }
+                    for r in 0..OUTPUTS {
+                        let (q, offset) = (r * STRIDE / QUAD, r * STRIDE % QUAD);
+                        let count = quad_count(SIZE, offset);
+                        let first = quads_before(SIZE, STRIDE, r % (QUAD / STRIDE)) + i * count;
+                        let weights = weights.as_ptr().wrapping_add(first * BYTES + v * 64);
+                        // SAFETY: the caller promises the weights, of which these are one or two quads.
+                        unsafe {
+                            let first = _mm512_loadu_si512(weights.cast());
+                            acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quads[q], first);
+                            if count == 2 {
+                                let second = _mm512_loadu_si512(weights.wrapping_add(BYTES).cast());
+                                acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], quads[q + 1], second);
+                            }
                         }
                     }
                 }
+                lines[i] = lines[i].wrapping_add(STRIDE * next);
             }
-            lines[i] = lines[i].wrapping_add(STRIDE * next);
-        }
-        let at = place.at + ox * place.stride;
-        let [a, b, c, d] = acc;
-        // SAFETY: the caller promises `count` outputs.
-        unsafe {
-            match count - ox {
-                1 => finish.put([a], at),
-                2 => finish.put([a, b], at),
-                3 => finish.put([a, b, c], at),
-                _ => finish.put([a, b, c, d], at),
+            let at = place.at + line * line_len + ox * place.stride;
+            let [a, b, c, d] = acc;
+            // SAFETY: the caller promises `count` outputs.
+            unsafe {
+                match count - ox {
+                    1 => finish.put([a], at),
+                    2 => finish.put([a, b], at),
+                    3 => finish.put([a, b, c], at),
+                    _ => finish.put([a, b, c, d], at),
+                }
             }
         }
     }
