@@ -220,7 +220,7 @@ impl PackedDepthwise {
                 vnni.put_together(line, channels, window.pad_left, padding, to);
             };
             let scratch_len = quads * QUAD * channels;
-            let at_once = lines_at_once(window, weights.len(), scratch_len).min(lines.len());
+            let at_once = lines_at_once(window, scratch_len).min(lines.len());
             halo::for_each_line_of(window, lines, at_once, scratch_len, fill, |lines, rows, starts| {
                 let at = (lines.start - first) * line_len;
                 let (kernel, count) = ((window.kernel_w, window.stride_w), window.out_w);
@@ -239,15 +239,11 @@ impl PackedDepthwise {
     }
 }
 
-/// Output lines that are computed block by block: one, where the weights of all blocks stay in the level-1 cache, else as
-/// many as can with what they read in half of a level-2 cache.
+/// Output lines that are computed block by block, so that weights stay close and what a block begins with is done once: as
+/// many as what they read, `row` bytes a line, leaves room for in a level-2 cache.
 #[cfg(target_arch = "x86_64")]
-fn lines_at_once(window: &Window, weights: usize, row: usize) -> usize {
-    const CLOSE: usize = 16 << 10;
+fn lines_at_once(window: &Window, row: usize) -> usize {
     const NEAR: usize = 256 << 10;
-    if weights <= CLOSE {
-        return 1;
-    }
     let fits = |lines: &usize| halo::ring_rows(window, *lines) * row <= NEAR;
     (1..=window.out_h).take_while(fits).last().unwrap_or(1)
 }
@@ -494,6 +490,13 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// More lines than are computed at once.
+    #[test]
+    fn large_images_match_the_reference() {
+        check(&window(2, (40, 100), (3, 3), (1, 1), (1, 1), (1, 1)), 96, 131, 1);
+        check(&window(1, (61, 120), (3, 3), (2, 2), (1, 1), (1, 1)), 96, 131, 2);
     }
 
     #[test]

@@ -22,8 +22,8 @@ pub(super) const CHANNELS_MIN: usize = 16;
 /// Bytes of a quad of pixels in a block of channels.
 const BYTES: usize = QUAD * BLOCK;
 
-/// Whether there is a row of such a kernel. With five lines and stride 2 each output has its quads nearly for itself, and
-/// more zeros among their weights than in quads of taps.
+/// Whether there are rows of such a kernel. With five lines and stride 2 outputs share few quads, and so many zeros are among
+/// their weights that quads of taps are as fast.
 pub(super) fn pays(window: &Window) -> bool {
     let square = window.kernel_h == window.kernel_w && window.dilation_w == 1;
     square && matches!((window.kernel_w, window.stride_w), (3 | 5, 1) | (3, 2))
