@@ -69,7 +69,7 @@ fn promised(method: &Method, path: &str) -> Option<&'static str> {
         (_, path) if path.starts_with("/v2/health/") => None,
         (_, "/v1/audit") => Some("admin"),
         (&Method::GET, _) | (_, "/v2/repository/index") => Some("read"),
-        (_, path) if path.ends_with("/infer") => Some("infer"),
+        (_, path) if path.ends_with("/infer") || path.starts_with("/v2/systemsharedmemory/") => Some("infer"),
         (_, path) if path.starts_with("/v2") => Some("admin"),
         _ => Some("write"),
     }

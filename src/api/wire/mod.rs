@@ -6,7 +6,6 @@ pub mod request;
 pub mod response;
 mod scan;
 
-use crate::api::wire::request::Described;
 use crate::engine::tensor::{DType, Tensor};
 
 /// Why a body is not an inference request. All of them are the caller's to mend.
@@ -141,49 +140,6 @@ impl OutputRequest {
             return Err(Error::Output { name, reason });
         }
         Ok(OutputRequest { name, binary, classification, place })
-    }
-}
-
-impl InferRequest {
-    /// Takes an input whose data came along.
-    ///
-    /// # Errors
-    /// [`Error::Input`] where there is one of this name.
-    pub(crate) fn push(&mut self, name: String, tensor: Tensor) -> Result<(), Error> {
-        let name = self.new_name(name)?;
-        self.inputs.push((name, tensor));
-        Ok(())
-    }
-
-    /// Takes an input that lies in shared memory.
-    ///
-    /// # Errors
-    /// [`Error::Input`] where there is one of this name, or the place has another size than the shape.
-    pub(crate) fn push_shared(
-        &mut self,
-        name: String,
-        described: Described,
-        place: Place,
-    ) -> Result<(), Error> {
-        let name = self.new_name(name)?;
-        let Described { dtype, shape, bytes, .. } = described;
-        if place.byte_size != bytes {
-            let size = place.byte_size;
-            let type_name = datatype_name(dtype);
-            let reason =
-                format!("{size} bytes of shared memory, but {type_name} of shape {shape:?} takes {bytes}");
-            return Err(Error::Input { name, reason });
-        }
-        self.shared_inputs.push(SharedInput { name, dtype, shape, place });
-        Ok(())
-    }
-
-    fn new_name(&self, name: String) -> Result<String, Error> {
-        let mut names = self.inputs.iter().map(|(n, _)| n).chain(self.shared_inputs.iter().map(|i| &i.name));
-        if names.any(|n| *n == name) {
-            return Err(Error::Input { name, reason: "given twice".to_owned() });
-        }
-        Ok(name)
     }
 }
 

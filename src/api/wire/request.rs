@@ -3,7 +3,9 @@
 use serde_json::Value;
 
 use crate::api::wire::scan::{self, Scanner};
-use crate::api::wire::{Error, Framing, InferRequest, OutputRequest, Place, Port, datatype, datatype_name};
+use crate::api::wire::{
+    Error, Framing, InferRequest, OutputRequest, Place, Port, SharedInput, datatype, datatype_name,
+};
 use crate::engine::tensor::{DType, Incoming, Tensor, element_count};
 
 /// Most dimensions of a tensor, and most inputs or outputs of a request.
@@ -299,6 +301,49 @@ pub(crate) struct Described {
     pub(crate) bytes: usize,
 }
 
+impl InferRequest {
+    /// Takes an input whose data came along.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is one of this name.
+    pub(crate) fn push(&mut self, name: String, tensor: Tensor) -> Result<(), Error> {
+        let name = self.new_name(name)?;
+        self.inputs.push((name, tensor));
+        Ok(())
+    }
+
+    /// Takes an input that lies in shared memory.
+    ///
+    /// # Errors
+    /// [`Error::Input`] where there is one of this name, or the place has another size than the shape.
+    pub(crate) fn push_shared(
+        &mut self,
+        name: String,
+        described: Described,
+        place: Place,
+    ) -> Result<(), Error> {
+        let name = self.new_name(name)?;
+        let Described { dtype, shape, bytes, .. } = described;
+        if place.byte_size != bytes {
+            let size = place.byte_size;
+            let type_name = datatype_name(dtype);
+            let reason =
+                format!("{size} bytes of shared memory, but {type_name} of shape {shape:?} takes {bytes}");
+            return Err(Error::Input { name, reason });
+        }
+        self.shared_inputs.push(SharedInput { name, dtype, shape, place });
+        Ok(())
+    }
+
+    fn new_name(&self, name: String) -> Result<String, Error> {
+        let mut names = self.inputs.iter().map(|(n, _)| n).chain(self.shared_inputs.iter().map(|i| &i.name));
+        if names.any(|n| *n == name) {
+            return Err(Error::Input { name, reason: "given twice".to_owned() });
+        }
+        Ok(name)
+    }
+}
+
 /// Reads the shape and the datatype of an input.
 ///
 /// # Errors
@@ -430,7 +475,6 @@ fn within(error: Error, name: &str, text: &[u8], start: usize) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::wire::SharedInput;
 
     fn read(text: &str) -> Result<InferRequest, String> {
         decode(Framing::Json, text.as_bytes(), &[]).map_err(|e| e.to_string())

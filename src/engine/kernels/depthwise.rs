@@ -2,6 +2,8 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64_neon::Neon;
+#[cfg(target_arch = "x86_64")]
+use super::depthwise_quads::{CHANNELS_MIN, QUAD, lines_at_once, pack_lines, pays, quads_of_line};
 use super::halo::{self, BLOCK, blocks};
 use super::isa::Isa;
 use super::lines::Aligned;
@@ -12,8 +14,6 @@ use super::rows::Rows;
 use super::tiles::Place;
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Avx2;
-#[cfg(target_arch = "x86_64")]
-use super::x86_64_depthwise_wide::{CHANNELS_MIN, pays, quads_of_line};
 #[cfg(target_arch = "x86_64")]
 use super::x86_64_vnni::Avx512Vnni;
 use super::{IntOutput, Window};
@@ -81,6 +81,8 @@ impl PackedDepthwise {
         };
         #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         let weights = Weights::Pairs(pairs());
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = small;
         let sum = |kernel: &[i8]| kernel.iter().map(|&code| i32::from(code)).sum();
         let column_sums = codes.chunks_exact(taps).map(sum).collect();
         PackedDepthwise { isa, weights, column_sums, taps }
@@ -239,15 +241,6 @@ impl PackedDepthwise {
     }
 }
 
-/// Output lines that are computed block by block, so that weights stay close and what a block begins with is done once: as
-/// many as what they read, `row` bytes a line, leaves room for in a level-2 cache.
-#[cfg(target_arch = "x86_64")]
-fn lines_at_once(window: &Window, row: usize) -> usize {
-    const NEAR: usize = 256 << 10;
-    let fits = |lines: &usize| halo::ring_rows(window, *lines) * row <= NEAR;
-    (1..=window.out_h).take_while(fits).last().unwrap_or(1)
-}
-
 /// Packs codes in groups of `group` taps, zeros after the last.
 fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, group: usize) -> Aligned<T> {
     let padded = taps.next_multiple_of(group);
@@ -328,47 +321,6 @@ fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
             {
                 packed[lane(c - block.start) * 2 + i] =
                     tap.map_or(0, |t| i16::from(codes[c * size * size + t]));
-            }
-        }
-    }
-    packed
-}
-
-/// Taps, or pixels, whose products are added at once.
-#[cfg(target_arch = "x86_64")]
-pub(super) const QUAD: usize = 4;
-
-/// Quads of pixels that a line of a kernel touches whose first pixel is so far into one.
-#[cfg(target_arch = "x86_64")]
-pub(super) const fn quad_count(size: usize, offset: usize) -> usize {
-    (offset + size).div_ceil(QUAD)
-}
-
-/// Quads that a block of [`pack_lines`] has before those of an output that is the `index`-th to begin in a quad.
-#[cfg(target_arch = "x86_64")]
-pub(super) const fn quads_before(size: usize, stride: usize, index: usize) -> usize {
-    let (mut before, mut count) = (0, 0);
-    while before < index {
-        count += size * quad_count(size, before * stride);
-        before += 1;
-    }
-    count
-}
-
-/// Packs codes `[channels, size, size]` as `[block, output, line, quad, 32, 4]`: each line over the quads of pixels that it
-/// touches, for each output that begins in a quad, with zeros before and after.
-#[cfg(target_arch = "x86_64")]
-fn pack_lines(codes: &[i8], channels: usize, size: usize, stride: usize) -> Aligned<i8> {
-    let outputs = QUAD / stride;
-    let len = quads_before(size, stride, outputs) * QUAD * BLOCK;
-    let mut packed = Aligned::zeros(blocks(channels).len() * len);
-    for (block, packed) in blocks(channels).zip(packed.chunks_exact_mut(len)) {
-        for (output, line) in (0..outputs).flat_map(|output| (0..size).map(move |line| (output, line))) {
-            let offset = output * stride;
-            let quad = quads_before(size, stride, output) + line * quad_count(size, offset);
-            for (c, j) in block.clone().flat_map(|c| (0..size).map(move |j| (c, j))) {
-                let (quad, t) = (quad + (offset + j) / QUAD, (offset + j) % QUAD);
-                packed[(quad * BLOCK + c - block.start) * QUAD + t] = codes[(c * size + line) * size + j];
             }
         }
     }

@@ -8,6 +8,8 @@ mod activate;
 pub mod by_row;
 pub mod depthwise;
 pub mod depthwise_f32;
+#[cfg(target_arch = "x86_64")]
+mod depthwise_quads;
 pub mod eltwise;
 pub mod epilogue;
 pub mod finish;

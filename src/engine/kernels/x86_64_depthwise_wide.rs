@@ -5,39 +5,18 @@
 #![expect(unsafe_code, reason = "vector loads and stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::depthwise::{QUAD, quad_count, quads_before};
+use super::IntOutput;
+use super::depthwise_quads::{
+    CHANNELS_MIN, OUTPUTS, QUAD, quad_count, quads_at_once, quads_before, quads_of_line,
+};
 use super::halo::BLOCK;
 use super::tiles::Place;
 use super::x86_64_vnni::Avx512Vnni;
 use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
-use super::{IntOutput, Window};
 use std::arch::x86_64::*;
-
-/// Outputs whose sums are in registers at a time.
-const OUTPUTS: usize = 4;
-
-/// Channels of one register of quads: the fewest that there must be.
-pub(super) const CHANNELS_MIN: usize = 16;
 
 /// Bytes of a quad of pixels in a block of channels.
 const BYTES: usize = QUAD * BLOCK;
-
-/// Whether there are rows of such a kernel. With five lines and stride 2 outputs share few quads, and so many zeros are among
-/// their weights that quads of taps are as fast.
-pub(super) fn pays(window: &Window) -> bool {
-    let square = window.kernel_h == window.kernel_w && window.dilation_w == 1;
-    square && matches!((window.kernel_w, window.stride_w), (3 | 5, 1) | (3, 2))
-}
-
-/// Quads that a line of a kernel of `size` columns takes for `OUTPUTS` outputs.
-const fn quads_at_once(size: usize, stride: usize) -> usize {
-    ((OUTPUTS - 1) * stride + size).div_ceil(QUAD)
-}
-
-/// Quads that a line of a kernel of `size` columns takes for `count` outputs, of which there are `OUTPUTS` at a time.
-pub(super) fn quads_of_line(size: usize, stride: usize, count: usize) -> usize {
-    (count.div_ceil(OUTPUTS) - 1) * stride + quads_at_once(size, stride)
-}
 
 impl Avx512Vnni {
     /// Puts the pixels of a line, `[width, channels]`, together: `to` is `[quads, channels, 4]`. The line begins `left` pixels
@@ -59,12 +38,12 @@ impl Avx512Vnni {
         unsafe { put_together(line, channels, left, padding, to) }
     }
 
-    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel, for which [`pays`] holds, in a
+    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel, for which [`pays`](super::depthwise_quads::pays) holds, in a
     /// block of up to 32 channels.
     ///
     /// Pixel `t`, channel `c` of quad `q` of kernel line `i` of output row `l` is
     /// `x[starts[l * size + i] + (q * channels + c) * 4 + t]`. `weights` are those of
-    /// [`pack_lines`](super::depthwise::pack_lines).
+    /// [`pack_lines`](super::depthwise_quads::pack_lines).
     #[expect(clippy::too_many_arguments, reason = "rows are their operands and their place")]
     pub(super) fn depthwise_lines(
         self,
