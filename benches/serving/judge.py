@@ -16,6 +16,7 @@ import servers
 from table import verdict
 
 VERSION = "2.60.0"
+CUDA = "nvidia-cuda-runtime-cu12==12.9.79"
 LIBRARIES = ["libc6", "libstdc++6", "libgcc-s1", "zlib1g", "libssl3t64", "libzstd1"]
 FOLDER = provide.TARGET / "perf_analyzer"
 
@@ -25,21 +26,34 @@ def program():
     binary = FOLDER / "wheel/perf_analyzer/bin/perf_analyzer"
     if not binary.exists():
         provide.peers.say("Fetching perf_analyzer")
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-                        "--platform", "manylinux_2_38_x86_64", "--only-binary=:all:", "--dest", FOLDER,
-                        f"perf-analyzer=={VERSION}"], check=True)
-        wheel = next(FOLDER.glob("*.whl"))
-        subprocess.run([sys.executable, "-m", "zipfile", "-e", wheel, FOLDER / "wheel"], check=True)
+        fetch(FOLDER / "wheel", f"perf-analyzer=={VERSION}", "--platform", "manylinux_2_38_x86_64")
         binary = next(p for p in (FOLDER / "wheel").rglob("perf_analyzer") if p.is_file() and p.stat().st_size > 1e6)
         binary.chmod(0o755)
+    cuda = cuda_runtime()
     libc = tuple(int(n) for n in platform.libc_ver()[1].split(".")[:2])
     if libc >= (2, 38):
-        return [binary]
+        return ["env", f"LD_LIBRARY_PATH={cuda}", binary]
     library = FOLDER / "root/usr/lib/x86_64-linux-gnu"
     if not (library / "libzstd.so.1").exists():
         debian_13(FOLDER / "root")
-    return [library / "ld-linux-x86-64.so.2", "--library-path", library, binary]
+    return [library / "ld-linux-x86-64.so.2", "--library-path", f"{library}:{cuda}", binary]
+
+
+def cuda_runtime():
+    """A folder with NVIDIA's libcudart.so: perf_analyzer wants it for shared memory of any kind, on any machine."""
+    folder = FOLDER / "cuda"
+    if not (folder / "libcudart.so").exists():
+        fetch(folder, CUDA)
+        (folder / "libcudart.so").symlink_to(next(folder.rglob("libcudart.so.12")))
+    return folder
+
+
+def fetch(folder, package, *options):
+    """Unpacks a package of PyPI as it is, without installing anything."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
+                    "--only-binary=:all:", *options, "--dest", folder, package], check=True)
+    subprocess.run([sys.executable, "-m", "zipfile", "-e", next(folder.glob("*.whl")), folder], check=True)
 
 
 def debian_13(root):

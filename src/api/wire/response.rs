@@ -113,7 +113,8 @@ struct Chosen<'a> {
     tensor: &'a Tensor,
     binary: bool,
     classification: usize,
-    place: Option<Place>,
+    // In shared memory, where the request wanted it.
+    is_elsewhere: bool,
 }
 
 fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Chosen<'a>>, Error> {
@@ -121,8 +122,8 @@ fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Ch
     let of = |choice: Choice| {
         let Choice { index, binary, classification, place } = choice;
         let (name, tensor) = answer.outputs[index];
-        // What lies in shared memory does not follow the text.
-        Chosen { name, tensor, binary: binary && place.is_none(), classification, place }
+        let is_elsewhere = place.is_some();
+        Chosen { name, tensor, binary: binary && !is_elsewhere, classification, is_elsewhere }
     };
     Ok(choose(request, &names)?.into_iter().map(of).collect())
 }
@@ -130,9 +131,11 @@ fn chosen<'a>(request: &InferRequest, answer: &InferAnswer<'a>) -> Result<Vec<Ch
 fn tensor(json: &mut Vec<u8>, tail: &mut Vec<u8>, output: &Chosen<'_>) {
     let view = output.tensor.view();
     head(json, datatype_name(view.dtype), view.shape);
-    if let Some(place) = &output.place {
-        shared(json, place, view.bytes.len());
-    } else if output.binary {
+    if output.is_elsewhere {
+        // No parameters: Triton's C++ client looks for `binary_data_size` in whatever stands there.
+        return;
+    }
+    if output.binary {
         binary_size(json, view.bytes.len());
         tail.extend_from_slice(view.bytes);
     } else {
@@ -150,18 +153,6 @@ fn head(json: &mut Vec<u8>, datatype: &str, shape: &[usize]) {
 
 fn binary_size(json: &mut Vec<u8>, size: usize) {
     json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
-    item(json, &size);
-    json.push(b'}');
-}
-
-fn shared(json: &mut Vec<u8>, place: &Place, size: usize) {
-    json.extend_from_slice(b",\"parameters\":{\"shared_memory_region\":");
-    text(json, &place.region);
-    if place.offset > 0 {
-        json.extend_from_slice(b",\"shared_memory_offset\":");
-        item(json, &place.offset);
-    }
-    json.extend_from_slice(b",\"shared_memory_byte_size\":");
     item(json, &size);
     json.push(b'}');
 }
@@ -328,8 +319,7 @@ mod tests {
                 OutputRequest { name: "y".to_owned(), binary, classification: 0, place: Some(place.clone()) };
             let request = InferRequest { outputs: vec![output], ..InferRequest::default() };
             let (json, header, tail) = check(&request, &tensor);
-            let want = r#""shape":[2],"parameters":{"shared_memory_region":"r","shared_memory_offset":4,"shared_memory_byte_size":8}}]}"#;
-            assert!(json.ends_with(want), "{json}");
+            assert!(json.ends_with(r#"{"name":"y","datatype":"FP32","shape":[2]}]}"#), "{json}");
             assert_eq!((header, tail.len()), (None, 0));
         }
     }
