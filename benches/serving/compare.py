@@ -20,7 +20,7 @@ PLAN = {
     "mobilenetv2": (["octet", "fastapi"], ["binary", "shared"], [1, 16]),
     "resnet18": (["octet", "fastapi"], ["binary", "shared"], [1, 16]),
 }
-# Who takes more than JSON. Shared memory is Triton's; of those here only Octet has it.
+# Who takes what. Shared memory is Triton's; of those here only Octet has it.
 TAKES = {"json": set(WHO), "binary": {"octet", "fastapi"}, "shared": {"octet"}}
 # Processes of a peer that compute. MLServer's 0 is its own process; with a pool of two it was slower.
 WORKERS = {"fastapi": 2, "litserve": 2, "mlserver": 0}
@@ -51,7 +51,7 @@ def first_answers(running, urls, bodies, encodings):
             for encoding in encodings:
                 if name not in TAKES[encoding]:
                     continue
-                path, headers = bodies[encoding][:2]
+                path, headers = bodies[encoding]
                 status, got, body = server.request("POST", urls[name], path.read_bytes(), headers)
                 if status != 200:
                     raise RuntimeError(f"{name}, {encoding}: {status} {body[:300]}")
@@ -92,7 +92,7 @@ def one_model(model, octet, load, arguments, out):
             running[name] = server
         if "shared" in encodings:
             with octet.running():
-                stack.enter_context(octet.shared_memory(bodies["shared"][2]))
+                stack.enter_context(octet.shared_memory(out / "bodies" / f"{model.name}.tensor"))
         urls = {n: f"/v2/models/{endpoint if n == 'octet' else 'm'}/infer" for n in running}
         agreement = first_answers(running, urls, bodies, encodings)
         cells, benches = {}, {}
@@ -110,7 +110,7 @@ def one_model(model, octet, load, arguments, out):
                     for name in order:
                         if name not in TAKES[encoding]:
                             continue
-                        server, (body, headers) = running[name], bodies[encoding][:2]
+                        server, (body, headers) = running[name], bodies[encoding]
                         with server.running():
                             url = server.url(urls[name])
                             if round_ == 0:

@@ -107,7 +107,7 @@ REGION = "input"
 
 def bodies(model, folder):
     """Files with the same request as JSON, as binary tensors and with its tensor in shared memory: {encoding: (path,
-    headers)}, for the last one also the bytes of the tensor.
+    headers)}. What belongs into shared memory is the file `MODEL.tensor` beside them.
 
     Numbers have six digits, as a client that rounds writes them; the binary tensor has the same values.
     """
@@ -121,10 +121,11 @@ def bodies(model, folder):
     tensor["parameters"] = {"shared_memory_region": REGION, "shared_memory_byte_size": len(raw)}
     place = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    found = {"shared": (folder / f"{model.name}.shared", {"Content-Type": "application/json"}, raw)}
-    found["shared"][0].write_bytes(place)
+    (folder / f"{model.name}.tensor").write_bytes(raw)
+    found = {}
     for encoding, body, headers in [
         ("json", text, {"Content-Type": "application/json"}),
+        ("shared", place, {"Content-Type": "application/json"}),
         ("binary", head + raw, {"Content-Type": "application/octet-stream",
                                 "Inference-Header-Content-Length": str(len(head))}),
     ]:

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import time
@@ -170,13 +171,13 @@ class Octet(Server):
         return model.path
 
     @contextlib.contextmanager
-    def shared_memory(self, data):
-        """An object of shared memory with these bytes, registered as the region that requests name."""
+    def shared_memory(self, tensor):
+        """An object of shared memory with the bytes of this file, registered as the region that requests name."""
         key, region = f"octet-bench-{self.pid}", f"/v2/systemsharedmemory/region/{provide.REGION}"
         path = pathlib.Path("/dev/shm") / key
-        path.write_bytes(data)
+        shutil.copyfile(tensor, path)
         try:
-            self.call("POST", f"{region}/register", {"key": key, "byte_size": len(data)})
+            self.call("POST", f"{region}/register", {"key": key, "byte_size": path.stat().st_size})
             yield
             with self.running():
                 self.call("POST", f"{region}/unregister")

@@ -38,8 +38,8 @@ impl Avx512Vnni {
         unsafe { put_together(line, channels, left, padding, to) }
     }
 
-    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel, for which [`pays`](super::depthwise_quads::pays) holds, in a
-    /// block of up to 32 channels.
+    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel in a block of up to 32
+    /// channels. [`pays`](super::depthwise_quads::pays) holds for the kernel.
     ///
     /// Pixel `t`, channel `c` of quad `q` of kernel line `i` of output row `l` is
     /// `x[starts[l * size + i] + (q * channels + c) * 4 + t]`. `weights` are those of
