@@ -1,6 +1,7 @@
 //! Runs graphs. Speaks of ports, taps and run errors; does not know that quantization exists.
 
 mod arena;
+mod channels;
 mod compile;
 mod control;
 pub mod fold;

@@ -15,6 +15,7 @@ use crate::engine::kernels::parallel::in_company;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::arena::{Arena, Arenas};
+use super::channels::{Order, order_channels};
 use super::compile::packs;
 use super::fold::{fold_constants, fold_weights};
 use super::layout::{Layout, bring};
@@ -34,6 +35,8 @@ pub struct Session {
     graph: Graph,
     /// For the codes of a quantized value the name of the real value that the model gives them.
     real_names: HashMap<ValueId, String>,
+    /// Values whose channels do not stand as the model has them.
+    orders: HashMap<ValueId, Order>,
     options: Options,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -113,6 +116,10 @@ impl Session {
         if options.passes.has(Pass::FoldConstants) {
             fold_weights(&mut graph);
         }
+        let orders = match options.passes.has(Pass::OrderChannels) && options.isa.prefers_an_order() {
+            true => order_channels(&mut graph, options.isa),
+            false => HashMap::new(),
+        };
         let mut bodies = HashMap::new();
         for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !n.bodies.is_empty()) {
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
@@ -122,6 +129,7 @@ impl Session {
         let mut session = Session {
             graph,
             real_names,
+            orders,
             options,
             inputs,
             outputs,
@@ -616,6 +624,14 @@ impl Session {
             view
         } else {
             TensorView { shape: &sight.shape, ..view }
+        };
+        let in_order;
+        let view = match self.orders.get(&sight.value).filter(|_| tap.wants_order(name)) {
+            Some(order) => {
+                in_order = order.undone(&view.to_tensor());
+                in_order.view()
+            }
+            None => view,
         };
         match &self.graph.value(sight.value).qparams {
             Some(q) if q.axis.is_none() && view.dtype == DType::U8 => {

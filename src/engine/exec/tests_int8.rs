@@ -1,13 +1,13 @@
 //! What must hold of quantized graphs in the forms that other tools write: the same bytes, however the codes are spelled.
 
 use crate::engine::graph::op::{Op, Sliding};
-use crate::engine::graph::passes::Passes;
+use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
-use crate::engine::tensor::{DType, Tensor};
+use crate::engine::tensor::{DType, Tensor, TensorView};
 
-use super::Options;
 use super::session::Session;
+use super::{Options, Tap};
 
 /// Makes graphs over one real input `x`, `[n, …]`.
 struct Maker {
@@ -227,4 +227,82 @@ fn the_same_codes_may_stand_for_other_reals() {
         session.run(&[("x", &x)]).unwrap()
     };
     assert_eq!(run(true), run(false));
+}
+
+/// Weights of all codes with a scale for each index along `axis`.
+fn weights_by_channel(m: &mut Maker, shape: &[usize], axis: usize) -> ValueId {
+    let codes: Vec<i8> = m.randoms(shape.iter().product()).iter().map(|x| (x * 128.0) as i8).collect();
+    let scale: Vec<f32> = m.randoms(shape[axis]).iter().map(|x| 0.002 + 0.001 * x).collect();
+    let zero_point = vec![0i8; shape[axis]];
+    let operands = [
+        m.constant(Tensor::from_slice(shape, &codes)),
+        m.constant(Tensor::from_slice(&[shape[axis]], &scale)),
+        m.constant(Tensor::from_slice(&[shape[axis]], &zero_point)),
+    ];
+    m.node(Op::DequantizeLinear { axis: axis as i64 }, &operands)
+}
+
+/// Channels that only products see, in a convolution network with a branch and in a perceptron behind it.
+fn hidden_channels(codes: DType) -> Graph {
+    let (mut m, x) = Maker::new(&[2, 20, 6, 7]);
+    let x = m.through(x, 0.01, codes, 121);
+    let conv = |m: &mut Maker, x: ValueId, shape: &[usize], groups: usize, pad: usize| {
+        let w = weights_by_channel(m, shape, 0);
+        let bias = m.randoms(shape[0]);
+        let bias = m.constant(Tensor::from_slice(&[shape[0]], &bias));
+        let sliding = Sliding { pads: vec![pad; 4], ..Sliding::default() };
+        let y = m.node(Op::Conv { sliding, groups }, &[x, w, bias]);
+        m.through(y, 0.03, codes, 119)
+    };
+    let wide = conv(&mut m, x, &[50, 20, 1, 1], 1, 0);
+    let each = conv(&mut m, wide, &[50, 1, 3, 3], 50, 1);
+    let window = Sliding { kernel: vec![2, 2], strides: vec![2, 2], ..Sliding::default() };
+    let pooled = m.node(Op::MaxPool { sliding: window }, &[each]);
+    let pooled = m.through(pooled, 0.03, codes, 119);
+    let narrow = conv(&mut m, pooled, &[24, 50, 1, 1], 1, 0);
+    let branch = conv(&mut m, pooled, &[24, 50, 3, 3], 1, 1);
+    let sum = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[narrow, branch]);
+    let sum = m.through(sum, 0.04, codes, 130);
+    let flat = m.node(Op::Flatten { axis: 1 }, &[sum]);
+    let flat = m.through(flat, 0.04, codes, 130);
+    let product = |m: &mut Maker, x: ValueId, shape: &[usize]| {
+        let w = weights_by_channel(m, shape, 1);
+        let y = m.node(Op::MatMul, &[x, w]);
+        m.through(y, 0.05, codes, 125)
+    };
+    let wide = product(&mut m, flat, &[24 * 9, 40]);
+    let active = m.node(Op::Unary(crate::engine::graph::op::Unary::Sigmoid), &[wide]);
+    let active = m.through(active, 0.004, codes, 0);
+    let y = product(&mut m, active, &[40, 9]);
+    m.graph.outputs = vec![y];
+    m.graph
+}
+
+#[test]
+fn channels_in_another_order_change_nothing_that_anybody_sees() {
+    #[derive(Default)]
+    struct Seen(Vec<(String, Tensor)>);
+    impl Tap for Seen {
+        fn wants(&self, _: &str) -> bool {
+            true
+        }
+        fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
+            self.0.push((value.to_owned(), tensor.to_tensor()));
+        }
+    }
+    for codes in [DType::U8, DType::I8] {
+        let graph = hidden_channels(codes);
+        check_same(&graph, &graph, &[2, 20, 6, 7], "QTable");
+        let x = Tensor::from_slice(&[2, 20, 6, 7], &Maker::new(&[1]).0.randoms(2 * 20 * 6 * 7));
+        let seen = |isa: Isa, passes: Passes| {
+            let session = Session::new(graph.clone(), Options { isa, passes, ..Options::default() }).unwrap();
+            let mut seen = Seen::default();
+            session.run_tapped(&[("x", &x)], &mut seen).unwrap();
+            seen.0
+        };
+        for isa in Isa::available() {
+            let without = Passes::ALL.without(Pass::OrderChannels);
+            assert_eq!(seen(isa, Passes::ALL), seen(isa, without), "{isa:?}");
+        }
+    }
 }

@@ -136,6 +136,14 @@ impl Isa {
         f()
     }
 
+    /// Whether the order of channels decides how fast products of codes are: where pairs of byte products add in 16 bits.
+    pub(in crate::engine) fn prefers_an_order(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return matches!(self, Isa::Avx2(_));
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// Products of bytes in a dense product that one core does in a nanosecond, roughly, like
     /// [`Isa::products_per_ns`].
     pub(super) fn byte_products_per_ns(self) -> usize {

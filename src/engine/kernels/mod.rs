@@ -6,6 +6,7 @@
 
 mod activate;
 pub mod by_row;
+pub mod channel_order;
 pub mod depthwise;
 pub mod depthwise_f32;
 #[cfg(target_arch = "x86_64")]

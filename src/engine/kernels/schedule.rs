@@ -12,18 +12,20 @@ use super::lines::Aligned;
 use super::tiles::INT8_SCHEDULED;
 
 /// Elements of a quad.
-const QUAD: usize = 4;
+pub(super) const QUAD: usize = 4;
 /// Most columns of a panel.
-const COLUMNS: usize = INT8_SCHEDULED.columns;
+pub(super) const COLUMNS: usize = INT8_SCHEDULED.columns;
 /// Sum of the weights of one sign that a 16-bit lane holds for every activation.
-const LIMIT: u8 = 128;
+pub(super) const LIMIT: u8 = 128;
 /// Most quads of a segment: their activations and weights stay in the first-level cache while a tile jumps between
 /// them, and so do their lane sums while they are matched.
 const SEGMENT: usize = 256;
 
 /// Time of a quad in each list, and in pairs of 16 bits, in hundredths of the last: of vector instructions there are
-/// 5, 6, 10 and 8 for 16 columns. Between what a Xeon with AMX (63, 77, 121) and Zen 3 (68, 82, 114) measured.
-const COST: [usize; 3] = [65, 79, 118];
+/// 5, 6, 10 and 8 for 16 columns. Between what Xeons (63, 77, 121 and 65, 83, 118) and Zen 3 (68, 82, 114) measured.
+const COST: [usize; 3] = [65, 82, 118];
+/// What the loops over the lists of a segment take besides, over those of pairs, in hundredths of a quad of these.
+const COST_OF_LISTS: usize = 110;
 const COST_IN_PAIRS: usize = 100;
 
 /// Weights `[columns, depth]` in panels whose quads are scheduled.
@@ -60,7 +62,7 @@ impl Counts {
     }
 
     fn cost(self) -> usize {
-        self.quads().iter().zip(COST).map(|(quads, cost)| quads * cost).sum()
+        self.quads().iter().zip(COST).map(|(quads, cost)| quads * cost).sum::<usize>() + COST_OF_LISTS
     }
 }
 
@@ -82,6 +84,11 @@ pub(super) struct Panel<'a> {
 impl<'a> Panel<'a> {
     pub(super) fn segments(self) -> &'a [Counts] {
         self.segments
+    }
+
+    /// Steps of all segments.
+    pub(super) fn steps(self) -> usize {
+        self.segments.iter().map(|counts| counts.pairs + counts.singles + counts.wides).sum()
     }
 
     pub(super) fn offsets(self) -> &'a [u16] {

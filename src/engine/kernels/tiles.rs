@@ -209,6 +209,15 @@ impl Ahead {
     }
 }
 
+/// The register tiles of `rows` rows, at most `most` in each and about as many in all of them: the first row of a tile, and
+/// how many it has. Divides once: a division takes as long as a third of a small tile.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn even_tiles(rows: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
+    let tiles = rows.div_ceil(most).max(1);
+    let (fewest, with_more) = (rows / tiles, rows % tiles);
+    (0..tiles).map(move |tile| (tile * fewest + tile.min(with_more), fewest + usize::from(tile < with_more)))
+}
+
 /// Where a tile of results goes in an output buffer.
 #[derive(Clone, Copy)]
 pub(super) struct Place {

@@ -417,7 +417,7 @@ macro_rules! define_finish_depthwise {
                     return;
                 }
             };
-            let epilogue = Codes::new(requant);
+            let epilogue = Codes::<false>::new(requant);
             let start = interleaved(x86_64_finish::lanes::<i32, 4>(requant.bias, place));
             let factor = interleaved(x86_64_finish::lanes::<f32, 4>(requant.multiplier, place));
             let mut put = |i: usize, acc: [__m256i; 4]| {

@@ -8,6 +8,7 @@ use super::tiles::{Ahead, INT8_QUADS_NARROW, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, opaque, tiles};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// Proof that this processor has AVX-VNNI beside AVX2 and FMA: only [`AvxVnni::detect`] makes one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +76,12 @@ impl<const V: usize> Sums<V> for Quads<'_> {
     /// stage and so exact.
     #[target_feature(enable = "avx2,fma,avxvnni")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
+    unsafe fn sums<const R: usize>(
+        &self,
+        row: usize,
+        bias: [__m256i; V],
+        out: &mut MaybeUninit<[[__m256i; V]; R]>,
+    ) {
         let Reach { row: lda, run, runs } = self.reach;
         let mut acc = [bias; R];
         let mut rows: [*const u8; 2] =
@@ -105,6 +111,6 @@ impl<const V: usize> Sums<V> for Quads<'_> {
                 *row = row.wrapping_add(run);
             }
         }
-        *out = acc;
+        out.write(acc);
     }
 }

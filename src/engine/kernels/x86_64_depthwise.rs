@@ -10,7 +10,7 @@ use super::depthwise::{column_words, group_count};
 use super::halo::BLOCK;
 use super::tiles::Place;
 use super::x86_64::{Avx2, interleaved, natural_order};
-use super::x86_64_finish::{Codes, bias_lanes, factor_lanes};
+use super::x86_64_finish::{Codes, are_plain, bias_lanes, lanes};
 use std::arch::x86_64::*;
 
 /// Elements that 32 channels of two pixels take as words.
@@ -127,33 +127,16 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
     let (words, weights) = (words.as_ptr(), weights.as_ptr());
     let start = interleaved(bias_lanes::<4>(out, place));
     if let IntOutput::U8(out, requant) = out {
-        let epilogue = Codes::new(requant);
-        let factor =
-            interleaved(factor_lanes::<4>(requant.multiplier, place).map(|lanes| _mm256_castps_si256(lanes)));
-        let to = out.as_mut_ptr();
-        let mut i = 0;
-        while i < count {
-            // An odd last output is computed together with its neighbour again.
-            let first = if i + 1 < count { i } else { i.saturating_sub(1) };
-            // SAFETY: the caller promises words and weights of all outputs, and their place.
-            unsafe {
-                if count == 1 {
-                    let [acc] = sums::<1, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
-                    let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
-                    _mm256_storeu_si256(to.add(place.at).cast(), epilogue.bytes(q));
-                } else {
-                    let acc = sums::<2, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
-                    for r in 0..2 {
-                        let q =
-                            [0, 1, 2, 3].map(|v| epilogue.rounded(acc[r][v], _mm256_castsi256_ps(factor[v])));
-                        let to = to.add(place.at + (first + r) * place.stride);
-                        _mm256_storeu_si256(to.cast(), epilogue.bytes(q));
-                    }
-                }
-            }
-            i += 2;
+        let factor = interleaved(lanes::<f32, 4>(requant.multiplier, place)).map(|f| _mm256_castsi256_ps(f));
+        let row = Row { size, stride, row, weights, words, start, factor };
+        let to = out.as_mut_ptr().wrapping_add(place.at);
+        // SAFETY: the caller promises words and weights of all outputs, and their place.
+        unsafe {
+            return match are_plain(requant, factor) {
+                true => codes::<SIZE, STRIDE, true>(row, count, Codes::new(requant), to, place.stride),
+                false => codes::<SIZE, STRIDE, false>(row, count, Codes::new(requant), to, place.stride),
+            };
         }
-        return;
     }
     for i in 0..count {
         // SAFETY: likewise.
@@ -161,6 +144,51 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
             sums::<1, SIZE, STRIDE>(size, stride, i, row, weights, words, [_mm256_setzero_si256(); 4])
         };
         out.put(place.at + i * place.stride, place.channel, &natural_order(acc));
+    }
+}
+
+/// What the codes of a row are made of: see [`sums`].
+struct Row {
+    size: usize,
+    stride: usize,
+    row: usize,
+    weights: *const i16,
+    words: *const i16,
+    start: [__m256i; 4],
+    factor: [__m256; 4],
+}
+
+/// # Safety
+/// Like [`outputs`], `to` leading to the first of the row's outputs, `apart` from each other.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn codes<const SIZE: usize, const STRIDE: usize, const PLAIN: bool>(
+    of: Row,
+    count: usize,
+    epilogue: Codes<PLAIN>,
+    to: *mut u8,
+    apart: usize,
+) {
+    let Row { size, stride, row, weights, words, start, factor } = of;
+    let mut i = 0;
+    while i < count {
+        // An odd last output is computed together with its neighbour again.
+        let first = if i + 1 < count { i } else { i.saturating_sub(1) };
+        // SAFETY: the caller promises it.
+        unsafe {
+            if count == 1 {
+                let [acc] = sums::<1, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
+                let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], factor[v]));
+                _mm256_storeu_si256(to.cast(), epilogue.bytes(q));
+            } else {
+                let acc = sums::<2, SIZE, STRIDE>(size, stride, first, row, weights, words, start);
+                for r in 0..2 {
+                    let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[r][v], factor[v]));
+                    _mm256_storeu_si256(to.add((first + r) * apart).cast(), epilogue.bytes(q));
+                }
+            }
+        }
+        i += 2;
     }
 }
 

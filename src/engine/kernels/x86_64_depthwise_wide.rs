@@ -12,7 +12,7 @@ use super::depthwise_quads::{
 use super::halo::BLOCK;
 use super::tiles::Place;
 use super::x86_64_vnni::Avx512Vnni;
-use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, lanes};
+use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, are_plain, lanes};
 use std::arch::x86_64::*;
 
 /// Bytes of a quad of pixels in a block of channels.
@@ -103,7 +103,14 @@ unsafe fn finished<const SIZE: usize, const STRIDE: usize>(rows: Rows, out: &mut
         match out {
             IntOutput::U8(out, requant) => {
                 let bias = lanes::<i32, 2>(requant.bias, place);
-                outputs::<SIZE, STRIDE>(rows, bias, ToCodes::new(out, requant, place));
+                match are_plain::<2>(requant, place) {
+                    true => {
+                        outputs::<SIZE, STRIDE>(rows, bias, ToCodes::<2, true>::new(out, requant, place));
+                    }
+                    false => {
+                        outputs::<SIZE, STRIDE>(rows, bias, ToCodes::<2, false>::new(out, requant, place));
+                    }
+                }
             }
             IntOutput::F32(out, dequant) => {
                 let bias = lanes::<i32, 2>(dequant.bias, place);

@@ -3,11 +3,12 @@
 #![expect(unsafe_code, reason = "vector stores take pointers, and target features must be proven")]
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
-use super::tiles::Place;
+use super::tiles::{Place, even_tiles};
 use super::{IntOutput, Requant};
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::hint::black_box;
+use std::mem::MaybeUninit;
 
 /// The end of tiles of up to `V * 8` columns, whose accumulators began at the bias and are in natural column order. What
 /// the tiles of a panel share is loaded once for all of them.
@@ -40,7 +41,12 @@ pub(super) trait Sums<const V: usize> {
     ///
     /// # Safety
     /// The processor has what the implementation is compiled for, and the left operand has the rows.
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]);
+    unsafe fn sums<const R: usize>(
+        &self,
+        row: usize,
+        bias: [__m256i; V],
+        out: &mut MaybeUninit<[[__m256i; V]; R]>,
+    );
 }
 
 /// Writes `rows` rows of a product, in register tiles of about the same number of rows.
@@ -60,9 +66,13 @@ pub(super) unsafe fn tiles<const V: usize>(
         match out {
             IntOutput::U8(out, requant) => {
                 let factor = factor_lanes::<V>(requant.multiplier, place);
-                let codes = Codes::new(requant);
-                let finish = ToCodes { out, codes, factor, place };
-                tiles_to(product, rows, bias, finish, place);
+                if are_plain(requant, factor) {
+                    let finish = ToCodes { out, codes: Codes::<true>::new(requant), factor, place };
+                    tiles_to(product, rows, bias, finish, place);
+                } else {
+                    let finish = ToCodes { out, codes: Codes::<false>::new(requant), factor, place };
+                    tiles_to(product, rows, bias, finish, place);
+                }
             }
             IntOutput::F32(out, dequant) => {
                 let factor = factor_lanes::<V>(dequant.scale, place);
@@ -87,22 +97,19 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
     place: Place,
 ) {
     const { assert!(S::ROWS <= 6) };
-    let mut row = 0;
-    while row < rows {
-        let left = rows - row;
-        let count = left.div_ceil(left.div_ceil(S::ROWS));
+    for (row, count) in even_tiles(rows, S::ROWS) {
         let at = place.at + row * place.stride;
-        // SAFETY: the caller promises the rows, of which these are some.
+        // SAFETY: the caller promises the rows, of which these are some; `sums` writes all of `acc`.
         unsafe {
             macro_rules! put {
                 ($rows:literal) => {{
-                    let mut acc = [[_mm256_setzero_si256(); V]; $rows];
+                    let mut acc = MaybeUninit::uninit();
                     // Through a pointer of which the compiler does not know where it leads: `inline(never)` does not always
                     // keep the two apart.
-                    let sums: unsafe fn(&S, usize, [__m256i; V], &mut [[__m256i; V]; $rows]) =
+                    let sums: unsafe fn(&S, usize, [__m256i; V], &mut MaybeUninit<[[__m256i; V]; $rows]>) =
                         black_box(S::sums::<$rows>);
                     sums(product, row, bias, &mut acc);
-                    finish.put(acc, at)
+                    finish.put(acc.assume_init(), at)
                 }};
             }
             match count {
@@ -114,19 +121,18 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
                 _ => put!(1),
             }
         }
-        row += count;
     }
 }
 
 /// Requantizes.
-pub(super) struct ToCodes<'a, const V: usize> {
+pub(super) struct ToCodes<'a, const V: usize, const PLAIN: bool> {
     pub(super) out: &'a mut [u8],
-    pub(super) codes: Codes,
+    pub(super) codes: Codes<PLAIN>,
     pub(super) factor: [__m256; V],
     pub(super) place: Place,
 }
 
-impl<const V: usize> Finish<V> for ToCodes<'_, V> {
+impl<const V: usize, const PLAIN: bool> Finish<V> for ToCodes<'_, V, PLAIN> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize) {
@@ -271,15 +277,28 @@ pub(super) fn lanes<T: bytemuck::Pod, const V: usize>(values: &[T], place: Place
     lanes
 }
 
-/// The end of an integer epilogue: what all channels share.
-pub(super) struct Codes {
+/// Whether codes with these factors need no clamp but that of their type: no product of an accumulator and a factor below
+/// one leaves the range of `i32`.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+pub(super) fn are_plain<const V: usize>(requant: &Requant, factor: [__m256; V]) -> bool {
+    let mut less = _mm256_castsi256_ps(_mm256_set1_epi32(-1));
+    for v in 0..V {
+        let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), factor[v]);
+        less = _mm256_and_ps(less, _mm256_cmp_ps::<_CMP_LT_OQ>(size, _mm256_set1_ps(1.0)));
+    }
+    (requant.lo, requant.hi) == (0, 255) && _mm256_movemask_ps(less) == 0xff
+}
+
+/// The end of an integer epilogue: what all channels share. `PLAIN` where [`are_plain`] says so.
+pub(super) struct Codes<const PLAIN: bool> {
     hi: __m256,
     zero_point: __m256i,
     lo_code: __m256i,
     hi_code: __m256i,
 }
 
-impl Codes {
+impl<const PLAIN: bool> Codes<PLAIN> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     pub(super) fn new(requant: &Requant) -> Self {
@@ -297,7 +316,8 @@ impl Codes {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     pub(super) fn rounded(&self, acc: __m256i, factor: __m256) -> __m256i {
-        _mm256_cvtps_epi32(_mm256_min_ps(self.hi, _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor)))
+        let product = _mm256_mul_ps(_mm256_cvtepi32_ps(acc), factor);
+        _mm256_cvtps_epi32(if PLAIN { product } else { _mm256_min_ps(self.hi, product) })
     }
 
     /// Codes of 32 distances: in each 128-bit lane four of every register.
@@ -307,6 +327,6 @@ impl Codes {
         let low = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), self.zero_point);
         let high = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), self.zero_point);
         let codes = _mm256_packus_epi16(low, high);
-        _mm256_min_epu8(_mm256_max_epu8(codes, self.lo_code), self.hi_code)
+        if PLAIN { codes } else { _mm256_min_epu8(_mm256_max_epu8(codes, self.lo_code), self.hi_code) }
     }
 }

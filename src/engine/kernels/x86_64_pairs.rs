@@ -7,6 +7,7 @@ use super::tiles::{Ahead, INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, opaque, tiles};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 impl Avx2 {
     /// Rows of an integer product: `rows` rows of `a`, with runs of `depth` (even) elements, times a packed panel of
@@ -91,7 +92,12 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     /// every `u8` and `i8` (`vpmaddubsw` is not: 2 * 255 * 127 does not fit its 16 bits).
     #[target_feature(enable = "avx2,fma")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
+    unsafe fn sums<const R: usize>(
+        &self,
+        row: usize,
+        bias: [__m256i; V],
+        out: &mut MaybeUninit<[[__m256i; V]; R]>,
+    ) {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
         let mut rows: [*const i16; 2] =
@@ -124,6 +130,6 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
                 *row = row.wrapping_add(run);
             }
         }
-        *out = acc;
+        out.write(acc);
     }
 }

@@ -4,10 +4,11 @@
 
 use super::IntOutput;
 use super::schedule::Panel;
-use super::tiles::{INT8_SCHEDULED, Place};
+use super::tiles::{Ahead, INT8_SCHEDULED, Place};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
 /// Steps of two quads that are done without a branch.
 const UNROLL: usize = 8;
@@ -30,7 +31,8 @@ impl Avx2 {
         assert!(a.len() >= (rows - 1) * lda + panel.depth() && place.columns <= panel.width());
         assert!(panel.weights().as_ptr().addr().is_multiple_of(32), "panels are aligned");
         place.assert_within(rows, out.len());
-        let product = Rows { a, lda, rows, panel, ahead };
+        let ahead = Ahead::new(ahead, rows, panel.steps());
+        let product = Rows { a, lda, panel, ahead };
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
             match panel.width() {
@@ -46,9 +48,8 @@ impl Avx2 {
 struct Rows<'a> {
     a: &'a [u8],
     lda: usize,
-    rows: usize,
     panel: Panel<'a>,
-    ahead: &'a [i8],
+    ahead: Ahead,
 }
 
 impl<const V: usize> Sums<V> for Rows<'_> {
@@ -58,16 +59,21 @@ impl<const V: usize> Sums<V> for Rows<'_> {
     /// two `vpmaddwd` of bytes widened in place, by a mask and by a shift.
     #[target_feature(enable = "avx2,fma")]
     #[inline(never)]
-    unsafe fn sums<const R: usize>(&self, row: usize, bias: [__m256i; V], out: &mut [[__m256i; V]; R]) {
+    unsafe fn sums<const R: usize>(
+        &self,
+        row: usize,
+        bias: [__m256i; V],
+        out: &mut MaybeUninit<[[__m256i; V]; R]>,
+    ) {
         let (panel, lda) = (self.panel, self.lda);
-        let share = |row: usize| self.ahead.len() * row / self.rows;
-        let ahead = &self.ahead[share(row)..share(row + R)];
-        let a = self.a.as_ptr().wrapping_add(row * lda);
         let mut acc = [bias; R];
-        let (quad, weights) = (panel.offsets().as_ptr(), panel.weights().as_ptr());
-        // What is wanted next comes at the pace of this panel's weights, in parts of a byte, 256 of them.
-        let pace = ahead.len() * 256 / panel.weights().len().max(1);
-        let mut at = Cursor { a, quad, weights, ahead: ahead.as_ptr(), first: weights, pace };
+        let mut at = Cursor {
+            a: self.a.as_ptr().wrapping_add(row * lda),
+            quad: panel.offsets().as_ptr(),
+            weights: panel.weights().as_ptr(),
+            next: self.ahead.of_row(row),
+            pace: self.ahead.pace * R,
+        };
         for segment in panel.segments() {
             // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
             // within the depth; the caller promises `R` rows of it.
@@ -79,7 +85,7 @@ impl<const V: usize> Sums<V> for Rows<'_> {
             // Past the last segment there may be nothing to point at.
             at.a = at.a.wrapping_add(panel.segment_bytes());
         }
-        *out = acc;
+        out.write(acc);
     }
 }
 
@@ -89,20 +95,9 @@ struct Cursor {
     a: *const u8,
     quad: *const u16,
     weights: *const i8,
-    /// Weights that are wanted next, the first of the panel, and how fast the former come.
-    ahead: *const i8,
-    first: *const i8,
+    /// Weights that are wanted next, and how far apart they are asked for.
+    next: *const i8,
     pace: usize,
-}
-
-impl Cursor {
-    /// Asks for weights that are wanted next, `weights` being read now.
-    #[target_feature(enable = "avx2")]
-    #[inline]
-    fn look_ahead(&self, weights: *const i8) {
-        let done = weights.addr() - self.first.addr();
-        _mm_prefetch::<_MM_HINT_T0>(self.ahead.wrapping_add(done * self.pace / 256));
-    }
 }
 
 /// # Safety
@@ -115,13 +110,12 @@ unsafe fn pairs<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights, .. } = *at;
-    let looking = *at;
+    let Cursor { a, mut quad, mut weights, mut next, pace } = *at;
     let one = _mm256_set1_epi16(1);
     let mut step = || {
         // SAFETY: the caller promises the step.
         unsafe {
-            looking.look_ahead(weights);
+            _mm_prefetch::<_MM_HINT_T0>(next);
             let b = load::<V>(weights);
             let d = load::<V>(weights.add(V * 32));
             let (x, y) = (a.add(usize::from(*quad)), a.add(usize::from(*quad.add(1))));
@@ -133,6 +127,7 @@ unsafe fn pairs<const R: usize, const V: usize>(
                 }
             }
             (quad, weights) = (quad.add(2), weights.add(V * 64));
+            next = next.wrapping_add(pace);
         }
     };
     // A processor foresees the end of a short loop, so that the next tile begins before this one is done: unrolling
@@ -145,7 +140,7 @@ unsafe fn pairs<const R: usize, const V: usize>(
     for _ in 0..steps % UNROLL {
         step();
     }
-    (at.quad, at.weights) = (quad, weights);
+    (at.quad, at.weights, at.next) = (quad, weights, next);
     acc
 }
 
@@ -159,13 +154,12 @@ unsafe fn singles<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights, .. } = *at;
-    let looking = *at;
+    let Cursor { a, mut quad, mut weights, mut next, pace } = *at;
     let one = _mm256_set1_epi16(1);
     for _ in 0..steps {
         // SAFETY: the caller promises the step.
         unsafe {
-            looking.look_ahead(weights);
+            _mm_prefetch::<_MM_HINT_T0>(next);
             let b = load::<V>(weights);
             let x = a.add(usize::from(*quad));
             for r in 0..R {
@@ -176,9 +170,10 @@ unsafe fn singles<const R: usize, const V: usize>(
                 }
             }
             (quad, weights) = (quad.add(1), weights.add(V * 32));
+            next = next.wrapping_add(pace);
         }
     }
-    (at.quad, at.weights) = (quad, weights);
+    (at.quad, at.weights, at.next) = (quad, weights, next);
     acc
 }
 
@@ -192,13 +187,12 @@ unsafe fn wides<const R: usize, const V: usize>(
     lda: usize,
     steps: usize,
 ) -> [[__m256i; V]; R] {
-    let Cursor { a, mut quad, mut weights, .. } = *at;
-    let looking = *at;
+    let Cursor { a, mut quad, mut weights, mut next, pace } = *at;
     let low = _mm256_set1_epi16(0xff);
     for _ in 0..steps {
         // SAFETY: the caller promises the step.
         unsafe {
-            looking.look_ahead(weights);
+            _mm_prefetch::<_MM_HINT_T0>(next);
             let b = load::<V>(weights);
             let d = load::<V>(weights.add(V * 32));
             let x = a.add(usize::from(*quad));
@@ -211,9 +205,10 @@ unsafe fn wides<const R: usize, const V: usize>(
                 }
             }
             (quad, weights) = (quad.add(1), weights.add(V * 64));
+            next = next.wrapping_add(pace);
         }
     }
-    (at.quad, at.weights) = (quad, weights);
+    (at.quad, at.weights, at.next) = (quad, weights, next);
     acc
 }
 

@@ -4,10 +4,10 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{Ahead, INT8_QUADS, Place, Reach};
+use super::tiles::{Ahead, INT8_QUADS, Place, Reach, even_tiles};
 use super::x86_64::{Avx2, DEPTHWISE_CHANNELS, define_finish_depthwise, interleaved, natural_order};
 use super::x86_64_finish::{self, Codes, opaque};
-use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, lanes};
+use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, are_plain, lanes};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX-512 F, BW, VL, DQ and VNNI beside AVX2 and FMA: only [`Avx512Vnni::detect`] makes
@@ -257,7 +257,12 @@ unsafe fn tiles<const V: usize>(quads: Quads, rows: usize, out: &mut IntOutput, 
                     Some(sum) => {
                         tiles_to(quads, rows, bias, ToSumsOfCodes::new(out, requant, sum, place), place);
                     }
-                    None => tiles_to(quads, rows, bias, ToCodes::new(out, requant, place), place),
+                    None if are_plain::<V>(requant, place) => {
+                        tiles_to(quads, rows, bias, ToCodes::<V, true>::new(out, requant, place), place);
+                    }
+                    None => {
+                        tiles_to(quads, rows, bias, ToCodes::<V, false>::new(out, requant, place), place);
+                    }
                 }
             }
             IntOutput::F32(out, dequant) => {
@@ -282,10 +287,7 @@ unsafe fn tiles_to<const V: usize>(
     mut finish: impl Finish<V>,
     place: Place,
 ) {
-    let mut row = 0;
-    while row < rows {
-        let left = rows - row;
-        let count = left.div_ceil(left.div_ceil(INT8_QUADS.rows));
+    for (row, count) in even_tiles(rows, INT8_QUADS.rows) {
         let at = place.at + row * place.stride;
         macro_rules! put {
             ($($rows:literal)*) => {
@@ -303,7 +305,6 @@ unsafe fn tiles_to<const V: usize>(
             };
         }
         put!(1 2 3 4 5 6 7 8 9 10 11 12);
-        row += count;
     }
 }
 

@@ -47,8 +47,21 @@ macro_rules! put_pair {
     }};
 }
 
-/// Requantizes.
-pub(super) struct ToCodes<'a, const V: usize> {
+/// Whether codes of a place need no clamp but that of their type: no product of an accumulator and a factor below one
+/// leaves the range of `i32`.
+#[target_feature(enable = "avx512f")]
+#[inline]
+pub(super) fn are_plain<const V: usize>(requant: &Requant, place: Place) -> bool {
+    let mut all = (requant.lo, requant.hi) == (0, 255);
+    for factor in lanes::<f32, V>(requant.multiplier, place) {
+        let size = _mm512_abs_ps(_mm512_castsi512_ps(factor));
+        all &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(size, _mm512_set1_ps(1.0)) == u16::MAX;
+    }
+    all
+}
+
+/// Requantizes. `PLAIN` where [`are_plain`] says so.
+pub(super) struct ToCodes<'a, const V: usize, const PLAIN: bool> {
     out: &'a mut [u8],
     factor: [__m512; V],
     hi: __m512,
@@ -58,7 +71,7 @@ pub(super) struct ToCodes<'a, const V: usize> {
     place: Place,
 }
 
-impl<'a, const V: usize> ToCodes<'a, V> {
+impl<'a, const V: usize, const PLAIN: bool> ToCodes<'a, V, PLAIN> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
     pub(super) fn new(out: &'a mut [u8], requant: &Requant, place: Place) -> Self {
@@ -79,11 +92,11 @@ impl<'a, const V: usize> ToCodes<'a, V> {
     #[inline]
     fn rounded(&self, acc: __m512i, v: usize) -> __m512i {
         let product = _mm512_mul_ps(_mm512_cvtepi32_ps(acc), self.factor[v]);
-        _mm512_cvtps_epi32(_mm512_min_ps(self.hi, product))
+        _mm512_cvtps_epi32(if PLAIN { product } else { _mm512_min_ps(self.hi, product) })
     }
 }
 
-impl<const V: usize> Finish<V> for ToCodes<'_, V> {
+impl<const V: usize, const PLAIN: bool> Finish<V> for ToCodes<'_, V, PLAIN> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     #[inline]
     unsafe fn put<const R: usize>(&mut self, acc: [[__m512i; V]; R], at: usize) {
@@ -97,7 +110,10 @@ impl<const V: usize> Finish<V> for ToCodes<'_, V> {
             let first = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), self.zero_point);
             let second = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), self.zero_point);
             let codes = _mm512_packus_epi16(first, second);
-            let codes = _mm512_min_epu8(_mm512_max_epu8(codes, self.lo_code), self.hi_code);
+            let codes = match PLAIN {
+                true => codes,
+                false => _mm512_min_epu8(_mm512_max_epu8(codes, self.lo_code), self.hi_code),
+            };
             put_pair!(self, at, (r, partner), codes);
         }
     }

@@ -24,6 +24,8 @@ pub enum Pass {
     FoldPads,
     /// Transposes that follow each other become one, or none.
     MergeTransposes,
+    /// Channels that only products of codes see change places, so that more of their products add in 16 bits.
+    OrderChannels,
     /// Products take over the bias, activation, residual addition and clamp after them.
     FuseEpilogues,
     /// Images keep the memory order of the kernels between steps.
@@ -33,13 +35,14 @@ pub enum Pass {
 }
 
 /// Name and meaning, for people.
-const NAMES: [(Pass, &str); 9] = [
+const NAMES: [(Pass, &str); 10] = [
     (Pass::FoldConstants, "fold_constants"),
     (Pass::RemoveIdentities, "remove_identities"),
     (Pass::WidenHalves, "widen_halves"),
     (Pass::FoldAffine, "fold_affine"),
     (Pass::FoldPads, "fold_pads"),
     (Pass::MergeTransposes, "merge_transposes"),
+    (Pass::OrderChannels, "order_channels"),
     (Pass::FuseEpilogues, "fuse_epilogues"),
     (Pass::ChannelsLast, "channels_last"),
     (Pass::Winograd, "winograd"),

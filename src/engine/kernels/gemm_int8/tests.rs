@@ -136,6 +136,32 @@ fn extremes_of_codes_and_weights_match_the_reference() {
     }
 }
 
+/// Where products leave the range of `i32`, and just before.
+#[test]
+fn extremes_of_sums_and_factors_match_the_reference() {
+    let (rows, depth, outputs) = (7, 8, 128);
+    let mut random = Random::new(41);
+    let (x, codes) = (random.u8s(rows * depth), random.i8s(outputs * depth));
+    let bias: Vec<i32> = (0..outputs).map(|n| [i32::MAX - 300_000, i32::MIN + 300_000, 7][n % 3]).collect();
+    let below_one = f32::from_bits(1f32.to_bits() - 1);
+    let window = Window::of_rows(rows);
+    let acc = reference::conv_int8(&x, depth, 0, &codes, depth, &window, 0);
+    for odd_one in [below_one, 1.0, -1.0, -below_one, 1.5, 3e9, f32::INFINITY, 0.0] {
+        // Panels that are all below one, and panels that are not.
+        let factor: Vec<f32> = (0..outputs).map(|n| if n % 37 == 36 { odd_one } else { below_one }).collect();
+        for zero_point in [0, 128, 255] {
+            let (bias, multiplier) = (&bias[..], &factor[..]);
+            let requant = Requant { bias, multiplier, zero_point, lo: 0, hi: 255, table: None, sum: None };
+            let want = reference::requantize(&acc, &requant);
+            for packed in every_form(&codes, outputs, &window, depth) {
+                let mut y = vec![0; rows * outputs];
+                packed.matmul(&x, rows, IntOutput::U8(&mut y, &requant), 1);
+                assert_eq!(y, want, "{:?} {:?} {odd_one} {zero_point}", packed.isa, packed.form());
+            }
+        }
+    }
+}
+
 #[test]
 fn convolutions_match_the_reference() {
     for (i, window) in windows().iter().enumerate() {
