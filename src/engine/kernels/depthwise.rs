@@ -3,8 +3,10 @@
 #[cfg(target_arch = "aarch64")]
 use super::aarch64_neon::Neon;
 #[cfg(target_arch = "x86_64")]
+use super::depthwise_columns::{NOWHERE, Pixels, column_words, pack_columns};
+#[cfg(target_arch = "x86_64")]
 use super::depthwise_quads::{CHANNELS_MIN, QUAD, lines_at_once, pack_lines, pays, quads_of_line};
-use super::halo::{self, BLOCK, blocks};
+use super::halo::{self, BLOCK, blocks, lane};
 use super::isa::Isa;
 use super::lines::Aligned;
 #[cfg(target_arch = "x86_64")]
@@ -35,9 +37,9 @@ pub struct PackedDepthwise {
 enum Weights {
     /// Groups of two taps.
     Pairs(Aligned<i16>),
-    /// The same, and the groups of [`columns_of`] a square kernel of whole blocks.
+    /// The groups of [`columns_of`] instead, of a square kernel of whole blocks.
     #[cfg(target_arch = "x86_64")]
-    Columns(Avx2, Aligned<i16>, Aligned<i16>),
+    Columns(Avx2, Aligned<i16>),
     /// Groups of four taps.
     #[cfg(target_arch = "x86_64")]
     Quads(Avx512Vnni, Aligned<i8>),
@@ -65,9 +67,9 @@ impl PackedDepthwise {
             }
             (Some(wide), _) => Weights::Quads(wide, pack_groups(codes, channels, taps, QUAD)),
             (None, Some(avx2))
-                if channels >= BLOCK && taps.isqrt().pow(2) == taps && taps.isqrt() <= LINES_MAX =>
+                if channels >= BLOCK && window.kernel_h == window.kernel_w && window.dilation_w == 1 =>
             {
-                Weights::Columns(avx2, pairs(), pack_columns(codes, channels, taps.isqrt()))
+                Weights::Columns(avx2, pack_columns(codes, channels, window.kernel_w))
             }
             _ => Weights::Pairs(pairs()),
         };
@@ -98,7 +100,7 @@ impl PackedDepthwise {
         let weights = match &self.weights {
             Weights::Pairs(weights) => weights.bytes(),
             #[cfg(target_arch = "x86_64")]
-            Weights::Columns(_, pairs, columns) => pairs.bytes() + columns.bytes(),
+            Weights::Columns(_, weights) => weights.bytes(),
             #[cfg(target_arch = "x86_64")]
             Weights::Quads(_, weights) | Weights::Lines(_, weights) => weights.bytes(),
             #[cfg(target_arch = "aarch64")]
@@ -127,69 +129,66 @@ impl PackedDepthwise {
 
     /// The share of one thread: `out` starts at its first line.
     fn part(&self, x: &[u8], window: &Window, pad: u8, lines: Range<usize>, out: &mut IntOutput) {
-        #[cfg(target_arch = "x86_64")]
-        if let Weights::Lines(vnni, weights) = &self.weights {
-            return self.part_by_lines(*vnni, weights, x, window, pad, lines, out);
+        let (step, count) = (window.stride_w * self.column_sums.len(), window.out_w);
+        match &self.weights {
+            Weights::Pairs(weights) => {
+                self.part_by_taps(2, x, window, pad, lines, out, |block, x, taps, out, place| {
+                    let len = taps.len() * BLOCK;
+                    pairs(self.isa, x, taps, step, count, &weights[block * len..][..len], out, place);
+                });
+            }
+            #[cfg(target_arch = "x86_64")]
+            Weights::Columns(avx2, weights) => {
+                self.part_by_columns(*avx2, weights, x, window, pad, lines, out);
+            }
+            #[cfg(target_arch = "x86_64")]
+            Weights::Quads(vnni, weights) => {
+                self.part_by_taps(QUAD, x, window, pad, lines, out, |block, x, taps, out, place| {
+                    let len = taps.len() * BLOCK;
+                    let weights = &weights[block * len..][..len];
+                    vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
+                });
+            }
+            #[cfg(target_arch = "x86_64")]
+            Weights::Lines(vnni, weights) => {
+                self.part_by_lines(*vnni, weights, x, window, pad, lines, out);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Weights::Rows(neon, weights, starts) => {
+                self.part_by_taps(2, x, window, pad, lines, out, |block, x, taps, out, place| {
+                    let len = taps.len() * BLOCK;
+                    let (weights, starts) =
+                        (&weights[block * len..][..len], &starts[block * BLOCK..][..BLOCK]);
+                    neon.depthwise_row(x, taps, step, count, weights, starts, out, place);
+                });
+            }
         }
+    }
+
+    /// The same, a line of a block at a time: `row` gets the number of the block, its rows, its taps there, in groups of
+    /// `group`, and where the line goes.
+    #[expect(clippy::too_many_arguments, reason = "a convolution is its operands")]
+    #[inline(always)]
+    fn part_by_taps(
+        &self,
+        group: usize,
+        x: &[u8],
+        window: &Window,
+        pad: u8,
+        lines: Range<usize>,
+        out: &mut IntOutput,
+        row: impl Fn(usize, &[u8], &[usize], &mut IntOutput, Place),
+    ) {
         let (first, channels) = (lines.start, self.column_sums.len());
         let line_len = window.out_w * channels;
-        let group = match self.weights {
-            Weights::Pairs(_) => 2,
-            #[cfg(target_arch = "x86_64")]
-            Weights::Columns(..) => 2,
-            #[cfg(target_arch = "x86_64")]
-            Weights::Quads(..) | Weights::Lines(..) => QUAD,
-            #[cfg(target_arch = "aarch64")]
-            Weights::Rows(..) => 2,
-        };
         halo::for_each_line(x, channels, window, pad, lines, group, |line, rows, taps| {
             let at = (line - first) * line_len;
-            let (step, count) = (window.stride_w * channels, window.out_w);
             for (i, block) in blocks(channels).enumerate() {
-                let (start, columns) = (block.start, block.len());
-                let place = Place { at: at + start, stride: channels, channel: start, columns };
-                let (x, len) = (&rows[start..], taps.len() * BLOCK);
-                match &self.weights {
-                    Weights::Pairs(weights) => {
-                        pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Weights::Columns(avx2, _, weights)
-                        if window.kernel_h == window.kernel_w
-                            && (window.stride_w, window.dilation_w) == (1, 1)
-                            && count >= COLUMNS_MIN =>
-                    {
-                        let (size, stride) = (window.kernel_w, window.stride_w);
-                        let mut lines = [0; LINES_MAX];
-                        let lines = &mut lines[..size];
-                        lines.iter_mut().zip(taps.iter().step_by(size)).for_each(|(line, &tap)| *line = tap);
-                        let len = group_count(size) * BLOCK * 2;
-                        let weights = &weights[i * len..][..len];
-                        with_scratch::<i16, _>(column_words(size, stride, count), |words| {
-                            avx2.depthwise_columns(
-                                x, lines, channels, stride, count, weights, words, out, place,
-                            );
-                        });
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Weights::Columns(_, weights, _) => {
-                        pairs(self.isa, x, taps, step, count, &weights[i * len..][..len], out, place);
-                    }
-                    #[cfg(target_arch = "x86_64")]
-                    Weights::Lines(..) => unreachable!("done above"),
-                    #[cfg(target_arch = "x86_64")]
-                    Weights::Quads(vnni, weights) => {
-                        let weights = &weights[i * len..][..len];
-                        vnni.depthwise_row(x, taps, self.taps, step, count, weights, out, place);
-                    }
-                    #[cfg(target_arch = "aarch64")]
-                    Weights::Rows(neon, weights, starts) => {
-                        let (weights, starts) = (&weights[i * len..][..len], &starts[i * BLOCK..][..BLOCK]);
-                        neon.depthwise_row(x, taps, step, count, weights, starts, out, place);
-                    }
-                }
+                let (channel, columns) = (block.start, block.len());
+                let place = Place { at: at + channel, stride: channels, channel, columns };
+                row(i, &rows[channel..], taps, out, place);
             }
-            let starts = (0..count).map(|i| at + i * channels);
+            let starts = (0..window.out_w).map(|i| at + i * channels);
             Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(self.isa, out);
         });
     }
@@ -241,6 +240,67 @@ impl PackedDepthwise {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+impl PackedDepthwise {
+    /// The same with `weights` of [`pack_columns`].
+    #[expect(clippy::too_many_arguments, reason = "a convolution is its operands")]
+    fn part_by_columns(
+        &self,
+        avx2: Avx2,
+        weights: &[i16],
+        x: &[u8],
+        window: &Window,
+        pad: u8,
+        lines: Range<usize>,
+        out: &mut IntOutput,
+    ) {
+        let (first, channels) = (lines.start, self.column_sums.len());
+        assert_eq!(x.len(), window.pixels() * channels, "input [batch, in_h, in_w, channels]");
+        let (line_len, row_len) = (window.out_w * channels, window.in_w * channels);
+        let (size, stride, count) = (window.kernel_w, window.stride_w, window.out_w);
+        let len = weights.len() / blocks(channels).len();
+        let at_once = lines_at_once(window, row_len).min(lines.len());
+        with_scratch::<i16, _>(column_words(size, stride, count), |words| {
+            with_scratch::<usize, _>(at_once * size, |starts| {
+                let mut line = lines.start;
+                while line < lines.end {
+                    let image = line / window.out_h;
+                    let end = lines.end.min((image + 1) * window.out_h).min(line + at_once);
+                    let starts = &mut starts[..(end - line) * size];
+                    for (i, start) in starts.iter_mut().enumerate() {
+                        let y =
+                            (line + i / size) % window.out_h * window.stride_h + i % size * window.dilation_h;
+                        let inside = y.checked_sub(window.pad_top).filter(|y| *y < window.in_h);
+                        *start = inside.map_or(NOWHERE, |y| (image * window.in_h + y) * row_len);
+                    }
+                    let at = (line - first) * line_len;
+                    for (block, weights) in blocks(channels).zip(weights.chunks_exact(len)) {
+                        let (channel, columns) = (block.start, block.len());
+                        let place = Place { at: at + channel, stride: channels, channel, columns };
+                        let (x, left) = (&x[channel..], window.pad_left);
+                        let pixels = Pixels { x, width: window.in_w, pixel: channels, left, pad };
+                        avx2.depthwise_columns(
+                            pixels,
+                            starts,
+                            (size, stride),
+                            count,
+                            weights,
+                            words,
+                            out,
+                            place,
+                            line_len,
+                        );
+                    }
+                    let starts = (0..(end - line) * count).map(|i| at + i * channels);
+                    Rows { starts, stride: channels, channels: 0..channels, summed: false }
+                        .complete(self.isa, out);
+                    line = end;
+                }
+            });
+        });
+    }
+}
+
 /// Packs codes in groups of `group` taps, zeros after the last.
 fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, group: usize) -> Aligned<T> {
     let padded = taps.next_multiple_of(group);
@@ -254,10 +314,6 @@ fn pack_groups<T: Pod + From<i8>>(codes: &[i8], channels: usize, taps: usize, gr
     }
     packed
 }
-
-/// Fewest outputs of a line that pay for widening it by columns. With stride 2 too few outputs share a column.
-#[cfg(target_arch = "x86_64")]
-const COLUMNS_MIN: usize = 12;
 
 /// Packs codes tap by tap, and sums each channel's, times what a product has too little for each.
 #[cfg(target_arch = "aarch64")]
@@ -273,63 +329,6 @@ fn pack_rows(codes: &[i8], channels: usize, taps: usize) -> (Aligned<i8>, Aligne
         }
     }
     (packed, starts)
-}
-
-/// Most lines of a square kernel that is packed by columns.
-#[cfg(target_arch = "x86_64")]
-const LINES_MAX: usize = 16;
-
-/// Groups of two taps that a `size` x `size` kernel has by columns.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn group_count(size: usize) -> usize {
-    size / 2 * size + if size.is_multiple_of(2) { 0 } else { 2 * (size / 2 + 1) }
-}
-
-/// Elements that `count` outputs of a line take as words, 64 for two pixels.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn column_words(size: usize, stride: usize, count: usize) -> usize {
-    let width = (count - 1) * stride + size;
-    (size / 2 * width + width.div_ceil(2) + 1) * 2 * BLOCK
-}
-
-/// The taps of each group of a `size` x `size` kernel by columns: two lines of a column, for every two lines. A last
-/// line goes by two columns, once for outputs that begin at an even column and once for the others.
-#[cfg(target_arch = "x86_64")]
-pub(super) fn columns_of(size: usize) -> impl Iterator<Item = [Option<usize>; 2]> {
-    let pairs = (0..size / 2 * size).map(move |i| {
-        let first = i / size * 2 * size + i % size;
-        [Some(first), Some(first + size)]
-    });
-    let last = (0..2 * (size / 2 + 1)).filter(move |_| !size.is_multiple_of(2)).map(move |i| {
-        let (odd, j) = (i / (size / 2 + 1), i % (size / 2 + 1));
-        [2 * j, 2 * j + 1].map(|column| {
-            column.checked_sub(odd).filter(|&column| column < size).map(|column| (size - 1) * size + column)
-        })
-    });
-    pairs.chain(last)
-}
-
-/// Packs codes `[channels, size, size]` in the groups of [`columns_of`].
-#[cfg(target_arch = "x86_64")]
-fn pack_columns(codes: &[i8], channels: usize, size: usize) -> Aligned<i16> {
-    let len = group_count(size) * 2 * BLOCK;
-    let mut packed = Aligned::zeros(blocks(channels).len() * len);
-    for (block, packed) in blocks(channels).zip(packed.chunks_exact_mut(len)) {
-        for (group, packed) in columns_of(size).zip(packed.chunks_exact_mut(2 * BLOCK)) {
-            for (c, (i, tap)) in
-                block.clone().flat_map(|c| group.into_iter().enumerate().map(move |t| (c, t)))
-            {
-                packed[lane(c - block.start) * 2 + i] =
-                    tap.map_or(0, |t| i16::from(codes[c * size * size + t]));
-            }
-        }
-    }
-    packed
-}
-
-/// Where channel `c` of a block stands among the 32 lanes of the packed order.
-fn lane(c: usize) -> usize {
-    (c % 16) / 4 * 8 + c / 16 * 4 + c % 4
 }
 
 /// One line of one block with weights in pairs, by AVX2 or in plain Rust.

@@ -109,6 +109,11 @@ pub(super) fn blocks(channels: usize) -> impl ExactSizeIterator<Item = Range<usi
     })
 }
 
+/// Where channel `c` of a block stands among the 32 lanes of the packed order.
+pub(super) fn lane(c: usize) -> usize {
+    (c % 16) / 4 * 8 + c / 16 * 4 + c % 4
+}
+
 /// `to` is `left` elements of padding, then as much of `from` as fits, then padding.
 fn fill_row<T: Copy>(from: &[T], to: &mut [T], left: usize, pad: T) {
     let (before, rest) = to.split_at_mut(left.min(to.len()));

@@ -8,6 +8,8 @@ mod activate;
 pub mod by_row;
 pub mod channel_order;
 pub mod depthwise;
+#[cfg(target_arch = "x86_64")]
+mod depthwise_columns;
 pub mod depthwise_f32;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_quads;

@@ -6,7 +6,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::depthwise::{column_words, group_count};
+use super::depthwise_columns::{NOWHERE, Pixels, column_words, group_count};
 use super::halo::BLOCK;
 use super::tiles::Place;
 use super::x86_64::{Avx2, interleaved, natural_order};
@@ -17,40 +17,74 @@ use std::arch::x86_64::*;
 const WORDS: usize = 2 * BLOCK;
 
 impl Avx2 {
-    /// One output row of a depthwise convolution with a `size` x `size` kernel in a block of 32 channels.
+    /// Output rows, `line_len` apart, of a depthwise convolution with a `size` x `size` kernel in a block of 32 channels.
     ///
-    /// Kernel line `i` of output column `ox`, kernel column `j`, channel `c` is
-    /// `x[lines[i] + (ox * stride + j) * pixel + c]`. `weights` are the groups of
-    /// [`columns_of`](super::depthwise::columns_of), and `words` is scratch of [`column_words`] elements.
-    #[expect(clippy::too_many_arguments, reason = "a row is its operands and its place")]
+    /// Kernel line `i` of output row `l` is the one that begins at `starts[l * size + i]`, or [`NOWHERE`]. `weights` are the
+    /// groups of [`columns_of`](super::depthwise_columns::columns_of), and `words` is scratch of [`column_words`] elements.
+    #[expect(clippy::too_many_arguments, reason = "rows are their operands and their place")]
     pub(super) fn depthwise_columns(
         self,
-        x: &[u8],
-        lines: &[usize],
-        pixel: usize,
-        stride: usize,
+        pixels: Pixels,
+        starts: &[usize],
+        (size, stride): (usize, usize),
         count: usize,
         weights: &[i16],
         words: &mut [i16],
         out: &mut IntOutput,
         place: Place,
+        line_len: usize,
     ) {
-        let size = lines.len();
-        let width = (count - 1) * stride + size;
-        let last = lines.iter().max().expect("a kernel has a line") + (width - 1) * pixel;
-        assert!(x.len() >= last + BLOCK && words.len() >= column_words(size, stride, count));
+        let last = starts.iter().filter(|start| **start != NOWHERE).max();
+        let end = last.map_or(0, |last| last + (pixels.width - 1) * pixels.pixel + BLOCK);
+        assert!(pixels.x.len() >= end && words.len() >= column_words(size, stride, count));
         assert!(weights.len() == group_count(size) * WORDS && place.columns == BLOCK);
-        place.assert_within(count, out.len());
+        Place { at: place.at + (starts.len() / size - 1) * line_len, ..place }
+            .assert_within(count, out.len());
+        let rows = Rows { pixels, starts, size, stride, count, weights, place, line_len };
         // SAFETY: `self` proves AVX2 and FMA, and the lengths were just checked.
         unsafe {
-            widen(x, lines, pixel, width, words);
             match (size, stride) {
-                (3, 1) => outputs::<3, 1>(size, stride, count, weights, words, out, place),
-                (3, 2) => outputs::<3, 2>(size, stride, count, weights, words, out, place),
-                (5, 1) => outputs::<5, 1>(size, stride, count, weights, words, out, place),
-                (5, 2) => outputs::<5, 2>(size, stride, count, weights, words, out, place),
-                _ => outputs::<0, 0>(size, stride, count, weights, words, out, place),
+                (3, 1) => rows_of::<3, 1>(rows, words, out),
+                (3, 2) => rows_of::<3, 2>(rows, words, out),
+                (5, 1) => rows_of::<5, 1>(rows, words, out),
+                (5, 2) => rows_of::<5, 2>(rows, words, out),
+                _ => rows_of::<0, 0>(rows, words, out),
             }
+        }
+    }
+}
+
+/// See [`Avx2::depthwise_columns`].
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    pixels: Pixels<'a>,
+    starts: &'a [usize],
+    size: usize,
+    stride: usize,
+    count: usize,
+    weights: &'a [i16],
+    place: Place,
+    line_len: usize,
+}
+
+/// `SIZE` and `STRIDE` are 0 if they are known at run time only.
+///
+/// # Safety
+/// The lines, the words, the weights and the output have the elements of [`Avx2::depthwise_columns`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn rows_of<const SIZE: usize, const STRIDE: usize>(
+    rows: Rows,
+    words: &mut [i16],
+    out: &mut IntOutput,
+) {
+    let Rows { pixels, starts, size, stride, count, weights, place, line_len } = rows;
+    let width = (count - 1) * stride + size;
+    for (line, starts) in starts.chunks_exact(size).enumerate() {
+        let place = Place { at: place.at + line * line_len, ..place };
+        // SAFETY: the caller promises it.
+        unsafe {
+            widen(pixels, starts, width, words);
+            outputs::<SIZE, STRIDE>(size, stride, count, weights, words, out, place);
         }
     }
 }
@@ -59,29 +93,58 @@ impl Avx2 {
 /// every two columns of it.
 ///
 /// # Safety
-/// `x` holds 32 elements for each line and column, and `words` what [`column_words`] says.
+/// Each line has its pixels, and `words` what [`column_words`] says.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn widen(x: &[u8], lines: &[usize], pixel: usize, width: usize, words: &mut [i16]) {
-    let (x, mut to) = (x.as_ptr(), words.as_mut_ptr());
+#[inline]
+unsafe fn widen(pixels: Pixels, lines: &[usize], width: usize, words: &mut [i16]) {
+    let Pixels { x, left, pad, pixel, .. } = pixels;
+    let inside = left.min(width)..(left + pixels.width).min(width);
+    let padding = [pad; BLOCK];
+    // Where a line begins, and how far it is from pixel to pixel.
+    let line = |start: usize| match start {
+        NOWHERE => (padding.as_ptr(), 0),
+        _ => (x.as_ptr().wrapping_add(start), pixel),
+    };
+    let mut to = words.as_mut_ptr();
     let (pairs, rest) = lines.as_chunks::<2>();
     // SAFETY: the caller promises the elements read and written.
     unsafe {
         for &[a, b] in pairs {
-            let (mut a, mut b) = (x.add(a), x.add(b));
-            for _ in 0..width {
+            let ((mut a, step_a), (mut b, step_b)) = (line(a), line(b));
+            to = fill(inside.start, pad, to);
+            for _ in inside.clone() {
                 widen_pair(a, b, to);
-                (a, b, to) = (a.wrapping_add(pixel), b.wrapping_add(pixel), to.add(WORDS));
+                (a, b, to) = (a.wrapping_add(step_a), b.wrapping_add(step_b), to.add(WORDS));
             }
+            to = fill(width - inside.end, pad, to);
         }
-        for &line in rest {
+        for &start in rest {
+            let (first, step) = line(start);
+            let at = |column: usize| match inside.contains(&column) {
+                true => first.wrapping_add((column - inside.start) * step),
+                false => padding.as_ptr(),
+            };
             for column in (0..width).step_by(2) {
                 // The partner of a last column has zeros for weights.
-                let next = (column + 1).min(width - 1);
-                widen_pair(x.add(line + column * pixel), x.add(line + next * pixel), to);
+                widen_pair(at(column), at((column + 1).min(width - 1)), to);
                 to = to.add(WORDS);
             }
         }
     }
+}
+
+/// Writes the words of `columns` columns of padding, and gives what is behind them.
+///
+/// # Safety
+/// `to` leads to their elements.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn fill(columns: usize, pad: u8, to: *mut i16) -> *mut i16 {
+    for i in 0..columns * 4 {
+        // SAFETY: the caller promises the elements.
+        unsafe { _mm256_storeu_si256(to.add(i * 16).cast(), _mm256_set1_epi16(i16::from(pad))) }
+    }
+    to.wrapping_add(columns * WORDS)
 }
 
 /// The words of two pixels: within 128-bit lanes bytes are interleaved, then widened with zeros.

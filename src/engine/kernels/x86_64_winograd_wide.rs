@@ -11,7 +11,7 @@ use super::winograd_tiles::WIDE;
 use super::winograd_transform::{NINTH, OUTPUTS_MAX, SIDE_MAX, Transform, f4_input, f4_output};
 use super::x86_64_finish::opaque;
 use super::x86_64_vnni::Avx512Vnni;
-use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, lanes};
+use super::x86_64_vnni_finish::{Finish, ToCodes, ToFloats, ToSums, ToSumsOfCodes, are_plain, lanes};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
@@ -245,6 +245,9 @@ unsafe fn outputs<const V: usize>(run: Run, out: &mut IntOutput, summed: bool) {
                 let bias = lanes::<i32, V>(requant.bias, place);
                 match requant.sum_in_registers().filter(|_| summed) {
                     Some(sum) => finish(run, bias, ToSumsOfCodes::new(out, requant, sum, place)),
+                    None if are_plain::<V>(requant, place) => {
+                        finish(run, bias, ToCodes::<V, true>::new(out, requant, place));
+                    }
                     None => finish(run, bias, ToCodes::<V, false>::new(out, requant, place)),
                 }
             }
