@@ -4,7 +4,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{Place, even_tiles};
+use super::tiles::Place;
 use super::winograd_tiles::NARROW;
 use super::winograd_transform::{NINTH, OUTPUTS_MAX, Transform, f4_input, f4_output};
 use super::x86_64::Avx2;
@@ -187,11 +187,15 @@ unsafe fn products<const V: usize>(
     apart: usize,
 ) {
     // Groups of about the same size: five rows are as fast a row as six.
-    for (row, rows) in even_tiles(count, ROWS) {
-        let (v, m) = (v.wrapping_add(row * ld), m.wrapping_add(row * apart));
+    let groups = count.div_ceil(ROWS);
+    let (size, mut more) = (count / groups, count % groups);
+    let (mut v, mut m) = (v, m);
+    for g in 0..groups {
+        let rows = size + usize::from(more > 0);
+        more = more.saturating_sub(1);
         // What comes next is asked for early: with the first group the next position's panel, with others their
         // successor's rows.
-        let next = match row {
+        let next = match g {
             0 => (panel.wrapping_add(depth * V * 8), 64),
             _ => (v.wrapping_add(rows * ld), 4 * rows),
         };
@@ -205,6 +209,8 @@ unsafe fn products<const V: usize>(
                 2 => product::<2, V>(v, ld, panel, depth, m, apart, next),
                 _ => product::<1, V>(v, ld, panel, depth, m, apart, next),
             }
+            v = v.add(rows * ld);
+            m = m.add(rows * apart);
         }
     }
 }

@@ -6,7 +6,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices of small arrays unroll into registers")]
 
 use super::IntOutput;
-use super::tiles::{Place, even_tiles};
+use super::tiles::Place;
 use super::winograd_tiles::WIDE;
 use super::winograd_transform::{NINTH, OUTPUTS_MAX, SIDE_MAX, Transform, f4_input, f4_output};
 use super::x86_64_finish::opaque;
@@ -159,7 +159,10 @@ unsafe fn products<const V: usize>(
     let tiles = count.div_ceil(ROWS);
     let (bytes, pace) = (depth * V * 32, V * 64 / tiles);
     let mut next = panel.wrapping_byte_add(bytes);
-    for (row, rows) in even_tiles(count, ROWS) {
+    let mut row = 0;
+    while row < count {
+        let left = count - row;
+        let rows = left.div_ceil(left.div_ceil(ROWS));
         macro_rules! product {
             ($($rows:literal)*) => {
                 match rows {
@@ -173,6 +176,7 @@ unsafe fn products<const V: usize>(
             };
         }
         product!(1 2 3 4 5 6 7 8 9 10 11 12);
+        row += rows;
         next = next.wrapping_byte_add(bytes / tiles);
     }
 }
