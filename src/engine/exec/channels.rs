@@ -151,7 +151,7 @@ fn change(
     order: &[u32],
 ) {
     let mut id = graph.nodes[node].input(operand).expect("a constant operand");
-    if readers[id.0 as usize].len() > 1 {
+    if readers[id.0 as usize].len() > 1 || graph.outputs.contains(&id) {
         // Others read it as it is.
         let at = readers[id.0 as usize].iter().position(|reader| *reader == node).expect("it reads this");
         readers[id.0 as usize].remove(at);
@@ -446,6 +446,23 @@ mod tests {
             assert!(order_channels(&mut graph, Isa::best()).is_empty());
             assert_eq!(constants(&graph), before);
         }
+    }
+
+    #[test]
+    fn weights_that_a_caller_sees_stay() {
+        let mut graph = Graph::default();
+        let x = input(&mut graph);
+        let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
+        let y = convolution(&mut graph, wide, [8, 40], 1, "y");
+        let seen: Vec<ValueId> =
+            graph.nodes.iter().flat_map(|n| [n.input(1), n.input(2)]).flatten().collect();
+        graph.outputs = [&[y], &seen[..]].concat();
+        let constants =
+            |graph: &Graph| -> Vec<_> { seen.iter().map(|&id| graph.constant(id).cloned()).collect() };
+        let before = constants(&graph);
+        assert_eq!(order_channels(&mut graph, Isa::best()).len(), 1);
+        assert_eq!(constants(&graph), before);
+        assert_ne!(graph.nodes[0].input(1), Some(seen[0]));
     }
 
     #[test]
