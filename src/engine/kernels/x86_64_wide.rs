@@ -41,11 +41,11 @@ impl Avx512Vnni {
                 match (rows, width) {
                     // SAFETY: `self` proves the features; the lengths were just checked.
                     $(($rows, 32) => unsafe {
-                        f32_tile::<$rows, 2>(a, lda, panel, depth, part, epilogue, out, place)
+                        f32_tile::<$rows, 2>(a, lda, panel, depth, part, &epilogue, out, &place)
                     },)*
                     // SAFETY: likewise.
                     $(($rows, 16) => unsafe {
-                        f32_tile::<$rows, 1>(a, lda, panel, depth, part, epilogue, out, place)
+                        f32_tile::<$rows, 1>(a, lda, panel, depth, part, &epilogue, out, &place)
                     },)*
                     _ => unreachable!("a tile has 1 to 14 rows and 16 or 32 columns"),
                 }
@@ -103,9 +103,9 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
     panel: &[f32],
     depth: usize,
     part: Part,
-    epilogue: Epilogue,
+    epilogue: &Epilogue,
     out: &mut [f32],
-    place: Place,
+    place: &Place,
 ) {
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     if !part.first {
@@ -131,9 +131,9 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
             }
         }
     }
-    let epilogue = if part.last { epilogue } else { Epilogue::NONE };
+    let epilogue = if part.last { *epilogue } else { Epilogue::NONE };
     // SAFETY: the caller promises the tile and its epilogue.
-    unsafe { store(acc, epilogue, out, place) }
+    unsafe { store(acc, epilogue, out, *place) }
 }
 
 /// The epilogue of a float tile.
