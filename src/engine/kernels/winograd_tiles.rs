@@ -249,7 +249,9 @@ impl<'a> Tiles<'a> {
 /// `v[p * slab + i * ld + c]`. `ld` is the number of channels made a multiple of those of a step; those past the last mean
 /// nothing.
 pub(super) fn input(steps: Steps, tiles: &Tiles, block: Range<usize>, v: &mut [i16], ld: usize, slab: usize) {
-    let (first, channels) = (block.start, tiles.inputs.max(steps.shape.channels));
+    let first = block.start;
+    #[cfg(target_arch = "x86_64")]
+    let channels = tiles.inputs.max(steps.shape.channels);
     let (transform, side) = (steps.transform, steps.transform.side());
     tiles.for_each(block, steps.shape.channels, ld, |tile, x, line, pixel| {
         let v = &mut v[(tile - first) * ld..];

@@ -31,6 +31,7 @@ macro_rules! f4_input {
         ]
     }};
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use f4_input;
 
 /// A^T m of F4 for one column of six, in the arithmetic of whatever registers.
@@ -47,6 +48,7 @@ macro_rules! f4_output {
         ]
     }};
 }
+#[cfg(target_arch = "x86_64")]
 pub(super) use f4_output;
 
 /// One of Winograd's transforms for kernels of 3x3, named by the outputs that a tile has in each direction.

@@ -163,6 +163,8 @@ impl PackedInt8 {
         let depth = taps * inputs;
         assert_eq!(codes.len(), out * depth, "codes [out, taps, inputs]");
         assert!(out > 0 && depth > 0, "a product has columns and depth");
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = small;
         let panels = match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni(vnni) => Panels::Quads(vnni, pack(INT8_QUADS, codes, out, lines)),
