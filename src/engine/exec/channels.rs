@@ -106,6 +106,17 @@ fn weights<'g>(graph: &'g Graph, node: &Node) -> Option<&'g Arc<Tensor>> {
     graph.constant(node.input(1)?).filter(|weights| weights.dtype() == DType::I8)
 }
 
+/// The shape of constant weights whose scales and whose bias are one for all results, which lie along `axis`, or one for each.
+fn shape_of_whole<'g>(graph: &'g Graph, node: &Node, axis: usize) -> Option<&'g [usize]> {
+    let shape = weights(graph, node)?.shape();
+    let outputs = *shape.get(axis)?;
+    let params = graph.value(node.input(1)?).qparams.as_ref()?;
+    let by_channel =
+        params.axis == Some(axis) && [params.scale.len(), params.zero_point.len()] == [outputs; 2];
+    let bias = node.input(2).is_none_or(|id| graph.constant(id).is_some_and(|b| b.shape() == [outputs]));
+    (bias && (by_channel || params.axis.is_none())).then_some(shape)
+}
+
 /// Whether the order matters to how fast a node is: small windows of stride 1 are transformed before they are multiplied.
 fn suits(node: &Node, role: Role) -> bool {
     let transformed = |sliding: &Sliding| sliding.strides.is_empty() && sliding.kernel[..] == [3, 3];
@@ -242,13 +253,9 @@ impl Bundles {
         let x = node.input(0).filter(|x| graph.constant(*x).is_none())?;
         // Only codes with one scale have no order in their parameters.
         graph.value(x).qparams.as_ref().filter(|params| params.axis.is_none())?;
-        let shape = || {
-            let constant_bias = node.input(2).is_none_or(|id| graph.constant(id).is_some());
-            weights(graph, node).map(|weights| weights.shape()).filter(|_| constant_bias)
-        };
         match &node.op {
             Op::QConv { groups, .. } => {
-                let shape = shape()?;
+                let shape = shape_of_whole(graph, node, 0)?;
                 let (second, rank) = (Some(Axis::Second), Some(shape.len()));
                 if is_depthwise(*groups, shape) {
                     self.merge(x, output);
@@ -265,10 +272,11 @@ impl Bundles {
                 Some(())
             }
             Op::QMatMul { trans_b, .. } => {
-                let &[rows, columns] = shape()? else { return None };
-                let (k, n) = if *trans_b { (columns, rows) } else { (rows, columns) };
-                self.roles.push((index, x, Role::Takes(usize::from(*trans_b))));
-                self.roles.push((index, output, Role::Gives(usize::from(!*trans_b))));
+                let (of_k, of_n) = (usize::from(*trans_b), usize::from(!*trans_b));
+                let shape = shape_of_whole(graph, node, of_n)?;
+                let (k, n) = (*shape.get(of_k)?, *shape.get(of_n)?);
+                self.roles.push((index, x, Role::Takes(of_k)));
+                self.roles.push((index, output, Role::Gives(of_n)));
                 self.note(x, Some(k), Some(Axis::Last), None);
                 self.note(output, Some(n), Some(Axis::Last), None);
                 Some(())
@@ -427,7 +435,12 @@ mod tests {
             },
             // A product over another axis.
             |graph, wide| {
-                let w = value(graph, "m.w", Some(Tensor::from_slice(&[40, 2], &[1i8; 80])), None);
+                let w = value(
+                    graph,
+                    "m.w",
+                    Some(Tensor::from_slice(&[40, 2], &[1i8; 80])),
+                    Some(QuantParams::per_tensor(1.0, 0, DType::I8)),
+                );
                 let y = value(graph, "m", None, None);
                 let op = Op::QMatMul { trans_b: false, clamp: (0, 255) };
                 graph.nodes.push(Node::new("m".to_owned(), op, vec![Some(wide), Some(w)], vec![y]));
@@ -442,6 +455,30 @@ mod tests {
             graph.outputs = vec![y];
             let others = more(&mut graph, wide);
             graph.outputs.extend(others);
+            let before = constants(&graph);
+            assert!(order_channels(&mut graph, Isa::best()).is_empty());
+            assert_eq!(constants(&graph), before);
+        }
+    }
+
+    /// The kernel says what is wrong with it.
+    #[test]
+    fn what_does_not_fit_its_channels_stays() {
+        let faults: [fn(&mut Graph, ValueId, ValueId); 3] = [
+            |graph, _, bias| graph.value_mut(bias).constant = Some(Arc::new(Tensor::scalar(5i32))),
+            |graph, _, bias| {
+                graph.value_mut(bias).constant = Some(Arc::new(Tensor::from_slice(&[39], &[5i32; 39])));
+            },
+            |graph, weights, _| graph.value_mut(weights).qparams.as_mut().unwrap().scale.truncate(3),
+        ];
+        for fault in faults {
+            let mut graph = Graph::default();
+            let x = input(&mut graph);
+            let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
+            let y = convolution(&mut graph, wide, [8, 40], 1, "y");
+            graph.outputs = vec![y];
+            let [weights, bias] = [1, 2].map(|i| graph.nodes[0].input(i).unwrap());
+            fault(&mut graph, weights, bias);
             let before = constants(&graph);
             assert!(order_channels(&mut graph, Isa::best()).is_empty());
             assert_eq!(constants(&graph), before);
