@@ -98,9 +98,13 @@ impl UnsafeQuads {
         let mut first = 0;
         for (codes, depth) in given() {
             for (codes, bits) in codes.chunks_exact(depth).zip(bits.chunks_exact_mut(words)) {
-                for (quad, codes) in codes.chunks(QUAD).enumerate() {
-                    let fits = codes.chunks_exact(2).all(|pair| fit(pair[0], pair[1]));
-                    bits[(first + quad) / 64] |= u64::from(!fits) << ((first + quad) % 64);
+                let (quads, tail) = codes.as_chunks::<QUAD>();
+                let fits =
+                    |quad: &[i8]| quad.as_chunks::<2>().0.iter().fold(true, |all, &[a, b]| all & fit(a, b));
+                let of_quads =
+                    quads.iter().map(|quad| fits(quad)).chain((!tail.is_empty()).then(|| fits(tail)));
+                for (quad, fits) in (first..).zip(of_quads) {
+                    bits[quad / 64] |= u64::from(!fits) << (quad % 64);
                 }
             }
             first += depth.div_ceil(QUAD);
