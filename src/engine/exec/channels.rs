@@ -97,8 +97,8 @@ pub(super) fn order_channels(graph: &mut Graph, isa: Isa) -> HashMap<ValueId, Or
         }
         made.insert(root, Order { axis, channels: order });
     }
-    let ids = (0..graph.values.len() as u32).map(ValueId);
-    ids.filter_map(|id| Some((id, made.get(&bundles.known_root(id)?)?.clone()))).collect()
+    let ids = (0..bundles.parents.len() as u32).map(ValueId);
+    ids.filter_map(|id| Some((id, made.get(&bundles.root(id))?.clone()))).collect()
 }
 
 /// The constant weights of a product or convolution of codes.
@@ -308,11 +308,6 @@ impl Bundles {
         at
     }
 
-    /// The same of a value that may have come later.
-    fn known_root(&mut self, id: ValueId) -> Option<usize> {
-        ((id.0 as usize) < self.parents.len()).then(|| self.root(id))
-    }
-
     fn fix(&mut self, id: ValueId) {
         let root = self.root(id);
         self.all[root].fixed = true;
@@ -376,6 +371,16 @@ mod tests {
         let x = value(graph, "x", None, Some(QuantParams::per_tensor(1.0, 0, DType::U8)));
         graph.inputs = vec![x];
         x
+    }
+
+    /// A convolution that gives 40 channels, one that takes them, and these channels.
+    fn hidden() -> (Graph, ValueId) {
+        let mut graph = Graph::default();
+        let x = input(&mut graph);
+        let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
+        let y = convolution(&mut graph, wide, [8, 40], 1, "y");
+        graph.outputs = vec![y];
+        (graph, wide)
     }
 
     /// What the weights, biases and scales of a graph are.
@@ -453,11 +458,7 @@ mod tests {
             },
         ];
         for more in graphs {
-            let mut graph = Graph::default();
-            let x = input(&mut graph);
-            let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
-            let y = convolution(&mut graph, wide, [8, 40], 1, "y");
-            graph.outputs = vec![y];
+            let (mut graph, wide) = hidden();
             let others = more(&mut graph, wide);
             graph.outputs.extend(others);
             let before = constants(&graph);
@@ -477,11 +478,7 @@ mod tests {
             |graph, weights, _| graph.value_mut(weights).qparams.as_mut().unwrap().scale.truncate(3),
         ];
         for fault in faults {
-            let mut graph = Graph::default();
-            let x = input(&mut graph);
-            let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
-            let y = convolution(&mut graph, wide, [8, 40], 1, "y");
-            graph.outputs = vec![y];
+            let (mut graph, _) = hidden();
             let [weights, bias] = [1, 2].map(|i| graph.nodes[0].input(i).unwrap());
             fault(&mut graph, weights, bias);
             let before = constants(&graph);
@@ -492,13 +489,10 @@ mod tests {
 
     #[test]
     fn weights_that_a_caller_sees_stay() {
-        let mut graph = Graph::default();
-        let x = input(&mut graph);
-        let wide = convolution(&mut graph, x, [40, 12], 1, "wide");
-        let y = convolution(&mut graph, wide, [8, 40], 1, "y");
+        let (mut graph, _) = hidden();
         let seen: Vec<ValueId> =
             graph.nodes.iter().flat_map(|n| [n.input(1), n.input(2)]).flatten().collect();
-        graph.outputs = [&[y], &seen[..]].concat();
+        graph.outputs.extend(&seen);
         let constants =
             |graph: &Graph| -> Vec<_> { seen.iter().map(|&id| graph.constant(id).cloned()).collect() };
         let before = constants(&graph);

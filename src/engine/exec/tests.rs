@@ -218,7 +218,7 @@ fn a_quantized_network_computes_on_codes_throughout() {
 
 /// Keeps what it sees.
 #[derive(Default)]
-struct Seen(Vec<(String, Tensor)>);
+pub(super) struct Seen(pub(super) Vec<(String, Tensor)>);
 
 impl Tap for Seen {
     fn wants(&self, _: &str) -> bool {

@@ -4,10 +4,11 @@ use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
-use crate::engine::tensor::{DType, Tensor, TensorView};
+use crate::engine::tensor::{DType, Tensor};
 
+use super::Options;
 use super::session::Session;
-use super::{Options, Tap};
+use super::tests::Seen;
 
 /// Makes graphs over one real input `x`, `[n, …]`.
 struct Maker {
@@ -280,16 +281,6 @@ fn hidden_channels(codes: DType) -> Graph {
 
 #[test]
 fn channels_in_another_order_change_nothing_that_anybody_sees() {
-    #[derive(Default)]
-    struct Seen(Vec<(String, Tensor)>);
-    impl Tap for Seen {
-        fn wants(&self, _: &str) -> bool {
-            true
-        }
-        fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-            self.0.push((value.to_owned(), tensor.to_tensor()));
-        }
-    }
     for codes in [DType::U8, DType::I8] {
         let graph = hidden_channels(codes);
         check_same(&graph, &graph, &[2, 20, 6, 7], "QTable");

@@ -188,9 +188,15 @@ impl PackedDepthwise {
                 let place = Place { at: at + channel, stride: channels, channel, columns };
                 row(i, &rows[channel..], taps, out, place);
             }
-            let starts = (0..window.out_w).map(|i| at + i * channels);
-            Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(self.isa, out);
+            self.complete(at, window.out_w, out);
         });
+    }
+
+    /// Completes `count` pixels from element `at` on.
+    fn complete(&self, at: usize, count: usize, out: &mut IntOutput) {
+        let channels = self.column_sums.len();
+        let starts = (0..count).map(|i| at + i * channels);
+        Rows { starts, stride: channels, channels: 0..channels, summed: false }.complete(self.isa, out);
     }
 }
 
@@ -232,16 +238,11 @@ impl PackedDepthwise {
                         rows, starts, kernel, channels, count, weights, out, place, line_len,
                     );
                 }
-                let starts = (0..lines.len() * count).map(|i| at + i * channels);
-                Rows { starts, stride: channels, channels: 0..channels, summed: false }
-                    .complete(self.isa, out);
+                self.complete(at, lines.len() * count, out);
             });
         });
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl PackedDepthwise {
     /// The same with `weights` of [`pack_columns`].
     #[expect(clippy::too_many_arguments, reason = "a convolution is its operands")]
     fn part_by_columns(
@@ -262,18 +263,12 @@ impl PackedDepthwise {
         let at_once = lines_at_once(window, row_len).min(lines.len());
         with_scratch::<i16, _>(column_words(size, stride, count), |words| {
             with_scratch::<usize, _>(at_once * size, |starts| {
-                let mut line = lines.start;
-                while line < lines.end {
-                    let image = line / window.out_h;
-                    let end = lines.end.min((image + 1) * window.out_h).min(line + at_once);
-                    let starts = &mut starts[..(end - line) * size];
-                    for (i, start) in starts.iter_mut().enumerate() {
-                        let y =
-                            (line + i / size) % window.out_h * window.stride_h + i % size * window.dilation_h;
-                        let inside = y.checked_sub(window.pad_top).filter(|y| *y < window.in_h);
-                        *start = inside.map_or(NOWHERE, |y| (image * window.in_h + y) * row_len);
+                for lines in halo::strips(window, lines, at_once) {
+                    let starts = &mut starts[..lines.len() * size];
+                    for (source, start) in halo::sources(window, lines.clone()).zip(starts.iter_mut()) {
+                        *start = source.map_or(NOWHERE, |source| source * row_len);
                     }
-                    let at = (line - first) * line_len;
+                    let at = (lines.start - first) * line_len;
                     for (block, weights) in blocks(channels).zip(weights.chunks_exact(len)) {
                         let (channel, columns) = (block.start, block.len());
                         let place = Place { at: at + channel, stride: channels, channel, columns };
@@ -291,10 +286,7 @@ impl PackedDepthwise {
                             line_len,
                         );
                     }
-                    let starts = (0..(end - line) * count).map(|i| at + i * channels);
-                    Rows { starts, stride: channels, channels: 0..channels, summed: false }
-                        .complete(self.isa, out);
-                    line = end;
+                    self.complete(at, lines.len() * count, out);
                 }
             });
         });

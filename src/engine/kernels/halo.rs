@@ -71,28 +71,49 @@ pub(super) fn for_each_line_of<T: Pod>(
             let (held, starts) = indices.split_at_mut(ring);
             held.fill(usize::MAX);
             fill(None, &mut rows[ring * row_len..][..row_len]);
-            let mut first = lines.start;
-            while first < lines.end {
-                let image = first / window.out_h;
-                let end = lines.end.min((image + 1) * window.out_h).min(first + at_once);
-                for (line, starts) in (first..end).zip(starts.chunks_exact_mut(window.kernel_h)) {
-                    for (ky, start) in starts.iter_mut().enumerate() {
-                        let y = line % window.out_h * window.stride_h + ky * window.dilation_h;
-                        let inside = y >= window.pad_top && y - window.pad_top < window.in_h;
-                        let slot = if inside { y % ring } else { ring };
-                        let source = (image * window.in_h + y).wrapping_sub(window.pad_top);
-                        if inside && held[slot] != source {
-                            held[slot] = source;
-                            fill(Some(source), &mut rows[slot * row_len..][..row_len]);
-                        }
-                        *start = slot * row_len;
+            for strip in strips(window, lines, at_once) {
+                let starts = &mut starts[..strip.len() * window.kernel_h];
+                for (source, start) in sources(window, strip.clone()).zip(starts.iter_mut()) {
+                    let slot = source.map_or(ring, |source| source % ring);
+                    if let Some(number) = source
+                        && held[slot] != number
+                    {
+                        held[slot] = number;
+                        fill(source, &mut rows[slot * row_len..][..row_len]);
                     }
+                    *start = slot * row_len;
                 }
-                visit(first..end, rows, &starts[..(end - first) * window.kernel_h]);
-                first = end;
+                visit(strip, rows, starts);
             }
         });
     });
+}
+
+/// Output rows `lines` in strips of up to `at_once` of one image.
+pub(super) fn strips(
+    window: &Window,
+    lines: Range<usize>,
+    at_once: usize,
+) -> impl Iterator<Item = Range<usize>> {
+    let mut first = lines.start;
+    std::iter::from_fn(move || {
+        let end = lines.end.min((first / window.out_h + 1) * window.out_h).min(first + at_once);
+        let strip = first..end;
+        first = end;
+        (!strip.is_empty()).then_some(strip)
+    })
+}
+
+/// The input rows that output rows `lines` of one image read, `[output rows, kernel_h]`, numbered through all images; none
+/// where it is all padding.
+pub(super) fn sources(window: &Window, lines: Range<usize>) -> impl Iterator<Item = Option<usize>> {
+    lines.flat_map(move |line| {
+        (0..window.kernel_h).map(move |ky| {
+            let y = line % window.out_h * window.stride_h + ky * window.dilation_h;
+            let inside = y.checked_sub(window.pad_top).filter(|y| *y < window.in_h);
+            inside.map(|y| line / window.out_h * window.in_h + y)
+        })
+    })
 }
 
 /// Input rows that `at_once` output rows take.
