@@ -256,8 +256,23 @@ impl Bundles {
     fn look_at(&mut self, graph: &Graph, index: usize, node: &Node) -> Option<()> {
         let &[output] = &node.outputs[..] else { return None };
         let x = node.input(0).filter(|x| graph.constant(*x).is_none())?;
+        // A function of reals that become codes again has no order of its own.
+        let plain = |id: ValueId| graph.value(id).qparams.as_ref().is_some_and(|p| p.axis.is_none());
+        match node.op {
+            Op::Unary(_) => {
+                self.merge(x, output);
+                return Some(());
+            }
+            Op::QuantizeLinear { .. } if plain(output) => {
+                self.merge(x, output);
+                return Some(());
+            }
+            _ => {}
+        }
         // Only codes with one scale have no order in their parameters.
-        graph.value(x).qparams.as_ref().filter(|params| params.axis.is_none())?;
+        if !plain(x) {
+            return None;
+        }
         match &node.op {
             Op::QConv { groups, .. } => {
                 let shape = shape_of_whole(graph, node, 0)?;

@@ -1,6 +1,6 @@
 //! What a product takes over from the nodes after it: of reals a bias, an activation, the addition of a residual, a
-//! clamp; of codes a table and a sum. Finds it in the graph; knows nothing of memory. Each is computed by the same operations in the same order as
-//! the nodes would, so the answer keeps its bits.
+//! clamp, and the codes that they become; of codes a table and a sum. Finds it in the graph; knows nothing of memory. Each
+//! is computed by the same operations in the same order as the nodes would, so the answer keeps its bits.
 
 use std::collections::HashSet;
 
@@ -22,16 +22,23 @@ pub(super) struct Fused {
     pub(super) residual: Option<usize>,
     /// Bounds of the result.
     pub(super) clamp: (f32, f32),
+    /// Scale and zero point of the codes that the result becomes.
+    pub(super) codes: Option<(f32, u8)>,
 }
 
 impl Fused {
     /// Nothing.
-    pub(super) const NONE: Fused =
-        Fused { bias: None, activation: None, residual: None, clamp: (f32::NEG_INFINITY, f32::INFINITY) };
+    pub(super) const NONE: Fused = Fused {
+        bias: None,
+        activation: None,
+        residual: None,
+        clamp: (f32::NEG_INFINITY, f32::INFINITY),
+        codes: None,
+    };
 
-    /// Whether there is nothing to do.
-    pub(super) fn is_nothing(&self) -> bool {
-        let Fused { bias, activation, residual, clamp } = self;
+    /// Whether there is nothing to do with the reals.
+    pub(super) fn keeps_reals(&self) -> bool {
+        let Fused { bias, activation, residual, clamp, codes: _ } = self;
         (bias, residual, *clamp) == (&None, &None, Fused::NONE.clamp) && activation.is_none()
     }
 }
@@ -47,6 +54,8 @@ pub(super) struct Tail {
     pub(super) activation: Option<Activation>,
     pub(super) residual: Option<ValueId>,
     pub(super) clamp: (f32, f32),
+    /// Scale and zero point of the codes that the result becomes.
+    pub(super) codes: Option<(f32, u8)>,
 }
 
 /// What an integer product does with its codes. Operands are told by their position.
@@ -76,6 +85,23 @@ impl CodesTail {
     }
 }
 
+/// Whether an operator can make codes of what it sums.
+pub(super) fn gives_codes(op: &Op) -> bool {
+    matches!(op, Op::QConv { .. } | Op::QMatMul { .. })
+}
+
+/// The nodes that compute a function of a value for which there are kernels behind a product, and what they make, if nobody
+/// else reads the value or what lies between. `consumers` has the readers of each value.
+pub fn activation_behind(
+    graph: &Graph,
+    consumers: &[Vec<usize>],
+    value: ValueId,
+) -> Option<(Vec<usize>, ValueId)> {
+    let finder = Finder { graph, consumers, wanted: &HashSet::new(), fact: &|_| None };
+    let Pattern { nodes, output, .. } = finder.lone_activation(value)?;
+    Some((nodes, output))
+}
+
 /// Nodes that together are one function of one value.
 #[derive(Debug, PartialEq)]
 pub(super) struct Pattern {
@@ -97,17 +123,15 @@ pub(super) struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// What follows a product that makes `value`, of shape `shape`. `bias` says whether it can take one.
-    pub(super) fn tail(&self, value: ValueId, shape: &[usize], bias: bool) -> Tail {
+    /// What follows a product that makes `value`, of shape `shape`. `bias` and `codes` say whether it can take one, and
+    /// make codes.
+    pub(super) fn tail(&self, value: ValueId, shape: &[usize], bias: bool, codes: bool) -> Tail {
         let mut tail = Tail::none(value);
         if bias && let Some((node, list)) = self.bias_after(value, shape) {
             tail.take(&[node], self.graph.nodes[node].outputs[0]);
             tail.bias = Some(list);
         }
-        if self.is_free(tail.output)
-            && let Some(pattern) = self.activation_of(tail.output)
-            && self.readers(tail.output).iter().all(|n| pattern.nodes.contains(n))
-        {
+        if let Some(pattern) = self.lone_activation(tail.output) {
             tail.take(&pattern.nodes, pattern.output);
             tail.activation = Some(pattern.activation);
         }
@@ -118,6 +142,10 @@ impl Finder<'_> {
         if let Some((node, clamp)) = self.clamp_after(tail.output) {
             tail.take(&[node], self.graph.nodes[node].outputs[0]);
             tail.clamp = clamp;
+        }
+        if codes && let Some((node, codes)) = self.codes_after(tail.output) {
+            tail.take(&[node], self.graph.nodes[node].outputs[0]);
+            tail.codes = Some(codes);
         }
         tail
     }
@@ -157,12 +185,19 @@ impl Finder<'_> {
         fits.then_some((index, other, SumScales { own, other: from, result, clamp }))
     }
 
+    /// The activation that alone reads a value which need not be kept.
+    fn lone_activation(&self, value: ValueId) -> Option<Pattern> {
+        let alone = |p: &Pattern| self.readers(value).iter().all(|n| p.nodes.contains(n));
+        self.activation_of(value).filter(alone).filter(|_| self.is_free(value))
+    }
+
     /// The activation that nodes after `value` compute of it; the values between have no other readers.
     pub(super) fn activation_of(&self, value: ValueId) -> Option<Pattern> {
         match *self.readers(value) {
             [n] => {
                 let activation = match self.graph.nodes[n].op {
                     Op::Unary(Unary::Sigmoid) => Activation::Sigmoid,
+                    Op::Unary(Unary::HardSigmoid { alpha, beta }) => Activation::HardSigmoid { alpha, beta },
                     Op::Unary(Unary::HardSwish) => Activation::HardSwish,
                     Op::Unary(Unary::Gelu { tanh: false }) => Activation::Gelu,
                     Op::Unary(Unary::Gelu { tanh: true }) => Activation::GeluTanh,
@@ -256,6 +291,16 @@ impl Finder<'_> {
         }
     }
 
+    /// The QuantizeLinear that alone reads a value, and its parameters, if it makes `u8` with one scale.
+    fn codes_after(&self, value: ValueId) -> Option<(usize, (f32, u8))> {
+        let index = self.next(value)?;
+        let node = &self.graph.nodes[index];
+        let Op::QuantizeLinear { .. } = node.op else { return None };
+        let params = self.graph.value(node.outputs[0]).qparams.as_ref()?;
+        let &[scale] = &params.scale[..] else { return None };
+        (params.dtype == DType::U8).then(|| (index, (scale, params.zero_point[0] as u8)))
+    }
+
     /// Whether node `n` is `op` of the two values, in either order.
     fn is_binary(&self, n: usize, op: Binary, a: ValueId, b: ValueId) -> bool {
         let Node { op: Op::Binary(own), inputs, .. } = &self.graph.nodes[n] else { return false };
@@ -264,7 +309,8 @@ impl Finder<'_> {
 
     /// The one number that a constant holds.
     fn scalar(&self, id: ValueId) -> Option<f32> {
-        let tensor = (self.fact)(id)?.constant.as_ref()?;
+        let known = || (self.fact)(id)?.constant.as_ref();
+        let tensor = self.graph.constant(id).or_else(known)?;
         (tensor.dtype() == DType::F32 && tensor.len() == 1).then(|| tensor.slice::<f32>()[0])
     }
 
@@ -290,7 +336,7 @@ impl Tail {
     /// A product that makes `output` by itself.
     pub(super) fn none(output: ValueId) -> Tail {
         let Fused { activation, clamp, .. } = Fused::NONE;
-        Tail { nodes: Vec::new(), output, bias: None, activation, residual: None, clamp }
+        Tail { nodes: Vec::new(), output, bias: None, activation, residual: None, clamp, codes: None }
     }
 
     fn take(&mut self, nodes: &[usize], output: ValueId) {

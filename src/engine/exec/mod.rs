@@ -5,7 +5,7 @@ mod channels;
 mod compile;
 mod control;
 pub mod fold;
-mod fuse;
+pub mod fuse;
 mod half;
 pub mod integers;
 mod layout;

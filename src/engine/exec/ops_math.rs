@@ -55,7 +55,7 @@ pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
             }
         }
         Unary::Sigmoid => math::sigmoid(x),
-        Unary::HardSigmoid { alpha, beta } => (alpha * x + beta).clamp(0.0, 1.0),
+        Unary::HardSigmoid { alpha, beta } => math::hard_sigmoid(x, alpha, beta),
         Unary::HardSwish => math::hard_swish(x),
         Unary::Tanh => math::tanh(x),
         Unary::Erf => math::erf(x),
@@ -101,7 +101,7 @@ pub(super) fn unary(context: Context, op: Unary, x: &Fact) -> Result<Kernel, Str
         (Unary::Sqrt, DType::F32) => map(context, f32::sqrt),
         (Unary::Neg, DType::F32) => map(context, |x: f32| -x),
         (Unary::HardSigmoid { alpha, beta }, DType::F32) => {
-            map(context, move |x: f32| (alpha * x + beta).clamp(0.0, 1.0))
+            map(context, move |x| math::hard_sigmoid(x, alpha, beta))
         }
         (Unary::HardSwish, DType::F32) => map(context, math::hard_swish),
         (Unary::Gelu { tanh: false }, DType::F32) => map(context, math::gelu),

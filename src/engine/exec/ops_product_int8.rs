@@ -9,6 +9,7 @@ use crate::engine::graph::fact::{Fact, broadcast};
 use crate::engine::graph::op::{Clamp, Sliding};
 use crate::engine::graph::{Graph, Node};
 use crate::engine::kernels::by_row::{self, ByRow};
+use crate::engine::kernels::coded::{Coded, Output};
 use crate::engine::kernels::depthwise::PackedDepthwise;
 use crate::engine::kernels::finish::{RowSums, finish};
 use crate::engine::kernels::gemm_int8::PackedInt8;
@@ -95,7 +96,7 @@ impl Epilogue {
         count: usize,
         operands: &Operands<'_>,
         out: &mut TensorViewMut<'_>,
-        f: impl FnOnce(IntOutput<'_, '_>),
+        f: impl FnOnce(Output<'_, '_>),
     ) {
         let part = from..from + count;
         let bias = &self.bias[part.clone()];
@@ -109,18 +110,25 @@ impl Epilogue {
                     form,
                 });
                 let requant = Requant { bias, multiplier, zero_point, lo, hi, table, sum };
-                f(IntOutput::U8(out.slice_mut::<u8>(), &requant));
+                f(IntOutput::U8(out.slice_mut::<u8>(), &requant).into());
             }
             To::Reals => {
                 let scale = &self.factor[part.clone()];
-                let Fused { bias: list, activation, residual, clamp: (lo, hi) } = self.after.reals;
+                let Fused { bias: list, activation, residual, clamp: (lo, hi), codes } = self.after.reals;
                 let list = list.map(|i| &operands.need(i).slice::<f32>()[part]);
                 let residual = residual.map(|i| operands.need(i).slice::<f32>());
                 let then = kernels::Epilogue { bias: list, activation, residual, lo, hi };
-                let then = (!self.after.reals.is_nothing()).then_some(then);
-                f(IntOutput::F32(out.slice_mut::<f32>(), &Dequant { bias, scale, then }));
+                let then = (!self.after.reals.keeps_reals()).then_some(then);
+                let reals = Dequant { bias, scale, then };
+                match codes {
+                    None => f(IntOutput::F32(out.slice_mut::<f32>(), &reals).into()),
+                    Some((scale, zero_point)) => {
+                        let coded = Coded { reals, scale, zero_point };
+                        f(Output::Coded(out.slice_mut::<u8>(), &coded));
+                    }
+                }
             }
-            To::Sums => f(IntOutput::I32(out.slice_mut::<i32>(), bias)),
+            To::Sums => f(IntOutput::I32(out.slice_mut::<i32>(), bias).into()),
         }
     }
 }
@@ -207,8 +215,8 @@ impl Product {
         let (acc, row_sums) = (sums(&self.packed), sums(ones));
         let by_channel = row_sums.len() == acc.len() && self.outputs > 1;
         let rows = RowSums { sums: row_sums.slice(), by_channel, zero_points: &self.zero_points };
-        epilogue.apply(0, self.outputs, operands, out, |mut out| {
-            finish(self.context.isa, acc.slice(), rows, &mut out);
+        epilogue.apply(0, self.outputs, operands, out, |out| {
+            out.at_once(self.context.isa, |out| finish(self.context.isa, acc.slice(), rows, out));
         });
     }
 
@@ -408,7 +416,7 @@ pub(super) fn row_product(
         product.run(operands.need(0).slice(), operands, 0, &plain, &mut sums);
         let list = |i: usize| operands.need(i).slice::<f32>();
         let at = |position: Option<usize>| position.map(list);
-        let Fused { bias, activation, residual, clamp: (lo, hi) } = fused;
+        let Fused { bias, activation, residual, clamp: (lo, hi), codes: _ } = fused;
         let then = kernels::Epilogue { bias: at(bias), activation, residual: at(residual), lo, hi };
         let by_row = ByRow { low: list(2), step: list(3), sums: list(4), scale: list(5), then };
         by_row::reals(context.isa, out.slice_mut::<f32>(), &by_row, context.threads);

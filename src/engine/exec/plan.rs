@@ -17,7 +17,7 @@ use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
 use super::fold::{Budget, macs};
-use super::fuse::{CodesTail, Finder, Fused, FusedCodes, Tail};
+use super::fuse::{CodesTail, Finder, Fused, FusedCodes, Tail, gives_codes};
 use super::half::compile;
 use super::layout::{self, Layout, Rule};
 use super::memory::{Lifetime, place};
@@ -631,7 +631,9 @@ impl Builder<'_> {
             operands.push(Some((form, fact.dtype)));
         }
         let tail = self.tail(node, facts, dtype, &shape);
-        let mut fused = Fused { activation: tail.activation, clamp: tail.clamp, ..Fused::NONE };
+        let dtype = if tail.codes.is_some() { DType::U8 } else { dtype };
+        let (activation, clamp, codes) = (tail.activation, tail.clamp, tail.codes);
+        let mut fused = Fused { activation, clamp, codes, ..Fused::NONE };
         // What the tail reads comes after the operands of the node.
         for (id, place, layout) in
             [(tail.bias, &mut fused.bias, Layout::RowMajor), (tail.residual, &mut fused.residual, layout)]
@@ -641,7 +643,7 @@ impl Builder<'_> {
                 operands.push(Some((self.form(index, id, layout)?, DType::F32)));
             }
         }
-        let codes = self.codes_tail(node, dtype, &shape);
+        let codes = self.codes_tail(node, &tail, dtype, &shape);
         let mut fused_codes = FusedCodes { table: codes.table, sum: None };
         if let Some((id, scales)) = codes.sum {
             fused_codes.sum = Some((operands.len(), scales, SumForm::fit(&scales)));
@@ -684,7 +686,8 @@ impl Builder<'_> {
         let constant = node.input(1).is_some_and(|id| self.is_constant(id));
         match ops_product::epilogue_of(&node.op, &refs, constant) {
             Some(bias) if self.source.passes.has(Pass::FuseEpilogues) && dtype == DType::F32 => {
-                self.finder(|finder| finder.tail(node.outputs[0], shape, bias))
+                let codes = gives_codes(&node.op);
+                self.finder(|finder| finder.tail(node.outputs[0], shape, bias, codes))
             }
             _ => Tail::none(node.outputs[0]),
         }
@@ -697,9 +700,12 @@ impl Builder<'_> {
     }
 
     /// What the step of a product of codes takes over from the nodes after it.
-    fn codes_tail(&self, node: &Node, dtype: DType, shape: &[usize]) -> CodesTail {
-        let takes = matches!(node.op, Op::QConv { .. } | Op::QMatMul { .. });
-        if !takes || dtype != DType::U8 || !self.source.passes.has(Pass::FuseEpilogues) {
+    fn codes_tail(&self, node: &Node, tail: &Tail, dtype: DType, shape: &[usize]) -> CodesTail {
+        if !gives_codes(&node.op)
+            || tail.codes.is_some()
+            || dtype != DType::U8
+            || !self.source.passes.has(Pass::FuseEpilogues)
+        {
             return CodesTail::none(node.outputs[0]);
         }
         self.finder(|finder| finder.codes_tail(node.outputs[0], shape))

@@ -1,6 +1,6 @@
 //! What must hold of quantized graphs in the forms that other tools write: the same bytes, however the codes are spelled.
 
-use crate::engine::graph::op::{Op, Sliding};
+use crate::engine::graph::op::{Binary, Op, Sliding, Unary};
 use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
@@ -131,7 +131,7 @@ fn network(spelling: Spelling, groups: usize) -> Graph {
     };
     let constant = m.constant(constant);
     let other = m.dequantize(constant, 0.01, codes, if codes == DType::I8 { -28 } else { 100 });
-    let y = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[y, other]);
+    let y = m.node(Op::Binary(Binary::Add), &[y, other]);
     let y = m.through(y, 0.05, codes, 99);
     m.graph.outputs = vec![y];
     m.graph
@@ -219,7 +219,7 @@ fn the_same_codes_may_stand_for_other_reals() {
     let (mut m, x) = Maker::new(&[2, 8]);
     let q = m.quantize(x, 0.01, DType::U8, 128);
     let (a, b) = (m.dequantize(q, 0.01, DType::U8, 128), m.dequantize(q, 0.5, DType::U8, 3));
-    let y = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[a, b]);
+    let y = m.node(Op::Binary(Binary::Add), &[a, b]);
     let y = m.through(y, 0.6, DType::U8, 10);
     m.graph.outputs = vec![y];
     let x = Tensor::from_slice(&[2, 8], &m.randoms(16));
@@ -247,22 +247,27 @@ fn weights_by_channel(m: &mut Maker, shape: &[usize], axis: usize) -> ValueId {
 fn hidden_channels(codes: DType) -> Graph {
     let (mut m, x) = Maker::new(&[2, 20, 6, 7]);
     let x = m.through(x, 0.01, codes, 121);
-    let conv = |m: &mut Maker, x: ValueId, shape: &[usize], groups: usize, pad: usize| {
+    let sums = |m: &mut Maker, x: ValueId, shape: &[usize], groups: usize, pad: usize| {
         let w = weights_by_channel(m, shape, 0);
         let bias = m.randoms(shape[0]);
         let bias = m.constant(Tensor::from_slice(&[shape[0]], &bias));
         let sliding = Sliding { pads: vec![pad; 4], ..Sliding::default() };
-        let y = m.node(Op::Conv { sliding, groups }, &[x, w, bias]);
+        m.node(Op::Conv { sliding, groups }, &[x, w, bias])
+    };
+    let conv = |m: &mut Maker, x: ValueId, shape: &[usize], groups: usize, pad: usize| {
+        let y = sums(m, x, shape, groups, pad);
         m.through(y, 0.03, codes, 119)
     };
-    let wide = conv(&mut m, x, &[50, 20, 1, 1], 1, 0);
+    let wide = sums(&mut m, x, &[50, 20, 1, 1], 1, 0);
+    let wide = m.node(Op::Unary(Unary::HardSwish), &[wide]);
+    let wide = m.through(wide, 0.01, codes, 30);
     let each = conv(&mut m, wide, &[50, 1, 3, 3], 50, 1);
     let window = Sliding { kernel: vec![2, 2], strides: vec![2, 2], ..Sliding::default() };
     let pooled = m.node(Op::MaxPool { sliding: window }, &[each]);
     let pooled = m.through(pooled, 0.03, codes, 119);
     let narrow = conv(&mut m, pooled, &[24, 50, 1, 1], 1, 0);
     let branch = conv(&mut m, pooled, &[24, 50, 3, 3], 1, 1);
-    let sum = m.node(Op::Binary(crate::engine::graph::op::Binary::Add), &[narrow, branch]);
+    let sum = m.node(Op::Binary(Binary::Add), &[narrow, branch]);
     let sum = m.through(sum, 0.04, codes, 130);
     let flat = m.node(Op::Flatten { axis: 1 }, &[sum]);
     let flat = m.through(flat, 0.04, codes, 130);
@@ -272,7 +277,7 @@ fn hidden_channels(codes: DType) -> Graph {
         m.through(y, 0.05, codes, 125)
     };
     let wide = product(&mut m, flat, &[24 * 9, 40]);
-    let active = m.node(Op::Unary(crate::engine::graph::op::Unary::Sigmoid), &[wide]);
+    let active = m.node(Op::Unary(Unary::Sigmoid), &[wide]);
     let active = m.through(active, 0.004, codes, 0);
     let y = product(&mut m, active, &[40, 9]);
     m.graph.outputs = vec![y];
@@ -296,4 +301,73 @@ fn channels_in_another_order_change_nothing_that_anybody_sees() {
             assert_eq!(seen(isa, Passes::ALL), seen(isa, without), "{isa:?}");
         }
     }
+}
+
+/// Convolutions and a product with a function between sums and codes.
+fn functions_of_sums(
+    codes: DType,
+    function: &dyn Fn(&mut Maker, ValueId) -> ValueId,
+    (scale, zero_point): (f32, i32),
+) -> Graph {
+    let (mut m, x) = Maker::new(&[2, 8, 14, 13]);
+    let x = m.through(x, 0.01, codes, 121);
+    let conv = |m: &mut Maker, x: ValueId, shape: &[usize], groups: usize, pad: usize| {
+        let w = weights_by_channel(m, shape, 0);
+        let sliding = Sliding { pads: vec![pad; 4], ..Sliding::default() };
+        let y = m.node(Op::Conv { sliding, groups }, &[x, w]);
+        let y = function(m, y);
+        m.through(y, 0.013, codes, 40)
+    };
+    let wide = conv(&mut m, x, &[40, 8, 1, 1], 1, 0);
+    let each = conv(&mut m, wide, &[40, 1, 3, 3], 40, 1);
+    let narrow = conv(&mut m, each, &[16, 40, 3, 3], 1, 1);
+    let mean = m.node(Op::GlobalAveragePool, &[narrow]);
+    let mean = m.through(mean, 0.013, codes, 40);
+    let flat = m.node(Op::Flatten { axis: 1 }, &[mean]);
+    let flat = m.through(flat, 0.013, codes, 40);
+    let w = weights_by_channel(&mut m, &[16, 7], 1);
+    let y = m.node(Op::MatMul, &[flat, w]);
+    let y = function(&mut m, y);
+    let y = m.through(y, scale, codes, zero_point);
+    m.graph.outputs = vec![y];
+    m.graph
+}
+
+/// Parameters for what is about 0.
+const SMALL: (f32, i32) = (0.0005, 128);
+/// Parameters for what lies between 0 and 1.
+const SHARE: (f32, i32) = (0.004, 0);
+
+#[test]
+fn a_function_of_sums_is_computed_before_they_become_codes() {
+    let gelu = Unary::Gelu { tanh: false };
+    let hard = Unary::HardSigmoid { alpha: 0.2, beta: 0.5 };
+    let small = [Unary::HardSwish, Unary::Tanh, gelu].map(|unary| (unary, SMALL));
+    for (unary, last) in small.into_iter().chain([(hard, SHARE), (Unary::Sigmoid, SHARE)]) {
+        for codes in [DType::U8, DType::I8] {
+            let graph = functions_of_sums(codes, &|m, x| m.node(Op::Unary(unary), &[x]), last);
+            check_same(&graph, &graph, &[2, 8, 14, 13], "QConv");
+        }
+    }
+    let silu = |m: &mut Maker, x: ValueId| {
+        let gate = m.node(Op::Unary(Unary::Sigmoid), &[x]);
+        m.node(Op::Binary(Binary::Mul), &[x, gate])
+    };
+    let graph = functions_of_sums(DType::U8, &silu, SMALL);
+    check_same(&graph, &graph, &[2, 8, 14, 13], "QConv");
+}
+
+#[test]
+fn what_becomes_codes_of_a_function_is_one_step() {
+    let graph = functions_of_sums(DType::U8, &|m, x| m.node(Op::Unary(Unary::HardSwish), &[x]), SMALL);
+    let steps = |passes: Passes| -> Vec<String> {
+        let session = Session::new(graph.clone(), Options { passes, ..Options::default() }).unwrap();
+        let steps = session.steps(&[vec![2, 8, 14, 13]]).unwrap();
+        steps.into_iter().map(|step| step.op).collect()
+    };
+    let count = |steps: &[String], what: &str| steps.iter().filter(|step| *step == what).count();
+    let fused = steps(Passes::ALL);
+    assert_eq!([count(&fused, "HardSwish"), count(&fused, "QuantizeLinear")], [0, 1], "{fused:?}");
+    let apart = steps(Passes::ALL.without(Pass::FuseEpilogues));
+    assert_eq!([count(&apart, "HardSwish"), count(&apart, "QuantizeLinear")], [4, 5], "{apart:?}");
 }

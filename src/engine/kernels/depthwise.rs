@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::aarch64_neon::Neon;
+use super::coded::{Columns, Output};
 #[cfg(target_arch = "x86_64")]
 use super::depthwise_columns::{NOWHERE, Pixels, column_words, pack_columns};
 #[cfg(target_arch = "x86_64")]
@@ -111,8 +112,15 @@ impl PackedDepthwise {
 
     /// Convolution of `x`, `[batch, in_h, in_w, channels]`, to `out`, `[batch, out_h, out_w, channels]`, with up to
     /// `threads` threads. Padding reads the code `pad`, which is the input's zero point.
-    pub fn conv(&self, x: &[u8], window: &Window, pad: u8, out: IntOutput, threads: usize) {
-        let channels = self.column_sums.len();
+    pub fn conv<'a, 'b>(
+        &self,
+        x: &[u8],
+        window: &Window,
+        pad: u8,
+        out: impl Into<Output<'a, 'b>>,
+        threads: usize,
+    ) {
+        let (channels, out) = (self.column_sums.len(), out.into());
         assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
         assert_eq!(out.len(), window.rows() * channels, "output [batch, out_h, out_w, channels]");
         out.assert_channels(channels);
@@ -122,8 +130,18 @@ impl PackedDepthwise {
         let products = window.rows() * channels * self.taps;
         let parts = parts(threads, 4 * products / self.isa.products_per_ns());
         let (lines, line_len) = (0..window.batch * window.out_h, window.out_w * channels);
-        split_rows(out, lines, line_len, 1, parts, &|lines, mut out| {
-            out.with_own_part(lines.start * line_len, |out| self.part(x, window, pad, lines, out));
+        let written = Columns { stride: channels, offset: 0, count: channels };
+        split_rows(out, lines, line_len, 1, parts, &|lines, out: Output| {
+            out.in_bands(
+                self.isa,
+                written,
+                lines,
+                1,
+                |line| line * line_len,
+                |lines, out| {
+                    self.part(x, window, pad, lines, out);
+                },
+            );
         });
     }
 

@@ -16,6 +16,7 @@ impl Activation {
         match self {
             Activation::Sigmoid => map(y, math::sigmoid),
             Activation::Silu => map(y, math::silu),
+            Activation::HardSigmoid { alpha, beta } => map(y, |x| math::hard_sigmoid(x, alpha, beta)),
             Activation::HardSwish => map(y, math::hard_swish),
             Activation::Gelu => map(y, math::gelu),
             Activation::GeluTanh => map(y, math::gelu_tanh),

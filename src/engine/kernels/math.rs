@@ -96,6 +96,12 @@ pub fn silu(x: f32) -> f32 {
     x * sigmoid(x)
 }
 
+/// `clamp(alpha x + beta, 0, 1)`.
+#[inline(always)]
+pub fn hard_sigmoid(x: f32, alpha: f32, beta: f32) -> f32 {
+    (alpha * x + beta).clamp(0.0, 1.0)
+}
+
 /// `x · clamp(x / 6 + 1/2, 0, 1)`.
 #[inline(always)]
 pub fn hard_swish(x: f32) -> f32 {

@@ -7,6 +7,7 @@
 mod activate;
 pub mod by_row;
 pub mod channel_order;
+pub mod coded;
 pub mod depthwise;
 #[cfg(target_arch = "x86_64")]
 mod depthwise_columns;
@@ -275,6 +276,13 @@ pub enum Activation {
     Sigmoid,
     /// `x · sigmoid(x)`.
     Silu,
+    /// `clamp(alpha x + beta, 0, 1)`.
+    HardSigmoid {
+        /// The slope.
+        alpha: f32,
+        /// The value at 0.
+        beta: f32,
+    },
     /// `x · clamp(x / 6 + 1/2, 0, 1)`.
     HardSwish,
     /// `0.5 x (1 + erf(x / √2))`.
@@ -292,7 +300,7 @@ pub enum Activation {
 /// ```
 ///
 /// What is not there is left out; not-a-number passes the clamp.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Epilogue<'a> {
     /// `[channels]`.
     pub bias: Option<&'a [f32]>,

@@ -2,7 +2,7 @@
 
 use super::isa::Isa;
 use super::parallel::{parts, split_rows};
-use super::{clamp_f32, round_half_even_small};
+use super::{Activation, SHIFT, clamp_f32, round_half_even_small};
 use std::ops::Range;
 
 /// Quantizes `x` as ONNX `QuantizeLinear` does, to the bit:
@@ -17,27 +17,51 @@ pub fn quantize(isa: Isa, x: &[f32], scale: f32, zero_point: u8, out: &mut [u8],
     assert_eq!(x.len(), out.len(), "one code an element");
     let parts = parts(threads, x.len() / 4);
     split_rows(out, 0..x.len(), 1, 64, parts, &|range: Range<usize>, out: &mut [u8]| {
-        let x = &x[range];
-        isa.vectorize(
-            #[inline(always)]
-            || {
-                let exact = |x: &[f32], out: &mut [u8]| {
-                    for (q, &x) in out.iter_mut().zip(x) {
-                        *q = code_of(x, scale, zero_point, 0, 255);
-                    }
-                };
-                let (chunks, rest) = x.as_chunks::<CHUNK>();
-                let (to, to_rest) = out.as_chunks_mut::<CHUNK>();
-                let inverse = inverse_of(scale);
-                for (x, out) in chunks.iter().zip(to) {
-                    if inverse.is_none_or(|inverse| !codes_by(x, inverse, zero_point, out)) {
-                        exact(x, out);
-                    }
-                }
-                exact(rest, to_rest);
-            },
-        );
+        quantize_here(isa, &x[range], None, scale, zero_point, out);
     });
+}
+
+/// The same on the calling thread, of what a function makes of `x`.
+pub(super) fn quantize_here(
+    isa: Isa,
+    x: &[f32],
+    function: Option<Activation>,
+    scale: f32,
+    zero_point: u8,
+    out: &mut [u8],
+) {
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            let inverse = inverse_of(scale);
+            let (chunks, rest) = x.as_chunks::<CHUNK>();
+            let (to, to_rest) = out.as_chunks_mut::<CHUNK>();
+            for (x, out) in chunks.iter().zip(to) {
+                let mut y = *x;
+                if let Some(function) = function {
+                    function.apply(&mut y);
+                }
+                if inverse.is_none_or(|inverse| !codes_by(&y, inverse, zero_point, out)) {
+                    codes_of(&y, scale, zero_point, out);
+                }
+            }
+            let mut last = [0.0; CHUNK];
+            let y = &mut last[..rest.len()];
+            y.copy_from_slice(rest);
+            if let Some(function) = function {
+                function.apply(y);
+            }
+            codes_of(y, scale, zero_point, to_rest);
+        },
+    );
+}
+
+/// The codes of elements by true division.
+#[inline(always)]
+fn codes_of(x: &[f32], scale: f32, zero_point: u8, out: &mut [u8]) {
+    for (q, &x) in out.iter_mut().zip(x) {
+        *q = code_of(x, scale, zero_point, 0, 255);
+    }
 }
 
 /// Elements that are divided again if one of them may be rounded otherwise than its quotient.
@@ -57,13 +81,15 @@ fn inverse_of(scale: f32) -> Option<f32> {
 #[inline(always)]
 fn codes_by(x: &[f32; CHUNK], inverse: f32, zero_point: u8, out: &mut [u8; CHUNK]) -> bool {
     let zero = f32::from(zero_point);
+    // Whether a tie goes to an even quotient or to an even code does not matter here.
+    let shift = SHIFT + zero;
     let mut farthest = 0;
     for (q, &x) in out.iter_mut().zip(x) {
         let clamped = clamp_f32(x * inverse, 0.0 - zero, 255.0 - zero);
-        let code = round_half_even_small(clamped);
+        let shifted = clamped + shift;
         // The bits of floats without a sign are ordered as they are, what is not a number last.
-        farthest = (clamped - code as f32).abs().to_bits().max(farthest);
-        *q = code.wrapping_add(i32::from(zero_point)) as u8;
+        farthest = (clamped - (shifted - shift)).abs().to_bits().max(farthest);
+        *q = shifted.to_bits() as u8;
     }
     f32::from_bits(farthest) < NEAR_TIE
 }

@@ -40,28 +40,31 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
             }
             IntOutput::F32(out, dequant) => {
                 let Some(epilogue) = dequant.then else { return };
-                let Rows { starts, channels, .. } = self;
-                isa.vectorize(
-                    #[inline(always)]
-                    || {
-                        for start in starts {
-                            let y = &mut out[start..][..channels.len()];
-                            if let Some(bias) = epilogue.bias {
-                                y.iter_mut().zip(&bias[channels.clone()]).for_each(|(y, b)| *y += b);
+                // Every list along the channels begins anew in each row.
+                let bias = epilogue.bias.map(|bias| &bias[self.channels.clone()]);
+                self.each(|start, len| {
+                    let y = &mut out[start..][..len];
+                    isa.vectorize(
+                        #[inline(always)]
+                        || {
+                            if let Some(bias) = bias {
+                                for row in y.chunks_exact_mut(bias.len()) {
+                                    row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+                                }
                             }
                             if let Some(activation) = epilogue.activation {
                                 activation.apply(y);
                             }
                             if let Some(residual) = epilogue.residual {
-                                let residual = &residual[start..][..channels.len()];
+                                let residual = &residual[start..][..len];
                                 y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
                             }
                             if (epilogue.lo, epilogue.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
                                 y.iter_mut().for_each(|y| *y = clamp_f32(*y, epilogue.lo, epilogue.hi));
                             }
-                        }
-                    },
-                );
+                        },
+                    );
+                });
             }
             IntOutput::I32(..) => {}
         }

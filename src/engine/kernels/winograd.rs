@@ -4,6 +4,7 @@
 //! Products of 16-bit numbers are what AVX2 multiplies anyway (`vpmaddwd`), and half as many at once as of bytes with dot
 //! products (`vpdpwssd`), so no bit is lost. (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015.)
 
+use super::coded::{Columns, Output};
 use super::isa::Isa;
 use super::lines::{Aligned, with_scratch};
 use super::parallel::{parts, split_rows, split_units};
@@ -72,19 +73,19 @@ impl PackedWinograd {
     /// Convolution, with the meaning of [`PackedInt8::conv`](super::gemm_int8::PackedInt8::conv). The window is 3x3
     /// with stride and dilation 1.
     #[expect(clippy::too_many_arguments, reason = "a convolution is its two tensors and its geometry")]
-    pub fn conv(
+    pub fn conv<'a, 'b>(
         &self,
         x: &[u8],
         in_stride: usize,
         in_offset: usize,
         window: &Window,
         pad: u8,
-        out: IntOutput,
+        out: impl Into<Output<'a, 'b>>,
         out_stride: usize,
         out_offset: usize,
         threads: usize,
     ) {
-        let (rows, columns) = (window.rows(), self.column_sums.len());
+        let (rows, columns, out) = (window.rows(), self.column_sums.len(), out.into());
         assert!(is_plain(window), "a 3x3 window with stride and dilation 1");
         assert_eq!(out.len(), rows * out_stride, "output [batch, out_h, out_w, out_stride]");
         assert!(out_offset + columns <= out_stride, "channels within a pixel");
@@ -97,19 +98,24 @@ impl PackedWinograd {
         let products = tiles.count() * self.transform.positions() * columns * self.inputs;
         let parts = parts(threads, products / self.isa.products_per_ns());
         let (lines, panels) = (tiles.lines(), columns.div_ceil(steps.shape.columns));
+        let written = Columns { stride: out_stride, offset: out_offset, count: columns };
         // A part wants tiles enough to read the weights for, and as many as another part.
         let few = tiles.count() < 64 * parts && panels >= parts || lines < parts.min(panels);
         if parts > 1 && few {
-            let job = Columns { packed: self, tiles: &tiles, rows, out_stride, out_offset, parts };
-            return match out {
-                IntOutput::U8(out, requant) => job.run(out, |out| IntOutput::U8(out, requant)),
-                IntOutput::F32(out, dequant) => job.run(out, |out| IntOutput::F32(out, dequant)),
-                IntOutput::I32(out, bias) => job.run(out, |out| IntOutput::I32(out, bias)),
-            };
+            // Of reals that become codes at once there is one band: it is little.
+            let job = Job { packed: self, tiles: &tiles, rows, out_stride, out_offset, parts };
+            return out.in_bands(
+                self.isa,
+                written,
+                0..1,
+                1,
+                |end| end * rows * out_stride,
+                |_, out| job.run(out),
+            );
         }
         let start = |line| tiles.first_pixel(line) * out_stride;
-        split_units(out, 0..lines, &start, parts, &|lines, mut out| {
-            out.with_own_part(start(lines.start), |out| {
+        split_units(out, 0..lines, &start, parts, &|lines, out: Output| {
+            out.in_bands(self.isa, written, lines, 1, start, |lines, out| {
                 self.part(&tiles, lines, 0..columns, out, out_stride, out_offset, true);
             });
         });
@@ -199,7 +205,7 @@ impl PackedWinograd {
 
 /// A convolution whose threads share columns. As those do not lie side by side in the output, the parts write to
 /// scratch; it is little, or the threads would share rows.
-struct Columns<'a> {
+struct Job<'a> {
     packed: &'a PackedWinograd,
     tiles: &'a Tiles<'a>,
     rows: usize,
@@ -208,9 +214,17 @@ struct Columns<'a> {
     parts: usize,
 }
 
-impl Columns<'_> {
-    fn run<'b, T: Pod>(self, out: &'b mut [T], kind: impl for<'o> Fn(&'o mut [T]) -> IntOutput<'o, 'b>) {
-        let Columns { packed, tiles, rows, out_stride, out_offset, parts } = self;
+impl Job<'_> {
+    fn run(&self, out: &mut IntOutput) {
+        match out {
+            IntOutput::U8(out, requant) => self.run_to(out, |out| IntOutput::U8(out, requant)),
+            IntOutput::F32(out, dequant) => self.run_to(out, |out| IntOutput::F32(out, dequant)),
+            IntOutput::I32(out, bias) => self.run_to(out, |out| IntOutput::I32(out, bias)),
+        }
+    }
+
+    fn run_to<'b, T: Pod>(&self, out: &'b mut [T], kind: impl for<'o> Fn(&'o mut [T]) -> IntOutput<'o, 'b>) {
+        let &Job { packed, tiles, rows, out_stride, out_offset, parts } = self;
         let columns = packed.column_sums.len();
         let most = columns.div_ceil(parts).next_multiple_of(packed.steps().shape.columns);
         with_scratch::<T, _>(rows * columns, |scratch| {

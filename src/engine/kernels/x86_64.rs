@@ -405,9 +405,8 @@ macro_rules! define_finish_depthwise {
             two: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 2],
             one: impl Fn(usize, [__m256i; 4]) -> [[__m256i; 4]; 1],
         ) {
-            // A whole block takes the short way; a narrow one goes through memory, in plain code.
             let (out, requant) = match out {
-                IntOutput::U8(out, requant) if place.columns == DEPTHWISE_CHANNELS => (out, requant),
+                IntOutput::U8(out, requant) => (out, requant),
                 _ => {
                     for i in 0..count {
                         let [acc] = one(i, [_mm256_setzero_si256(); 4]);
@@ -422,9 +421,15 @@ macro_rules! define_finish_depthwise {
             let factor = interleaved(x86_64_finish::lanes::<f32, 4>(requant.multiplier, place));
             let mut put = |i: usize, acc: [__m256i; 4]| {
                 let q = [0, 1, 2, 3].map(|v| epilogue.rounded(acc[v], _mm256_castsi256_ps(factor[v])));
-                let to = &mut out[place.at + i * place.stride..][..DEPTHWISE_CHANNELS];
-                // SAFETY: the slice is 32 elements long.
-                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), epilogue.bytes(q)) }
+                let to = &mut out[place.at + i * place.stride..][..place.columns];
+                let mut codes = [0u8; DEPTHWISE_CHANNELS];
+                let whole = place.columns == DEPTHWISE_CHANNELS;
+                let at = if whole { to.as_mut_ptr() } else { codes.as_mut_ptr() };
+                // SAFETY: the slice is 32 elements long if it is `whole`, and so is the array.
+                unsafe { _mm256_storeu_si256(at.cast(), epilogue.bytes(q)) }
+                if !whole {
+                    to.copy_from_slice(&codes[..place.columns]);
+                }
             };
             for i in (0..count / 2 * 2).step_by(2) {
                 let [first, second] = two(i, start);

@@ -201,6 +201,14 @@ unsafe fn outputs<const SIZE: usize, const STRIDE: usize>(
             };
         }
     }
+    if let IntOutput::F32(out, dequant) = out {
+        let factor = interleaved(lanes::<f32, 4>(dequant.scale, place)).map(|f| _mm256_castsi256_ps(f));
+        let row = Row { size, stride, row, weights, words, start, factor };
+        // SAFETY: likewise.
+        return unsafe {
+            reals::<SIZE, STRIDE>(row, count, out.as_mut_ptr().wrapping_add(place.at), place.stride)
+        };
+    }
     for i in 0..count {
         // SAFETY: likewise.
         let [acc] = unsafe {
@@ -252,6 +260,36 @@ unsafe fn codes<const SIZE: usize, const STRIDE: usize, const PLAIN: bool>(
             }
         }
         i += 2;
+    }
+}
+
+/// As [`codes`], of the reals that the sums stand for.
+///
+/// # Safety
+/// Likewise.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn reals<const SIZE: usize, const STRIDE: usize>(of: Row, count: usize, to: *mut f32, apart: usize) {
+    let Row { size, stride, row, weights, words, start, factor } = of;
+    for i in (0..count).step_by(2) {
+        // An odd last output is computed together with its neighbour again, or with itself.
+        let (first, last) = (if i + 1 < count { i } else { i.saturating_sub(1) }, (count - 1).min(1));
+        // SAFETY: the caller promises it.
+        unsafe {
+            let acc = match last {
+                0 => [sums::<1, SIZE, STRIDE>(size, stride, first, row, weights, words, start)[0]; 2],
+                _ => sums::<2, SIZE, STRIDE>(size, stride, first, row, weights, words, start),
+            };
+            for r in 0..=last {
+                let to = to.add((first + r) * apart);
+                for v in 0..4 {
+                    let y = _mm256_mul_ps(_mm256_cvtepi32_ps(acc[r][v]), factor[v]);
+                    // Half of a register is of the first 16 channels: see [`interleaved`].
+                    _mm_storeu_ps(to.add(v * 4), _mm256_castps256_ps128(y));
+                    _mm_storeu_ps(to.add(16 + v * 4), _mm256_extractf128_ps::<1>(y));
+                }
+            }
+        }
     }
 }
 

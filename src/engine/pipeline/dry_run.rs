@@ -13,15 +13,14 @@ use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{Layer, Options, ShapesOf};
 use crate::engine::graph::Graph;
-use crate::engine::graph::passes::Passes;
-use crate::engine::graph::passes::simplify::simplify;
+use crate::engine::graph::op::{Op, Unary};
 use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::report::{Coverage, FloatRow, rows};
 use crate::engine::quant::rewrite::rewrite;
 use crate::engine::quant::schemes::any;
-use crate::engine::quant::targets::Profile;
+use crate::engine::quant::targets::{Profile, simplify_for};
 use crate::engine::quant::{MaxCode, Recipe, statistics};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
@@ -115,7 +114,7 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     let as_trained = reference.is_some() && !recipe.complete;
     fold_constants(&mut graph);
     if !as_trained {
-        simplify(&mut graph, Passes::ALL);
+        simplify_for(&mut graph, &recipe);
     }
     let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
@@ -269,8 +268,11 @@ fn integer_rows(graph: &Graph, plan: &Plan) -> Vec<IntegerRow> {
         let becomes = match decision {
             Decision::Integer => "computes on codes".to_owned(),
             Decision::Lookup => "reads rows of a table in codes".to_owned(),
-            Decision::Absorbed { into } => {
+            Decision::Absorbed { into } if matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip) => {
                 format!("the codes of `{}` saturate where it would clamp", name(*into))
+            }
+            Decision::Absorbed { into } => {
+                format!("computed of the sums of `{}`, before they become codes", name(*into))
             }
             Decision::Inner { of } => format!("a table of codes together with `{}`", name(*of)),
             Decision::Dynamic => "computes on codes of rows that get their range in each run".to_owned(),

@@ -14,8 +14,6 @@ use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::Port;
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
-use crate::engine::graph::passes::Passes;
-use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::onnx::import;
 use crate::engine::quant::calibrate::{self, calibrate, needed};
@@ -34,7 +32,7 @@ use crate::engine::quant::samples::{self, Samples};
 use crate::engine::quant::schemes::{any, float16, windows};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
-use crate::engine::quant::targets::Profile;
+use crate::engine::quant::targets::{Profile, simplify_for};
 use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
@@ -257,7 +255,7 @@ impl Job<'_> {
         fold_constants(&mut graph);
         let first_layers = first_layers(reference.as_ref().unwrap_or(&graph));
         if reference.is_none() || recipe.complete {
-            simplify(&mut graph, Passes::ALL);
+            simplify_for(&mut graph, &recipe);
         }
         let plan_of = |graph: &Graph| any::plan(graph, &recipe, &Kept::new());
         let mut plan = plan_of(&graph).map_err(|e| Error::Recipe(e.to_string()))?;

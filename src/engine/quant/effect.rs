@@ -226,13 +226,13 @@ pub fn unsafe_nodes(graph: &Graph, plan: &Plan, effects: &Effects) -> Kept {
 /// The operators that compute with codes; those that only pass them on are looked through. In the order of their
 /// first nodes.
 fn readers<'a>(graph: &'a Graph, plan: &Plan) -> Vec<Reader<'a>> {
-    let clamps = plan.clamps();
+    let absorbed = plan.absorbed();
     let mut readers = Vec::new();
     for (n, node) in graph.nodes.iter().enumerate() {
         if passes_codes(&node.op) || matches!(plan.decisions[n], Decision::Absorbed { .. }) {
             continue;
         }
-        // What a function does on the way nobody sees; a clamp behind an operator is a part of what it does.
+        // What a function does on the way nobody sees; what an operator has absorbed is a part of what it does.
         let (own, result) = match (plan.function(n), &plan.decisions[n]) {
             (_, Decision::Inner { .. }) => continue,
             (Some(function), _) => (function.nodes.clone(), node.outputs[0]),
@@ -241,8 +241,8 @@ fn readers<'a>(graph: &'a Graph, plan: &Plan) -> Vec<Reader<'a>> {
         };
         // Of several sources some may not be there before the last node.
         let first = if plan.function(n).is_some_and(|f| f.sources.len() == 1) { own[0] } else { n };
-        let clamps = clamps.get(&n).into_iter().flatten();
-        let nodes: Vec<&Node> = own.iter().chain(clamps).map(|&m| &graph.nodes[m]).collect();
+        let absorbed = absorbed.get(&n).into_iter().flatten();
+        let nodes: Vec<&Node> = own.iter().chain(absorbed).map(|&m| &graph.nodes[m]).collect();
         let mut values: Vec<ValueId> = match plan.function(n) {
             Some(function) => function.sources.clone(),
             None => node.inputs.iter().flatten().copied().collect(),

@@ -59,6 +59,8 @@ pub struct Recipe {
     pub bias_correction: bool,
     /// How weights are rounded.
     pub rounding: Rounding,
+    /// How a function behind a product is computed.
+    pub functions: Functions,
     /// Names of nodes that stay in float; `*` stands for any letters.
     pub keep_float: Vec<String>,
     /// What the result must keep.
@@ -83,6 +85,7 @@ impl Default for Recipe {
             smooth: Smooth::default(),
             bias_correction: true,
             rounding: Rounding::default(),
+            functions: Functions::default(),
             keep_float: Vec::new(),
             gate: Gate::default(),
             search: Search::default(),
@@ -129,6 +132,19 @@ pub enum Rounding {
     /// So that the results of the layer change least on the calibration data.
     #[default]
     Optimal,
+}
+
+/// How a function behind a product is computed: of its sums, so that they are rounded once, or of their codes, by a table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Functions {
+    /// Of the sums where that takes little longer: HardSwish and HardSigmoid.
+    #[default]
+    Auto,
+    /// Of the sums: those with an exponential as well, SiLU, Sigmoid, Tanh and GELU.
+    Exact,
+    /// By a table.
+    Table,
 }
 
 /// Whether and how far the spread of activations is moved to the weights.
@@ -340,7 +356,7 @@ pub enum Error {
 }
 
 /// The fields of a recipe.
-const FIELDS: [&str; 14] = [
+const FIELDS: [&str; 15] = [
     "scheme",
     "weights",
     "activations",
@@ -350,6 +366,7 @@ const FIELDS: [&str; 14] = [
     "smooth",
     "bias_correction",
     "rounding",
+    "functions",
     "keep_float",
     "gate",
     "search",
@@ -380,6 +397,7 @@ impl Recipe {
                 "smooth" => recipe.smooth = read(field, value)?,
                 "bias_correction" => recipe.bias_correction = read(field, value)?,
                 "rounding" => recipe.rounding = read(field, value)?,
+                "functions" => recipe.functions = read(field, value)?,
                 "keep_float" => recipe.keep_float = read(field, value)?,
                 "gate" => recipe.gate = read(field, value)?,
                 "search" => recipe.search = read(field, value)?,

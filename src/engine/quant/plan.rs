@@ -9,6 +9,8 @@
 //!   activations stay in float, as do LayerNorm, Softmax and GELU: in integers they cost a transformer its accuracy.
 //! - Relu or Clip behind a Conv, Gemm or Add: absorbed. The range is taken after it, so the codes saturate where
 //!   it would clamp. Only where it is the single reader, and zero lies within its bounds.
+//! - HardSwish or HardSigmoid behind a Conv or Gemm, where it is the single reader: absorbed as well, for this program
+//!   computes them of the sums. Their codes are the first that anybody rounds.
 //! - Add of two activations: integer where both come from convolutions (through pools and Adds), so a residual of
 //!   a CNN is one and that of a transformer is not.
 //! - A function of one such value, element by element (SiLU, HardSwish, a clamp that is not absorbed): a table of
@@ -24,13 +26,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
+use crate::engine::exec::fuse::activation_behind;
 use crate::engine::graph::function::Function;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::schemes::stored;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::trained::roles::{Role, Trained};
-use crate::engine::quant::{Error, Recipe, weights};
+use crate::engine::quant::{Error, Functions, Recipe, weights};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::QuantParams;
 
@@ -51,7 +54,7 @@ pub enum Decision {
     Dynamic,
     /// Computes on reals, with weights that are stored in `i8`.
     Stored,
-    /// A Relu or Clip that the codes of the node before it take over.
+    /// What the node before it does before its sums become codes: a Relu or Clip that the codes take over, or a function.
     Absorbed {
         /// Position of that node in the graph.
         into: usize,
@@ -155,15 +158,15 @@ impl Plan {
         self.decisions.iter().filter(|d| !plain(d)).count()
     }
 
-    /// For each node that takes over clamps those, in execution order.
-    pub fn clamps(&self) -> HashMap<usize, Vec<usize>> {
-        let mut clamps: HashMap<usize, Vec<usize>> = HashMap::new();
+    /// For each node that takes over others those, in execution order.
+    pub fn absorbed(&self) -> HashMap<usize, Vec<usize>> {
+        let mut absorbed: HashMap<usize, Vec<usize>> = HashMap::new();
         for (n, decision) in self.decisions.iter().enumerate() {
             if let Decision::Absorbed { into } = decision {
-                clamps.entry(*into).or_default().push(n);
+                absorbed.entry(*into).or_default().push(n);
             }
         }
-        clamps
+        absorbed
     }
 
     /// Number of nodes that compute on codes.
@@ -413,7 +416,7 @@ impl<'a> Planner<'a> {
                 if !conv && self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
                     return Decision::Dynamic;
                 }
-                let result = self.absorb(n);
+                let result = self.absorb_function(n);
                 self.codeable.insert(result, if conv { Behind::Convolution } else { Behind::Product });
             }
             Op::MatMul => {
@@ -434,7 +437,7 @@ impl<'a> Planner<'a> {
                 if [0, 1].iter().any(|&i| behind(self, i) != Some(Behind::Convolution)) {
                     return Decision::Float("its operands are not both results of convolutions".to_owned());
                 }
-                let result = self.absorb(n);
+                let result = self.absorb(n, node.outputs[0]);
                 self.codeable.insert(result, Behind::Convolution);
             }
             Op::Concat { .. } if !node.inputs.is_empty() => {
@@ -497,9 +500,32 @@ impl<'a> Planner<'a> {
         true
     }
 
-    /// Lets a node take over the clamps behind it; gives the value that it then makes.
-    fn absorb(&mut self, n: usize) -> ValueId {
-        let mut result = self.graph.nodes[n].outputs[0];
+    /// Lets a product take over the function behind it, and the clamps behind that; gives the value that it then makes.
+    fn absorb_function(&mut self, n: usize) -> ValueId {
+        let result = self.graph.nodes[n].outputs[0];
+        let Some((nodes, made)) = self.function_of_sums(result) else { return self.absorb(n, result) };
+        self.absorbed.extend(nodes.into_iter().map(|node| (node, n)));
+        self.absorb(n, made)
+    }
+
+    /// The nodes of a function that alone reads a value, if it is computed before that becomes codes, and what it makes.
+    fn function_of_sums(&self, value: ValueId) -> Option<(Vec<usize>, ValueId)> {
+        if self.profile.functions == Functions::Table || !self.trained.is_empty() {
+            return None;
+        }
+        let (nodes, made) = activation_behind(self.graph, &self.readers, value)?;
+        let quick = |n: &usize| {
+            let op = &self.graph.nodes[*n].op;
+            matches!(op, Op::Unary(Unary::HardSwish | Unary::HardSigmoid { .. }))
+        };
+        let asked =
+            |n: &usize| self.keeps(*n).is_some() || self.recipe.has_sixteen_bits(&self.graph.nodes[*n].name);
+        let wanted = self.profile.functions == Functions::Exact || nodes.iter().all(quick);
+        (wanted && !nodes.iter().any(asked)).then_some((nodes, made))
+    }
+
+    /// Lets a node that makes `result` take over the clamps behind it; gives the value that it then makes.
+    fn absorb(&mut self, n: usize, mut result: ValueId) -> ValueId {
         while let [reader] = self.readers[result.0 as usize][..] {
             let node = &self.graph.nodes[reader];
             let kept = self.graph.outputs.contains(&result) || self.keeps(reader).is_some();
@@ -557,7 +583,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Gives absorbed clamps back.
+    /// Gives back what a node has absorbed.
     fn release(&mut self, n: usize, reason: &str) {
         self.results.remove(&n).map(|result| self.codeable.remove(&result));
         self.graph.nodes[n].outputs.iter().for_each(|output| {
@@ -781,6 +807,7 @@ mod tests {
                 "MatMul" => Op::MatMul,
                 "Relu" => Op::Unary(Unary::Relu),
                 "Sigmoid" => Op::Unary(Unary::Sigmoid),
+                "HardSwish" => Op::Unary(Unary::HardSwish),
                 "Mul" => Op::Binary(Binary::Mul),
                 "Concat" => Op::Concat { axis: 1 },
                 "Gelu" => Op::Unary(Unary::Gelu { tanh: false }),
@@ -890,6 +917,52 @@ mod tests {
         }
         let kept = serde_json::json!({"keep_float": ["n_s"]});
         check("c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); y = Conv(m, v)", &["y"], kept, "IFFI x c m y");
+    }
+
+    #[test]
+    fn a_quick_function_of_sums_is_absorbed() {
+        let plain = || serde_json::json!({});
+        for (lines, outputs, recipe, want) in [
+            ("c = Conv(x, w); h = HardSwish(c); y = Conv(h, v)", &["y"][..], plain(), "IAI x h y"),
+            ("g = Gemm(x, w); h = HardSwish(g); y = Gemm(h, v)", &["y"], plain(), "IAI x h"),
+            // Others see the sums.
+            ("c = Conv(x, w); h = HardSwish(c); y = Conv(h, v)", &["y", "c"], plain(), "III x c h y"),
+            (
+                "c = Conv(x, w); h = HardSwish(c); z = Conv(c, u); y = Conv(h, v)",
+                &["y", "z"],
+                plain(),
+                "IIII x c h z y",
+            ),
+            // Nobody computes with the codes.
+            ("g = Gemm(x, w); y = HardSwish(g)", &["y"], plain(), "IF x"),
+            (
+                "c = Conv(x, w); h = HardSwish(c); y = Conv(h, v)",
+                &["y"],
+                serde_json::json!({"functions": "table"}),
+                "III x c h y",
+            ),
+            (
+                "c = Conv(x, w); h = HardSwish(c); y = Conv(h, v)",
+                &["y"],
+                serde_json::json!({"keep_float": ["n_h"]}),
+                "IFI x c h y",
+            ),
+            (
+                "c = Conv(x, w); h = HardSwish(c); y = Conv(h, v)",
+                &["y"],
+                serde_json::json!({"target": "openvino"}),
+                "III x c h",
+            ),
+            // An exponential takes long.
+            (
+                "c = Conv(x, w); s = Sigmoid(c); m = Mul(c, s); y = Conv(m, v)",
+                &["y"],
+                serde_json::json!({"functions": "exact"}),
+                "IAAI x m y",
+            ),
+        ] {
+            check(lines, outputs, recipe, want);
+        }
     }
 
     #[test]

@@ -102,7 +102,7 @@ pub fn rewrite(
         params: &params,
         per_channel: recipe.weights.per_channel,
         profile: Profile::of(recipe),
-        clamps: plan.clamps(),
+        absorbed: plan.absorbed(),
         with_bias: recipe.bias_correction,
         dial,
         names: graph.values.iter().map(|v| v.name.clone()).collect(),
@@ -142,8 +142,8 @@ pub(super) struct Writer<'a> {
     params: &'a HashMap<ValueId, QuantParams>,
     pub(super) per_channel: bool,
     pub(super) profile: Profile,
-    /// For each node the clamps that it takes over.
-    clamps: HashMap<usize, Vec<usize>>,
+    /// For each node those that it takes over.
+    absorbed: HashMap<usize, Vec<usize>>,
     /// Whether layers that could have a bias get one, so that their mean error can be taken out.
     with_bias: bool,
     pub(super) dial: &'a Dial,
@@ -223,25 +223,26 @@ impl Writer<'_> {
         node.inputs.iter().map(|v| v.as_ref().map(read)).collect()
     }
 
-    /// The clamps that a node takes over and that codes alone would not do: they stand behind it.
-    fn written_clamps(&self, n: usize, result: ValueId) -> Vec<usize> {
-        let Some(clamps) = self.clamps.get(&n) else { return Vec::new() };
+    /// The nodes that a node takes over and that codes alone would not do: they stand behind it.
+    fn written_behind(&self, n: usize, result: ValueId) -> Vec<usize> {
+        let Some(absorbed) = self.absorbed.get(&n) else { return Vec::new() };
         // What goes to codes of the model's own: nobody knows here whether those do it.
-        let Some(coded) = self.plan.coded(result) else { return clamps.clone() };
+        let Some(coded) = self.plan.coded(result) else { return absorbed.clone() };
         let params = &self.params[&coded.root];
         let (least, most) = code_range(params.dtype);
-        let done = |&clamp: &usize| {
-            let node = &self.source.nodes[clamp];
+        let done = |&n: &usize| {
+            let node = &self.source.nodes[n];
             let bound = |i: usize| {
                 let tensor = self.source.constant(node.input(i)?)?;
                 tensor.to_f64().first().map(|&x| i64::from(params.quantize(x as f32, 0)))
             };
             match node.op {
                 Op::Unary(Unary::Relu) => i64::from(params.zero_point[0]) == least,
-                _ => bound(1).is_none_or(|q| q <= least) && bound(2).is_none_or(|q| q >= most),
+                Op::Clip => bound(1).is_none_or(|q| q <= least) && bound(2).is_none_or(|q| q >= most),
+                _ => false,
             }
         };
-        if clamps.iter().all(done) { Vec::new() } else { clamps.clone() }
+        if absorbed.iter().all(done) { Vec::new() } else { absorbed.clone() }
     }
 
     /// A node on codes: its operands dequantized, its weights in integers, its result quantized where the plan says so.
@@ -284,8 +285,8 @@ impl Writer<'_> {
             weights: layer_weights,
             constants,
         });
-        let clamps = self.written_clamps(n, result);
-        let mut outputs = vec![if clamps.is_empty() { made } else { node.outputs[0] }];
+        let behind = self.written_behind(n, result);
+        let mut outputs = vec![if behind.is_empty() { made } else { node.outputs[0] }];
         for &other in node.outputs.iter().skip(1) {
             outputs.push(match self.source.outputs.contains(&other) {
                 true => self.value_like(other, "f", DType::F32),
@@ -293,9 +294,9 @@ impl Writer<'_> {
             });
         }
         self.out.nodes.push(Node::new(node.name.clone(), op, inputs, outputs.clone()));
-        for &clamp in &clamps {
-            let mut node = self.source.nodes[clamp].clone();
-            if clamps.last() == Some(&clamp) {
+        for &follower in &behind {
+            let mut node = self.source.nodes[follower].clone();
+            if behind.last() == Some(&follower) {
                 node.outputs[0] = made;
             }
             self.out.nodes.push(node);

@@ -2,6 +2,7 @@
 
 mod affine;
 mod halves;
+pub mod hard_swish;
 mod identities;
 mod pads;
 pub mod simplify;

@@ -1,6 +1,7 @@
 //! Integer product and convolution: `u8` activations times packed `i8` weights, accumulated in `i32` and
 //! finished in registers. Neither an im2col copy nor an `i32` tensor is made. Knows slices only.
 
+use super::coded::{Columns, Output};
 use super::isa::Isa;
 use super::lines::Aligned;
 use super::parallel::{parts, split_rows};
@@ -261,7 +262,7 @@ impl PackedInt8 {
     }
 
     /// Product of `a`, `[rows, inputs]`, with the weights; `out` is `[rows, n]`. Uses up to `threads` threads.
-    pub fn matmul(&self, a: &[u8], rows: usize, out: IntOutput, threads: usize) {
+    pub fn matmul<'a, 'b>(&self, a: &[u8], rows: usize, out: impl Into<Output<'a, 'b>>, threads: usize) {
         let columns = self.column_sums.len();
         self.conv(a, self.inputs, 0, &Window::of_rows(rows), 0, out, columns, 0, threads);
     }
@@ -272,19 +273,19 @@ impl PackedInt8 {
     /// Padding reads the code `pad`, which is the input's zero point. Strides and offsets serve groups and
     /// concatenation in place; other channels of `out` are left alone.
     #[expect(clippy::too_many_arguments, reason = "a convolution is its two tensors and its geometry")]
-    pub fn conv(
+    pub fn conv<'a, 'b>(
         &self,
         x: &[u8],
         in_stride: usize,
         in_offset: usize,
         window: &Window,
         pad: u8,
-        out: IntOutput,
+        out: impl Into<Output<'a, 'b>>,
         out_stride: usize,
         out_offset: usize,
         threads: usize,
     ) {
-        let (rows, columns) = (window.rows(), self.column_sums.len());
+        let (rows, columns, out) = (window.rows(), self.column_sums.len(), out.into());
         assert_eq!(window.taps(), self.taps, "a window of the packed kernel");
         assert!(
             self.lines.is_none_or(|lines| lines == window.kernel_h && window.dilation_w == 1),
@@ -302,12 +303,24 @@ impl PackedInt8 {
         let shape = self.shape();
         if rows == 1 && out_stride == columns {
             // One row has no rows to share, but its columns lie side by side.
-            split_rows(out, 0..columns, 1, shape.columns, parts, &|range, mut out| {
-                out.with_own_part(range.start, |out| self.part(&patches, 0..1, range, out, out_stride, 0));
+            split_rows(out, 0..columns, 1, shape.columns, parts, &|range, out: Output| {
+                let lane = Columns { stride: 1, offset: 0, count: 1 };
+                out.in_bands(
+                    self.isa,
+                    lane,
+                    range,
+                    shape.columns,
+                    |column| column,
+                    |range, out| {
+                        self.part(&patches, 0..1, range, out, out_stride, 0);
+                    },
+                );
             });
         } else {
-            split_rows(out, 0..rows, out_stride, self.row_quantum(window), parts, &|range, mut out| {
-                out.with_own_part(range.start * out_stride, |out| {
+            let (quantum, start) = (self.row_quantum(window), |row| row * out_stride);
+            let written = Columns { stride: out_stride, offset: out_offset, count: columns };
+            split_rows(out, 0..rows, out_stride, quantum, parts, &|range, out: Output| {
+                out.in_bands(self.isa, written, range, quantum, start, |range, out| {
                     self.part(&patches, range, 0..columns, out, out_stride, out_offset);
                 });
             });

@@ -375,6 +375,18 @@ fn octet_says_what_its_executor_does() {
     };
     check(Target::Octet, draw(U8), "c=QConv relu=+ tanh-no_integer_kernel");
     check(Target::Octet, draw(S8), "c=QConv relu=+ tanh-no_integer_kernel");
+    let silu = |behind: bool| {
+        move |s: &mut Sketch| {
+            let x = s.image("x");
+            let x = s.pair(x, U8);
+            let y = s.conv("c", x);
+            let gate = s.node("gate", Op::Unary(Unary::Sigmoid), &[y]);
+            let y = s.node("mul", Op::Binary(Binary::Mul), &[y, gate]);
+            vec![if behind { s.pair(y, U8) } else { y }]
+        }
+    };
+    check(Target::Octet, silu(true), "c=QConv gate=+ mul=+");
+    check(Target::Octet, silu(false), "c=QConv gate-not_quantized mul-not_quantized");
 }
 
 /// The rules of the notes on a file.

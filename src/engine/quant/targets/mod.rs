@@ -5,12 +5,24 @@ pub mod planner;
 pub mod settle;
 mod tensorrt;
 
-use super::{Activations, Recipe, Target};
+use super::{Activations, Functions, Recipe, Target};
+use crate::engine::graph::Graph;
+use crate::engine::graph::passes::Passes;
+use crate::engine::graph::passes::hard_swish::name_hard_swish;
+use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::Codes;
 
 /// Signed codes with zero anywhere: those of TensorFlow Lite.
 pub const S8_ANYWHERE: Codes = Codes { dtype: DType::I8, symmetric: false };
+
+/// Brings a float graph to the nodes that a plan for the target of a recipe is made of.
+pub fn simplify_for(graph: &mut Graph, recipe: &Recipe) {
+    simplify(graph, Passes::ALL);
+    if Profile::of(recipe).functions != Functions::Table {
+        name_hard_swish(graph);
+    }
+}
 
 /// Which values have one scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +46,8 @@ pub struct Profile {
     pub real_results: bool,
     /// Whether a function of one value is one operator: no tables of several steps.
     pub single_functions: bool,
+    /// Which functions are computed of the sums of the product before them.
+    pub functions: Functions,
     /// Whether results become codes although nobody computes with them.
     pub whole: bool,
     /// Whether matrices have one scale, and only kernels of convolutions one a channel.
@@ -56,13 +70,19 @@ impl Profile {
             real_bias: false,
             real_results: false,
             single_functions: false,
+            functions: Functions::Table,
             whole: false,
             matrices_by_tensor: false,
             tables_by_row: false,
             shared: Shared::Passed,
         };
         match recipe.target {
-            Target::Octet => Profile { real_results: recipe.ranges_by_row(), tables_by_row: true, ..plain },
+            Target::Octet => Profile {
+                real_results: recipe.ranges_by_row(),
+                tables_by_row: true,
+                functions: recipe.functions,
+                ..plain
+            },
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
             Target::Openvino => Profile { real_results: true, shared: Shared::Joined, ..plain },
             Target::Tensorrt => Profile { codes: Codes::S8, real_bias: true, ..plain },
