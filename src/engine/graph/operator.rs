@@ -36,6 +36,12 @@ pub trait Operator: fmt::Debug + Send + Sync {
         None
     }
 
+    /// For an operator that adds up windows of weights `[C, M, …]` (of this shape) which do not overlap: what lays the
+    /// results of a Conv of 1x1 with the weights `[taps · M, C, 1, 1]`, tap by tap, out as it does. `None` for all others.
+    fn layer_of_windows(&self, _weight: &[usize]) -> Option<Other> {
+        None
+    }
+
     /// The opset from which on the operator has this form.
     fn opset(&self) -> i64 {
         13

@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, Results, Unfit, needed, operand};
 use crate::engine::graph::op::{AutoPad, Sliding};
-use crate::engine::graph::operator::{Call, Operator, Prepared};
+use crate::engine::graph::operator::{Call, Operator, Other, Prepared};
 use crate::engine::graph::shapes::Windows;
 use crate::engine::tensor::{Tensor, TensorView};
 
 use super::col2im::add_windows;
 use super::product::{Product, zeros_fit};
 use super::real::{elements, for_each_chunk, given, optional, reals, with_real};
+use super::rearrange::blocks_of;
 use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "ConvTranspose", conv_transpose)];
@@ -209,6 +210,21 @@ impl Operator for ConvTranspose {
         })
     }
 
+    fn layer_of_windows(&self, weight: &[usize]) -> Option<Other> {
+        let &[_, _, size, width] = weight else { return None };
+        let Sliding { kernel, strides, dilations, pads, auto_pad, ceil_mode: _ } = &self.sliding;
+        let none = |list: &[usize], what: usize| list.iter().all(|&x| x == what);
+        let side_by_side = width == size
+            && size > 1
+            && (kernel.is_empty() || kernel[..] == [size; 2])
+            && strides[..] == [size; 2]
+            && none(dilations, 1)
+            && none(pads, 0)
+            && *auto_pad == AutoPad::Explicit;
+        let whole = self.groups == 1 && none(&self.output_padding, 0) && self.output_shape.is_empty();
+        (side_by_side && whole).then(|| blocks_of(size))
+    }
+
     /// Weights are turned once where they are constant.
     fn prepare(&self, inputs: &[Option<&Fact>]) -> Option<Prepared> {
         let (x, weight) = (needed(inputs, 0).ok()?, needed(inputs, 1).ok()?);
@@ -268,6 +284,25 @@ mod tests {
         check(&longer, x, w, (&[1, 1, 5], &[1.0, 12.0, 23.0, 30.0, 0.0]));
         let shorter = ConvTranspose { output_shape: vec![3], ..plain() };
         check(&shorter, x, w, (&[1, 1, 3], &[12.0, 23.0, 30.0]));
+    }
+
+    #[test]
+    fn only_windows_side_by_side_are_blocks() {
+        let of = |strides: &[usize], pads: &[usize]| {
+            let (strides, pads) = (strides.to_vec(), pads.to_vec());
+            ConvTranspose { sliding: Sliding { strides, pads, ..Sliding::default() }, ..plain() }
+        };
+        let blocks =
+            |op: &ConvTranspose, weight: &[usize]| op.layer_of_windows(weight).map(|layer| layer.name);
+        let square = of(&[2, 2], &[]);
+        assert_eq!(blocks(&square, &[8, 3, 2, 2]), Some("DepthToSpace"));
+        assert_eq!(blocks(&of(&[2, 2], &[0; 4]), &[8, 3, 2, 2]), Some("DepthToSpace"));
+        assert_eq!(blocks(&square, &[8, 3, 3, 3]), None, "they overlap");
+        assert_eq!(blocks(&of(&[2, 1], &[]), &[8, 3, 2, 2]), None, "they overlap in one axis");
+        assert_eq!(blocks(&of(&[2, 2], &[1, 0, 0, 0]), &[8, 3, 2, 2]), None, "a line is cut off");
+        assert_eq!(blocks(&of(&[2], &[]), &[8, 3, 2]), None, "lines");
+        assert_eq!(blocks(&ConvTranspose { groups: 2, ..square.clone() }, &[8, 3, 2, 2]), None);
+        assert_eq!(blocks(&ConvTranspose { output_padding: vec![1, 0], ..square }, &[8, 3, 2, 2]), None);
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! Operators that put elements in other places whatever their values: blocks to channels, triangles, crops, reversals.
 
+use std::sync::Arc;
+
+use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::fact::{Fact, Results, Unfit, axis_index, constant_ints, needed, operand};
-use crate::engine::graph::operator::{Call, Operator};
+use crate::engine::graph::operator::{Call, Operator, Other, Writer};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::gather::integers;
 use super::number::{Number, type_attribute};
-use super::real::given;
+use super::real::{for_each_chunk, given};
 use super::strides::{around, gathered, row_major, rows, with_width, words, words_mut};
 use super::typed::with_number;
 use super::{Entry, Made};
@@ -31,14 +34,28 @@ pub(super) const OPERATORS: &[Entry] = &[
 ];
 
 /// `x [n, c, h, w]`: blocks of `size · size` pixels become channels, or channels become blocks of pixels.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Blocks {
     size: usize,
     order: Order,
 }
 
+/// DepthToSpace with the depth as the fastest in the channels.
+pub(super) fn blocks_of(size: usize) -> Other {
+    let attributes = vec![
+        ("blocksize".to_owned(), Attribute::Int(size as i64)),
+        ("mode".to_owned(), Attribute::Text("DCR".to_owned())),
+    ];
+    Other {
+        name: "DepthToSpace",
+        domain: "",
+        operator: Arc::new(Blocks { size, order: Order::DepthColumnRow }),
+        attributes: Attributes::new(attributes),
+    }
+}
+
 /// Which way, and which of depth, row and column of a block is the slowest in the channels.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     ToDepth,
     DepthColumnRow,
@@ -101,6 +118,31 @@ impl Operator for Blocks {
         };
         let made = gathered(&x, &blocks, &steps).reshaped(&shape);
         Ok(vec![made.ok_or("the number of elements changes")?])
+    }
+
+    /// Channels-last, a row of a block is a run of bytes.
+    fn writer(&self, inputs: &[Option<&Fact>], channels_last: bool) -> Option<Writer> {
+        let x = needed(inputs, 0).ok()?;
+        let [_, c, h, w] = self.shape(&x.shape).ok()?;
+        if !channels_last || self.order != Order::DepthColumnRow {
+            return None;
+        }
+        let (size, pixel) = (self.size, c * x.dtype.size());
+        // A line of blocks of the operand, and a line of pixels of the result.
+        let (blocks, line) = (w / size * size * size * pixel, w * pixel);
+        let run = size * pixel;
+        Some(Box::new(move |x, out| {
+            if run * h == 0 {
+                return;
+            }
+            for_each_chunk(out, size * line, size * line / 8, |i, lines| {
+                let from = &x.bytes[i * blocks..][..blocks];
+                for (row, line) in lines.chunks_exact_mut(line).enumerate() {
+                    let runs = from.chunks_exact(run).skip(row).step_by(size);
+                    line.chunks_exact_mut(run).zip(runs).for_each(|(to, from)| to.copy_from_slice(from));
+                }
+            });
+        }))
     }
 }
 
@@ -296,6 +338,29 @@ impl Operator for ReverseSequence {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn blocks_are_laid_out_in_either_order_of_memory() {
+        let (n, c, h, w, size) = (2, 3, 4, 5, 2);
+        let dims = [n, c * size * size, h, w];
+        let codes: Vec<u8> = (0..dims.iter().product::<usize>()).map(|i| (i * 37 % 251) as u8).collect();
+        let layer = blocks_of(size).operator;
+        let x = Tensor::from_slice(&dims, &codes);
+        let made = layer.run(&[Some(x.view())], 1).unwrap().remove(0);
+        assert_eq!(made.shape(), [n, c, h * size, w * size]);
+        let last = |t: &Tensor| -> Vec<u8> {
+            let &[n, c, h, w] = t.shape() else { unreachable!() };
+            let at = |i: usize| (i / (h * w * c) * c + i % c) * h * w + i / c % (h * w);
+            (0..n * c * h * w).map(|i| t.slice::<u8>()[at(i)]).collect()
+        };
+        let fact = Fact::computed(DType::U8, dims.to_vec());
+        let writer = layer.writer(&[Some(&fact)], true).unwrap();
+        let mut out = vec![0; made.len()];
+        let given = Tensor::from_slice(&[n, h, w, dims[1]], &last(&x));
+        writer(&given.view(), &mut out);
+        assert_eq!(out, last(&made));
+        assert!(layer.writer(&[Some(&fact)], false).is_none());
+    }
 
     fn run(operator: &dyn Operator, operands: &[Tensor]) -> Result<Tensor, String> {
         let facts: Vec<Fact> =

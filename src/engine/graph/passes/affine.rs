@@ -30,7 +30,9 @@ pub(super) fn fold_into_convs(graph: &mut Graph) {
     let mut folded = HashSet::new();
     for index in 0..graph.nodes.len() {
         let alone = |id: ValueId| readers.get(&id) == Some(&1) && !given.contains(&id);
-        let Some((conv, operand, affine)) = foldable(graph, &producers, index, alone) else { continue };
+        let Some(Foldable { conv, layer, affine }) = foldable(graph, &producers, index, alone) else {
+            continue;
+        };
         let weight = graph.nodes[conv].input(1).expect("a Conv has weights");
         if readers[&weight] > 1 {
             copied += graph.constant(weight).map_or(0, |w| w.view().bytes.len());
@@ -39,24 +41,51 @@ pub(super) fn fold_into_convs(graph: &mut Graph) {
             }
         }
         scale_conv(graph, conv, &affine, &mut readers, &mut names);
-        graph.nodes[conv].outputs = graph.nodes[index].outputs.clone();
+        let last = layer.unwrap_or(conv);
+        let outputs = graph.nodes[index].outputs.clone();
+        let operand = std::mem::replace(&mut graph.nodes[last].outputs, outputs)[0];
         producers.remove(&operand);
-        producers.insert(graph.nodes[index].outputs[0], conv);
+        producers.insert(graph.nodes[index].outputs[0], last);
         folded.insert(index);
     }
     let mut index = 0..;
     graph.nodes.retain(|_| index.next().is_none_or(|i| !folded.contains(&i)));
 }
 
-/// The Conv that node `index` folds into, the value between them, and the factors.
+/// What folds into what.
+struct Foldable {
+    conv: usize,
+    /// The node behind the Conv that lays its channels out as blocks of pixels, if there is one.
+    layer: Option<usize>,
+    /// For each channel of the Conv.
+    affine: Affine,
+}
+
+/// How many channels in a row are laid out as the pixels of a block, where a node does that.
+fn pixels_of_block(node: &Node) -> Option<usize> {
+    let Op::Other(other) = &node.op else { return None };
+    let deep = other.name == "DepthToSpace" && matches!(other.attributes.text_or("mode", "DCR"), Ok("DCR"));
+    let size = usize::try_from(other.attributes.int_or("blocksize", 0).ok()?).ok()?;
+    (deep && size > 0).then(|| size.checked_mul(size))?
+}
+
+/// The Conv that node `index` folds into, and the factors.
 fn foldable(
     graph: &Graph,
     producers: &HashMap<ValueId, usize>,
     index: usize,
     alone: impl Fn(ValueId) -> bool,
-) -> Option<(usize, ValueId, Affine)> {
+) -> Option<Foldable> {
     let (operand, affine_of) = affine_operand(graph, &graph.nodes[index])?;
-    let conv = *producers.get(&operand)?;
+    let last = *producers.get(&operand)?;
+    let pixels = pixels_of_block(&graph.nodes[last]);
+    let (layer, conv) = match pixels {
+        None => (None, last),
+        Some(_) => {
+            let between = graph.nodes[last].input(0).filter(|between| alone(*between))?;
+            (Some(last), *producers.get(&between)?)
+        }
+    };
     let Op::Conv { .. } = graph.nodes[conv].op else { return None };
     let weight = graph.constant(graph.nodes[conv].input(1)?)?;
     let channels = *weight.shape().first()?;
@@ -66,7 +95,10 @@ fn foldable(
     let bias_fits = graph.nodes[conv].input(2).is_none_or(|bias| {
         graph.constant(bias).is_some_and(|b| b.dtype() == DType::F32 && b.shape() == [channels])
     });
-    Some((conv, operand, affine_of(channels)?)).filter(|_| bias_fits)
+    let pixels = pixels.unwrap_or(1);
+    let Affine { scale, shift } = affine_of(channels / pixels).filter(|_| bias_fits)?;
+    let affine = Affine { scale: scale.repeat(pixels), shift: shift.repeat(pixels) };
+    (affine.scale.len() == channels).then_some(Foldable { conv, layer, affine })
 }
 
 type AffineOf<'a> = Box<dyn Fn(usize) -> Option<Affine> + 'a>;

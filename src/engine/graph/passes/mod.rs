@@ -7,6 +7,7 @@ mod identities;
 mod pads;
 pub mod simplify;
 mod transposes;
+mod windows;
 
 /// One rewrite, of the graph or of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Pass {
     RemoveIdentities,
     /// Values in float16 and bfloat16 become float32, but for inputs and outputs. Rounds less often than the nodes do.
     WidenHalves,
+    /// ConvTranspose whose windows lie side by side becomes a Conv and blocks of pixels.
+    SplitWindows,
     /// BatchNormalization, Mul and Add by channel move into the weights of the Conv before them. Rounds otherwise than
     /// the nodes it replaces, as does `WidenHalves` and no other pass.
     FoldAffine,
@@ -36,10 +39,11 @@ pub enum Pass {
 }
 
 /// Name and meaning, for people.
-const NAMES: [(Pass, &str); 10] = [
+const NAMES: [(Pass, &str); 11] = [
     (Pass::FoldConstants, "fold_constants"),
     (Pass::RemoveIdentities, "remove_identities"),
     (Pass::WidenHalves, "widen_halves"),
+    (Pass::SplitWindows, "split_windows"),
     (Pass::FoldAffine, "fold_affine"),
     (Pass::FoldPads, "fold_pads"),
     (Pass::MergeTransposes, "merge_transposes"),

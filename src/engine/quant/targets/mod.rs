@@ -7,9 +7,9 @@ mod tensorrt;
 
 use super::{Activations, Functions, Recipe, Target};
 use crate::engine::graph::Graph;
-use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::hard_swish::name_hard_swish;
 use crate::engine::graph::passes::simplify::simplify;
+use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::Codes;
 
@@ -18,8 +18,9 @@ pub const S8_ANYWHERE: Codes = Codes { dtype: DType::I8, symmetric: false };
 
 /// Brings a float graph to the nodes that a plan for the target of a recipe is made of.
 pub fn simplify_for(graph: &mut Graph, recipe: &Recipe) {
-    simplify(graph, Passes::ALL);
-    if Profile::of(recipe).functions != Functions::Table {
+    let Profile { functions, blocks, .. } = Profile::of(recipe);
+    simplify(graph, if blocks { Passes::ALL } else { Passes::ALL.without(Pass::SplitWindows) });
+    if functions != Functions::Table {
         name_hard_swish(graph);
     }
 }
@@ -48,6 +49,8 @@ pub struct Profile {
     pub single_functions: bool,
     /// Which functions are computed of the sums of the product before them.
     pub functions: Functions,
+    /// Whether codes are passed on through blocks of pixels that become channels, or the other way.
+    pub blocks: bool,
     /// Whether results become codes although nobody computes with them.
     pub whole: bool,
     /// Whether matrices have one scale, and only kernels of convolutions one a channel.
@@ -71,6 +74,7 @@ impl Profile {
             real_results: false,
             single_functions: false,
             functions: Functions::Table,
+            blocks: false,
             whole: false,
             matrices_by_tensor: false,
             tables_by_row: false,
@@ -81,6 +85,7 @@ impl Profile {
                 real_results: recipe.ranges_by_row(),
                 tables_by_row: true,
                 functions: recipe.functions,
+                blocks: true,
                 ..plain
             },
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
