@@ -10,24 +10,40 @@ impl Activation {
         y[0]
     }
 
-    /// `y[i] = f(y[i])`. A loop for each function, so that each is vectorized.
+    /// `y[i] = f(y[i])`.
     #[inline(always)]
     pub(super) fn apply(self, y: &mut [f32]) {
+        self.choose(Map(y));
+    }
+
+    /// Gives a loop its function: there is a loop for each, so that each is vectorized.
+    #[inline(always)]
+    pub(super) fn choose(self, of: impl Loop) {
         match self {
-            Activation::Sigmoid => map(y, math::sigmoid),
-            Activation::Silu => map(y, math::silu),
-            Activation::HardSigmoid { alpha, beta } => map(y, |x| math::hard_sigmoid(x, alpha, beta)),
-            Activation::HardSwish => map(y, math::hard_swish),
-            Activation::Gelu => map(y, math::gelu),
-            Activation::GeluTanh => map(y, math::gelu_tanh),
-            Activation::Tanh => map(y, math::tanh),
+            Activation::Sigmoid => of.run(math::sigmoid),
+            Activation::Silu => of.run(math::silu),
+            Activation::HardSigmoid { alpha, beta } => of.run(|x| math::hard_sigmoid(x, alpha, beta)),
+            Activation::HardSwish => of.run(math::hard_swish),
+            Activation::Gelu => of.run(math::gelu),
+            Activation::GeluTanh => of.run(math::gelu_tanh),
+            Activation::Tanh => of.run(math::tanh),
         }
     }
 }
 
-#[inline(always)]
-fn map(y: &mut [f32], f: impl Fn(f32) -> f32) {
-    y.iter_mut().for_each(|y| *y = f(*y));
+/// A loop over elements with a function in it. To be vectorized, `run` is `#[inline(always)]`.
+pub(super) trait Loop {
+    /// Runs it.
+    fn run(self, f: impl Fn(f32) -> f32);
+}
+
+struct Map<'a>(&'a mut [f32]);
+
+impl Loop for Map<'_> {
+    #[inline(always)]
+    fn run(self, f: impl Fn(f32) -> f32) {
+        self.0.iter_mut().for_each(|y| *y = f(*y));
+    }
 }
 
 impl<'a> Epilogue<'a> {
