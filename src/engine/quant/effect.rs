@@ -22,7 +22,7 @@ use crate::engine::tensor::{DType, Tensor};
 
 /// What is tried for `auto`: ranges that come from all of the calibration data. Ranges that clip more look good on a few
 /// samples.
-const CANDIDATES: [Method; 3] = [Method::MinMax, Method::Percentile(99.999), Method::Mse];
+const CANDIDATES: [Method; 4] = [Method::MinMax, Method::Held, Method::Percentile(99.999), Method::Mse];
 /// Below this, in dB, an operator is said not to be held by its codes: where a tenth of the items has less.
 const HELD_DB: f64 = 10.0;
 

@@ -11,6 +11,8 @@ use crate::engine::tensor::qparams::{Codes, QuantParams};
 pub enum Method {
     /// The least and the largest value.
     MinMax,
+    /// The same, and neither lies beyond the codes by a part of one: [`QuantParams::holding`].
+    Held,
     /// The means over the samples of their least and their largest value; where nobody can tell the samples apart,
     /// [`Method::MinMax`].
     MeanMinmax,
@@ -33,6 +35,7 @@ impl Method {
     pub fn name(self) -> Cow<'static, str> {
         match self {
             Method::MinMax => "minmax".into(),
+            Method::Held => "minmax_held".into(),
             Method::MeanMinmax => "mean_minmax".into(),
             Method::Percentile(share) => format!("percentile {share}").into(),
             Method::Entropy => "entropy".into(),
@@ -72,6 +75,7 @@ pub fn choose(observed: &Observed, method: Method, codes: Codes) -> Choice {
     };
     let params = match method {
         Method::MinMax | Method::Trained => QuantParams::from_range(codes, min, max),
+        Method::Held => QuantParams::holding(codes, min, max),
         Method::MeanMinmax => QuantParams::from_range(codes, means.0, means.1),
         Method::Percentile(share) => {
             let (lo, hi) = percentiles(histogram, share);

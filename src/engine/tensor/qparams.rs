@@ -67,6 +67,21 @@ impl QuantParams {
         QuantParams::per_tensor(scale, zero_point as i32, codes.dtype)
     }
 
+    /// The least range that has zero at the same code as [`QuantParams::from_range`] and leaves neither end outside: there
+    /// an end may lie half a code beyond. Pixels between −1 and 1 have zero between two codes, and then every pixel lies
+    /// between two codes as well, as far from them as can be.
+    pub fn holding(codes: Codes, lo: f32, hi: f32) -> QuantParams {
+        let mut params = QuantParams::from_range(codes, lo, hi);
+        let (least, most) = code_range(codes.dtype);
+        let zero = i64::from(params.zero_point[0]);
+        if !codes.symmetric && lo < 0.0 && hi > 0.0 && least < zero && zero < most {
+            let below = f64::from(-lo) / (zero - least) as f64;
+            let above = f64::from(hi) / (most - zero) as f64;
+            params.scale[0] = params.scale[0].max(below.max(above) as f32);
+        }
+        params
+    }
+
     /// Asymmetric `u8` parameters that cover `[lo, hi]`: [`QuantParams::from_range`].
     pub fn u8_from_range(lo: f32, hi: f32) -> QuantParams {
         QuantParams::from_range(Codes::U8, lo, hi)
@@ -107,6 +122,30 @@ pub fn code_range(dtype: DType) -> (i64, i64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_held_lies_between_the_first_code_and_the_last() {
+        let signed = Codes { dtype: DType::I8, symmetric: false };
+        for codes in [Codes::U8, Codes::S8, signed] {
+            for (lo, hi) in [(-1.0, 1.0), (-1.0, 3.0), (-0.3, 0.7), (0.0, 2.0), (-7.0, 0.0), (-1e-9, 1.0)] {
+                let (plain, held) =
+                    (QuantParams::from_range(codes, lo, hi), QuantParams::holding(codes, lo, hi));
+                assert_eq!(held.zero_point, plain.zero_point);
+                assert!((1.0..1.005).contains(&(held.scale[0] / plain.scale[0])), "{held:?} {plain:?}");
+                let ((least, most), step) = (held.reals(), f64::from(held.scale[0]));
+                let inside = |x: f64| least - 1e-3 * step <= x && x <= most + 1e-3 * step;
+                assert!(lo == -1e-9 || inside(lo.into()) && inside(hi.into()), "{held:?} {lo} {hi}");
+            }
+        }
+        // Pixels from −1 to 1: the zero point is no half any more, so that they are not all half a code off.
+        let held = QuantParams::holding(Codes::U8, -1.0, 1.0);
+        assert_eq!((held.scale[0], held.zero_point[0]), (1.0 / 127.0, 128));
+        let off = |params: &QuantParams| -> f32 {
+            let pixels = (0..256).map(|k| k as f32 / 127.5 - 1.0);
+            pixels.map(|x| (params.dequantize(params.quantize(x, 0), 0) - x).powi(2)).sum()
+        };
+        assert!(off(&held) < 0.4 * off(&QuantParams::from_range(Codes::U8, -1.0, 1.0)));
+    }
 
     #[test]
     fn zero_has_a_code_of_its_own_and_the_range_is_covered() {
