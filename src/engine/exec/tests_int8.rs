@@ -358,6 +358,19 @@ fn a_function_of_sums_is_computed_before_they_become_codes() {
 }
 
 #[test]
+fn a_function_of_sums_whose_weights_have_zero_points_is_computed_before_they_become_codes() {
+    let spelling = Spelling { weights: Some(117), ..PLAIN };
+    let (mut m, x) = Maker::new(&[2, 4, 6, 7]);
+    let x = m.through(x, 0.01, DType::U8, 121);
+    let w = weights(&mut m, spelling, &[5, 4, 3, 3]);
+    let y = m.node(Op::Conv { sliding: Sliding::default(), groups: 1 }, &[x, w]);
+    let y = m.node(Op::Unary(Unary::HardSwish), &[y]);
+    let y = m.through(y, 0.01, DType::U8, 40);
+    m.graph.outputs = vec![y];
+    check_same(&m.graph, &m.graph, &[2, 4, 6, 7], "QConv");
+}
+
+#[test]
 fn what_becomes_codes_of_a_function_is_one_step() {
     let graph = functions_of_sums(DType::U8, &|m, x| m.node(Op::Unary(Unary::HardSwish), &[x]), SMALL);
     let steps = |passes: Passes| -> Vec<String> {
