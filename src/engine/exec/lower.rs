@@ -84,9 +84,7 @@ impl Lowering {
             | Op::Expand
             | Op::Tile
             | Op::Identity => self.on_codes(&node).or_else(|| self.on_twin(&node)),
-            Op::Other(other) if ["Resize", "DepthToSpace", "SpaceToDepth"].contains(&other.name) => {
-                self.on_codes(&node)
-            }
+            Op::Other(other) if other.name == "Resize" || node.op.lays_blocks() => self.on_codes(&node),
             Op::Other(other) => operator_form(self, &node, other),
             Op::MatMulInteger => integer_matmul(self, &node),
             _ => None,

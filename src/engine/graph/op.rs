@@ -343,6 +343,16 @@ impl Op {
         }
     }
 
+    /// Whether the operator cuts off what lies beyond bounds.
+    pub fn is_clamp(&self) -> bool {
+        matches!(self, Op::Unary(Unary::Relu) | Op::Clip)
+    }
+
+    /// Whether the operator makes pixels of channels, or channels of pixels.
+    pub fn lays_blocks(&self) -> bool {
+        matches!(self, Op::Other(other) if ["DepthToSpace", "SpaceToDepth"].contains(&other.name))
+    }
+
     /// Whether the operator computes on codes.
     pub fn is_integer(&self) -> bool {
         matches!(

@@ -7,6 +7,7 @@ use super::isa::Isa;
 use super::lines::with_scratch;
 use super::parallel::Split;
 use super::requant::quantize_here;
+use super::rows::Rows;
 use super::{Activation, Dequant, Epilogue, IntOutput};
 use std::ops::Range;
 
@@ -62,6 +63,11 @@ pub(super) struct Columns {
     pub(super) offset: usize,
     /// How many.
     pub(super) count: usize,
+}
+
+impl Columns {
+    /// All of an output whose rows have no other channels.
+    pub(super) const DENSE: Columns = Columns { stride: 1, offset: 0, count: 1 };
 }
 
 impl Output<'_, '_> {
@@ -120,14 +126,16 @@ impl Output<'_, '_> {
             }
         }
     }
-}
 
-impl Output<'_, '_> {
+    /// Calls `f` with where the tiles write all of it, in one band.
+    pub(super) fn in_one_band(self, isa: Isa, columns: Columns, f: impl Fn(&mut IntOutput)) {
+        let len = self.len();
+        self.in_bands(isa, columns, 0..1, 1, |end| end * len, |_, out| f(out));
+    }
+
     /// Calls `f` with all of an output whose rows have no other channels.
     pub fn at_once(self, isa: Isa, f: impl Fn(&mut IntOutput)) {
-        let len = self.len();
-        let dense = Columns { stride: 1, offset: 0, count: 1 };
-        self.in_bands(isa, dense, 0..1, 1, |end| end * len, |_, out| f(out));
+        self.in_one_band(isa, Columns::DENSE, f);
     }
 }
 
@@ -149,15 +157,11 @@ impl Coded<'_> {
         codes: &mut [u8],
     ) {
         let Columns { stride, offset, count } = columns;
-        let of = |reals: &[f32], codes: &mut [u8]| {
+        let starts = (0..reals.len() / stride).map(|row| row * stride + offset);
+        Rows { starts, stride, channels: 0..count, summed: false }.each(|start, len| {
+            let (reals, codes) = (&reals[start..][..len], &mut codes[start..][..len]);
             quantize_here(isa, reals, activation, self.scale, self.zero_point, codes);
-        };
-        if count == stride {
-            return of(reals, codes);
-        }
-        for (reals, codes) in reals.chunks_exact(stride).zip(codes.chunks_exact_mut(stride)) {
-            of(&reals[offset..][..count], &mut codes[offset..][..count]);
-        }
+        });
     }
 }
 

@@ -63,6 +63,21 @@ impl<'a> Epilogue<'a> {
         clamp_f32(self.residual.map_or(y, |residual| y + residual[at]), self.lo, self.hi)
     }
 
+    /// What follows the bias, of elements from `at` on of the output.
+    #[inline(always)]
+    pub(super) fn after_bias(&self, y: &mut [f32], at: usize) {
+        if let Some(activation) = self.activation {
+            activation.apply(y);
+        }
+        if let Some(residual) = self.residual {
+            let residual = &residual[at..][..y.len()];
+            y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
+        }
+        if (self.lo, self.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
+            y.iter_mut().for_each(|y| *y = clamp_f32(*y, self.lo, self.hi));
+        }
+    }
+
     /// The part that a tile does while its sums are in registers: all of it, or only the bias where an activation
     /// follows, which `finish_rows` then does for many rows at once.
     pub(super) fn in_registers(&self) -> Epilogue<'a> {

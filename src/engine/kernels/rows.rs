@@ -1,9 +1,9 @@
 //! What is done with rows that an integer product has finished, while they are in the cache: a table and a sum of codes;
 //! of reals a bias, an activation, a residual and a clamp. Knows no products.
 
+use super::IntOutput;
 use super::eltwise::{add_in_place, apply_table_in_place};
 use super::isa::Isa;
-use super::{IntOutput, clamp_f32};
 use std::ops::Range;
 
 /// Rows of an output, or of the part of it that a thread has.
@@ -52,16 +52,7 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
                                     row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
                                 }
                             }
-                            if let Some(activation) = epilogue.activation {
-                                activation.apply(y);
-                            }
-                            if let Some(residual) = epilogue.residual {
-                                let residual = &residual[start..][..len];
-                                y.iter_mut().zip(residual).for_each(|(y, r)| *y += r);
-                            }
-                            if (epilogue.lo, epilogue.hi) != (f32::NEG_INFINITY, f32::INFINITY) {
-                                y.iter_mut().for_each(|y| *y = clamp_f32(*y, epilogue.lo, epilogue.hi));
-                            }
+                            epilogue.after_bias(y, start);
                         },
                     );
                 });
@@ -71,7 +62,7 @@ impl<I: ExactSizeIterator<Item = usize>> Rows<I> {
     }
 
     /// Calls `f` with start and length of each run of elements: all rows at once where they lie side by side.
-    fn each(self, mut f: impl FnMut(usize, usize)) {
+    pub(super) fn each(self, mut f: impl FnMut(usize, usize)) {
         let Rows { mut starts, stride, channels, .. } = self;
         if channels.len() == stride {
             let count = starts.len();

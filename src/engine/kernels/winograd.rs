@@ -104,14 +104,7 @@ impl PackedWinograd {
         if parts > 1 && few {
             // Of reals that become codes at once there is one band: it is little.
             let job = Job { packed: self, tiles: &tiles, rows, out_stride, out_offset, parts };
-            return out.in_bands(
-                self.isa,
-                written,
-                0..1,
-                1,
-                |end| end * rows * out_stride,
-                |_, out| job.run(out),
-            );
+            return out.in_one_band(self.isa, written, |out| job.run(out));
         }
         let start = |line| tiles.first_pixel(line) * out_stride;
         split_units(out, 0..lines, &start, parts, &|lines, out: Output| {

@@ -13,7 +13,6 @@ use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{Layer, Options, ShapesOf};
 use crate::engine::graph::Graph;
-use crate::engine::graph::op::{Op, Unary};
 use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
@@ -268,7 +267,7 @@ fn integer_rows(graph: &Graph, plan: &Plan) -> Vec<IntegerRow> {
         let becomes = match decision {
             Decision::Integer => "computes on codes".to_owned(),
             Decision::Lookup => "reads rows of a table in codes".to_owned(),
-            Decision::Absorbed { into } if matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip) => {
+            Decision::Absorbed { into } if node.op.is_clamp() => {
                 format!("the codes of `{}` saturate where it would clamp", name(*into))
             }
             Decision::Absorbed { into } => {

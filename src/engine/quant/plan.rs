@@ -446,7 +446,7 @@ impl<'a> Planner<'a> {
                 }
                 self.codeable.insert(node.outputs[0], Behind::Convolution);
             }
-            op if lays_blocks(op) && !self.profile.blocks => return Decision::Data,
+            op if op.lays_blocks() && !self.profile.blocks => return Decision::Data,
             op if passes_codes(op) || computes_mean(op) => match behind(self, 0) {
                 Some(behind) => {
                     self.codeable.extend(node.outputs.iter().map(|&output| (output, behind)));
@@ -682,12 +682,7 @@ pub fn passes_codes(op: &Op) -> bool {
             | Op::Split { .. }
             | Op::Slice
     ) || takes_nearest(op)
-        || lays_blocks(op)
-}
-
-/// Whether an operator makes pixels of channels, or channels of pixels.
-fn lays_blocks(op: &Op) -> bool {
-    matches!(op, Op::Other(other) if ["DepthToSpace", "SpaceToDepth"].contains(&other.name))
+        || op.lays_blocks()
 }
 
 /// Whether an operator enlarges or shrinks an image by taking elements as they are.

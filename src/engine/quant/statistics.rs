@@ -10,7 +10,7 @@ use std::path::Path;
 
 use zip::write::SimpleFileOptions;
 
-use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::extremes::{ExactSum, Extremes};
@@ -69,7 +69,7 @@ pub fn wanted(graph: &Graph) -> Vec<ValueId> {
     let mut all = Vec::new();
     let plan = plan::plan(graph, &Recipe::default()).expect("the default recipe names no node");
     for (node, decision) in graph.nodes.iter().zip(&plan.decisions) {
-        let clamps = matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip);
+        let clamps = node.op.is_clamp();
         if let (Decision::Absorbed { .. }, Some(value), true) = (decision, node.input(0), clamps) {
             seen[value.0 as usize] = true;
         }

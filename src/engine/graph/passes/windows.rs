@@ -17,11 +17,11 @@ pub(super) fn split_windows(graph: &mut Graph) {
 
 /// The two nodes that node `n` becomes.
 fn parts(graph: &mut Graph, n: usize) -> Option<(Node, Node)> {
-    let node = graph.nodes[n].clone();
-    let Op::Other(other) = &node.op else { return None };
-    let x = node.input(0)?;
-    let weight = graph.constant(node.input(1)?).filter(|weight| weight.dtype() == DType::F32)?.clone();
+    let Op::Other(other) = &graph.nodes[n].op else { return None };
+    let weight = graph.constant(graph.nodes[n].input(1)?).filter(|w| w.dtype() == DType::F32)?.clone();
     let layer: Other = other.operator.layer_of_windows(weight.shape())?;
+    let node = graph.nodes[n].clone();
+    let x = node.input(0)?;
     let &[inputs, outputs, ..] = weight.shape() else { return None };
     let taps = weight.shape()[2..].iter().product::<usize>();
     let bias = match node.input(2) {

@@ -304,10 +304,9 @@ impl PackedInt8 {
         if rows == 1 && out_stride == columns {
             // One row has no rows to share, but its columns lie side by side.
             split_rows(out, 0..columns, 1, shape.columns, parts, &|range, out: Output| {
-                let lane = Columns { stride: 1, offset: 0, count: 1 };
                 out.in_bands(
                     self.isa,
-                    lane,
+                    Columns::DENSE,
                     range,
                     shape.columns,
                     |column| column,

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use crate::engine::exec::integers::{Form, forms};
 use crate::engine::graph::Graph;
-use crate::engine::graph::op::{Binary, Op, Unary};
+use crate::engine::graph::op::{Binary, Op};
 use crate::engine::tensor::DType;
 
 use super::net::{Net, is_reshape};
@@ -94,7 +94,7 @@ fn why(net: &Net, n: usize) -> Judged {
                 | Op::GlobalMaxPool
         );
     match () {
-        () if !integer && !matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip) => Judged::float(
+        () if !integer && !node.op.is_clamp() => Judged::float(
             "no_integer_kernel",
             format!("{} is computed in float", node.op.name()),
             "leave out the Q and DQ nodes around it",

@@ -84,7 +84,7 @@ impl Judge<'_> {
     /// The node whose group takes over a clamp.
     fn absorber(&self, clamp: usize) -> Option<usize> {
         let net = self.net();
-        if !matches!(net.node(clamp).op, Op::Unary(Unary::Relu) | Op::Clip) {
+        if !net.node(clamp).op.is_clamp() {
             return None;
         }
         let maker = net.maker(net.node(clamp).input(0)?)?;
@@ -136,7 +136,7 @@ impl Judge<'_> {
     /// An operator that no rule names.
     fn never(&self, n: usize) -> Judged {
         let (net, op) = (self.net(), self.net().node(n).op.name());
-        if matches!(net.node(n).op, Op::Unary(Unary::Relu) | Op::Clip) {
+        if net.node(n).op.is_clamp() {
             return match net.touches_codes(n) {
                 true => self.clamp(n),
                 false => Judged::float("not_quantized", "nothing around it is quantized", ""),
@@ -177,7 +177,7 @@ impl Judge<'_> {
         let readers: Vec<_> = net.node(n).outputs.iter().flat_map(|&o| net.readers(o)).collect();
         let [&(reader, _)] = readers[..] else { return None };
         let result = *net.node(reader).outputs.first()?;
-        let clamps = matches!(net.node(reader).op, Op::Unary(Unary::Relu) | Op::Clip);
+        let clamps = net.node(reader).op.is_clamp();
         (clamps && net.readers(result).len() == 1 && !net.is_output(result)).then_some(reader)
     }
 

@@ -186,7 +186,7 @@ impl Prepared {
     fn drop_clamps(&mut self) {
         let net = &mut self.net;
         for n in net.nodes() {
-            if !matches!(net.node(n).op, Op::Unary(Unary::Relu) | Op::Clip) {
+            if !net.node(n).op.is_clamp() {
                 continue;
             }
             let Some((q, 0)) = net.only_reader(net.node(n).outputs[0]) else { continue };

@@ -145,7 +145,7 @@ fn concat(net: &Net, n: usize) -> Judged {
 /// The product whose kernel does a clamp that alone reads its result.
 fn followed(net: &Net, n: usize) -> Option<usize> {
     let node = net.node(n);
-    if !matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip) {
+    if !node.op.is_clamp() {
         return None;
     }
     let value = node.input(0)?;

@@ -184,7 +184,7 @@ fn weighted(net: &Net, n: usize) -> Judged {
 /// The product that a node follows in one kernel: a clamp or a sum that reads its real result.
 fn followed(net: &Net, n: usize) -> Option<usize> {
     let node = net.node(n);
-    let clamp = matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip);
+    let clamp = node.op.is_clamp();
     let operands = if clamp { 0..1 } else { 0..node.inputs.len() };
     if !clamp && !matches!(node.op, Op::Binary(Binary::Add)) {
         return None;

@@ -250,7 +250,7 @@ fn weights(net: &Net, n: usize, x: &Params) -> Result<(), Judged> {
 /// The operator that has a clamp as its fused activation.
 fn fused_into(net: &Net, n: usize) -> Option<usize> {
     let node = net.node(n);
-    if !matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip) {
+    if !node.op.is_clamp() {
         return None;
     }
     let value = node.input(0)?;

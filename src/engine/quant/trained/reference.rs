@@ -101,7 +101,7 @@ impl Reference<'_> {
             Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze | Op::Transpose { .. } => {}
             Op::Split { .. } => {}
             Op::Gather { .. } if node.input(0).is_some_and(|v| self.reals.contains(&v)) => {}
-            Op::Other(o) if ["DepthToSpace", "SpaceToDepth"].contains(&o.name) => {}
+            op if op.lays_blocks() => {}
             Op::Other(o)
                 if o.name == "Resize" && matches!(o.attributes.text_or("mode", "nearest"), Ok("nearest")) => {
             }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{computes_on_codes, is_boundary, params_of};
-use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::QuantParams;
@@ -206,7 +206,7 @@ impl Finder<'_> {
     fn result(&self, value: ValueId) -> ValueId {
         if let [reader] = self.readers[value.0 as usize][..]
             && let node = &self.graph.nodes[reader]
-            && matches!(node.op, Op::Unary(Unary::Relu) | Op::Clip)
+            && node.op.is_clamp()
             && node.input(0) == Some(value)
             && !self.graph.outputs.contains(&value)
             && self.trained.goes_to_codes(node.outputs[0])
