@@ -62,10 +62,13 @@ pub(super) fn load_outline(path: &Path) -> Result<Graph, Error> {
 pub(super) fn load_asked(request: &Request<'_>) -> Result<(Graph, artifact::Source), Error> {
     if !request.beside {
         let failed = |source| Error::Io { path: request.model.display().to_string(), source };
-        return Ok((load_file(request.model)?, artifact::Source::of_file(request.model).map_err(failed)?));
+        let (graph, source) =
+            rayon::join(|| load_file(request.model), || artifact::Source::of_file(request.model));
+        return Ok((graph?, source.map_err(failed)?));
     }
     let bytes = read_own(request.model)?;
-    Ok((load(&bytes)?, artifact::Source::of(&bytes)))
+    let (graph, source) = rayon::join(|| load(&bytes), || artifact::Source::of(&bytes));
+    Ok((graph?, source))
 }
 
 fn import_error(error: import::Error, path: &Path) -> Error {

@@ -52,7 +52,7 @@ const CLOSE_BATCHES: usize = 8;
 /// Pairs of runs that are timed, at most.
 const TIMED_RUNS: usize = 60;
 /// Seconds that timing may take, about.
-const TIMED_SECONDS: f64 = 1.0;
+const TIMED_SECONDS: f64 = 0.5;
 
 /// What a recipe does without where there are statistics and no samples.
 const WITHOUT_SAMPLES: &str = "ranges come from the statistics of an earlier job and no calibration samples were \
@@ -382,6 +382,7 @@ impl Job<'_> {
                 candidates: &candidates,
                 codes: Profile::of(recipe).codes,
                 batches: &samples.batches,
+                damages: recipe.search.trials(&recipe.gate) > 0,
                 options: &self.options(),
             };
             let found = effect::choose(asked, &mut on_reader).map_err(|e| run_error(e, "calibration"))?;
@@ -544,7 +545,7 @@ impl Job<'_> {
         let mut reader = data.reader().map_err(failed)?;
         let first =
             reader.batches(1).map_err(failed)?.next().expect("a dataset has samples").map_err(failed)?;
-        let feeds: Vec<_> = first.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let feeds = first.feeds();
         let time = |session: &Session| {
             let start = self.progress.seconds();
             let ran = session.run(&feeds);

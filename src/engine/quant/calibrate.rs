@@ -6,10 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, ShapesOf, Tap};
 use crate::engine::graph::Dim;
+use crate::engine::quant::abreast;
 use crate::engine::quant::checks::convergence::SampleRanges;
+use crate::engine::quant::histogram;
 use crate::engine::quant::observed::{Observed, Samples};
 use crate::engine::quant::statistics::Statistics;
-use crate::engine::tensor::dataset::{self, Dataset};
+use crate::engine::tensor::dataset::{self, Batch, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
@@ -76,27 +78,44 @@ pub fn calibrate(
     on_samples: OnSamples<'_>,
 ) -> Result<Statistics, Error> {
     let inputs: Vec<&str> = session.inputs().iter().map(|p| p.name.as_str()).collect();
-    let mut values: BTreeMap<String, Observed> =
+    let nothing: BTreeMap<String, Observed> =
         wanted.iter().map(|name| (name.clone(), Observed::default())).collect();
+    // What the runs that go side by side have seen, the first of each round in the first place.
+    let mut seen = vec![(nothing.clone(), SampleRanges::default())];
     let mut digests = SampleDigests::default();
     let mut axes = None;
     let mut reader = data.reader()?;
-    for batch in reader.batches(batch)? {
-        let batch = batch?;
-        digests.add(data, &batch);
-        let count = (!data.whole_runs()).then_some(batch.samples);
-        let axes = axes.get_or_insert_with(|| match count {
-            Some(_) => axes_of_samples(session, &batch.inputs),
-            None => Axes::default(),
+    let mut batches = reader.batches(batch)?;
+    loop {
+        let round: Vec<Batch> = batches.by_ref().take(seen.len()).collect::<Result<_, _>>()?;
+        let (Some(first), Some(last)) = (round.first(), round.last()) else { break };
+        let axes = axes.get_or_insert_with(|| match data.whole_runs() {
+            false => axes_of_samples(session, &first.inputs),
+            true => Axes::default(),
         });
-        let mut counter = Counter { values: &mut values, inputs: &inputs, axes, count, ranges: &mut *ranges };
-        batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
-        let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let run = session.run_tapped(&feeds, &mut counter);
-        run.map_err(|source| Error::Run { sample: batch.first, source })?;
-        if !on_samples(batch.first + batch.samples) {
+        let run = |(batch, (values, ranges)): (&Batch, &mut (_, _))| {
+            let count = (!data.whole_runs()).then_some(batch.samples);
+            let mut counter = Counter { values, inputs: &inputs, axes, count, ranges };
+            batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
+            let run = session.run_tapped(&batch.feeds(), &mut counter);
+            run.map(drop).map_err(|source| Error::Run { sample: batch.first, source })
+        };
+        let runs = abreast::each(round.iter().zip(&mut seen).collect(), run);
+        runs.into_iter().collect::<Result<(), _>>()?;
+        for (batch, (_, found)) in round.iter().zip(&mut seen) {
+            digests.add(data, batch);
+            ranges.append(std::mem::take(found));
+        }
+        if !on_samples(last.first + last.samples) {
             return Err(Error::Cancelled);
         }
+        let histograms = wanted.len() as u64 * histogram::BYTES;
+        let width = abreast::width(abreast::run_bytes(session, first).saturating_add(histograms));
+        seen.resize_with(width, || (nothing.clone(), SampleRanges::default()));
+    }
+    let mut values = nothing;
+    for (others, _) in seen {
+        others.iter().for_each(|(name, other)| values.get_mut(name).expect("all see the same").merge(other));
     }
     values.retain(|_, observed| observed.histogram.count() + observed.histogram.not_finite() > 0);
     Ok(Statistics { model, samples: digests.samples(), data: digests.finish(), values })

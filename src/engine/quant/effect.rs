@@ -5,11 +5,11 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
-use rayon::prelude::*;
-
-use crate::engine::exec::{self, Options};
+use crate::engine::exec::session::Session;
+use crate::engine::exec::{self, Options, ShapesOf};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::quant::abreast;
 use crate::engine::quant::calibrate::Error;
 use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Kept, Plan, passes_codes};
@@ -28,8 +28,9 @@ const HELD_DB: f64 = 10.0;
 
 /// Batches that the damage is measured over where there is one candidate.
 const FEW_BATCHES: usize = 2;
-/// Elements that one thread takes at a time.
-const PART: usize = 1 << 14;
+/// Elements of a result that are looked at, about, and the items (indices of the first axis) that they come from at least.
+const RESULTS: usize = 1 << 22;
+const ITEMS_MIN: usize = 16;
 
 /// What the codes of one value do to one operator that reads them.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +87,8 @@ pub struct Asked<'a> {
     pub codes: Codes,
     /// The samples.
     pub batches: &'a [Feeds],
+    /// Whether somebody asks for the damage of a method that is not chosen but given.
+    pub damages: bool,
     /// How the operators are run.
     pub options: &'a Options,
 }
@@ -117,7 +120,11 @@ struct Root {
 pub fn choose(asked: Asked<'_>, on_reader: &mut dyn FnMut(usize, usize) -> bool) -> Result<Effects, Error> {
     let Asked { graph, plan, candidates, batches, options, .. } = asked;
     // Where there is nothing to choose, a few samples tell the damage.
-    let batches = if candidates.len() == 1 { &batches[..batches.len().min(FEW_BATCHES)] } else { batches };
+    let batches = match (candidates.len(), asked.damages) {
+        (1, false) => &[],
+        (1, true) => &batches[..batches.len().min(FEW_BATCHES)],
+        _ => batches,
+    };
     let failed = |source| Error::Run { sample: 0, source };
     let readers = readers(graph, plan);
     let mut roots: Vec<Root> = plan
@@ -129,7 +136,7 @@ pub fn choose(asked: Asked<'_>, on_reader: &mut dyn FnMut(usize, usize) -> bool)
         .map_err(failed)?;
     let place: HashMap<ValueId, usize> = roots.iter().enumerate().map(|(i, root)| (root.value, i)).collect();
     let mut walk = Walk::new(graph, batches, options.clone());
-    for (done, reader) in readers.iter().enumerate() {
+    for (done, reader) in readers.iter().enumerate().filter(|_| !batches.is_empty()) {
         if !on_reader(done, readers.len()) {
             return Err(Error::Cancelled);
         }
@@ -279,7 +286,9 @@ impl Reader<'_> {
         let Some(operands) = inputs.iter().map(|&input| walk.value(input)).collect::<Option<Vec<_>>>() else {
             return Ok(found);
         };
-        for batch in 0..batches {
+        let shapes: Vec<_> = operands.iter().map(|tensors| tensors[0].shape().to_vec()).collect();
+        let batches = batches.min(enough(&session, &shapes, &graph.value(self.result).name));
+        let of_batch = |batch: usize| -> Result<Option<(f64, Vec<Sums>)>, exec::Error> {
             let run = |codes: Option<&QuantParams>| {
                 let operands: Vec<Cow<'_, Tensor>> = inputs
                     .iter()
@@ -296,15 +305,32 @@ impl Reader<'_> {
                 let made = session.run(&feeds)?.into_iter().next();
                 Ok(made.filter(|tensor| tensor.dtype() == DType::F32))
             };
-            let Some(wanted) = run(None)? else { continue };
-            found.0 += distance(&wanted, None, options.isa).iter().sum::<f64>();
-            for (choice, sums) in tried.iter().zip(&mut found.1) {
+            let Some(wanted) = run(None)? else { return Ok(None) };
+            let signals = distance(&wanted, None, options.isa);
+            let sums = |choice: &Choice| {
                 let changed = run(Some(&choice.params))?.expect("it ran without codes");
-                sums.add(&wanted, &changed, options.isa);
-            }
+                Ok(Sums::of(&signals, distance(&wanted, Some(&changed), options.isa)))
+            };
+            let sums = tried.iter().map(sums).collect::<Result<_, _>>()?;
+            Ok(Some((signals.iter().sum(), sums)))
+        };
+        for of_batch in abreast::each((0..batches).collect(), of_batch) {
+            let Some((signal, sums)) = of_batch? else { continue };
+            found.0 += signal;
+            found.1.iter_mut().zip(sums).for_each(|(all, sums)| all.merge(sums));
         }
         Ok(found)
     }
+}
+
+/// How many batches tell what codes do to a result, by the shape that it has for one.
+fn enough(session: &Session, shapes: &[Vec<usize>], result: &str) -> usize {
+    let values = session.value_shapes(shapes).unwrap_or_default();
+    let shape = values.into_iter().find(|(name, ..)| name == result).map(|(_, _, shape)| shape);
+    let Some(shape) = shape else { return usize::MAX };
+    let items = shape.first().copied().unwrap_or(1).max(1);
+    let elements = shape.iter().product::<usize>().max(1);
+    RESULTS.div_ceil(elements).max(ITEMS_MIN.div_ceil(items))
 }
 
 /// What is left of reals that go through codes of one scale.
@@ -316,24 +342,26 @@ fn through_codes<'a>(tensor: &'a Tensor, params: &QuantParams, isa: Isa) -> Cow<
     let (scale, zero_point) = (params.scale[0], params.zero_point[0] as f32);
     let (least, most) = code_range(params.dtype);
     let (least, most) = (least as f32 - zero_point, most as f32 - zero_point);
-    out.slice_mut::<f32>().par_chunks_mut(PART).for_each(|part| {
-        isa.vectorize(
-            #[inline(always)]
-            || {
-                for x in part {
-                    *x = (*x / scale).round_ties_even().clamp(least, most) * scale;
-                }
-            },
-        );
-    });
+    let reals = out.slice_mut::<f32>();
+    isa.vectorize(
+        #[inline(always)]
+        || {
+            for x in reals {
+                *x = (*x / scale).round_ties_even().clamp(least, most) * scale;
+            }
+        },
+    );
     Cow::Owned(out)
 }
 
 impl Sums {
-    fn add(&mut self, wanted: &Tensor, got: &Tensor, isa: Isa) {
-        let (signals, noises) = (distance(wanted, None, isa), distance(wanted, Some(got), isa));
-        self.noise += noises.iter().sum::<f64>();
-        self.items.extend(signals.into_iter().zip(noises));
+    fn of(signals: &[f64], noises: Vec<f64>) -> Sums {
+        Sums { noise: noises.iter().sum(), items: signals.iter().copied().zip(noises).collect() }
+    }
+
+    fn merge(&mut self, other: Sums) {
+        self.noise += other.noise;
+        self.items.extend(other.items);
     }
 
     fn low_db(&self) -> f64 {
@@ -355,7 +383,7 @@ fn distance(from: &Tensor, to: Option<&Tensor>, isa: Isa) -> Vec<f64> {
             || squares(from, to),
         )
     };
-    from.slice::<f32>().par_chunks(each).enumerate().map(of_item).collect()
+    from.slice::<f32>().chunks(each).enumerate().map(of_item).collect()
 }
 
 /// Sums in lanes, in an order of their own on every machine.

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use crate::engine::exec::Tap;
 use crate::engine::exec::session::Session;
+use crate::engine::kernels::isa::Isa;
+use crate::engine::quant::abreast;
 use crate::engine::quant::calibrate::{Error, OnSamples};
 use crate::engine::quant::confusion::Confusion;
 use crate::engine::quant::rewrite::Layer;
@@ -18,6 +20,10 @@ use crate::engine::tensor::{DType, Tensor, TensorView};
 const WORST_MAX: usize = 24;
 /// Most classes and slices that get a row of their own.
 const GROUPS_MAX: usize = 1000;
+/// Samples that are run together while layers are compared.
+const LAYERS_BATCH: usize = 4;
+/// Sums that go side by side.
+const LANES: usize = 8;
 /// Where there are no classes, a sample agrees if the cosine of its outputs is at least this.
 pub const AGREEING_COSINE: f64 = 0.99;
 /// What a noise of zero is shown as: JSON has no infinity.
@@ -133,16 +139,25 @@ pub fn evaluate(
 ) -> Result<Evaluation, Error> {
     let mut judge = Judge::new(data);
     let mut reader = data.reader()?;
-    for batch in reader.batches(batch)? {
-        let batch = batch?;
-        if batch.first >= samples_min {
-            break;
+    let mut batches = reader.batches(batch)?;
+    let (mut done, mut width) = (0, 1);
+    while done < samples_min {
+        let round: Vec<Batch> = batches.by_ref().take(width).collect::<Result<_, _>>()?;
+        let outputs = |batch: &Batch| -> Result<(Tensor, Tensor), Error> {
+            Ok((first_output(float, batch)?, first_output(int8, batch)?))
+        };
+        let runs = abreast::each(round.iter().collect(), outputs);
+        for (batch, run) in round.iter().zip(runs).take_while(|(batch, _)| batch.first < samples_min) {
+            let (a, b) = run?;
+            judge.batch(batch, &a, &b)?;
+            done = batch.first + batch.samples;
+            if !on_samples(done) {
+                return Err(Error::Cancelled);
+            }
         }
-        let (a, b) = (first_output(float, &batch)?, first_output(int8, &batch)?);
-        judge.batch(&batch, &a, &b)?;
-        if !on_samples(batch.first + batch.samples) {
-            return Err(Error::Cancelled);
-        }
+        let Some(first) = round.first() else { break };
+        let bytes = [float, int8].map(|session| abreast::run_bytes(session, first));
+        width = abreast::width(bytes[0].saturating_add(bytes[1]));
     }
     Ok(judge.finish())
 }
@@ -177,8 +192,7 @@ pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
 }
 
 fn first_output(session: &Session, batch: &Batch) -> Result<Tensor, Error> {
-    let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let outputs = session.run(&feeds).map_err(|source| Error::Run { sample: batch.first, source })?;
+    let outputs = session.run(&batch.feeds()).map_err(|source| Error::Run { sample: batch.first, source })?;
     outputs.into_iter().next().ok_or_else(|| Error::Outputs("the model has no output".to_owned()))
 }
 
@@ -441,12 +455,43 @@ impl Noise {
         noise
     }
 
+    /// Of reals, with sums in lanes: in an order of their own on every machine.
+    fn of_reals(float: &[f32], int8: &[f32]) -> Noise {
+        Isa::best().vectorize(
+            #[inline(always)]
+            || {
+                let mut lanes = [Noise::default(); LANES];
+                let ((float, rest), (int8, other)) = (float.as_chunks::<LANES>(), int8.as_chunks::<LANES>());
+                for (float, int8) in float.iter().zip(int8) {
+                    for ((lane, &a), &b) in lanes.iter_mut().zip(float).zip(int8) {
+                        lane.add(a.into(), b.into());
+                    }
+                }
+                rest.iter().zip(other).for_each(|(&a, &b)| lanes[0].add(a.into(), b.into()));
+                lanes.into_iter().fold(Noise::default(), |mut all, lane| {
+                    all.merge(&lane);
+                    all
+                })
+            },
+        )
+    }
+
+    #[inline(always)]
     fn add(&mut self, a: f64, b: f64) {
         self.signal += a * a;
         self.noise += (a - b) * (a - b);
         self.dot += a * b;
         self.other += b * b;
         self.max_abs_error = self.max_abs_error.max((a - b).abs());
+    }
+
+    #[inline(always)]
+    fn merge(&mut self, other: &Noise) {
+        self.signal += other.signal;
+        self.noise += other.noise;
+        self.dot += other.dot;
+        self.other += other.other;
+        self.max_abs_error = self.max_abs_error.max(other.max_abs_error);
     }
 
     fn cosine(&self) -> f64 {
@@ -470,7 +515,7 @@ fn sqnr_db(signal: f64, noise: f64) -> f64 {
 }
 
 /// Noise of each layer over the first samples: both models run, and the values of the layers are compared.
-/// `None` for a layer whose value the executor did not show. Memory: one batch of the layers' values.
+/// `None` for a layer whose value the executor did not show. Memory: the layers' values of the batches that run side by side.
 ///
 /// # Errors
 /// [`Error`].
@@ -484,22 +529,33 @@ pub fn layers(
 ) -> Result<Vec<Option<LayerNoise>>, Error> {
     let mut sums: Vec<Option<(Noise, Channels)>> = vec![None; layers.len()];
     let mut reader = data.reader()?;
-    for batch in reader.batches(4)? {
-        let batch = batch?;
-        if batch.first >= samples_max {
-            break;
+    let batches = reader.batches(LAYERS_BATCH)?;
+    let wanted = |batch: &Result<Batch, _>| batch.as_ref().map_or(true, |batch| batch.first < samples_max);
+    let mut batches = batches.take_while(wanted);
+    let mut width = 1;
+    loop {
+        let round: Vec<Batch> = batches.by_ref().take(width).collect::<Result<_, _>>()?;
+        let Some(last) = round.last() else { break };
+        let runs = abreast::each(round.iter().collect(), |batch| compare(float, int8, layers, batch));
+        let mut most = 0;
+        for run in runs {
+            let (bytes, found) = run?;
+            most = bytes.max(most);
+            for (sum, found) in sums.iter_mut().zip(found) {
+                match (sum, found) {
+                    (_, None) => {}
+                    (Some((noise, channels)), Some((more, others))) => {
+                        noise.merge(&more);
+                        channels.merge(others);
+                    }
+                    (sum, found) => *sum = found,
+                }
+            }
         }
-        let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let names = layers.iter().map(|l| (l.float_value.clone(), None)).collect();
-        let mut kept = Keeper { values: names };
-        let failed = |source| Error::Run { sample: batch.first, source };
-        float.run_tapped(&feeds, &mut kept).map_err(failed)?;
-        let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
-        let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
-        int8.run_tapped(&feeds, &mut comparer).map_err(failed)?;
-        if !on_samples(batch.first + batch.samples) {
+        if !on_samples(last.first + last.samples) {
             return Err(Error::Cancelled);
         }
+        width = abreast::width(most);
     }
     let noise = |(n, channels): (Noise, Channels)| LayerNoise {
         sqnr_db: n.sqnr_db(),
@@ -508,6 +564,25 @@ pub fn layers(
         channels,
     };
     Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
+}
+
+/// Runs both models on a batch: the bytes that it took, about, and the noise of each layer.
+fn compare(
+    float: &Session,
+    int8: &Session,
+    layers: &[Layer],
+    batch: &Batch,
+) -> Result<(u64, Vec<Option<(Noise, Channels)>>), Error> {
+    let failed = |source| Error::Run { sample: batch.first, source };
+    let mut kept = Keeper { values: layers.iter().map(|l| (l.float_value.clone(), None)).collect() };
+    float.run_tapped(&batch.feeds(), &mut kept).map_err(failed)?;
+    let bytes = |values: &Vec<f32>| size_of_val(&values[..]) as u64;
+    let bytes = kept.values.values().flatten().map(bytes).sum::<u64>();
+    let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
+    let mut sums = vec![None; layers.len()];
+    let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
+    int8.run_tapped(&batch.feeds(), &mut comparer).map_err(failed)?;
+    Ok((bytes.saturating_add(abreast::run_bytes(float, batch)), sums))
 }
 
 /// Keeps the values of the float model.
@@ -553,9 +628,7 @@ impl Tap for Comparer<'_> {
         if let Some(axis) = axis {
             channels.observe(float, tensor.shape[axis], tensor.shape[axis + 1..].iter().product());
         }
-        for (a, b) in float.iter().zip(tensor.slice::<f32>()) {
-            sum.add(f64::from(*a), f64::from(*b));
-        }
+        sum.merge(&Noise::of_reals(float, tensor.slice::<f32>()));
     }
 }
 

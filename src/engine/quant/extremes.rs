@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::parallel::threads;
 
 /// So many values are looked at on two threads.
 const MANY: usize = 1 << 17;
@@ -117,7 +118,7 @@ pub fn of_finite<'a>(pieces: impl Iterator<Item = &'a [f32]>) -> Option<(f32, f3
 }
 
 fn widened(isa: Isa, range: (f32, f32), values: &[f32]) -> (f32, f32) {
-    if values.len() >= MANY && rayon::current_num_threads() > 1 {
+    if values.len() >= MANY && threads() > 1 {
         let (left, right) = values.split_at(values.len() / 2);
         let ((a, b), (c, d)) = rayon::join(|| widened(isa, range, left), || widened(isa, range, right));
         return (a.min(c), b.max(d));

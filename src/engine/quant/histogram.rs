@@ -7,6 +7,8 @@
 
 /// Bins for each sign. At least half of them lie under the largest magnitude.
 pub const BINS: usize = 4096;
+/// Bytes of its counts.
+pub const BYTES: u64 = 2 * (BINS * size_of::<u64>()) as u64;
 /// Least exponent of the range. `BINS · 2^100` is finite in f32; smaller magnitudes share the first bin.
 const EXPONENT_MIN: i32 = -100;
 
@@ -31,6 +33,7 @@ impl Default for Histogram {
 }
 
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::parallel::threads;
 
 /// So many values are counted on two threads.
 const MANY: usize = 1 << 17;
@@ -131,7 +134,7 @@ impl Histogram {
         if values.len() < FEW {
             return self.observe_one_by_one(values);
         }
-        if values.len() >= MANY && rayon::current_num_threads() > 1 {
+        if values.len() >= MANY && threads() > 1 {
             let (left, right) = values.split_at(values.len() / 2);
             let mut other = Histogram::default();
             rayon::join(|| self.observe(left), || other.observe(right));

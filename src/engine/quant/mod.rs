@@ -1,6 +1,7 @@
 //! The quantizer: what a user may ask of it, and what the answers look like.
 //! Float graph in, QDQ graph and figures out; no files, no ONNX bytes.
 
+mod abreast;
 pub mod calibrate;
 pub mod channels;
 pub mod checks;

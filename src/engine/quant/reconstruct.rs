@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ndarray::{Array1, Array2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView1, Axis, Zip, s};
 use rayon::prelude::*;
 
 use crate::engine::exec::Options;
@@ -322,46 +322,54 @@ impl<'a> Task<'a> {
         }
     }
 
-    /// Rows of an operand as its codes stand for them.
+    /// Rows of an operand as its codes stand for them, to `out`.
     fn reals(
         &self,
         codes: &Tensor,
         ranges: Option<(&Tensor, &Tensor)>,
         rows: &[usize],
         groups: (usize, usize),
-    ) -> Array2<f32> {
+        out: &mut [f32],
+    ) {
         let g = &self.geometry;
         let real = |code: i32| (code - self.zero_x) as f32 * self.scale_x;
         match (codes.dtype(), ranges) {
-            (DType::F32, _) => g.gather(codes, rows, groups, 0f32),
-            (DType::I8, _) => g.gather(codes, rows, groups, self.zero_x as i8).mapv(|code| real(code.into())),
-            (_, None) => g.gather(codes, rows, groups, self.zero_x as u8).mapv(|code| real(code.into())),
+            (DType::F32, _) => g.gather(codes, rows, groups, 0f32, out, |_, x| x),
+            (DType::I8, _) => {
+                g.gather(codes, rows, groups, self.zero_x as i8, out, |_, code| real(code.into()));
+            }
+            (_, None) => g.gather(codes, rows, groups, self.zero_x as u8, out, |_, code| real(code.into())),
             (_, Some((low, step))) => {
-                let codes = g.gather(codes, rows, groups, 0u8);
                 let (low, step) = (low.slice::<f32>(), step.slice::<f32>());
-                Array2::from_shape_fn(codes.raw_dim(), |(i, k)| {
-                    (f32::from(codes[[i, k]]) + low[rows[i]]) * step[rows[i]]
-                })
+                g.gather(codes, rows, groups, 0u8, out, |i, code| {
+                    (f32::from(code) + low[rows[i]]) * step[rows[i]]
+                });
             }
         }
     }
 
     /// Rows of some groups: `(float, codes)` to find by, and to judge by.
     fn gather(&self, rows: &Rows<'_>, groups: (usize, usize)) -> [Pair; 2] {
-        let take = |judge: bool| {
-            let (mut real, mut coded) = (Vec::new(), Vec::new());
-            for batch in rows.batches.iter().filter(|batch| batch.judged == judge) {
-                real.push(self.reals(batch.real, None, &batch.rows, groups));
-                coded.push(self.reals(batch.coded, batch.ranges, &batch.rows, groups));
+        [false, true].map(|judge| {
+            let batches: Vec<_> = rows.batches.iter().filter(|batch| batch.judged == judge).collect();
+            let all = batches.iter().map(|batch| batch.rows.len()).sum();
+            let width = groups.1 * self.geometry.terms;
+            let mut pair: Pair = (Array2::zeros((all, width)), Array2::zeros((all, width)));
+            let mut rest = [&mut pair.0, &mut pair.1].map(|a| a.as_slice_mut().expect("it is contiguous"));
+            let mut tasks = Vec::new();
+            for &batch in &batches {
+                for (out, coded) in rest.iter_mut().zip([false, true]) {
+                    let (own, others) = std::mem::take(out).split_at_mut(batch.rows.len() * width);
+                    *out = others;
+                    tasks.push((batch, coded, own));
+                }
             }
-            let join = |parts: Vec<Array2<f32>>| {
-                let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
-                ndarray::concatenate(Axis(0), &views)
-                    .unwrap_or_else(|_| Array2::zeros((0, groups.1 * self.geometry.terms)))
-            };
-            (join(real), join(coded))
-        };
-        [take(false), take(true)]
+            tasks.into_par_iter().for_each(|(batch, coded, out)| match coded {
+                false => self.reals(batch.real, None, &batch.rows, groups, out),
+                true => self.reals(batch.coded, batch.ranges, &batch.rows, groups, out),
+            });
+            pair
+        })
     }
 
     /// Looks for codes, scales and bias; `None` where there is nothing to look at.
@@ -402,13 +410,15 @@ impl<'a> Task<'a> {
             }
             let solve = |group: usize| {
                 let columns = s![.., (group - first) * g.terms..(group - first + 1) * g.terms];
-                let part = |(a, b): &Pair| (a.slice(columns).to_owned(), b.slice(columns).to_owned());
-                let (find, judge) = (part(&find), part(&judge));
+                let part = |a: &Array2<f32>| a.slice(columns).to_owned();
+                let part = |(a, b): &Pair| (part(a), part(b));
+                let apart = (groups > 1).then(|| (part(&find), part(&judge)));
+                let (find, judge) = apart.as_ref().map_or((&find, &judge), |(find, judge)| (find, judge));
                 let w = Array2::from_shape_fn((g.terms, g.outputs), |(k, n)| self.w[g.place(group, n, k)]);
                 let of_group: Vec<f32> =
                     (0..g.outputs).map(|n| own(&scales, group * g.outputs + n)).collect();
                 let least: Vec<f32> = (0..g.outputs).map(|n| own(&least, group * g.outputs + n)).collect();
-                self.solve_group(&w, &find, &judge, &parts, (&of_group, &least), dense)
+                self.solve_group(&w, find, judge, &parts, (&of_group, &least), dense)
             };
             let found: Option<Vec<Group>> = (first..first + groups).into_par_iter().map(solve).collect();
             for (group, found) in (first..).zip(found?) {
@@ -452,21 +462,21 @@ impl<'a> Task<'a> {
             candidates.extend(self.optimal(w, find, scales, least, dense)?);
         }
         let weigh = |(codes, scales): &(Array2<f64>, Vec<f32>)| {
-            Array2::from_shape_fn(codes.raw_dim(), |(k, n)| codes[[k, n]] as f32 * scales[n])
+            let scales = ArrayView1::from(scales);
+            Zip::from(codes).and_broadcast(&scales).par_map_collect(|&code, &scale| code as f32 * scale)
         };
         let dot = |a: &Array2<f32>, b: &Array2<f32>| dense.dot(&a.view(), &b.view());
         let judged = if judge.0.nrows() > 0 { judge } else { find };
         let rows = judged.0.nrows() as f64;
-        let (y_find, y_judge) = (dot(&find.0, w), dot(&judged.0, w));
+        let wanted = dot(&judged.0, w);
+        let means = self.corrects.then(|| Means::of(find, parts));
         // Each as it is, and with its mean error taken out.
         let mut best: Option<(f64, usize, Array1<f32>)> = None;
         for (c, candidate) in candidates.iter().enumerate() {
             let weights = weigh(candidate);
-            let (off, squares) = moments(&(dot(&judged.1, &weights) - &y_judge));
+            let (off, squares) = moments(&(dot(&judged.1, &weights) - &wanted));
             let mut shifts = vec![Array1::zeros(w.ncols())];
-            if self.corrects {
-                shifts.push(mean_error(&(&y_find - &dot(&find.1, &weights)), parts));
-            }
+            shifts.extend(means.as_ref().map(|means| means.error(w, &weights, dense)));
             for shift in shifts {
                 let wide = shift.mapv(f64::from);
                 let error = (&squares + &(&wide * &(2.0 * &off + &(rows * &wide)))).sum();
@@ -483,7 +493,7 @@ impl<'a> Task<'a> {
         Some(Group {
             shift,
             optimal: if c > 0 { w.ncols() } else { 0 },
-            signal: moments(&y_judge).1.sum(),
+            signal: moments(&wanted).1.sum(),
             weight_noise: (squares - &sums * &sums / rows).sum().max(0.0),
             operand_noise: moments(&operand).1.sum(),
             codes,
@@ -509,10 +519,9 @@ impl<'a> Task<'a> {
         let (terms, outputs) = w.dim();
         let free = terms <= rounding::BLOCK && self.axis.is_some();
         let limits = Limits { max_code: self.max_code, scales: if free { least } else { scales }, free };
-        // What the float weights miss on the operand as it comes.
-        let dot = |a: &Array2<f32>, b: &Array2<f32>| dense.dot(&a.view(), &b.view());
-        let missed = centre(&dot(real, w)) - dot(&x, w);
-        let mut missing = [missed, Array2::zeros((x.nrows(), outputs))];
+        // What the float weights miss on the operand as it comes, where that is looked at.
+        let lost = centre(real) - &x;
+        let mut missing = [Some(dense.dot(&lost.view(), &w.view())), None];
         let mut found = vec![(Array2::zeros((terms, outputs)), scales.to_vec()); missing.len()];
         for from in (0..terms).step_by(rounding::BLOCK) {
             let to = (from + rounding::BLOCK).min(terms);
@@ -521,14 +530,19 @@ impl<'a> Task<'a> {
             let gram = dense.product(&x, &x);
             let factor = Factor::of(&gram, DAMPING)?;
             for (missing, (codes, scales)) in missing.iter_mut().zip(&mut found) {
-                let cross = dense.product(&x, &missing.view()) + gram.dot(&wide);
-                let target = rounding::target(&factor, &cross, wide.view());
-                let rounded = rounding::round(&target, &factor, limits);
+                let target = missing.as_ref().map(|missing| {
+                    rounding::target(&factor, &dense.product(&x, &missing.view()), wide.view())
+                });
+                let rounded = rounding::round(target.as_ref().unwrap_or(&wide), &factor, limits);
                 if to < terms {
                     let off = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
                         w[[k, n]] - rounded.codes[[k, n]] as f32 * rounded.scales[n]
                     });
-                    *missing += &dense.dot(&x, &off.view());
+                    let made = dense.dot(&x, &off.view());
+                    *missing = Some(match missing.take() {
+                        Some(missing) => missing + made,
+                        None => made,
+                    });
                 }
                 codes.slice_mut(s![from..to, ..]).assign(&rounded.codes);
                 *scales = rounded.scales;
@@ -599,25 +613,64 @@ fn put_rowwise(graph: &mut Graph, task: &Task<'_>, solved: &Solved, by_row: &Row
 /// Rows of the float operand and of its codes.
 type Pair = (Array2<f32>, Array2<f32>);
 
-/// The mean of each column over all rows, made smaller by as much as it differs from part to part: what is only seen in
-/// some samples is not taken for a rule.
-fn mean_error(error: &Array2<f32>, parts: &[usize]) -> Array1<f32> {
-    let mut means: Vec<Array1<f32>> = Vec::new();
-    let mut from = 0;
-    for &rows in parts.iter().filter(|&&rows| rows > 0) {
-        means.extend(error.slice(s![from..from + rows, ..]).mean_axis(Axis(0)));
-        from += rows;
+/// Mean rows of an operand, `[parts + 1, K]`: of each part of the rows that has any, and of all of them at last.
+struct Means {
+    /// What the codes have lost.
+    lost: Array2<f32>,
+    coded: Array2<f32>,
+}
+
+impl Means {
+    fn of((real, coded): &Pair, parts: &[usize]) -> Means {
+        let sums = |a: &Array2<f32>, (from, to): (usize, usize)| {
+            let mut sums = Array1::<f64>::zeros(a.ncols());
+            for row in a.slice(s![from..to, ..]).rows() {
+                sums.zip_mut_with(&row, |sum, &x| *sum += f64::from(x));
+            }
+            sums
+        };
+        let mut from = 0;
+        let spans = parts.iter().filter(|&&rows| rows > 0).map(|rows| {
+            from += rows;
+            (from - rows, from)
+        });
+        let spans: Vec<(usize, usize)> = spans.collect();
+        let of_part = |&span: &(usize, usize)| (sums(real, span), sums(coded, span));
+        let of_parts: Vec<_> = spans.par_iter().map(of_part).collect();
+        let mut means = Means {
+            lost: Array2::zeros((spans.len() + 1, real.ncols())),
+            coded: Array2::zeros((spans.len() + 1, real.ncols())),
+        };
+        let mut all = (Array1::zeros(real.ncols()), Array1::zeros(real.ncols()));
+        let mut put = |i: usize, (real, coded): &(Array1<f64>, Array1<f64>), rows: usize| {
+            let rows = rows.max(1) as f64;
+            means.lost.row_mut(i).assign(&(real - coded).mapv(|sum| (sum / rows) as f32));
+            means.coded.row_mut(i).assign(&coded.mapv(|sum| (sum / rows) as f32));
+        };
+        for (i, (sums, (from, to))) in of_parts.iter().zip(&spans).enumerate() {
+            put(i, sums, to - from);
+            all = (all.0 + &sums.0, all.1 + &sums.1);
+        }
+        put(spans.len(), &all, from);
+        means
     }
-    let Some(mean) = error.mean_axis(Axis(0)) else { return Array1::zeros(error.ncols()) };
-    let count = means.len() as f32;
-    if means.len() < 2 {
-        return Array1::zeros(error.ncols());
+
+    /// What results of the float weights `w` have over those of `weights` on codes, in the mean over all rows: made smaller
+    /// by as much as it differs from part to part, since what is only seen in some samples is not taken for a rule.
+    fn error(&self, w: &Array2<f32>, weights: &Array2<f32>, dense: Dense) -> Array1<f32> {
+        let missed = dense.dot(&self.coded.view(), &(w - weights).view());
+        let error = dense.dot(&self.lost.view(), &w.view()) + missed;
+        let (parts, mean) = (error.slice(s![..-1, ..]), error.row(error.nrows() - 1));
+        let count = parts.nrows() as f32;
+        if parts.nrows() < 2 {
+            return Array1::zeros(error.ncols());
+        }
+        Array1::from_shape_fn(error.ncols(), |n| {
+            let spread: f32 = parts.column(n).iter().map(|part| (part - mean[n]).powi(2)).sum();
+            let uncertain = spread / (count * (count - 1.0));
+            mean[n] * (1.0 - uncertain / mean[n].powi(2).max(f32::MIN_POSITIVE)).max(0.0)
+        })
     }
-    Array1::from_shape_fn(error.ncols(), |n| {
-        let spread: f32 = means.iter().map(|m| (m[n] - mean[n]).powi(2)).sum();
-        let uncertain = spread / (count * (count - 1.0));
-        mean[n] * (1.0 - uncertain / mean[n].powi(2).max(f32::MIN_POSITIVE)).max(0.0)
-    })
 }
 
 /// What was found for a group of channels.

@@ -46,16 +46,16 @@ pub struct Rounded {
     pub scales: Vec<f32>,
 }
 
-/// The weights nearest to `w` (`[K, N]`) that give the wanted results best: the solution of
-/// `(gram + λ) w' = cross + λ w`, with the factor of `gram + λ`.
-pub fn target(factor: &Factor, cross: &Array2<f64>, w: ArrayView2<'_, f64>) -> Array2<f64> {
-    let mut right = permuted(&(cross + &(&w * factor.lambda)), &factor.order);
+/// The weights nearest to `w` (`[K, N]`) that give the wanted results best: with `missed` for `Σ x (y − x · w) / rows`, what
+/// `w` itself leaves, the solution of `(gram + λ) (w' − w) = missed`.
+pub fn target(factor: &Factor, missed: &Array2<f64>, w: ArrayView2<'_, f64>) -> Array2<f64> {
+    let mut right = permuted(missed, &factor.order);
     factor.solve(&mut right);
-    let mut solved = Array2::zeros(right.raw_dim());
+    let mut target = w.to_owned();
     for (i, &k) in factor.order.iter().enumerate() {
-        solved.row_mut(k).assign(&right.row(i));
+        target.row_mut(k).scaled_add(1.0, &right.row(i));
     }
-    solved
+    target
 }
 
 /// The Cholesky factor of a damped normal matrix, rows and columns in the order in which weights are rounded, from the
@@ -66,8 +66,6 @@ pub struct Factor {
     lower: Array2<f64>,
     /// For each row the term.
     order: Vec<usize>,
-    /// What was added to the diagonal.
-    lambda: f64,
 }
 
 impl Factor {
@@ -80,7 +78,7 @@ impl Factor {
         order.sort_by(|&a, &b| gram[[a, a]].total_cmp(&gram[[b, b]]).then(b.cmp(&a)));
         let mut lower = Array2::from_shape_fn(gram.raw_dim(), |(i, j)| gram[[order[i], order[j]]]);
         lower.diag_mut().iter_mut().for_each(|d| *d += lambda);
-        cholesky(&mut lower).then_some(Factor { lower, order, lambda })
+        cholesky(&mut lower).then_some(Factor { lower, order })
     }
 
     /// Solves `L Lᵀ x = b` for every column.
@@ -317,7 +315,7 @@ mod tests {
     fn found(x: &Array2<f64>, y: &Array2<f64>, w: &Array2<f64>, damping: f64) -> (Array2<f64>, Factor) {
         let rows = x.nrows() as f64;
         let factor = Factor::of(&(x.t().dot(x) / rows), damping).unwrap();
-        (target(&factor, &(x.t().dot(y) / rows), w.view()), factor)
+        (target(&factor, &(x.t().dot(&(y - &x.dot(w))) / rows), w.view()), factor)
     }
 
     fn error(x: &Array2<f64>, y: &Array2<f64>, rounded: &Rounded) -> f64 {

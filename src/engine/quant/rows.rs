@@ -1,8 +1,6 @@
 //! The rows of a matrix product: what a Conv, Gemm or MatMul multiplies its weights with, at sampled positions.
 //! Knows nothing of codes.
 
-use ndarray::Array2;
-
 use crate::engine::graph::Node;
 use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::reach::Reach;
@@ -78,42 +76,47 @@ impl Geometry {
         Some(Reach::new(&windows, spatial))
     }
 
-    /// Rows of an operand for some groups from `group` on: `[rows, groups · terms]`; taps in pads are `pad`.
+    /// Rows of an operand for some groups from `group` on, to `out`: `[rows, groups · terms]`. What `real` makes of the
+    /// place in `rows` and an element stands there; taps in pads stand for `pad`.
     pub fn gather<T: Element>(
         &self,
         x: &Tensor,
         rows: &[usize],
         (group, groups): (usize, usize),
         pad: T,
-    ) -> Array2<T> {
-        let width = groups * self.terms;
-        let mut out = Array2::from_elem((rows.len(), width), pad);
-        let (data, to) = (x.slice::<T>(), out.as_slice_mut().expect("rows lie one after the other"));
+        out: &mut [f32],
+        real: impl Fn(usize, T) -> f32,
+    ) {
+        let width = (groups * self.terms).max(1);
+        let (data, to) = (x.slice::<T>(), rows.iter().zip(out.chunks_exact_mut(width)).enumerate());
         match &self.form {
             Form::Matrix { .. } => {
-                for (row, to) in rows.iter().zip(to.chunks_exact_mut(width.max(1))) {
-                    to.copy_from_slice(&data[row * self.terms..][..self.terms]);
+                for (i, (row, to)) in to {
+                    let from = &data[row * self.terms..][..self.terms];
+                    to.iter_mut().zip(from).for_each(|(to, &x)| *to = real(i, x));
                 }
             }
             Form::Windows { kernel, .. } => {
-                let Some(reach) = self.reach(x) else { return out };
+                let Some(reach) = self.reach(x) else { return };
                 let (channels, area) = (x.shape()[1], x.shape()[2..].iter().product::<usize>());
                 let taps: usize = kernel.iter().product();
                 let inner = self.terms / taps.max(1);
-                for (row, to) in rows.iter().zip(to.chunks_exact_mut(width.max(1))) {
+                for (i, (row, to)) in to {
+                    if taps > 1 {
+                        to.fill(real(i, pad));
+                    }
                     let (image, window) = (row / reach.windows(), row % reach.windows());
                     let index = reach.index(window);
                     let first = image * channels + group * inner;
                     let image = &data[first * area..][..groups * inner * area];
                     reach.for_each(&index, kernel, |tap, element| {
-                        for channel in 0..groups * inner {
-                            to[channel * taps + tap] = image[channel * area + element];
-                        }
+                        let of_tap = to[tap..].iter_mut().step_by(taps);
+                        let elements = image[element..].iter().step_by(area);
+                        of_tap.zip(elements).for_each(|(to, &x)| *to = real(i, x));
                     });
                 }
             }
         }
-        out
     }
 }
 
@@ -147,9 +150,11 @@ mod tests {
         assert_eq!((conv.groups, conv.outputs, conv.terms), (2, 1, 3));
         let x = Tensor::from_slice(&[1, 2, 1, 3], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0]);
         assert_eq!(conv.rows(&x), 3);
-        let got = conv.gather(&x, &[0, 2], (0, 2), 0f32);
-        assert_eq!(got.as_slice().unwrap(), [0., 1., 2., 0., 4., 5., 2., 3., 0., 5., 6., 0.]);
-        assert_eq!(conv.gather(&x, &[1], (1, 1), 0f32).as_slice().unwrap(), [4., 5., 6.]);
+        let mut got = [9f32; 12];
+        conv.gather(&x, &[0, 2], (0, 2), 0f32, &mut got, |_, x: f32| x);
+        assert_eq!(got, [0., 1., 2., 0., 4., 5., 2., 3., 0., 5., 6., 0.]);
+        conv.gather(&x, &[1, 0], (1, 1), 1f32, &mut got[..6], |row, x: f32| x + 10.0 * row as f32);
+        assert_eq!(got[..6], [4., 5., 6., 11., 14., 15.]);
         assert_eq!(conv.place(1, 0, 2), 5);
     }
 
@@ -158,7 +163,9 @@ mod tests {
         let x = Tensor::from_slice(&[2, 2, 2], &[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]);
         let matmul = Geometry::of(&node(Op::MatMul), &[2, 5]).unwrap();
         assert_eq!((matmul.rows(&x), matmul.place(0, 3, 1)), (4, 8));
-        assert_eq!(matmul.gather(&x, &[3], (0, 1), 0f32).as_slice().unwrap(), [7., 8.]);
+        let mut got = [0f32; 2];
+        matmul.gather(&x, &[3], (0, 1), 0f32, &mut got, |_, x: f32| x);
+        assert_eq!(got, [7., 8.]);
         let op = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
         let gemm = Geometry::of(&node(op), &[5, 2]).unwrap();
         assert_eq!((gemm.outputs, gemm.place(0, 3, 1)), (5, 7));

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::engine::kernels::isa::Isa;
+
 /// Most channels that are told apart.
 const CHANNELS_MAX: usize = 8192;
 
@@ -36,17 +38,56 @@ impl Channels {
         if self.largest.len() != channels {
             *self = Channels { largest: vec![0.0; channels], squares: vec![0.0; channels], count: 0 };
         }
-        for (n, run) in values.chunks_exact(inner).enumerate() {
-            let channel = n % channels;
-            let (mut most, mut squares) = (self.largest[channel], 0f64);
-            for &x in run {
-                most = most.max(x.abs());
-                squares += f64::from(x) * f64::from(x);
-            }
-            self.largest[channel] = most;
-            self.squares[channel] += squares;
-        }
+        Isa::best().vectorize(
+            #[inline(always)]
+            || match inner {
+                1 => values.chunks_exact(channels).for_each(|row| self.observe_row(row)),
+                _ => {
+                    for (n, run) in values.chunks_exact(inner).enumerate() {
+                        self.observe_run(n % channels, run);
+                    }
+                }
+            },
+        );
         self.count += (values.len() / channels) as u64;
+    }
+
+    /// Notes a value of each channel.
+    #[inline(always)]
+    fn observe_row(&mut self, row: &[f32]) {
+        for ((most, squares), &x) in self.largest.iter_mut().zip(&mut self.squares).zip(row) {
+            *most = most.max(x.abs());
+            *squares += f64::from(x) * f64::from(x);
+        }
+    }
+
+    /// Notes values of one channel, with sums in lanes: in an order of their own on every machine.
+    #[inline(always)]
+    fn observe_run(&mut self, channel: usize, run: &[f32]) {
+        const LANES: usize = 8;
+        let (mut most, mut squares) = ([0f32; LANES], [0f64; LANES]);
+        let mut see = |lane: usize, x: f32| {
+            most[lane] = most[lane].max(x.abs());
+            squares[lane] += f64::from(x) * f64::from(x);
+        };
+        let (blocks, rest) = run.as_chunks::<LANES>();
+        for block in blocks {
+            block.iter().enumerate().for_each(|(lane, &x)| see(lane, x));
+        }
+        rest.iter().enumerate().for_each(|(lane, &x)| see(lane, x));
+        self.largest[channel] = most.into_iter().fold(self.largest[channel], f32::max);
+        self.squares[channel] += squares.iter().sum::<f64>();
+    }
+
+    /// Adds what another has noted of other values.
+    pub fn merge(&mut self, other: Channels) {
+        if self.largest.len() != other.largest.len() {
+            *self = other;
+            return;
+        }
+        self.largest.iter_mut().zip(other.largest).for_each(|(most, x)| *most = most.max(x));
+        self.squares.iter_mut().zip(other.squares).for_each(|(sum, x)| *sum += x);
+        self.count += other.count;
     }
 
     /// How unlike the channels are; `None` where fewer than three hold anything.

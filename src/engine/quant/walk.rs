@@ -7,6 +7,7 @@ use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, Value, ValueId};
+use crate::engine::quant::abreast;
 use crate::engine::quant::samples::Feeds;
 use crate::engine::tensor::{DType, Tensor};
 
@@ -67,14 +68,13 @@ impl Walk {
             let part = part(graph, &own, &made, &wanted, &dtype);
             let session = Session::new(part.graph, self.options.clone())?;
             let names: Vec<String> = part.inputs.iter().map(|&v| graph.value(v).name.clone()).collect();
-            for batch in 0..self.batches {
-                let feeds: Vec<(&str, &Tensor)> = part
-                    .inputs
-                    .iter()
-                    .zip(&names)
-                    .map(|(v, name)| (name.as_str(), &self.values[v][batch]))
-                    .collect();
-                for (&value, tensor) in wanted.iter().zip(session.run(&feeds)?) {
+            let run = |batch: usize| {
+                let operands = part.inputs.iter().zip(&names);
+                let feeds = operands.map(|(v, name)| (name.as_str(), &self.values[v][batch]));
+                session.run(&feeds.collect::<Vec<_>>())
+            };
+            for results in abreast::each((0..self.batches).collect(), run) {
+                for (&value, tensor) in wanted.iter().zip(results?) {
                     self.values.entry(value).or_default().push(tensor);
                 }
             }

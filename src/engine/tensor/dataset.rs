@@ -175,6 +175,13 @@ pub struct Batch {
     pub inputs: Vec<(String, Tensor)>,
 }
 
+impl Batch {
+    /// The inputs as a run takes them.
+    pub fn feeds(&self) -> Vec<(&str, &Tensor)> {
+        self.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+    }
+}
+
 impl Dataset {
     /// Opens a file for a model. Reads headers, labels and slices; the samples stay where they are.
     ///

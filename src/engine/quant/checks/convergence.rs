@@ -60,6 +60,20 @@ impl SampleRanges {
         ranges.extend(samples.iter().take(room).map(with_zero));
     }
 
+    /// Adds the samples of other runs, after those that are there.
+    pub fn append(&mut self, other: SampleRanges) {
+        for (value, ranges) in other.values {
+            match (self.values.entry(value).or_insert_with(|| Some(Vec::new())), ranges) {
+                (entry, None) => *entry = None,
+                (None, _) => {}
+                (Some(all), Some(more)) => {
+                    let room = SAMPLES_MAX.saturating_sub(all.len());
+                    all.extend(more.into_iter().take(room));
+                }
+            }
+        }
+    }
+
     /// How wide ranges are with fewer samples; `None` where nothing can be told.
     pub fn convergence(&self) -> Option<Convergence> {
         let samples = self.values.values().flatten().map(Vec::len).max()?;

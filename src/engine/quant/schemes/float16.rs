@@ -43,7 +43,7 @@ pub fn look(
     for batch in reader.batches(batch)? {
         let batch = batch?;
         batch.inputs.iter().for_each(|(name, tensor)| eye.observe(name, tensor.view()));
-        let feeds: Vec<_> = batch.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let feeds = batch.feeds();
         let ran = session.run_tapped(&feeds, &mut eye);
         ran.map_err(|source| RunError::Run { sample: batch.first, source })?;
         if !on_samples(batch.first + batch.samples) {
