@@ -22,6 +22,8 @@ const REFRESH: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_secs(10);
 /// How long the provider may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// So often it may send us elsewhere.
+const REDIRECTS_MAX: usize = 3;
 /// Longest answer of the provider.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Longest token. Providers that list groups make long ones.
@@ -118,7 +120,10 @@ impl Tokens {
         // Another may be installed only by somebody who links this crate; then that one checks.
         let _ = provider().install_default();
         let client = url.map(|_| {
-            let redirects = reqwest::redirect::Policy::limited(3);
+            let redirects = reqwest::redirect::Policy::custom(|attempt| {
+                let (far, open) = (attempt.previous().len() > REDIRECTS_MAX, !may_ask(attempt.url().as_str()));
+                if far || open { attempt.stop() } else { attempt.follow() }
+            });
             reqwest::Client::builder().timeout(PATIENCE).redirect(redirects).build()
         });
         let client = client.transpose();

@@ -3,7 +3,6 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
-use tokio::sync::Semaphore;
 use utoipa::ToSchema;
 
 use crate::api::error::Problem;
@@ -12,9 +11,6 @@ use crate::engine::pipeline::dry_run::{self, DryRun};
 use crate::engine::pipeline::{self, Request};
 use crate::service::store::Wanted;
 use crate::service::store::blobs::Pin;
-
-/// So many dry runs are computed at a time; others wait. Each holds a model in memory.
-static AT_ONCE: Semaphore = Semaphore::const_new(2);
 
 /// What a job would do.
 #[derive(Serialize, ToSchema)]
@@ -146,11 +142,9 @@ pub(crate) async fn answer(
             *pin = Some(shared.blobs.pin(shared.catalog.dataset(wanted).await?.sha256).await?);
         }
     }
-    let permit = AT_ONCE.acquire().await.map_err(Problem::internal)?;
     let memory_bytes_max = shared.limits.model_memory_bytes;
     let threads = shared.limits.job_threads;
     let run = uploads::blocking(move || {
-        let _permit = permit;
         let [calibration, evaluation] = &pins;
         let request = Request {
             model: file.path(),

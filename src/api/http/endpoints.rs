@@ -314,7 +314,7 @@ pub(crate) async fn put(
     };
     let endpoint = shared.catalog.change_endpoint(&name, change, expect).await?;
     let new = endpoint.created_at == endpoint.updated_at;
-    shared.registry.follow().await.map_err(Problem::internal)?;
+    shared.registry.follow().await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     tracing::info!(endpoint = %name, revision = endpoint.revision, "Endpoint {name} has changed");
     let mut response = (status, one(&shared, endpoint)).into_response();
@@ -408,7 +408,7 @@ pub(crate) async fn delete(
     let name: Name = name.parse()?;
     let expect = expectation(&headers)?;
     shared.catalog.delete_endpoint(&name, expect, &by.text()).await?;
-    shared.registry.follow().await.map_err(Problem::internal)?;
+    shared.registry.follow().await?;
     tracing::info!(endpoint = %name, "Endpoint {name} is deleted");
     Ok(StatusCode::NO_CONTENT)
 }

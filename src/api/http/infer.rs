@@ -188,7 +188,12 @@ async fn decode_aside(
     served: &Arc<Served>,
 ) -> Result<InferRequest, Problem> {
     // Raw tensors are copied at most, which is quick; text must be read number by number.
-    let large = matches!(framing, Framing::Json) && body.bytes().len() > ASIDE_BYTES;
+    let text = match framing {
+        Framing::Json => body.bytes().len(),
+        Framing::Binary(json_bytes) => json_bytes,
+        Framing::Raw => 0,
+    };
+    let large = text > ASIDE_BYTES;
     let served = Arc::clone(served);
     let work = move || {
         let ports: Vec<_> = served.inputs.iter().map(wire_port).collect();

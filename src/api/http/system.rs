@@ -172,7 +172,7 @@ pub(crate) async fn system(State(shared): State<Shared>) -> Result<Json<System>,
             threads: about.serving_threads,
             endpoints: entries.len(),
             versions_ready: ready().count(),
-            versions_failed: states().filter(|s| matches!(s, registry::State::Failed(_))).count(),
+            versions_failed: states().filter(|s| matches!(s, registry::State::Failed(..))).count(),
             weight_bytes: ready().map(|served| served.weight_bytes).sum(),
         },
         jobs: Jobs {

@@ -9,7 +9,7 @@ use axum::http::HeaderMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use futures::{Stream, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::api::Context;
 use crate::api::error::Problem;
@@ -181,10 +181,19 @@ async fn inspected(
     Ok((pin, info))
 }
 
-/// Does work that blocks where it holds nobody up.
+/// So many files are looked into at a time; others wait. Each holds a model in memory.
+static AT_ONCE: Semaphore = Semaphore::const_new(2);
+
+/// Looks into a file where it holds nobody up.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, pipeline::Error> + Send + 'static,
 ) -> Result<T, Problem> {
+    let permit = AT_ONCE.acquire().await.map_err(Problem::internal)?;
+    let work = move || {
+        // Until it ends, also where the client hangs up.
+        let _permit = permit;
+        work()
+    };
     let done = tokio::task::spawn_blocking(work).await;
     Ok(done.map_err(|panic| Problem::internal(format!("looking into a file: {panic}")))??)
 }

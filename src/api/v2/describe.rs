@@ -163,7 +163,7 @@ pub(crate) fn loaded(
 ) -> Result<Vec<Arc<Served>>, Problem> {
     let ready = |state: &Loaded| match state {
         Loaded::Ready(served) => Some(Arc::clone(served)),
-        Loaded::Loading | Loaded::Failed(_) | Loaded::Unloaded | Loaded::Evicted => None,
+        Loaded::Loading | Loaded::Failed(..) | Loaded::Unloaded | Loaded::Evicted => None,
     };
     let Some(name) = name else {
         let all = shared.registry.all();

@@ -123,7 +123,33 @@ fn outcome(code: Code) -> Outcome {
     match code {
         Code::QueueFull | Code::Overloaded | Code::NotReady => Outcome::Rejected,
         Code::Deadline => Outcome::Deadline,
-        Code::Internal => Outcome::Error,
-        _ => Outcome::Invalid,
+        Code::Internal | Code::StorageFull | Code::StorageUnavailable => Outcome::Error,
+        Code::BadRequest
+        | Code::MalformedJson
+        | Code::BadInput
+        | Code::DigestMismatch
+        | Code::Unauthenticated
+        | Code::Forbidden
+        | Code::RateLimited
+        | Code::NoRoute
+        | Code::NotFound
+        | Code::MethodNotAllowed
+        | Code::InUse
+        | Code::AlreadyFinished
+        | Code::NotFinished
+        | Code::RevisionMismatch
+        | Code::QuotaExceeded
+        | Code::UploadOffset
+        | Code::UploadBusy
+        | Code::ChecksumMismatch
+        | Code::TusVersion
+        | Code::TooLarge
+        | Code::UnsupportedMedia
+        | Code::BadRange
+        | Code::BadModel
+        | Code::BadData
+        | Code::BadRecipe
+        | Code::KeyReused
+        | Code::NotImplemented => Outcome::Invalid,
     }
 }

@@ -88,7 +88,7 @@ pub(crate) async fn load<E: std::error::Error>(
             tracing::info!(endpoint = %name, revision = endpoint.revision, "Endpoint {name} has changed");
         }
     }
-    shared.registry.reload(name).await.map_err(Problem::internal)?;
+    shared.registry.reload(name).await?;
     let served = shared.registry.find(name, None)?;
     config.map_or(Ok(()), |config| check_ports(&config, &Ports::of(&served.inputs, &served.outputs)))
 }

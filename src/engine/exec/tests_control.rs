@@ -76,6 +76,20 @@ impl Operator for Places {
     }
 }
 
+/// Two threes, of nothing.
+#[derive(Debug)]
+struct Threes;
+
+impl Operator for Threes {
+    fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
+        Ok(vec![(DType::F32, vec![2])])
+    }
+
+    fn run(&self, _: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
+        Ok(vec![Tensor::from_slice(&[2], &[3.0f32; 2])])
+    }
+}
+
 fn run(graph: Graph, inputs: &[(&str, Tensor)]) -> Vec<Tensor> {
     let session = Session::new(graph, Options::default()).unwrap();
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (*n, t)).collect();
@@ -100,6 +114,18 @@ fn positives() -> Graph {
     let op = Op::Reduce { kind: Reduce::Sum, keep_dims: false, noop_with_empty_axes: false };
     let sum = g.node("sum", op, &[doubled]);
     g.done(&[doubled, sum])
+}
+
+#[test]
+fn an_operator_may_read_nothing() {
+    let mut g = Maker::default();
+    let attributes = Attributes::default();
+    let x = g.input("x", DType::F32, vec![Dim::Known(2)]);
+    let other = Other { name: "Threes", domain: "", operator: Arc::new(Threes), attributes };
+    let threes = g.node("threes", Op::Other(other), &[]);
+    let sum = g.node("sum", Op::Binary(Binary::Add), &[x, threes]);
+    let results = run(g.done(&[sum]), &[("x", Tensor::from_slice(&[2], &[1.0f32, 2.0]))]);
+    assert_eq!(results[0].slice::<f32>(), [4.0, 5.0]);
 }
 
 #[test]

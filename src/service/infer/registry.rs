@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::engine::exec::Options;
 use crate::service::infer::batcher::Batcher;
@@ -48,6 +48,10 @@ pub struct Entry {
     picker: Arc<Picker>,
 }
 
+/// How long a version that cannot be loaded is left alone: a look at the catalog comes every few seconds where several
+/// processes share it.
+pub const RETRY: Duration = Duration::from_secs(60);
+
 /// What became of one version of an endpoint.
 #[derive(Clone)]
 pub enum State {
@@ -55,20 +59,12 @@ pub enum State {
     Ready(Arc<Served>),
     /// Is being loaded.
     Loading,
-    /// Cannot be loaded, and why.
-    Failed(String),
+    /// Cannot be loaded: why, and since when. Tried again after [`RETRY`], and where the endpoint changes.
+    Failed(String, Instant),
     /// Was taken out of memory by `/v2/repository/models/NAME/unload`.
     Unloaded,
     /// Made room for others; the next request loads it again.
     Evicted,
-}
-
-/// Why the registry could not follow the catalog.
-#[derive(Debug, thiserror::Error)]
-pub enum FollowError {
-    /// The catalog did not answer.
-    #[error(transparent)]
-    Catalog(#[from] store::Error),
 }
 
 impl Registry {
@@ -259,8 +255,7 @@ impl Registry {
     pub fn unload(&self, name: &str) -> Result<(), Error> {
         let (entry, _) = self.entry(name, None)?;
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        let versions = entry.versions.keys().map(|&v| (v, State::Unloaded)).collect();
-        self.set(Entry { versions, ..Entry::clone(&entry) });
+        self.set(Entry::clone(&entry));
         Ok(())
     }
 
@@ -268,8 +263,14 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::follow`].
-    pub async fn reload(&self, name: &str) -> Result<(), FollowError> {
+    pub async fn reload(&self, name: &str) -> Result<(), store::Error> {
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Ok((entry, _)) = self.entry(name, None) {
+            let mut entry = Entry::clone(&entry);
+            // Asked for, a failure is no reason to wait.
+            entry.versions.retain(|_, state| !matches!(state, State::Failed(..)));
+            self.set(entry);
+        }
         self.follow().await
     }
 
@@ -291,9 +292,8 @@ impl Registry {
     /// Makes memory what the catalog says, now.
     ///
     /// # Errors
-    /// [`FollowError`] where the catalog does not answer. A version that cannot be loaded is
-    /// [`State::Failed`] and no error.
-    pub async fn follow(&self) -> Result<(), FollowError> {
+    /// Where the catalog does not answer. A version that cannot be loaded is [`State::Failed`] and no error.
+    pub async fn follow(&self) -> Result<(), store::Error> {
         let _one = self.following.lock().await;
         let mut names = HashSet::new();
         let mut page = Page::first(Page::LIMIT_MAX);
@@ -318,6 +318,7 @@ impl Registry {
         let name = endpoint.name.to_string();
         let before = self.entry(&name, None).ok().map(|(entry, _)| entry);
         let unloaded = self.unloaded.read().unwrap_or_else(PoisonError::into_inner).contains(&name);
+        let same = before.as_ref().is_some_and(|before| before.endpoint.revision == endpoint.revision);
         let mut versions = BTreeMap::new();
         let mut to_load = Vec::new();
         for source in &endpoint.versions {
@@ -330,6 +331,9 @@ impl Registry {
                     State::Ready(served)
                 }
                 Some(State::Evicted) => State::Evicted,
+                Some(State::Failed(reason, since)) if same && since.elapsed() < RETRY => {
+                    State::Failed(reason, since)
+                }
                 _ => {
                     to_load.push(source.clone());
                     State::Loading
@@ -370,7 +374,7 @@ impl Registry {
             Err(reason) => {
                 let (name, version) = (&endpoint.name, source.version);
                 tracing::warn!(endpoint = %name, %version, %reason, "Endpoint {name} version {version} cannot be loaded: {reason}");
-                State::Failed(reason)
+                State::Failed(reason, Instant::now())
             }
         }
     }
@@ -411,6 +415,10 @@ impl Registry {
         let metrics = Arc::clone(&self.metrics);
         let (tell, loaded) = tokio::sync::oneshot::channel();
         self.loader.spawn(move || {
+            // Who asked may be gone by the time that the loader comes to it.
+            if tell.is_closed() {
+                return;
+            }
             let statistics = statistics.as_ref().map(blobs::Pin::path);
             let files = match &int8 {
                 Some(int8) => Files { main: int8.path(), twin: Some(float.path()), statistics },
@@ -438,8 +446,14 @@ impl Registry {
         self.blobs.pin(digest).await.map_err(|e| e.to_string())
     }
 
-    fn set(&self, entry: Entry) {
+    /// Serves an entry from now on; what was unloaded meanwhile stays so.
+    fn set(&self, mut entry: Entry) {
         let name = entry.endpoint.name.to_string();
+        // Held until the entry is in its place: who unloads after that finds it there.
+        let unloaded = self.unloaded.read().unwrap_or_else(PoisonError::into_inner);
+        if unloaded.contains(&name) {
+            entry.versions.values_mut().for_each(|state| *state = State::Unloaded);
+        }
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(entry));
     }
 }
@@ -470,7 +484,7 @@ impl State {
         match self {
             State::Ready(_) => "READY",
             State::Loading => "LOADING",
-            State::Failed(_) | State::Unloaded | State::Evicted => "UNAVAILABLE",
+            State::Failed(..) | State::Unloaded | State::Evicted => "UNAVAILABLE",
         }
     }
 
@@ -480,7 +494,7 @@ impl State {
         match self {
             State::Ready(_) => String::new(),
             State::Loading => "it is being loaded".to_owned(),
-            State::Failed(reason) => reason.clone(),
+            State::Failed(reason, _) => reason.clone(),
             State::Unloaded => "unloaded".to_owned(),
             State::Evicted => "it made room for others; the next request loads it again".to_owned(),
         }

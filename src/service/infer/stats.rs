@@ -67,9 +67,12 @@ pub struct Figures {
     pub compute: Tally,
     /// See [`Spent::output`].
     pub output: Tally,
-    /// By number of samples in the run.
+    /// By number of samples in the run; large numbers stand under the next power of two.
     pub batches: BTreeMap<usize, BatchTally>,
 }
+
+/// Runs of up to so many samples are counted by their exact number.
+const SIZES_MAX: usize = 1024;
 
 /// The counters. Many threads write; a lock for some nanoseconds twice a request is not seen beside a run.
 #[derive(Debug, Default)]
@@ -81,7 +84,9 @@ impl Stats {
         let mut figures = self.lock();
         figures.execution_count += 1;
         figures.inference_count += samples as u64;
-        let batch = figures.batches.entry(samples).or_default();
+        // A client chooses how many samples a request has: each number by itself would be kept for ever.
+        let rounded = if samples > SIZES_MAX { samples.next_power_of_two() } else { samples };
+        let batch = figures.batches.entry(rounded).or_default();
         batch.merge.add(merge);
         batch.compute.add(compute);
         batch.split.add(split);

@@ -78,7 +78,7 @@ struct Shared {
     root: PathBuf,
     /// How often each blob is pinned. Renaming into place and unlinking happen under `gate`.
     pins: Mutex<HashMap<Digest, usize>>,
-    /// Blobs that no record refers to but that somebody reads: to be removed when they are not pinned any more.
+    /// Blobs that perhaps no record refers to: to be removed, where that is so, when they are not pinned any more.
     doomed: Mutex<HashSet<Digest>>,
     gate: tokio::sync::Mutex<()>,
     _lock: fs::File,
@@ -98,6 +98,8 @@ pub struct Pin {
     digest: Digest,
     bytes: u64,
     path: PathBuf,
+    /// Whether it was written for a row that may never come.
+    written: bool,
     /// Keeps other processes from removing a blob that was written here.
     _held: Option<Held>,
 }
@@ -142,6 +144,10 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
+        if self.written {
+            // Where the row was refused, or whoever wrote it went away, nobody else knows of the blob.
+            self.shared.doomed.lock().unwrap_or_else(PoisonError::into_inner).insert(self.digest);
+        }
         let mut pins = self.shared.pins.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = pins.get_mut(&self.digest) {
             *count -= 1;
@@ -310,7 +316,7 @@ impl Blobs {
         self.shared.remote.is_some()
     }
 
-    /// Tries again to remove what was being read when it was discarded.
+    /// Tries again to remove what was being read when it was discarded, and what was written for rows that never came.
     ///
     /// # Errors
     /// As [`Blobs::discard`].
@@ -537,15 +543,16 @@ impl BlobWriter {
     pub async fn finish(self, expected: Option<Digest>) -> Result<Pin, Error> {
         self.expect(expected)?;
         let digest = self.digest();
-        let Some(remote) = self.shared.remote.clone() else { return self.place(digest, None).await };
+        let Some(remote) = self.shared.remote.clone() else {
+            let mut pin = self.place(digest, None).await?;
+            pin.written = true;
+            return Ok(pin);
+        };
         let hold = remote.hold(digest).await?;
         let held = Held { remote: remote.clone(), hold, runtime: tokio::runtime::Handle::current() };
-        let shared = Arc::clone(&self.shared);
-        let pin = self.place(digest, Some(held)).await?;
-        if let Err(error) = remote.upload(digest, &pin.path, pin.bytes).await {
-            shared.doomed.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
-            return Err(error.into());
-        }
+        let mut pin = self.place(digest, Some(held)).await?;
+        pin.written = true;
+        remote.upload(digest, &pin.path, pin.bytes).await?;
         Ok(pin)
     }
 
@@ -602,7 +609,7 @@ fn pin(shared: &Arc<Shared>, digest: Digest, bytes: u64, path: PathBuf, held: Op
         let number = uses.0;
         uses.1.insert(digest, number);
     }
-    Pin { shared: Arc::clone(shared), digest, bytes, path, _held: held }
+    Pin { shared: Arc::clone(shared), digest, bytes, path, written: false, _held: held }
 }
 
 fn failed(tried: &'static str, path: &Path, source: io::Error) -> Error {
@@ -713,6 +720,23 @@ mod tests {
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 1);
         assert_eq!(kept(scratch.folder.path()), 0);
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 0, "again does no harm");
+    }
+
+    #[tokio::test]
+    async fn what_gets_no_row_goes_with_its_pin() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let blobs = Blobs::open(scratch.folder.path()).unwrap();
+        let refused = blobs.put(b"refused").await.unwrap();
+        let model = blobs.put(b"model").await.unwrap();
+        assert_eq!(blobs.discard_doomed(catalog).await.unwrap(), 0, "a row may come yet");
+        catalog.create_model(new_model("m", model.digest())).await.unwrap();
+        let reader = blobs.pin(refused.digest()).await.unwrap();
+        drop((refused, model));
+        assert_eq!(blobs.discard_doomed(catalog).await.unwrap(), 0, "somebody reads it");
+        drop(reader);
+        assert_eq!(blobs.discard_doomed(catalog).await.unwrap(), 1);
+        assert_eq!(kept(scratch.folder.path()), 1);
     }
 
     /// Two processes that share a store: each with a folder of its own.

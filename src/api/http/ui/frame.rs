@@ -200,7 +200,7 @@ pub(crate) fn state_chip(state: &Loaded) -> String {
     match state {
         Loaded::Ready(_) => chip("good", "ready"),
         Loaded::Loading => chip("busy", "loading"),
-        Loaded::Failed(_) => chip("bad", "failed"),
+        Loaded::Failed(..) => chip("bad", "failed"),
         Loaded::Unloaded => chip("wait", "unloaded"),
         Loaded::Evicted => chip("wait", "made room"),
     }
