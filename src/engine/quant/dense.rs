@@ -1,12 +1,15 @@
 //! Products of matrices for the rounding of weights: the same numbers on every machine. Knows nothing of layers.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 
 use crate::engine::kernels::gemm_f32::matmul_f32;
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::layout::nchw_to_nhwc;
 
 /// Rows that are summed in f32; sums of them in f64.
 const PART: usize = 512;
+/// Columns of a symmetric product that are computed together.
+const STRIPE: usize = 384;
 /// A product with fewer columns leaves most of a tile empty.
 const COLUMNS_MIN: usize = 8;
 
@@ -43,9 +46,38 @@ impl Dense {
     pub fn product(self, a: &ArrayView2<'_, f32>, b: &ArrayView2<'_, f32>) -> Array2<f64> {
         let mut sum = Array2::<f64>::zeros((a.ncols(), b.ncols()));
         for (a, b) in a.axis_chunks_iter(Axis(0), PART).zip(b.axis_chunks_iter(Axis(0), PART)) {
-            sum.zip_mut_with(&self.dot(&a.t(), &b), |sum, &x| *sum += f64::from(x));
+            sum.zip_mut_with(&self.dot(&self.transposed(&a).view(), &b), |sum, &x| *sum += f64::from(x));
         }
         sum / a.nrows().max(1) as f64
+    }
+
+    /// `aᵀ a / rows`, as [`Dense::product`]: the lower triangle in stripes, the other is the same.
+    pub fn gram(self, a: &ArrayView2<'_, f32>) -> Array2<f64> {
+        let n = a.ncols();
+        let mut sum = Array2::<f64>::zeros((n, n));
+        for a in a.axis_chunks_iter(Axis(0), PART) {
+            let across = self.transposed(&a);
+            for from in (0..n).step_by(STRIPE) {
+                let to = (from + STRIPE).min(n);
+                let part = self.dot(&across.slice(s![from.., ..]), &a.slice(s![.., from..to]));
+                sum.slice_mut(s![from.., from..to]).zip_mut_with(&part, |sum, &x| *sum += f64::from(x));
+            }
+        }
+        for i in 0..n {
+            for j in i + 1..n {
+                sum[[i, j]] = sum[[j, i]];
+            }
+        }
+        sum / a.nrows().max(1) as f64
+    }
+
+    fn transposed(self, a: &ArrayView2<'_, f32>) -> Array2<f32> {
+        let (rows, columns) = a.dim();
+        let mut out = Array2::zeros((columns, rows));
+        let a = a.as_standard_layout();
+        let (a, to) = (a.as_slice().expect("it is contiguous"), out.as_slice_mut().expect("it is contiguous"));
+        nchw_to_nhwc(self.isa, a, 1, rows, columns, to, self.threads);
+        out
     }
 }
 

@@ -29,7 +29,7 @@ const HELD_DB: f64 = 10.0;
 /// Batches that the damage is measured over where there is one candidate.
 const FEW_BATCHES: usize = 2;
 /// Elements of a result that are looked at, about, and the items (indices of the first axis) that they come from at least.
-const RESULTS: usize = 1 << 22;
+const RESULTS: usize = 1 << 21;
 const ITEMS_MIN: usize = 16;
 
 /// What the codes of one value do to one operator that reads them.

@@ -471,21 +471,21 @@ impl<'a> Task<'a> {
         let wanted = dot(&judged.0, w);
         let means = self.corrects.then(|| Means::of(find, parts));
         // Each as it is, and with its mean error taken out.
-        let mut best: Option<(f64, usize, Array1<f32>)> = None;
-        for (c, candidate) in candidates.iter().enumerate() {
+        let errors = |candidate| {
             let weights = weigh(candidate);
             let (off, squares) = moments(&(dot(&judged.1, &weights) - &wanted));
-            let mut shifts = vec![Array1::zeros(w.ncols())];
-            shifts.extend(means.as_ref().map(|means| means.error(w, &weights, dense)));
-            for shift in shifts {
+            let corrected = means.as_ref().map(|means| means.error(w, &weights, dense));
+            let shifts = std::iter::once(Array1::zeros(w.ncols())).chain(corrected);
+            let error = |shift: Array1<f32>| {
                 let wide = shift.mapv(f64::from);
-                let error = (&squares + &(&wide * &(2.0 * &off + &(rows * &wide)))).sum();
-                if best.as_ref().is_none_or(|(least, ..)| error < *least) {
-                    best = Some((error, c, shift));
-                }
-            }
-        }
-        let (_, c, shift) = best?;
+                ((&squares + &(&wide * &(2.0 * &off + &(rows * &wide)))).sum(), shift)
+            };
+            shifts.map(error).collect::<Vec<_>>()
+        };
+        let errors: Vec<Vec<(f64, Array1<f32>)>> = candidates.par_iter().map(errors).collect();
+        let all = errors.into_iter().enumerate().flat_map(|(c, of)| of.into_iter().map(move |e| (c, e)));
+        // The first of equal ones.
+        let (c, (_, shift)) = all.min_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b))?;
         let lost = weigh(&candidates[c]) - w;
         let (sums, squares) = moments(&dot(&judged.0, &lost));
         let operand = dot(&(&judged.1 - &judged.0), w);
@@ -515,40 +515,42 @@ impl<'a> Task<'a> {
             (true, Some(mean)) => a - &mean,
             _ => a.clone(),
         };
-        let x = centre(coded);
+        let (x, real) = rayon::join(|| centre(coded), || centre(real));
         let (terms, outputs) = w.dim();
         let free = terms <= rounding::BLOCK && self.axis.is_some();
         let limits = Limits { max_code: self.max_code, scales: if free { least } else { scales }, free };
-        // What the float weights miss on the operand as it comes, where that is looked at.
-        let lost = centre(real) - &x;
-        let mut missing = [Some(dense.dot(&lost.view(), &w.view())), None];
-        let mut found = vec![(Array2::zeros((terms, outputs)), scales.to_vec()); missing.len()];
-        for from in (0..terms).step_by(rounding::BLOCK) {
-            let to = (from + rounding::BLOCK).min(terms);
-            let (x, w) = (x.slice(s![.., from..to]), w.slice(s![from..to, ..]));
-            let wide = w.mapv(f64::from);
-            let gram = dense.product(&x, &x);
-            let factor = Factor::of(&gram, DAMPING)?;
-            for (missing, (codes, scales)) in missing.iter_mut().zip(&mut found) {
+        let blocks: Vec<usize> = (0..terms).step_by(rounding::BLOCK).collect();
+        let span = |from: usize| from..(from + rounding::BLOCK).min(terms);
+        let factor = |&from: &usize| Factor::of(&dense.gram(&x.slice(s![.., span(from)])), DAMPING);
+        let factors: Vec<Factor> = blocks.par_iter().map(factor).collect::<Option<_>>()?;
+        let round = |mut missing: Option<Array2<f32>>| {
+            let (mut codes, mut scales) = (Array2::zeros((terms, outputs)), scales.to_vec());
+            for (&from, factor) in blocks.iter().zip(&factors) {
+                let (x, w) = (x.slice(s![.., span(from)]), w.slice(s![span(from), ..]));
+                let wide = w.mapv(f64::from);
                 let target = missing.as_ref().map(|missing| {
-                    rounding::target(&factor, &dense.product(&x, &missing.view()), wide.view())
+                    rounding::target(factor, &dense.product(&x, &missing.view()), wide.view())
                 });
-                let rounded = rounding::round(target.as_ref().unwrap_or(&wide), &factor, limits);
-                if to < terms {
+                let rounded = rounding::round(target.as_ref().unwrap_or(&wide), factor, limits);
+                if span(from).end < terms {
                     let off = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
                         w[[k, n]] - rounded.codes[[k, n]] as f32 * rounded.scales[n]
                     });
                     let made = dense.dot(&x, &off.view());
-                    *missing = Some(match missing.take() {
+                    missing = Some(match missing {
                         Some(missing) => missing + made,
                         None => made,
                     });
                 }
-                codes.slice_mut(s![from..to, ..]).assign(&rounded.codes);
-                *scales = rounded.scales;
+                codes.slice_mut(s![span(from), ..]).assign(&rounded.codes);
+                scales = rounded.scales;
             }
-        }
-        Some(found)
+            (codes, scales)
+        };
+        // What the float weights miss on the operand as it comes, where that is looked at.
+        let missed = || dense.dot(&(real - &x).view(), &w.view());
+        let (good, own) = rayon::join(|| round(Some(missed())), || round(None));
+        Some(vec![good, own])
     }
 
     /// Puts what was found into the graph.

@@ -6,7 +6,7 @@
 //! those to come, is Babai's nearest plane (1986); GPTQ (Frantar et al. 2022) does the same by another route. Written with
 //! the Cholesky factor of the normal matrix, it needs no inverse.
 
-use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis, Zip, s};
 use rayon::prelude::*;
 
 /// Terms that are rounded together; more are taken in turns. Bounds time (`K³`) and memory (`K²`).
@@ -139,14 +139,25 @@ fn cholesky(a: &mut Array2<f64>) -> bool {
             if !(pivot > 0.0 && pivot.is_finite()) {
                 return false;
             }
-            let pivot = pivot.sqrt();
-            a[[j, j]] = pivot;
-            for i in j + 1..n {
+            a[[j, j]] = pivot.sqrt();
+            for i in j + 1..to {
                 let dot = a.slice(s![i, from..j]).dot(&a.slice(s![j, from..j]));
-                a[[i, j]] = (a[[i, j]] - dot) / pivot;
+                a[[i, j]] = (a[[i, j]] - dot) / a[[j, j]];
             }
         }
         if to < n {
+            let (above, mut below) = a.view_mut().split_at(Axis(0), to);
+            let square = above.slice(s![from.., from..to]).to_owned();
+            let rows: Vec<_> = below.axis_iter_mut(Axis(0)).collect();
+            rows.into_par_iter().with_min_len(STEP).for_each(|mut row| {
+                let mut row = row.slice_mut(s![from..to]);
+                let row = row.as_slice_mut().expect("rows are contiguous");
+                for (j, pivots) in square.rows().into_iter().enumerate() {
+                    let pivots = pivots.to_slice().expect("rows are contiguous");
+                    let dot: f64 = row[..j].iter().zip(pivots).map(|(x, l)| x * l).sum();
+                    row[j] = (row[j] - dot) / pivots[j];
+                }
+            });
             let panel = a.slice(s![to.., from..to]).to_owned();
             // The lower triangle only, in stripes.
             let mut rest = a.slice_mut(s![to.., to..]);
@@ -262,12 +273,15 @@ fn nearest_planes(
         ndarray::linalg::general_mat_mul(1.0, &factor.t(), &lost.slice(s![to.., ..]), 0.0, &mut pull);
         for i in (from..to).rev() {
             let pivot = lower[[i, i]];
-            for n in 0..outputs {
-                let want = target[[i, n]] + pull[[i - from, n]] / pivot;
-                let code = (want / scales[n]).round_ties_even().clamp(-most, most);
-                codes[[i, n]] = code;
-                lost[[i, n]] = target[[i, n]] - code * scales[n];
-            }
+            Zip::from(codes.row_mut(i))
+                .and(lost.row_mut(i))
+                .and(target.row(i))
+                .and(pull.row(i - from))
+                .and(scales)
+                .for_each(|code, lost, &target, &pull, &scale| {
+                    *code = nearest((target + pull / pivot) / scale).clamp(-most, most);
+                    *lost = target - *code * scale;
+                });
             for above in from..i {
                 let l = lower[[i, above]];
                 let mut row = pull.row_mut(above - from);
@@ -276,6 +290,13 @@ fn nearest_planes(
         }
     }
     codes
+}
+
+/// The nearest whole number, the even one of two, of a magnitude below 2^51: a sum that leaves no room for a fraction. What
+/// the library does takes a call for each.
+fn nearest(x: f64) -> f64 {
+    const ROOM: f64 = 6_755_399_441_055_744.0;
+    if x.abs() < 1e15 { (x + ROOM) - ROOM } else { x.round_ties_even() }
 }
 
 /// `|Lᵀ (s q − target)|²` of each output.
