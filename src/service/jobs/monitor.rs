@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::engine::pipeline::{Phase, Progress};
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::JobProgress;
 
 /// Hears of the work and stops it. Lives on both sides: the engine's threads write, the worker reads.

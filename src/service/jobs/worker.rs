@@ -15,7 +15,7 @@ use super::outcome::{gone, job_error, new_artifact, panic_text, storage};
 use super::queue::{self, Queue};
 use super::{goes_on, stopped};
 use crate::engine::pipeline::{self, Outcome, Progress, Request};
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Digest, Finish, Job, JobError, JobErrorCode, JobId, JobProgress, JobState,
