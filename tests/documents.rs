@@ -37,7 +37,7 @@ fn files_that_documents_name_exist() {
 
 #[test]
 fn dashboard_and_alerts_ask_for_metrics_that_exist() {
-    let declared = read("src/service/metrics.rs");
+    let declared = read("src/service/metrics/mod.rs");
     let mut wrong = Vec::new();
     for file in ["docker/grafana/dashboard.json", "docker/alerts.yml"] {
         let names = metric_names(&read(file));
@@ -47,7 +47,7 @@ fn dashboard_and_alerts_ask_for_metrics_that_exist() {
             let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| plain.strip_suffix(end));
             let is_declared = |name: &str| declared.contains(&format!("\"{name}\" "));
             if !is_declared(plain) && !base.is_some_and(is_declared) {
-                wrong.push(format!("{file}: src/service/metrics.rs declares no `{name}`"));
+                wrong.push(format!("{file}: src/service/metrics/mod.rs declares no `{name}`"));
             }
         }
     }

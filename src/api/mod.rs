@@ -19,7 +19,7 @@ use crate::service::infer::registry::Registry;
 use crate::service::infer::shared_memory::SharedMemory;
 use crate::service::jobs::queue::Queue;
 use crate::service::keys::Keys;
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::partial::Partials;
 use crate::service::store::{Catalog, Clock, Digest, Timestamp};

@@ -29,7 +29,7 @@ use crate::service::jobs::queue::{self, Queue};
 use crate::service::jobs::webhooks::{self, Receivers, Webhooks};
 use crate::service::jobs::worker::{self, Workers};
 use crate::service::keys::Keys;
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::partial::{self, Partials};
 use crate::service::store::remote::{Remote, S3};

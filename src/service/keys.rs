@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::{
     self, Catalog, Clock, Digest, Key, KeyId, Name, Owner, Scope, Scopes, Timestamp,
 };

@@ -10,7 +10,7 @@ use crate::api::http::artifacts::AccuracyView;
 use crate::api::http::endpoints::ShadowView;
 use crate::api::http::{ProblemBody, Shared};
 use crate::service::infer::registry::State as Loaded;
-use crate::service::metrics::{EndpointReading, HistogramReading};
+use crate::service::metrics::endpoints::{EndpointReading, HistogramReading};
 use crate::service::store::{EndpointVersion, Name};
 
 /// What an endpoint has done since its versions were loaded.

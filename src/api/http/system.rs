@@ -11,7 +11,7 @@ use crate::api::error::{Code, Problem};
 use crate::api::http::Shared;
 use crate::api::v2::describe;
 use crate::service::infer::registry;
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::JobState;
 
 /// Whether the process answers.

@@ -1,31 +1,16 @@
-//! A bounded queue for each loaded model, and batches by size and delay. Refuses when full, forgets requests
-//! whose client has gone, takes the urgent first, and shares the runs fairly. Knows how to run a model only as a
-//! function.
+//! Whose turn it is: shares the runs fairly among the lanes, refuses when a queue is full, takes the urgent first.
+//! Does not know what a batch is or how it runs (`lane.rs`).
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::engine::exec::on_this_thread;
-use crate::engine::tensor::Tensor;
-use crate::service::infer::{Answer, Error, Inputs, Limits, PRIORITY_DEFAULT, Timing};
-use crate::service::store::Precision;
-
-/// Runs a model: named inputs in, outputs in their order out.
-pub type Run = Box<dyn Fn(&[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> + Send + Sync>;
-
-/// Hears of each run: samples, then the time to merge, to compute and to split.
-pub type Heard = Box<dyn Fn(usize, Duration, Duration, Duration) + Send + Sync>;
-
-/// A run that takes no longer is made where the request is: to wake another thread takes as long.
-const AT_ONCE: Duration = Duration::from_micros(200);
-
-/// A run that takes no longer is not worth the waking of all threads.
-const TOGETHER: Duration = Duration::from_micros(500);
+use crate::service::infer::lane::{Lane, Next, TOGETHER, Waiting, lock, next_batch};
+use crate::service::infer::{Answer, Error, Inputs, Limits, PRIORITY_DEFAULT};
 
 /// A lane in the background gets a run after so many of the others, even if those are never done.
 const BACKGROUND_EVERY: u32 = 16;
@@ -66,148 +51,6 @@ impl Turns {
         }
         self.since_background = self.since_background.saturating_add(1);
         self.lanes.pop_front()
-    }
-}
-
-/// The queue of one loaded model in one precision.
-pub struct Lane {
-    name: String,
-    precision: Precision,
-    run: Run,
-    heard: Heard,
-    // Runs when the others have nothing to do, and then and when in between.
-    background: bool,
-    batching: AtomicBool,
-    running: AtomicUsize,
-    // Nanoseconds of a sample, smoothed; 0 before the first.
-    sample_ns: AtomicU64,
-    queue: Mutex<Queue>,
-}
-
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    limits: Limits,
-    // Whether the lane stands in `Turns`.
-    listed: bool,
-    // Whether a timer will list it.
-    timer: bool,
-}
-
-impl Queue {
-    fn refuse_late(&mut self, now: Instant) {
-        while let Some(late) = self.waiting.iter().position(|w| w.deadline.is_some_and(|d| d <= now)) {
-            if let Some(late) = self.waiting.remove(late) {
-                // A client that has gone in this moment does not hear of it; that is all.
-                let _ = late.reply.send(Err(Error::Deadline));
-            }
-        }
-    }
-}
-
-struct Waiting {
-    inputs: Inputs,
-    samples: usize,
-    since: Instant,
-    deadline: Option<Instant>,
-    // The lowest goes first.
-    priority: u64,
-    reply: oneshot::Sender<Result<Answer, Error>>,
-}
-
-impl Lane {
-    /// A lane named `name` in errors. With `batching`, the first dimension of every input and output is the
-    /// sample, and samples do not see each other.
-    #[must_use]
-    pub fn new(
-        name: String,
-        precision: Precision,
-        batching: bool,
-        limits: Limits,
-        run: Run,
-        heard: Heard,
-    ) -> Lane {
-        Lane {
-            name,
-            precision,
-            run,
-            heard,
-            background: false,
-            batching: AtomicBool::new(batching),
-            running: AtomicUsize::new(0),
-            sample_ns: AtomicU64::new(0),
-            queue: Mutex::new(Queue { waiting: VecDeque::new(), limits, listed: false, timer: false }),
-        }
-    }
-
-    /// The same lane for runs that can wait until the other lanes have nothing to do.
-    #[must_use]
-    pub fn in_background(self) -> Lane {
-        Lane { background: true, ..self }
-    }
-
-    /// Requests that wait.
-    #[must_use]
-    pub fn depth(&self) -> usize {
-        lock(&self.queue).waiting.len()
-    }
-
-    /// Runs under way.
-    #[must_use]
-    pub fn running(&self) -> usize {
-        self.running.load(Ordering::Relaxed)
-    }
-
-    /// From now on these limits hold. What waits already goes on waiting.
-    pub fn set_limits(&self, limits: Limits) {
-        lock(&self.queue).limits = limits;
-    }
-
-    /// The limits that hold.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
-        lock(&self.queue).limits.clone()
-    }
-
-    /// Answers those that have waited beyond their deadline.
-    fn refuse_late(&self) {
-        lock(&self.queue).refuse_late(Instant::now());
-    }
-
-    /// What a run of so many samples takes on one thread, where one was made.
-    fn expected(&self, samples: usize) -> Option<Duration> {
-        let ns = self.sample_ns.load(Ordering::Relaxed);
-        (ns > 0).then(|| Duration::from_nanos(ns.saturating_mul(samples as u64)))
-    }
-
-    /// Whether a run of so many samples is over before another thread would be awake.
-    fn is_quick(&self, samples: usize) -> bool {
-        self.expected(samples).is_some_and(|time| time < AT_ONCE)
-    }
-
-    /// Takes a run for a quick request that nobody stands before and that waits for no other. It takes none of the runs of
-    /// the pool: those who ask are no more than the threads that speak to clients.
-    fn take_at_once(&self, samples: usize) -> bool {
-        let queue = lock(&self.queue);
-        let waits = self.batching.load(Ordering::Relaxed)
-            && !queue.limits.batch_delay.is_zero()
-            && samples < queue.limits.batch_samples_max;
-        if self.background || waits || !queue.waiting.is_empty() || self.running() >= queue.limits.runs_max {
-            return false;
-        }
-        self.running.fetch_add(1, Ordering::Relaxed);
-        true
-    }
-
-    fn learn(&self, samples: usize, compute: Duration, threads: usize) {
-        let ns = u64::try_from(compute.as_nanos()).unwrap_or(u64::MAX) / samples.max(1) as u64;
-        let before = self.sample_ns.load(Ordering::Relaxed);
-        let now = match threads {
-            1 if before == 0 => ns,
-            1 => (before / 8).saturating_mul(7).saturating_add(ns / 8),
-            // One thread takes no longer than all of them one after another.
-            _ => before.min(ns.saturating_mul(threads as u64)),
-        };
-        self.sample_ns.store(now.max(1), Ordering::Relaxed);
     }
 }
 
@@ -386,198 +229,37 @@ impl Drop for Slot<'_> {
     }
 }
 
-/// Takes a batch from the front of a queue: requests that can be run together, in order.
-fn next_batch(lane: &Lane, queue: &mut Queue) -> Next {
-    let now = Instant::now();
-    queue.waiting.retain(|w| !w.reply.is_closed());
-    queue.refuse_late(now);
-    let limits = &queue.limits;
-    // It is listed again when a run of it ends.
-    if lane.running() >= limits.runs_max {
-        return Next::Nothing;
-    }
-    let Some(first) = queue.waiting.front() else { return Next::Nothing };
-    let batching = lane.batching.load(Ordering::Relaxed);
-    let full = if batching { limits.batch_samples_max } else { 1 };
-    let mut samples = first.samples;
-    let mut count = 1;
-    for next in queue.waiting.iter().skip(1) {
-        if samples + next.samples > full || !alike(&first.inputs, &next.inputs) {
-            break;
-        }
-        samples += next.samples;
-        count += 1;
-    }
-    let waited = now.duration_since(first.since);
-    let alone = count == queue.waiting.len();
-    if samples < full && alone && waited < limits.batch_delay {
-        return Next::Later(limits.batch_delay - waited);
-    }
-    Next::Batch(queue.waiting.drain(..count).collect())
-}
-
 fn dropped() -> Error {
     Error::Internal("the run was dropped".to_owned())
 }
 
-/// What a queue has to run.
-enum Next {
-    Nothing,
-    Later(Duration),
-    Batch(Vec<Waiting>),
-}
-
-/// Whether two requests differ in the number of samples only. Inputs are in the order of the model.
-fn alike(a: &Inputs, b: &Inputs) -> bool {
-    let same = |((_, a), (_, b)): (&(String, Tensor), &(String, Tensor))| {
-        a.dtype() == b.dtype() && a.shape().get(1..) == b.shape().get(1..)
-    };
-    a.len() == b.len() && a.iter().zip(b).all(same)
-}
-
-impl Lane {
-    fn run_batch(&self, batch: Vec<Waiting>, threads: usize) {
-        if batch.len() > 1 && self.batching.load(Ordering::Relaxed) {
-            match self.run_merged(batch, threads) {
-                None => {}
-                Some(batch) => batch.into_iter().for_each(|waiting| self.run_one(waiting, threads)),
-            }
-        } else {
-            batch.into_iter().for_each(|waiting| self.run_one(waiting, threads));
-        }
-    }
-
-    fn run_one(&self, waiting: Waiting, threads: usize) {
-        if waiting.reply.is_closed() {
-            return;
-        }
-        let Waiting { inputs, samples, since, reply, .. } = waiting;
-        // A client that has gone does not need its answer.
-        let _ = reply.send(self.answer(&inputs, samples, since, threads));
-    }
-
-    fn answer(
-        &self,
-        inputs: &Inputs,
-        samples: usize,
-        since: Instant,
-        threads: usize,
-    ) -> Result<Answer, Error> {
-        let start = Instant::now();
-        let outputs = self.guarded(inputs)?;
-        let compute = start.elapsed();
-        self.learn(samples, compute, threads);
-        (self.heard)(samples, Duration::ZERO, compute, Duration::ZERO);
-        let timing = Timing {
-            queue: start.duration_since(since),
-            compute,
-            batch_samples: samples,
-            samples,
-            ..Timing::default()
-        };
-        Ok(Answer { outputs, precision: self.precision, timing })
-    }
-
-    /// Runs requests as one; gives them back where that does not work, so that one caller's fault is not
-    /// another's.
-    fn run_merged(&self, batch: Vec<Waiting>, threads: usize) -> Option<Vec<Waiting>> {
-        let start = Instant::now();
-        let merged = merge(&batch);
-        let merge_time = start.elapsed();
-        let Ok(outputs) = self.guarded(&merged) else { return Some(batch) };
-        let compute = start.elapsed() - merge_time;
-        let total: usize = batch.iter().map(|w| w.samples).sum();
-        if outputs.iter().any(|o| o.shape().first() != Some(&total)) {
-            // The model mixes samples: never again.
-            self.batching.store(false, Ordering::Relaxed);
-            tracing::warn!(endpoint = %self.name, "Endpoint {} does not batch: outputs lose samples", self.name);
-            return Some(batch);
-        }
-        let split_start = Instant::now();
-        let mut at = 0;
-        let mut parts = Vec::with_capacity(batch.len());
-        for waiting in &batch {
-            parts.push(outputs.iter().map(|o| rows(o, at, waiting.samples)).collect::<Vec<_>>());
-            at += waiting.samples;
-        }
-        let split = split_start.elapsed();
-        self.learn(total, compute, threads);
-        (self.heard)(total, merge_time, compute, split);
-        for (waiting, outputs) in batch.into_iter().zip(parts) {
-            let timing = Timing {
-                queue: start.duration_since(waiting.since),
-                merge: merge_time,
-                compute,
-                split,
-                batch_samples: total,
-                samples: waiting.samples,
-            };
-            let answer = Answer { outputs, precision: self.precision, timing };
-            let _ = waiting.reply.send(Ok(answer));
-        }
-        None
-    }
-
-    /// A panic in a kernel fails the requests of this run, not the server.
-    fn guarded(&self, inputs: &Inputs) -> Result<Vec<Tensor>, Error> {
-        let refs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
-        catch_unwind(AssertUnwindSafe(|| (self.run)(&refs))).unwrap_or_else(|panic| {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
-            tracing::error!(endpoint = %self.name, panic = %text, "A run of endpoint {} panicked", self.name);
-            Err(Error::Internal("the engine stopped unexpectedly; the log has the reason".to_owned()))
-        })
-    }
-}
-
-/// The inputs of several requests, one after the other along the first dimension.
-fn merge(batch: &[Waiting]) -> Inputs {
-    let first = &batch[0].inputs;
-    let merge_input = |(index, (name, like)): (usize, &(String, Tensor))| {
-        let mut shape = like.shape().to_vec();
-        shape[0] = batch.iter().map(|w| w.inputs[index].1.shape()[0]).sum();
-        let parts: Vec<&[u8]> = batch.iter().map(|w| w.inputs[index].1.view().bytes).collect();
-        let merged = Tensor::from_parts(like.dtype(), &shape, &parts).expect("rows of the same length");
-        (name.clone(), merged)
-    };
-    first.iter().enumerate().map(merge_input).collect()
-}
-
-/// `count` rows of the first dimension from row `at`.
-fn rows(tensor: &Tensor, at: usize, count: usize) -> Tensor {
-    let mut shape = tensor.shape().to_vec();
-    let row_bytes = tensor.view().bytes.len() / shape[0].max(1);
-    shape[0] = count;
-    let bytes = &tensor.view().bytes[at * row_bytes..(at + count) * row_bytes];
-    Tensor::from_bytes(tensor.dtype(), &shape, bytes).expect("so many rows of so many bytes")
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that can panic runs under these locks; if it did, the queue itself is still whole.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(super) mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize};
     use std::sync::mpsc;
 
+    use super::*;
+    use crate::engine::tensor::Tensor;
+    use crate::service::infer::lane::Run;
+    use crate::service::store::Precision;
+
     /// A batcher over one thread for each run, and two for one that is alone.
-    fn batcher(limits: Limits) -> Arc<Batcher> {
+    pub(in crate::service::infer) fn batcher(limits: Limits) -> Arc<Batcher> {
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         Batcher::new(pool(limits.runs_max), pool(2), limits)
     }
 
-    fn doubling(inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
+    pub(in crate::service::infer) fn doubling(inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> {
         let x = inputs[0].1;
         let doubled: Vec<f32> = x.slice::<f32>().iter().map(|v| v * 2.0).collect();
         Ok(vec![Tensor::from_slice(x.shape(), &doubled)])
     }
 
-    fn lane(batcher: &Batcher, batching: bool, run: Run) -> (Arc<Lane>, mpsc::Receiver<usize>) {
+    pub(in crate::service::infer) fn lane(
+        batcher: &Batcher,
+        batching: bool,
+        run: Run,
+    ) -> (Arc<Lane>, mpsc::Receiver<usize>) {
         let (tx, rx) = mpsc::channel();
         let tx = Mutex::new(tx);
         let heard = Box::new(move |samples, _, _, _| lock(&tx).send(samples).unwrap());
@@ -594,12 +276,12 @@ mod tests {
         )
     }
 
-    fn x(values: &[f32]) -> Inputs {
+    pub(in crate::service::infer) fn x(values: &[f32]) -> Inputs {
         vec![("x".to_owned(), Tensor::from_slice(&[values.len(), 1], values))]
     }
 
     /// A run that waits until the test lets it go on; tells when it has begun.
-    fn gated(run: Run) -> (Run, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    pub(in crate::service::infer) fn gated(run: Run) -> (Run, mpsc::Receiver<()>, mpsc::Sender<()>) {
         let (began_tx, began) = mpsc::channel();
         let (go, go_rx) = mpsc::channel::<()>();
         let gate = Mutex::new((began_tx, go_rx));
@@ -611,49 +293,6 @@ mod tests {
             run(inputs)
         });
         (run, began, go)
-    }
-
-    #[tokio::test]
-    async fn a_request_is_answered_with_its_own_rows() {
-        let batcher = batcher(Limits::default());
-        let (lane, _heard) = lane(&batcher, true, Box::new(doubling));
-        let answer = batcher.infer(&lane, x(&[1.0, 2.0]), 2, None, 0).await.unwrap();
-        assert_eq!(answer.outputs[0].to_f64(), [2.0, 4.0]);
-        assert_eq!(answer.timing.batch_samples, 2);
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn requests_that_wait_are_run_together_and_split_again() {
-        let batcher = batcher(Limits { batch_samples_max: 4, ..Limits::default() });
-        let (run, began, go) = gated(Box::new(doubling));
-        let (lane, heard) = lane(&batcher, true, run);
-        let task = |values: Vec<f32>| {
-            let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
-            tokio::spawn(async move {
-                let samples = values.len();
-                batcher.infer(&lane, x(&values), samples, None, 0).await.unwrap().outputs[0].to_f64()
-            })
-        };
-        let first = task(vec![0.0]);
-        began.recv().unwrap();
-        let mut others = Vec::new();
-        for (n, values) in
-            [vec![1.0], vec![2.0, 3.0], vec![4.0], vec![5.0], vec![6.0; 5]].into_iter().enumerate()
-        {
-            others.push(task(values));
-            while lane.depth() <= n {
-                tokio::task::yield_now().await;
-            }
-        }
-        drop(go);
-        assert_eq!(first.await.unwrap(), [0.0]);
-        let mut answers = Vec::new();
-        for other in others {
-            answers.push(other.await.unwrap());
-        }
-        assert_eq!(answers, [vec![2.0], vec![4.0, 6.0], vec![8.0], vec![10.0], vec![12.0; 5]]);
-        // The last is larger than a batch and runs alone all the same.
-        assert_eq!(heard.iter().take(4).collect::<Vec<_>>(), [1, 4, 1, 5]);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -783,31 +422,6 @@ mod tests {
         assert_eq!(heard.recv(), Ok(1));
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_batch_that_fails_fails_only_the_request_at_fault() {
-        let batcher = batcher(Limits::default());
-        let picky: Run = Box::new(|inputs| {
-            assert!(!inputs[0].1.slice::<f32>().contains(&13.0), "thirteen");
-            doubling(inputs)
-        });
-        let (run, began, go) = gated(picky);
-        let (lane, _heard) = lane(&batcher, true, run);
-        let task = |value| {
-            let (batcher, lane) = (Arc::clone(&batcher), Arc::clone(&lane));
-            tokio::spawn(async move { batcher.infer(&lane, x(&[value]), 1, None, 0).await.map(drop) })
-        };
-        let first = task(0.0);
-        began.recv().unwrap();
-        let (good, bad) = (task(1.0), task(13.0));
-        while lane.depth() < 2 {
-            tokio::task::yield_now().await;
-        }
-        drop(go);
-        first.await.unwrap().unwrap();
-        good.await.unwrap().unwrap();
-        assert!(matches!(bad.await.unwrap(), Err(Error::Internal(_))));
-    }
-
     /// Begins to ask for each value in turn, so that all wait in this order.
     async fn line_up(
         batcher: &Arc<Batcher>,
@@ -914,43 +528,5 @@ mod tests {
         }
         let at = lock(&seen).iter().position(|&v| v < 0.0).unwrap();
         assert!((10..=BACKGROUND_EVERY as usize + 2).contains(&at), "{at}");
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn any_mix_of_requests_gets_its_own_rows_back() {
-        // A small linear congruence: other sizes, priorities and delays in each round.
-        let mut state = 1u64;
-        let mut next = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
-        };
-        for round in 0..30 {
-            let limits = Limits {
-                runs_max: 1 + next(3) as usize,
-                queue_max: 1000,
-                batch_samples_max: 1 + next(9) as usize,
-                batch_delay: Duration::from_micros(next(300)),
-            };
-            let batcher = batcher(limits);
-            let (lane, heard) = lane(&batcher, true, Box::new(doubling));
-            let mut tasks = Vec::new();
-            let mut total = 0;
-            for request in 0..40 {
-                let count = 1 + next(6) as usize;
-                total += count;
-                let values: Vec<f32> = (0..count).map(|n| (round * 1000 + request * 10 + n) as f32).collect();
-                let (b, l, priority) = (Arc::clone(&batcher), Arc::clone(&lane), next(4));
-                tasks.push(tokio::spawn(async move {
-                    let answer = b.infer(&l, x(&values), values.len(), None, priority).await.unwrap();
-                    let want: Vec<f64> = values.iter().map(|v| f64::from(*v) * 2.0).collect();
-                    assert_eq!(answer.outputs[0].to_f64(), want);
-                }));
-            }
-            for task in tasks {
-                task.await.unwrap();
-            }
-            drop(lane);
-            assert_eq!(heard.iter().sum::<usize>(), total, "every sample ran once");
-        }
     }
 }

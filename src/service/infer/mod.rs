@@ -2,6 +2,7 @@
 
 pub mod batcher;
 pub mod drift;
+pub mod lane;
 pub mod registry;
 pub mod served;
 pub mod shadow;

@@ -12,7 +12,8 @@ use crate::service::infer::batcher::Batcher;
 use crate::service::infer::served::{Files, How, Served, Ticket};
 use crate::service::infer::shadow::Picker;
 use crate::service::infer::{Error, Limits};
-use crate::service::metrics::{Metrics, Protocol};
+use crate::service::metrics::Protocol;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::{self, Blobs};
 use crate::service::store::{
     self, Catalog, Endpoint, EndpointSettings, EndpointVersion, Page, Route, Version, Wanted,

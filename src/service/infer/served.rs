@@ -12,12 +12,15 @@ use crate::engine::onnx::import;
 use crate::engine::quant::live::Live;
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::tensor::{DType, Tensor};
-use crate::service::infer::batcher::{Batcher, Lane, Run};
+use crate::service::infer::batcher::Batcher;
 use crate::service::infer::drift::Drift;
+use crate::service::infer::lane::{Lane, Run};
 use crate::service::infer::shadow::Comparer;
 use crate::service::infer::stats::{Spent, Stats};
 use crate::service::infer::{Answer, Ask, Error, Inputs, Limits, Port};
-use crate::service::metrics::{EndpointMetrics, EndpointReading, InFlight, Metrics, Outcome, Protocol};
+use crate::service::metrics::endpoints::{EndpointMetrics, EndpointReading};
+use crate::service::metrics::process::Metrics;
+use crate::service::metrics::{InFlight, Outcome, Protocol};
 use crate::service::store::{AccuracySummary, EndpointVersion, Name, Precision};
 
 /// A loaded version of an endpoint.

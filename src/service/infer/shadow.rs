@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::engine::quant::evaluate::{Pair, pairs};
 use crate::engine::tensor::Tensor;
 use crate::service::infer::Inputs;
-use crate::service::infer::batcher::{Batcher, Lane};
-use crate::service::metrics::{Compared, ShadowMetrics};
+use crate::service::infer::batcher::Batcher;
+use crate::service::infer::lane::Lane;
+use crate::service::metrics::Compared;
+use crate::service::metrics::endpoints::ShadowMetrics;
 
 /// So many of the last samples make up the recent figures.
 pub const RECENT: usize = 1000;

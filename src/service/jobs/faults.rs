@@ -28,7 +28,7 @@ use super::webhooks::Receivers;
 use super::worker::tests::{outcome, spec};
 use super::worker::{Options, Workers};
 use crate::engine::pipeline::Phase;
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::Blobs;
 use crate::service::store::remote::Remote;
 use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};

@@ -7,6 +7,8 @@ use crate::service::store::{JobId, JobState, Name, Wanted};
 
 #[cfg(test)]
 mod faults;
+mod monitor;
+mod outcome;
 pub mod queue;
 #[cfg(test)]
 mod reference;

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::webhooks::{self, Receivers};
 use super::{Calibration, JobSpec};
 use crate::engine::pipeline;
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Created, Digest, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId,
     JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Version, Webhook,

@@ -11,7 +11,7 @@ use super::queue::{self, Options, Queue};
 use super::webhooks::Receivers;
 use super::worker::tests::spec;
 use super::{Event, JobSpec, after};
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::sql::tests::{Scratch, name, new_artifact, new_dataset, new_model};
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Digest, Finish, IdempotencyKey, Job, JobError, JobErrorCode, JobFilter,

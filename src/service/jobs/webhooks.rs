@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use url::{Host, Url};
 
 use super::{goes_on, stopped};
-use crate::service::metrics::Metrics;
+use crate::service::metrics::process::Metrics;
 use crate::service::store::{Catalog, Clock, Job, WebhookClaim, WebhookOutcome};
 
 /// At most so many bytes of an address.

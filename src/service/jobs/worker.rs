@@ -2,8 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -11,14 +10,16 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use super::monitor::{Monitor, StopEngine};
+use super::outcome::{gone, job_error, new_artifact, panic_text, storage};
 use super::queue::{self, Queue};
 use super::{goes_on, stopped};
-use crate::engine::pipeline::{self, Outcome, Phase, Progress, Request};
-use crate::service::metrics::Metrics;
+use crate::engine::pipeline::{self, Outcome, Progress, Request};
+use crate::service::metrics::process::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
 use crate::service::store::{
-    self, AccuracySummary, ArtifactFilter, ArtifactId, Catalog, Digest, Finish, Job, JobError, JobErrorCode,
-    JobId, JobProgress, JobState, LatencySummary, Lease, NewArtifact, Page, chain,
+    self, ArtifactFilter, Catalog, Digest, Finish, Job, JobError, JobErrorCode, JobId, JobProgress, JobState,
+    Lease, Page, chain,
 };
 
 /// What does the work: `engine::pipeline::job::quantize`, or a stand-in in tests.
@@ -461,97 +462,6 @@ struct Inputs {
     evaluation: Option<Pin>,
 }
 
-/// Hears of the work and stops it. Lives on both sides: the engine's threads write, the worker reads.
-struct Monitor {
-    metrics: Arc<Metrics>,
-    begun: Instant,
-    stop: AtomicBool,
-    now: Mutex<Now>,
-    checkpoint_after: Duration,
-}
-
-#[derive(Default)]
-struct Now {
-    /// What calibration has found out, until it is kept.
-    statistics: Option<Vec<u8>>,
-    phase: Option<(Phase, Instant)>,
-    done: u64,
-    total: u64,
-    /// Whether the catalog does not know it yet.
-    news: bool,
-}
-
-impl Monitor {
-    fn new(metrics: Arc<Metrics>, checkpoint_after: Duration) -> Monitor {
-        let begun = Instant::now();
-        Monitor { metrics, begun, stop: AtomicBool::new(false), now: Mutex::default(), checkpoint_after }
-    }
-
-    /// What calibration has found out, once.
-    fn statistics(&self) -> Option<Vec<u8>> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner).statistics.take()
-    }
-
-    fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// The progress, if there is any since the last call.
-    fn news(&self) -> Option<JobProgress> {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        let (phase, _) = now.phase.filter(|_| now.news)?;
-        now.news = false;
-        Some(JobProgress { phase: phase_name(phase).to_owned(), done: now.done, total: now.total })
-    }
-
-    fn leave_phase(&self) {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        self.count_phase(&mut now);
-    }
-
-    fn count_phase(&self, now: &mut Now) {
-        let Some((phase, since)) = now.phase.take() else { return };
-        self.metrics.job_phase(phase_name(phase), since.elapsed().as_secs_f64());
-        if phase == Phase::Calibrate {
-            self.metrics.calibration_samples(now.done);
-        }
-    }
-}
-
-impl Progress for Monitor {
-    fn update(&self, phase: Phase, done: u64, total: u64) {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.phase.is_none_or(|(current, _)| current != phase) {
-            self.count_phase(&mut now);
-            now.phase = Some((phase, Instant::now()));
-        }
-        (now.done, now.total, now.news) = (done, total, true);
-    }
-
-    fn cancelled(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
-    fn seconds(&self) -> f64 {
-        self.begun.elapsed().as_secs_f64()
-    }
-
-    fn calibrated(&self, statistics: &[u8]) {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        if now.phase.is_some_and(|(_, since)| since.elapsed() >= self.checkpoint_after) {
-            now.statistics = Some(statistics.to_vec());
-        }
-    }
-}
-
-struct StopEngine(Arc<Monitor>);
-
-impl Drop for StopEngine {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
 /// Waits for so long, which it gives back; for ever where there is no limit.
 async fn after(limit: Option<Duration>) -> Duration {
     match limit {
@@ -561,104 +471,17 @@ async fn after(limit: Option<Duration>) -> Duration {
     limit.unwrap_or_default()
 }
 
-fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Import => "import",
-        Phase::Calibrate => "calibrate",
-        Phase::Quantize => "quantize",
-        Phase::Evaluate => "evaluate",
-        Phase::Measure => "measure",
-        Phase::Export => "export",
-    }
-}
-
-fn new_artifact(blobs: &[Pin; 4], outcome: &Outcome) -> NewArtifact {
-    let [artifact, report, report_html, statistics] = blobs;
-    let accuracy = &outcome.accuracy;
-    NewArtifact {
-        id: ArtifactId::new(),
-        sha256: artifact.digest(),
-        bytes: artifact.bytes(),
-        size_ratio: finite(outcome.size_ratio),
-        manifest: outcome.manifest.clone(),
-        accuracy: AccuracySummary {
-            metric: accuracy.metric.clone(),
-            float: finite(accuracy.float),
-            int8: finite(accuracy.int8),
-            delta: finite(accuracy.delta),
-            agreement: finite(accuracy.agreement),
-            sqnr_db: finite(accuracy.sqnr_db),
-            samples: accuracy.samples,
-        },
-        latency: LatencySummary {
-            float_ms: finite(outcome.latency.float_ms),
-            int8_ms: finite(outcome.latency.int8_ms),
-        },
-        gate_failure: outcome.gate_failure.clone(),
-        report: report.digest(),
-        report_html: report_html.digest(),
-        statistics: statistics.digest(),
-    }
-}
-
-/// JSON has no infinity and no NaN, and would turn them into `null`: an INT8 output that equals the float one
-/// has an infinite SQNR, shown as 999 dB. NaN becomes 0.
-fn finite(value: f64) -> f64 {
-    match value {
-        value if value.is_nan() => 0.0,
-        value if value.is_infinite() => 999f64.copysign(value),
-        value => value,
-    }
-}
-
-fn job_error(error: &pipeline::Error) -> JobError {
-    let (code, retriable) = match error {
-        // The engine refuses by name («Resize with mode=cubic is not supported») and has no variant for it.
-        pipeline::Error::Model(reason) if reason.contains("not supported") => {
-            (JobErrorCode::UnsupportedOp, false)
-        }
-        pipeline::Error::Model(_) => (JobErrorCode::BadModel, false),
-        pipeline::Error::Data { .. } => (JobErrorCode::BadData, false),
-        pipeline::Error::Recipe(_) => (JobErrorCode::BadRecipe, false),
-        pipeline::Error::Io { .. } => (JobErrorCode::Storage, true),
-        // Nobody asked it to stop.
-        pipeline::Error::Cancelled => (JobErrorCode::Internal, false),
-    };
-    JobError { code, message: error.to_string(), retriable }
-}
-
-fn gone(error: store::Error, code: JobErrorCode) -> JobError {
-    match error {
-        store::Error::NotFound { kind, id } => JobError {
-            code,
-            message: format!("{kind} `{id}` was deleted before the job began"),
-            retriable: false,
-        },
-        error => storage(&error),
-    }
-}
-
-fn storage(error: &dyn std::error::Error) -> JobError {
-    JobError { code: JobErrorCode::Storage, message: chain(error), retriable: true }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "no text",
-    }
-}
-
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use serde_json::json;
 
     use super::super::webhooks::Receivers;
     use super::super::{Calibration, JobSpec};
     use super::*;
+    use crate::engine::pipeline::Phase;
     use crate::service::store::sql::tests::{Scratch, name, new_dataset, new_model};
 
     /// A service without HTTP, and with an engine of the test's choice.
