@@ -8,7 +8,7 @@ pub mod qparams;
 
 use std::fmt;
 
-use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
+use ndarray::{ArrayViewD, IxDyn};
 
 /// What one element is. Names follow ONNX `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -431,12 +431,6 @@ impl TensorViewMut<'_> {
     pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         assert!(readable_as::<T>(self.dtype), "a {} tensor is not {}", self.dtype, T::DTYPE);
         bytemuck::cast_slice_mut(self.bytes)
-    }
-
-    /// The elements as an n-dimensional array, to be written.
-    pub fn array_mut<T: Element>(&mut self) -> ArrayViewMutD<'_, T> {
-        let shape = IxDyn(self.shape);
-        ArrayViewMutD::from_shape(shape, self.slice_mut()).expect("a view is as long as its shape says")
     }
 }
 
