@@ -512,7 +512,7 @@ pub(crate) async fn delete(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let id: JobId = id.parse()?;
-    shared.catalog.delete_job(id).await?;
+    shared.queue.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
