@@ -1583,6 +1583,8 @@ pub trait Catalog: Send + Sync {
     fn job_changes(&self) -> watch::Receiver<u64>;
     /// Adds a job, or gives the one that the same idempotency key made.
     fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;
+    /// The job that the idempotency key made, where it made one: also one that is deleted.
+    fn job_of_key<'a>(&'a self, key: &'a IdempotencyKey) -> Answer<'a, Option<Job>>;
     /// The job.
     fn job(&self, id: JobId) -> Answer<'_, Job>;
     /// Jobs.

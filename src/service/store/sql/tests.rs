@@ -13,8 +13,7 @@ use super::super::{
     KeyId, LatencySummary, Lease, Name, NewArtifact, NewAudit, NewDataset, NewJob, NewKey, NewModel, Owner,
     Page, Pinned, Route, Timestamp, Version, Webhook, WebhookClaim, WebhookOutcome, WebhookState,
 };
-use super::catalog::KEY_LIFETIME_MS;
-use super::jobs::{Next, write_next};
+use super::jobs::{KEY_LIFETIME_MS, Next, write_next};
 use super::open::Sql;
 
 /// Runs each test on SQLite, and on Postgres where the variable names one (`tests/postgres` starts it).
@@ -459,9 +458,17 @@ async fn a_key_used_again_gives_the_job_of_then(scratch: Scratch) {
     };
     let first = keyed(1).await.unwrap();
     assert!(first.new);
+    let of_key = |key: &str, fingerprint| {
+        let key = IdempotencyKey { key: key.to_owned(), fingerprint: Digest([fingerprint; 32]) };
+        async move { catalog.job_of_key(&key).await }
+    };
+    assert_eq!(of_key("k", 1).await.unwrap(), Some(first.record.clone()));
+    assert_eq!(of_key("other", 1).await.unwrap(), None);
+    assert!(matches!(of_key("k", 2).await, Err(Error::KeyReused { .. })));
     assert_eq!(keyed(1).await.unwrap(), Created { record: first.record.clone(), new: false });
     assert!(matches!(keyed(2).await, Err(Error::KeyReused { .. })));
     scratch.pass(KEY_LIFETIME_MS + 1);
+    assert_eq!(of_key("k", 1).await.unwrap(), None);
     assert_ne!(keyed(2).await.unwrap().record.id, first.record.id);
 }
 
