@@ -66,12 +66,7 @@ impl Sql {
     pub async fn sqlite(path: &Path, clock: Clock) -> Result<Sql, Error> {
         let tried = format!("opening `{}`", path.display());
         answer(tried, async move {
-            let absolute = std::path::absolute(path).map_err(|error| Fault::Database(Box::new(error)))?;
-            let mut url = Url::from_file_path(&absolute).map_err(|()| {
-                Fault::Database(format!("`{}` is no path of a file", absolute.display()).into())
-            })?;
-            url.set_query(Some("mode=rwc"));
-            let url = url.as_str().replacen("file://", "sqlite://", 1);
+            let url = sqlite_url(path, "rwc")?;
             let writer = sqlite_pool(&url, 1, "").await?;
             let applied = migrate(&writer, Dialect::Sqlite, clock()).await?;
             let readers = sqlite_pool(&url, READERS, "PRAGMA query_only = on;").await?;
