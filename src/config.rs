@@ -1,4 +1,4 @@
-//! The settings: defaults, file, environment, flags. Read by `app` and `main` only; every other part is
+//! The settings: defaults, file, environment, flags. Read by `app` and `cli` only; every other part is
 //! handed its own values.
 
 use std::net::SocketAddr;
@@ -495,15 +495,6 @@ impl Settings {
         }
     }
 
-    /// Whether every value is in its range.
-    ///
-    /// # Errors
-    /// [`Error`] with all faults.
-    pub fn validate(&self) -> Result<(), Error> {
-        let faults = self.range_faults();
-        if faults.is_empty() { Ok(()) } else { Err(Error { faults }) }
-    }
-
     fn range_faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for &(key, value, min, max) in RANGES {
@@ -611,7 +602,7 @@ mod tests {
         let settings = defaults();
         assert_eq!(settings.listen.to_string(), "127.0.0.1:8000");
         assert_eq!(settings.grpc_listen, Listen(Some("127.0.0.1:8001".parse().unwrap())));
-        settings.validate().unwrap();
+        assert_eq!(settings.range_faults(), Vec::<String>::new());
         // `Settings` has no serde default, so that a key missing in the file would not have been read; and
         // what it writes has no key more.
         let written = leaves(&figment::providers::Serialized::defaults(&settings)).unwrap();

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use crate::api::wire;
 use crate::engine::pipeline;
 use crate::service::keys::Refused;
-use crate::service::store::{self, BadText, blobs, chain, partial, remote};
+use crate::service::store::{self, BadText, blobs, chain, panic_text, partial, remote};
 use crate::service::{infer, jobs::queue};
 
 /// What went wrong: part of the API, for programs.
@@ -297,9 +297,7 @@ impl Problem {
 
     /// A panic in a handler.
     pub(crate) fn of_panic(panic: &(dyn std::any::Any + Send)) -> Problem {
-        let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
-        Problem::internal(format!("panic: {text}"))
+        Problem::internal(format!("panic: {}", panic_text(panic)))
     }
 
     /// A body that is longer than allowed.

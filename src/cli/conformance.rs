@@ -11,6 +11,7 @@ use octet::engine::exec::session::Session;
 use octet::engine::onnx::import;
 use octet::engine::onnx::tensors::tensor_from_bytes;
 use octet::engine::tensor::{DType, Tensor};
+use octet::service::store::panic_text;
 
 use crate::cli::{Error, print, read, write};
 
@@ -91,11 +92,8 @@ fn one_line(reason: &str) -> String {
 fn limited(folder: PathBuf) -> Result<(), String> {
     let (send, receive) = mpsc::channel();
     let work = move || {
-        let done = std::panic::catch_unwind(|| case(&folder)).unwrap_or_else(|panic| {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("");
-            Err(format!("panic: {text}"))
-        });
+        let done = std::panic::catch_unwind(|| case(&folder))
+            .unwrap_or_else(|panic| Err(format!("panic: {}", panic_text(&*panic))));
         // Nobody listens where the time is over.
         let _ = send.send(done);
     };

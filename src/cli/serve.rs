@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use octet::api::{LogLevel, Logs, Traces};
 use octet::app::{self, Outside};
 use octet::config::{Flags, LogFormat, Settings};
+use octet::service::store::chain;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
@@ -173,20 +174,6 @@ fn with_traces(
     }
     let built = "this program cannot send traces: build it with `cargo build --release --features otel`";
     Err(Error::Usage(format!("log.otlp_endpoint: {built}")))
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// Log lines go to standard error. Gives what changes their level.

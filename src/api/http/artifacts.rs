@@ -161,15 +161,8 @@ pub(crate) async fn list(
     let job = query.job.as_deref().map(str::parse).transpose()?;
     let filter = ArtifactFilter { model, job };
     let slice = shared.catalog.artifacts(&filter, &page).await?;
-    let mut path = "/v1/artifacts".to_owned();
-    let mut join = '?';
-    for (key, value) in [("model", query.model), ("job", query.job)] {
-        if let Some(value) = value {
-            path.push_str(&format!("{join}{key}={value}"));
-            join = '&';
-        }
-    }
-    Ok(listing(slice, &path, page.limit, ArtifactView::from))
+    let asked = [("model", query.model.as_deref()), ("job", query.job.as_deref())];
+    Ok(listing(slice, "/v1/artifacts", &asked, page.limit, ArtifactView::from))
 }
 
 /// Finds an artifact.

@@ -76,6 +76,6 @@ pub(crate) async fn list(
     let page = page(query.limit, query.cursor.as_deref())?;
     let key: Option<KeyId> = query.key.as_deref().map(str::parse).transpose()?;
     let slice = shared.catalog.audit(key, &page).await?;
-    let path = key.map_or_else(|| "/v1/audit".to_owned(), |key| format!("/v1/audit?key={key}"));
-    Ok(listing(slice, &path, page.limit, AuditView::from))
+    let asked = [("key", query.key.as_deref())];
+    Ok(listing(slice, "/v1/audit", &asked, page.limit, AuditView::from))
 }

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -12,7 +12,7 @@ use crate::api::Context;
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
-use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
+use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, located, page, uploads};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;
 use crate::service::store::{Created, Dataset, Digest, Name, NewDataset, Owner, Wanted};
@@ -81,12 +81,8 @@ pub(crate) async fn put(
     let Created { record, new } = create(&shared, name, &pin, info, by.owner()).await?;
     drop(pin);
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    let location = format!("/v1/datasets/{}", record.pinned());
-    let mut response = (status, one(record)).into_response();
-    if let Ok(location) = HeaderValue::try_from(location) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let path = format!("/v1/datasets/{}", record.pinned());
+    Ok(located(status, &path, one(record)))
 }
 
 /// What a file must be to become a dataset.
@@ -145,8 +141,8 @@ pub(crate) async fn list(
     let page = page(query.limit, query.cursor.as_deref())?;
     let name: Option<Name> = query.name.as_deref().map(str::parse).transpose()?;
     let slice = shared.catalog.datasets(name.as_ref(), &page).await?;
-    let path = name.map_or_else(|| "/v1/datasets".to_owned(), |name| format!("/v1/datasets?name={name}"));
-    Ok(listing(slice, &path, page.limit, DatasetView::from))
+    let asked = [("name", query.name.as_deref())];
+    Ok(listing(slice, "/v1/datasets", &asked, page.limit, DatasetView::from))
 }
 
 /// Finds a dataset.

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use crate::api::access::By;
 use crate::api::error::{Code, Problem};
 use crate::api::http::{
-    Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, page, read_json,
+    Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, located, page, read_json,
 };
 use crate::service::infer::drift::Drift;
 use crate::service::infer::registry::State as Loaded;
@@ -247,7 +247,7 @@ pub(crate) async fn list(
 ) -> Result<Response, Problem> {
     let page = page(query.limit, query.cursor.as_deref())?;
     let slice = shared.catalog.endpoints(&page).await?;
-    Ok(listing(slice, "/v1/endpoints", page.limit, |endpoint| view(&shared, endpoint)))
+    Ok(listing(slice, "/v1/endpoints", &[], page.limit, |endpoint| view(&shared, endpoint)))
 }
 
 /// Finds an endpoint.
@@ -317,11 +317,7 @@ pub(crate) async fn put(
     shared.registry.follow().await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     tracing::info!(endpoint = %name, revision = endpoint.revision, "Endpoint {name} has changed");
-    let mut response = (status, one(&shared, endpoint)).into_response();
-    if let Ok(location) = HeaderValue::try_from(format!("/v1/endpoints/{name}")) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    Ok(located(status, &format!("/v1/endpoints/{name}"), one(&shared, endpoint)))
 }
 
 /// One change of an endpoint.

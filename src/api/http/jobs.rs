@@ -22,7 +22,7 @@ use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
 use crate::api::http::dry_run::DryRunView;
 use crate::api::http::{
-    Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, page, parse_json, read_body,
+    Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, located, page, parse_json, read_body,
 };
 use crate::service::jobs::{Calibration, JobSpec, webhooks};
 use crate::service::store::{
@@ -349,12 +349,8 @@ pub(crate) async fn post(
     if let Some(wait) = preferred_wait(&headers) {
         job = wait_for_end(&shared, job.id, wait).await?;
     }
-    let mut response = one(&shared, &job).await?;
-    *response.status_mut() = if job.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
-    if let Ok(location) = HeaderValue::try_from(format!("/v1/jobs/{}", job.id)) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let status = if job.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
+    Ok(located(status, &format!("/v1/jobs/{}", job.id), one(&shared, &job).await?))
 }
 
 /// `Idempotency-Key`, bare or as a quoted string.
@@ -453,15 +449,8 @@ pub(crate) async fn list(
     let state: Option<JobState> = query.state.as_deref().map(str::parse).transpose()?;
     let model: Option<Name> = query.model.as_deref().map(str::parse).transpose()?;
     let slice = shared.queue.list(&JobFilter { state, model }, &page).await?;
-    let mut path = "/v1/jobs".to_owned();
-    let mut join = '?';
-    for (key, value) in [("state", query.state), ("model", query.model)] {
-        if let Some(value) = value {
-            path.push_str(&format!("{join}{key}={value}"));
-            join = '&';
-        }
-    }
-    Ok(listing(slice, &path, page.limit, |job| JobView::from(&job)))
+    let asked = [("state", query.state.as_deref()), ("model", query.model.as_deref())];
+    Ok(listing(slice, "/v1/jobs", &asked, page.limit, |job| JobView::from(&job)))
 }
 
 /// How long to hold the answer.
@@ -523,7 +512,7 @@ pub(crate) async fn delete(
     Path(id): Path<String>,
 ) -> Result<StatusCode, Problem> {
     let id: JobId = id.parse()?;
-    shared.catalog.delete_job(id).await?;
+    shared.queue.delete(id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

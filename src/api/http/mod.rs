@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use serde::de::DeserializeOwned;
@@ -100,6 +100,15 @@ pub(crate) fn page(limit: Option<u32>, cursor: Option<&str>) -> Result<Page, Pro
     Ok(Page { after: cursor.map(str::parse).transpose()?, limit })
 }
 
+/// Answers with a record, and with where it is.
+pub(crate) fn located(status: StatusCode, path: &str, body: impl IntoResponse) -> Response {
+    let mut response = (status, body).into_response();
+    if let Ok(location) = HeaderValue::try_from(path) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
 /// A part of a listing.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct Listing<T> {
@@ -109,17 +118,20 @@ pub(crate) struct Listing<T> {
     pub(crate) next_cursor: Option<String>,
 }
 
-/// Answers with a part of a listing, and with a `Link` to the next.
+/// Answers with a part of a listing, and with a `Link` to the next. `asked` are the parameters that say what is listed: names,
+/// ids and states that were read, so nothing of them must be escaped.
 pub(crate) fn listing<T, V: Serialize>(
     slice: Slice<T>,
     path: &str,
+    asked: &[(&str, Option<&str>)],
     limit: u32,
     view: impl Fn(T) -> V,
 ) -> Response {
     let next_cursor = slice.next.map(|next| next.to_string());
     let link = next_cursor.as_ref().map(|next| {
-        let join = if path.contains('?') { '&' } else { '?' };
-        format!("<{path}{join}limit={limit}&cursor={next}>; rel=\"next\"")
+        let given = asked.iter().filter_map(|(key, value)| value.map(|value| format!("{key}={value}&")));
+        let given: String = given.collect();
+        format!("<{path}?{given}limit={limit}&cursor={next}>; rel=\"next\"")
     });
     let body = Listing { items: slice.items.into_iter().map(view).collect(), next_cursor };
     let mut response = Json(body).into_response();
@@ -304,6 +316,21 @@ mod tests {
         for (text, want) in [("1", 0), ("[]", 1), (r#"{"a":[1,{"b":2}]}"#, 3), (r#"["[[[", "\"["]"#, 1)] {
             assert_eq!(depth(text.as_bytes()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_link_to_the_next_part_asks_for_the_same() {
+        let check = |asked: &[(&str, Option<&str>)], want: &str| {
+            // The end of the first part: `0/a` in hexadecimal digits.
+            let slice = Slice { items: vec![1], next: Some("302f61".parse().unwrap()) };
+            let response = listing(slice, "/v1/jobs", asked, 1, |n| n);
+            assert_eq!(response.headers()["link"], format!("</v1/jobs?{want}cursor=302f61>; rel=\"next\""));
+        };
+        check(&[], "limit=1&");
+        check(&[("state", None), ("model", Some("m"))], "model=m&limit=1&");
+        check(&[("state", Some("queued")), ("model", Some("m"))], "state=queued&model=m&limit=1&");
+        let end = listing(Slice { items: vec![1], next: None }, "/v1/jobs", &[], 1, |n| n);
+        assert!(!end.headers().contains_key("link"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::body::Body;
 use axum::extract::{Multipart, Path, Query, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
-use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
+use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, located, page, uploads};
 use crate::api::{Context, Limits};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;
@@ -175,12 +175,8 @@ async fn keep(
 ) -> Result<Response, Problem> {
     let Created { record, new } = create(shared, name, pin, info, by.owner()).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    let location = format!("/v1/models/{}", record.pinned());
-    let mut response = (status, one(record)).into_response();
-    if let Ok(location) = HeaderValue::try_from(location) {
-        response.headers_mut().insert(header::LOCATION, location);
-    }
-    Ok(response)
+    let path = format!("/v1/models/{}", record.pinned());
+    Ok(located(status, &path, one(record)))
 }
 
 fn one(record: Model) -> Response {
@@ -211,8 +207,8 @@ pub(crate) async fn list(
     let page = page(query.limit, query.cursor.as_deref())?;
     let name: Option<Name> = query.name.as_deref().map(str::parse).transpose()?;
     let slice = shared.catalog.models(name.as_ref(), &page).await?;
-    let path = name.map_or_else(|| "/v1/models".to_owned(), |name| format!("/v1/models?name={name}"));
-    Ok(listing(slice, &path, page.limit, ModelView::from))
+    let asked = [("name", query.name.as_deref())];
+    Ok(listing(slice, "/v1/models", &asked, page.limit, ModelView::from))
 }
 
 /// Finds a model.

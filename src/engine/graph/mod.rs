@@ -22,10 +22,6 @@ use crate::engine::tensor::{DType, Tensor};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub u32);
 
-/// A node of a graph: an index into [`Graph::nodes`], which is in execution order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct NodeId(pub u32);
-
 /// Length of one dimension, as the model declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dim {

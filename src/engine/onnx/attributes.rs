@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode, Scan, Sliding, Unary};
 use crate::engine::tensor::Tensor;
 
-use super::tensors::{attribute_to_proto, dtype_to_onnx, tensor_to_proto};
+use super::tensors::{attribute_to_proto, tensor_to_proto};
 use super::{AttributeProto, GraphProto, attribute_type};
 
 pub(super) fn int(name: &str, value: i64) -> AttributeProto {
@@ -134,7 +134,7 @@ pub(super) fn attributes(op: &Op) -> Vec<AttributeProto> {
         }
         Op::ConstantOfShape { value } => all.push(tensor("value", value)),
         Op::Pad { mode } => all.extend(pad_mode(*mode).map(|mode| text("mode", mode))),
-        Op::Cast { to } => all.push(int("to", dtype_to_onnx(*to).into())),
+        Op::Cast { to } => all.push(int("to", to.onnx_number().into())),
         Op::Other(other) => all.extend(other.attributes.iter().map(|(n, v)| attribute_to_proto(n, v))),
         Op::If | Op::Loop { .. } => {}
         Op::Scan(scan) => all = scan_attributes(scan),

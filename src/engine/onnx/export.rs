@@ -11,7 +11,7 @@ use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::tensor::DType;
 
 use super::attributes::{attributes, graph, int, ints};
-use super::tensors::{dtype_to_onnx, tensor_to_proto};
+use super::tensors::tensor_to_proto;
 use super::{
     AttributeProto, DimensionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
     StringStringEntryProto, TensorShapeProto, TensorTypeProto, TypeProto, ValueInfoProto,
@@ -191,7 +191,7 @@ impl<'a> Scope<'a> {
             value.dims.as_ref().map(|dims| TensorShapeProto { dim: dims.iter().map(dimension).collect() });
         // Only the values of bodies may be without a type.
         let tensor_type =
-            value.dtype.map(|dtype| TensorTypeProto { elem_type: Some(dtype_to_onnx(dtype)), shape });
+            value.dtype.map(|dtype| TensorTypeProto { elem_type: Some(dtype.onnx_number()), shape });
         let r#type = tensor_type.map(|tensor_type| TypeProto { tensor_type: Some(tensor_type) });
         ValueInfoProto { name: self.name(id), r#type }
     }

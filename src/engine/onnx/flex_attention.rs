@@ -5,7 +5,7 @@ use crate::engine::tensor::DType;
 
 use super::functions::inlined;
 use super::parts::{Parts, float, int, ints};
-use super::tensors::{attributes_from_proto, dtype_to_onnx};
+use super::tensors::attributes_from_proto;
 use super::{AttributeProto, FunctionProto, NodeProto, attribute_type};
 
 /// The parts of a node called `name` whose query is of `dtype`, where that is known; `None` where it is another operator.
@@ -23,8 +23,8 @@ pub(super) fn parts(
     // Graphs are no attributes that can be read; they are found below.
     let plain: Vec<AttributeProto> = proto.attribute.iter().filter(|a| a.g.is_none()).cloned().collect();
     let a = attributes_from_proto(&NodeProto { attribute: plain, ..proto.clone() })?;
-    let single = i64::from(dtype_to_onnx(DType::F32));
-    let double = i64::from(dtype_to_onnx(DType::F64));
+    let single = i64::from(DType::F32.onnx_number());
+    let double = i64::from(DType::F64.onnx_number());
     let precision = if dtype == Some(DType::F64) { double } else { single };
     let precision = a.int_or("softmax_precision", precision)?;
     let mut parts = Parts::new(name, proto);

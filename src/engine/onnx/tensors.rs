@@ -8,39 +8,19 @@ use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::shapes::{RANK_MAX, bounded};
-use crate::engine::onnx::{AttributeProto, NodeProto, TensorProto, attribute_type, data_type};
+use crate::engine::onnx::{AttributeProto, NodeProto, TensorProto, attribute_type};
 use crate::engine::tensor::{DType, Tensor};
 
-/// Element types by ONNX number.
-const TYPES: &[(i32, DType)] = &[
-    (data_type::FLOAT, DType::F32),
-    (data_type::DOUBLE, DType::F64),
-    (data_type::FLOAT16, DType::F16),
-    (data_type::BFLOAT16, DType::BF16),
-    (data_type::INT64, DType::I64),
-    (data_type::INT32, DType::I32),
-    (data_type::INT16, DType::I16),
-    (data_type::INT8, DType::I8),
-    (data_type::UINT64, DType::U64),
-    (data_type::UINT32, DType::U32),
-    (data_type::UINT16, DType::U16),
-    (data_type::UINT8, DType::U8),
-    (data_type::BOOL, DType::Bool),
-];
+/// `TensorProto.DataType` of texts.
+const STRING: i32 = 8;
 
 /// The type that an ONNX number stands for, or what is wrong with it.
 pub fn dtype_from_onnx(number: i32) -> Result<DType, String> {
-    let known = TYPES.iter().find(|(n, _)| *n == number).map(|(_, dtype)| *dtype);
-    known.ok_or_else(|| match number {
+    DType::of_onnx(number.into()).ok_or_else(|| match number {
         0 => "the element type is missing".to_owned(),
-        data_type::STRING => "string tensors are not supported".to_owned(),
+        STRING => "string tensors are not supported".to_owned(),
         other => format!("element type {other} is not supported"),
     })
-}
-
-/// The ONNX number of a type.
-pub fn dtype_to_onnx(dtype: DType) -> i32 {
-    TYPES.iter().find(|(_, d)| *d == dtype).map(|(n, _)| *n).expect("the table has every type")
 }
 
 /// Name and data of a tensor in a file of its own, as the cases of ONNX's backend tests have them.
@@ -143,7 +123,7 @@ fn typed_data(proto: &TensorProto, dtype: DType) -> Bytes {
 pub fn tensor_to_proto(name: &str, tensor: &Tensor) -> TensorProto {
     TensorProto {
         dims: tensor.shape().iter().map(|&d| d as i64).collect(),
-        data_type: Some(dtype_to_onnx(tensor.dtype())),
+        data_type: Some(tensor.dtype().onnx_number()),
         name: name.to_owned(),
         raw_data: Some(Bytes::copy_from_slice(tensor.view().bytes)),
         ..TensorProto::default()
@@ -257,14 +237,14 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_said() {
         let rows: &[(TensorProto, &str)] = &[
-            (proto(&[2], data_type::FLOAT, &[0; 7]), "needs 8 bytes, the file has 7"),
-            (proto(&[-1], data_type::FLOAT, &[]), "negative"),
-            (proto(&[i64::MAX, i64::MAX], data_type::FLOAT, &[]), "over the limit"),
-            (proto(&[0, i64::MAX, i64::MAX], data_type::FLOAT, &[]), "over the limit"),
-            (proto(&[1; 33], data_type::FLOAT, &[0; 4]), "33 dimensions"),
-            (proto(&[1], data_type::STRING, &[]), "string"),
+            (proto(&[2], DType::F32.onnx_number(), &[0; 7]), "needs 8 bytes, the file has 7"),
+            (proto(&[-1], DType::F32.onnx_number(), &[]), "negative"),
+            (proto(&[i64::MAX, i64::MAX], DType::F32.onnx_number(), &[]), "over the limit"),
+            (proto(&[0, i64::MAX, i64::MAX], DType::F32.onnx_number(), &[]), "over the limit"),
+            (proto(&[1; 33], DType::F32.onnx_number(), &[0; 4]), "33 dimensions"),
+            (proto(&[1], STRING, &[]), "string"),
             (proto(&[1], 99, &[]), "element type 99"),
-            (proto(&[1], data_type::BOOL, &[7]), "neither 0 nor 1"),
+            (proto(&[1], DType::Bool.onnx_number(), &[7]), "neither 0 nor 1"),
         ];
         for (proto, want) in rows {
             let got = tensor_from_proto(proto).unwrap_err();

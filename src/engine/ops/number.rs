@@ -83,22 +83,10 @@ pub(super) fn of_f64(to: DType, shape: &[usize], values: &[f64]) -> Result<Tenso
 /// The element type that an attribute names by its ONNX number (`TensorProto.DataType`).
 pub(super) fn type_attribute(a: &Attributes, name: &str) -> Result<Option<DType>, String> {
     let Some(number) = a.int(name)? else { return Ok(None) };
-    Ok(Some(match number {
-        1 => DType::F32,
-        2 => DType::U8,
-        3 => DType::I8,
-        4 => DType::U16,
-        5 => DType::I16,
-        6 => DType::I32,
-        7 => DType::I64,
-        9 => DType::Bool,
-        10 => DType::F16,
-        11 => DType::F64,
-        12 => DType::U32,
-        13 => DType::U64,
-        16 => DType::BF16,
-        other => return Err(format!("{name}={other}: that element type is not supported")),
-    }))
+    match DType::of_onnx(number) {
+        None => Err(format!("{name}={number}: that element type is not supported")),
+        known => Ok(known),
+    }
 }
 
 #[cfg(test)]

@@ -19,21 +19,9 @@ pub(super) const OPERATORS: &[Entry] = &[
 
 /// The type that a table has: a number of `TensorProto.DataType`.
 fn table_type(call: &Call<'_>) -> Result<DType, String> {
-    Ok(match call.attributes.int_or("output_datatype", 1)? {
-        1 => DType::F32,
-        2 => DType::U8,
-        3 => DType::I8,
-        4 => DType::U16,
-        5 => DType::I16,
-        6 => DType::I32,
-        7 => DType::I64,
-        10 => DType::F16,
-        11 => DType::F64,
-        12 => DType::U32,
-        13 => DType::U64,
-        16 => DType::BF16,
-        other => return Err(format!("output_datatype={other} is not supported")),
-    })
+    let number = call.attributes.int_or("output_datatype", 1)?;
+    let dtype = DType::of_onnx(number).filter(|&dtype| dtype != DType::Bool);
+    dtype.ok_or_else(|| format!("output_datatype={number} is not supported"))
 }
 
 /// A table in its type; halves as float32. Integers are cut.

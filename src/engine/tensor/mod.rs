@@ -8,7 +8,7 @@ pub mod qparams;
 
 use std::fmt;
 
-use ndarray::{ArrayViewD, ArrayViewMutD, IxDyn};
+use ndarray::{ArrayViewD, IxDyn};
 
 /// What one element is. Names follow ONNX `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,7 +58,35 @@ impl DType {
             DType::Bool => "bool",
         }
     }
+
+    /// The number in `TensorProto.DataType`.
+    pub fn onnx_number(self) -> i32 {
+        let entry = ONNX_NUMBERS.iter().find(|(_, dtype)| *dtype == self);
+        entry.expect("the table has every type").0
+    }
+
+    /// The type that a number in `TensorProto.DataType` stands for, where it is one of these.
+    pub fn of_onnx(number: i64) -> Option<DType> {
+        ONNX_NUMBERS.iter().find(|(n, _)| i64::from(*n) == number).map(|(_, dtype)| *dtype)
+    }
 }
+
+/// Element types by their numbers in `TensorProto.DataType`.
+const ONNX_NUMBERS: [(i32, DType); 13] = [
+    (1, DType::F32),
+    (2, DType::U8),
+    (3, DType::I8),
+    (4, DType::U16),
+    (5, DType::I16),
+    (6, DType::I32),
+    (7, DType::I64),
+    (9, DType::Bool),
+    (10, DType::F16),
+    (11, DType::F64),
+    (12, DType::U32),
+    (13, DType::U64),
+    (16, DType::BF16),
+];
 
 impl fmt::Display for DType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -404,12 +432,6 @@ impl TensorViewMut<'_> {
         assert!(readable_as::<T>(self.dtype), "a {} tensor is not {}", self.dtype, T::DTYPE);
         bytemuck::cast_slice_mut(self.bytes)
     }
-
-    /// The elements as an n-dimensional array, to be written.
-    pub fn array_mut<T: Element>(&mut self) -> ArrayViewMutD<'_, T> {
-        let shape = IxDyn(self.shape);
-        ArrayViewMutD::from_shape(shape, self.slice_mut()).expect("a view is as long as its shape says")
-    }
 }
 
 #[cfg(test)]
@@ -428,6 +450,16 @@ mod tests {
                 assert_eq!(bytes.as_ptr() as usize % ALIGN, 0);
             }
         }
+    }
+
+    #[test]
+    fn each_type_has_an_onnx_number_of_its_own() {
+        let numbers: Vec<i64> = (-1..=40).filter(|&number| DType::of_onnx(number).is_some()).collect();
+        assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 16]);
+        for number in numbers {
+            assert_eq!(i64::from(DType::of_onnx(number).unwrap().onnx_number()), number);
+        }
+        assert_eq!(DType::of_onnx((1 << 32) + 1), None, "not cut to 32 bits");
     }
 
     #[test]

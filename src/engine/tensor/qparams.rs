@@ -82,11 +82,6 @@ impl QuantParams {
         params
     }
 
-    /// Asymmetric `u8` parameters that cover `[lo, hi]`: [`QuantParams::from_range`].
-    pub fn u8_from_range(lo: f32, hi: f32) -> QuantParams {
-        QuantParams::from_range(Codes::U8, lo, hi)
-    }
-
     /// Least and largest real that a code of a whole tensor stands for.
     pub fn reals(&self) -> (f64, f64) {
         let (least, most) = code_range(self.dtype);

@@ -212,6 +212,7 @@ impl Catalog for Faulty {
         endpoint_records(name: &'a Name) -> Vec<EndpointRecord>;
         delete_endpoint(name: &'a Name, expect: Expect, by: &'a str) -> ();
         create_job(new: NewJob) -> Created<Job>;
+        job_of_key(key: &'a IdempotencyKey) -> Option<Job>;
         job(id: JobId) -> Job;
         jobs(filter: &'a JobFilter, page: &'a Page) -> Slice<Job>;
         lease_job(owner: &'a str, lease: Duration) -> Option<Job>;

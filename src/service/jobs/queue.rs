@@ -13,7 +13,7 @@ use crate::engine::pipeline;
 use crate::service::metrics::process::Metrics;
 use crate::service::store::{
     self, ArtifactFilter, Catalog, Created, Digest, Finish, IdempotencyKey, Job, JobError, JobFilter, JobId,
-    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Version, Webhook,
+    JobKind, JobProgress, JobState, Lease, NewJob, Page, Pinned, Slice, Webhook,
 };
 
 /// Why the queue could not do what was asked.
@@ -102,10 +102,11 @@ impl Queue {
             Ok(new) => new,
             // The job of then has deleted its data, or somebody the model: the answer is still that job.
             Err(gone @ (Error::BadStatistics(_) | Error::Store(store::Error::NotFound { .. }))) => {
-                return match key {
-                    Some(key) => self.of_then(key).await?.ok_or(gone),
-                    None => Err(gone),
+                let then = match &key {
+                    Some(key) => self.catalog.job_of_key(key).await?,
+                    None => None,
                 };
+                return then.map(|record| Created { record, new: false }).ok_or(gone);
             }
             Err(error) => return Err(error),
         };
@@ -152,31 +153,6 @@ impl Queue {
             idempotency: key,
             queued_max: self.options.queued_max,
         })
-    }
-
-    /// The job that a key has made, where it has made one.
-    async fn of_then(&self, key: IdempotencyKey) -> Result<Option<Created<Job>>, Error> {
-        // The catalog looks at the key first. It adds nothing: no data have version 0, and no job may wait.
-        let nothing = Pinned { name: "none".parse().expect("a name"), version: Version(0) };
-        let new = NewJob {
-            kind: JobKind::Quantize,
-            model: nothing.clone(),
-            calibration: nothing,
-            calibration_of: None,
-            evaluation: None,
-            keep: true,
-            recipe: json!({}),
-            endpoint: None,
-            webhook_url: None,
-            attempts_max: 1,
-            idempotency: Some(key),
-            queued_max: 0,
-        };
-        match self.catalog.create_job(new).await {
-            Ok(then) => Ok(Some(then)),
-            Err(store::Error::NotFound { .. } | store::Error::QueueFull { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
     }
 
     /// The job that has statistics of this model.

@@ -3,7 +3,6 @@
 //! An address comes from a stranger and the request from inside: only public addresses are connected to, unless the
 //! settings say otherwise. Names are resolved here, so that what was checked is what is connected to.
 
-use std::error::Error as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +21,7 @@ use url::{Host, Url};
 
 use super::{goes_on, stopped};
 use crate::service::metrics::process::Metrics;
-use crate::service::store::{Catalog, Clock, Job, WebhookClaim, WebhookOutcome};
+use crate::service::store::{Catalog, Clock, Job, WebhookClaim, WebhookOutcome, chain};
 
 /// At most so many bytes of an address.
 const URL_BYTES_MAX: usize = 2048;
@@ -391,16 +390,10 @@ impl Webhooks {
             .header("webhook-timestamp", timestamp)
             .header("webhook-signature", self.secrets.sign(&id, timestamp, &body))
             .body(body);
-        let mut response = request.send().await.map_err(|error| {
-            let error = error.without_url();
-            let mut why = error.to_string();
-            let mut next = error.source();
-            while let Some(cause) = next {
-                why = format!("{why}: {cause}");
-                next = cause.source();
-            }
-            Failure { status: None, why }
-        })?;
+        let mut response = request
+            .send()
+            .await
+            .map_err(|error| Failure { status: None, why: chain(&error.without_url()) })?;
         let status = response.status();
         // So that the receiver is not cut off while it answers.
         let mut bytes = 0;

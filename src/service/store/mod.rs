@@ -1488,16 +1488,30 @@ pub enum Error {
     },
 }
 
-/// An error and what caused it, in one line: for the log, and for whoever runs the server.
+/// An error and what caused it, in one line: for the log, and for whoever runs the server. A cause that the text before
+/// it ends with already is not said again.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
-        text = format!("{text}: {cause}");
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
         next = cause.source();
     }
     text
+}
+
+/// What a caught panic said: for the log.
+#[must_use]
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "no text",
+    }
 }
 
 fn revision_text(got: Option<u64>) -> String {
@@ -1565,10 +1579,12 @@ pub trait Catalog: Send + Sync {
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
     fn endpoint_changes(&self) -> watch::Receiver<u64>;
 
-    /// Changes whenever a job was added or has changed in another process: look at the queue again, then.
+    /// Changes whenever a job was added or an attempt has ended, in any process: look again, then.
     fn job_changes(&self) -> watch::Receiver<u64>;
     /// Adds a job, or gives the one that the same idempotency key made.
     fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;
+    /// The job that the idempotency key made, where it made one: also one that is deleted.
+    fn job_of_key<'a>(&'a self, key: &'a IdempotencyKey) -> Answer<'a, Option<Job>>;
     /// The job.
     fn job(&self, id: JobId) -> Answer<'_, Job>;
     /// Jobs.
@@ -1647,6 +1663,20 @@ pub trait Catalog: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_chain_says_each_cause_once() {
+        fn because(tried: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+            Error::Database { tried: tried.to_owned(), source: source.into() }
+        }
+        for (error, want) in [
+            (because("a", because("b", "no room")), "database: a: database: b: no room"),
+            (because("a: no room", "no room"), "database: a: no room"),
+            (because("a: no room", because("a: no room", "no room")), "database: a: no room"),
+        ] {
+            assert_eq!(chain(&error), want);
+        }
+    }
 
     #[test]
     fn moments_are_shown_as_rfc_3339() {

@@ -8,22 +8,23 @@ use tokio::sync::watch;
 
 use super::super::{
     Answer, Artifact, ArtifactFilter, ArtifactId, AuditEntry, Catalog, Census, Created, Dataset, DatasetId,
-    Digest, Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, Job, JobFilter, JobId,
-    JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewAudit, NewDataset, NewJob,
-    NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted, Webhook, WebhookClaim, WebhookOutcome,
+    Digest, Endpoint, EndpointChange, EndpointRecord, Error, Expect, Finish, HoldId, IdempotencyKey, Job,
+    JobFilter, JobId, JobProgress, JobState, Key, KeyId, Kind, Lease, Model, ModelId, Name, NewAudit,
+    NewDataset, NewJob, NewKey, NewModel, Page, Slice, Timestamp, Version, Wanted, Webhook, WebhookClaim,
+    WebhookOutcome,
 };
 use super::endpoints::{
     Told, change_endpoint, expect_endpoint, find_endpoint, select_endpoint, write_record,
 };
-use super::jobs::{Next, again, expire, find_job, held_job, keep_artifact, lock_job, lost, write_next};
+use super::jobs::{
+    KEY_LIFETIME_MS, Next, again, expire, find_job, held_job, job_of_key, keep_artifact, lock_job, lost,
+    write_next,
+};
 use super::open::Sql;
 use super::rows::{Record, bounds, slice};
 use super::transaction::{refuse, unless_refused};
 use super::uploads::{delete_upload, find_upload, is_live, list_uploads, note_deletion, same_upload};
 use super::{answer, audit, holds, keys, parsed, signed, text, time, unsigned, webhooks, whole};
-
-/// How long an idempotency key is remembered.
-pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
 
 impl Catalog for Sql {
     fn create_model(&self, new: NewModel) -> Answer<'_, Created<Model>> {
@@ -301,19 +302,12 @@ impl Catalog for Sql {
                     .bind(now.0 - KEY_LIFETIME_MS)
                     .execute(&mut *transaction)
                     .await?;
-                let row = sqlx::query(
-                    "SELECT jobs.*, fingerprint FROM idempotency_keys JOIN jobs ON jobs.id = job
-                     WHERE key = $1",
-                )
-                .bind(key.key.as_str())
-                .fetch_optional(&mut *transaction)
-                .await?;
-                if let Some(row) = row {
-                    if text::<Digest>(&row, "fingerprint")? != key.fingerprint {
-                        return refuse(transaction, Error::KeyReused { key: key.key.clone() }).await;
-                    }
+                let found = job_of_key(&mut transaction, key, now).await;
+                let then;
+                (transaction, then) = unless_refused(transaction, found).await?;
+                if let Some(record) = then {
                     transaction.commit().await?;
-                    return Ok(Created { record: Job::read(&row)?, new: false });
+                    return Ok(Created { record, new: false });
                 }
             }
             // The end of another job may have deleted them since they were looked up.
@@ -370,6 +364,13 @@ impl Catalog for Sql {
             }
             self.commit_jobs(transaction).await?;
             Ok(Created { record, new: true })
+        })
+    }
+
+    fn job_of_key<'a>(&'a self, key: &'a IdempotencyKey) -> Answer<'a, Option<Job>> {
+        answer(format!("finding the job of the idempotency key `{}`", key.key), async move {
+            let mut connection = self.readers.acquire().await?;
+            job_of_key(&mut connection, key, self.now()).await
         })
     }
 
@@ -491,10 +492,10 @@ impl Catalog for Sql {
                 Finish::HandBack => Next { handed_back: true, ..Next::queued(job.error.clone(), now) },
             };
             let job = write_next(&mut transaction, job.id, next, now).await?;
+            // It may wait for a worker again, or a webhook for its end.
             if serves {
-                self.commit_endpoints(transaction).await?;
+                self.commit_jobs_and_endpoints(transaction).await?;
             } else {
-                // It may wait for a worker again, and watchers in other processes want to know how it ended.
                 self.commit_jobs(transaction).await?;
             }
             Ok(job)

@@ -5,12 +5,13 @@ use sqlx::any::AnyRow;
 use sqlx::{AnyConnection, AssertSqlSafe};
 
 use super::super::{
-    EndpointChange, Error, Job, JobError, JobErrorCode, JobId, JobState, Kind, Lease, NewArtifact, Timestamp,
+    Digest, EndpointChange, Error, IdempotencyKey, Job, JobError, JobErrorCode, JobId, JobState, Kind, Lease,
+    NewArtifact, Timestamp,
 };
 use super::endpoints::change_endpoint;
 use super::rows::Record;
 use super::uploads::{is_live, let_go};
-use super::{Dialect, Work, signed, to_json, webhooks};
+use super::{Dialect, Work, signed, text, to_json, webhooks};
 
 pub(super) fn lost(lease: &Lease) -> Error {
     Error::LeaseLost { job: lease.job, attempt: lease.attempt }
@@ -169,6 +170,30 @@ pub(super) async fn keep_artifact(
         result["endpoint"] = json!({ "name": name, "version": endpoint.default_version });
     }
     Ok(Next { result: Some(result), ..Next::ended(JobState::Succeeded, None) })
+}
+
+/// How long an idempotency key is remembered.
+pub(super) const KEY_LIFETIME_MS: i64 = 24 * 3_600_000;
+
+/// The job that a key has made, also one that is deleted.
+pub(super) async fn job_of_key(
+    connection: &mut AnyConnection,
+    key: &IdempotencyKey,
+    now: Timestamp,
+) -> Work<Option<Job>> {
+    let row = sqlx::query(
+        "SELECT jobs.*, fingerprint FROM idempotency_keys JOIN jobs ON jobs.id = job
+         WHERE key = $1 AND idempotency_keys.created_at >= $2",
+    )
+    .bind(key.key.as_str())
+    .bind(now.0 - KEY_LIFETIME_MS)
+    .fetch_optional(connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    if text::<Digest>(&row, "fingerprint")? != key.fingerprint {
+        return Err(Error::KeyReused { key: key.key.clone() }.into());
+    }
+    Ok(Some(Job::read(&row)?))
 }
 
 pub(super) async fn find_job(connection: &mut AnyConnection, id: JobId) -> Work<Job> {

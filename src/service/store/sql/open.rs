@@ -66,12 +66,7 @@ impl Sql {
     pub async fn sqlite(path: &Path, clock: Clock) -> Result<Sql, Error> {
         let tried = format!("opening `{}`", path.display());
         answer(tried, async move {
-            let absolute = std::path::absolute(path).map_err(|error| Fault::Database(Box::new(error)))?;
-            let mut url = Url::from_file_path(&absolute).map_err(|()| {
-                Fault::Database(format!("`{}` is no path of a file", absolute.display()).into())
-            })?;
-            url.set_query(Some("mode=rwc"));
-            let url = url.as_str().replacen("file://", "sqlite://", 1);
+            let url = sqlite_url(path, "rwc")?;
             let writer = sqlite_pool(&url, 1, "").await?;
             let applied = migrate(&writer, Dialect::Sqlite, clock()).await?;
             let readers = sqlite_pool(&url, READERS, "PRAGMA query_only = on;").await?;
@@ -254,11 +249,21 @@ impl Sql {
         Ok(transaction.commit().await?)
     }
 
-    /// Commits jobs that wait for a worker, and tells it.
+    /// Commits jobs that wait for a worker or have ended, and tells it.
     pub(super) async fn commit_jobs(&self, mut transaction: Transaction<'static, Any>) -> Work<()> {
         self.notify(&mut transaction, JOBS_CHANNEL).await?;
         let _tell = Tell(&self.job_changes);
         Ok(transaction.commit().await?)
+    }
+
+    /// The same where the end of a job has changed an endpoint.
+    pub(super) async fn commit_jobs_and_endpoints(
+        &self,
+        mut transaction: Transaction<'static, Any>,
+    ) -> Work<()> {
+        self.notify(&mut transaction, JOBS_CHANNEL).await?;
+        let _tell = Tell(&self.job_changes);
+        self.commit_endpoints(transaction).await
     }
 
     /// Other processes hear of it when the transaction is committed.

@@ -13,8 +13,7 @@ use super::super::{
     KeyId, LatencySummary, Lease, Name, NewArtifact, NewAudit, NewDataset, NewJob, NewKey, NewModel, Owner,
     Page, Pinned, Route, Timestamp, Version, Webhook, WebhookClaim, WebhookOutcome, WebhookState,
 };
-use super::catalog::KEY_LIFETIME_MS;
-use super::jobs::{Next, write_next};
+use super::jobs::{KEY_LIFETIME_MS, Next, write_next};
 use super::open::Sql;
 
 /// Runs each test on SQLite, and on Postgres where the variable names one (`tests/postgres` starts it).
@@ -360,6 +359,7 @@ async fn a_job_survives_kill_and_restart(mut scratch: Scratch) {
 async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
     let catalog = &scratch.catalog;
     let mut changes = catalog.endpoint_changes();
+    let mut job_changes = catalog.job_changes();
     for round in 1..=3u32 {
         let mut new = new_job(catalog).await;
         new.endpoint = Some(name("prod"));
@@ -367,6 +367,7 @@ async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
         let (_, lease) = leased(catalog, "host/a").await;
         let made = new_artifact(None);
         let id = made.id;
+        job_changes.borrow_and_update();
         let job = catalog.finish_job(&lease, Finish::Done(Box::new(made))).await.unwrap();
         assert_eq!(job.state, JobState::Succeeded);
         let result = job.result.unwrap();
@@ -380,6 +381,7 @@ async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
         let newest = endpoint.versions.last().unwrap();
         assert_eq!((newest.artifact, newest.precision()), (Some(id), super::super::Precision::Int8));
         assert!(changes.has_changed().unwrap());
+        assert!(job_changes.has_changed().unwrap(), "a webhook may wait for the end");
         changes.borrow_and_update();
     }
     let filter = ArtifactFilter { model: Some(name("m")), job: None };
@@ -459,9 +461,17 @@ async fn a_key_used_again_gives_the_job_of_then(scratch: Scratch) {
     };
     let first = keyed(1).await.unwrap();
     assert!(first.new);
+    let of_key = |key: &str, fingerprint| {
+        let key = IdempotencyKey { key: key.to_owned(), fingerprint: Digest([fingerprint; 32]) };
+        async move { catalog.job_of_key(&key).await }
+    };
+    assert_eq!(of_key("k", 1).await.unwrap(), Some(first.record.clone()));
+    assert_eq!(of_key("other", 1).await.unwrap(), None);
+    assert!(matches!(of_key("k", 2).await, Err(Error::KeyReused { .. })));
     assert_eq!(keyed(1).await.unwrap(), Created { record: first.record.clone(), new: false });
     assert!(matches!(keyed(2).await, Err(Error::KeyReused { .. })));
     scratch.pass(KEY_LIFETIME_MS + 1);
+    assert_eq!(of_key("k", 1).await.unwrap(), None);
     assert_ne!(keyed(2).await.unwrap().record.id, first.record.id);
 }
 
