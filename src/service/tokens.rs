@@ -121,7 +121,8 @@ impl Tokens {
         let _ = provider().install_default();
         let client = url.map(|_| {
             let redirects = reqwest::redirect::Policy::custom(|attempt| {
-                let (far, open) = (attempt.previous().len() > REDIRECTS_MAX, !may_ask(attempt.url().as_str()));
+                let (far, open) =
+                    (attempt.previous().len() > REDIRECTS_MAX, !may_ask(attempt.url().as_str()));
                 if far || open { attempt.stop() } else { attempt.follow() }
             });
             reqwest::Client::builder().timeout(PATIENCE).redirect(redirects).build()

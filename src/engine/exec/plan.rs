@@ -406,7 +406,8 @@ impl Builder<'_> {
         facts: &[Option<Fact>],
         results: &Results,
     ) -> Result<bool, String> {
-        let (Some(x), Some(Some(fact)), [(dtype, shape)]) = (node.input(0), facts.first(), &results[..]) else {
+        let (Some(x), Some(Some(fact)), [(dtype, shape)]) = (node.input(0), facts.first(), &results[..])
+        else {
             return Ok(false);
         };
         let refs: Vec<Option<&Fact>> = facts.iter().map(Option::as_ref).collect();

@@ -2,7 +2,7 @@
 //! that has all its operators in the form that we write.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
@@ -165,7 +165,8 @@ impl<'a> Scope<'a> {
         let graph = self.graph;
         let mut writer = Writer { scope: self, opset, domains, nodes: Vec::new() };
         graph.nodes.iter().for_each(|n| writer.node(n));
-        let node = writer.nodes;
+        let mut node = writer.nodes;
+        tell_apart(&mut node);
         let output = graph.outputs.iter().map(|&v| self.value_info(v)).collect();
         let input = graph.inputs[..inputs].iter().map(|&v| self.value_info(v)).collect();
         let used = self.used.borrow();
@@ -194,6 +195,22 @@ impl<'a> Scope<'a> {
             value.dtype.map(|dtype| TensorTypeProto { elem_type: Some(dtype.onnx_number()), shape });
         let r#type = tensor_type.map(|tensor_type| TypeProto { tensor_type: Some(tensor_type) });
         ValueInfoProto { name: self.name(id), r#type }
+    }
+}
+
+/// Gives nodes of one name different ones, the first keeping it: ONNX Runtime opens no graph in which two are called
+/// alike, and a node that was made for a value may have the name that the model gave to another.
+fn tell_apart(nodes: &mut [NodeProto]) {
+    let mut taken: HashSet<String> = nodes.iter().map(|node| node.name.clone()).collect();
+    let mut seen = HashSet::new();
+    for node in nodes.iter_mut().filter(|node| !node.name.is_empty()) {
+        if !seen.insert(node.name.clone()) {
+            let base = std::mem::take(&mut node.name);
+            let free = (1..).map(|i| format!("{base}_{i}")).find(|name| !taken.contains(name));
+            node.name = free.expect("the numbers do not end");
+            taken.insert(node.name.clone());
+            seen.insert(node.name.clone());
+        }
     }
 }
 

@@ -3,8 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::engine::graph::{Graph, Node, ValueId};
+use prost::Message;
+
+use super::ModelProto;
+use crate::engine::graph::op::{Op, Unary};
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::onnx::{export, import};
+use crate::engine::tensor::DType;
 
 /// Says where two graphs differ. Constants are compared by their data: an operand that older opsets wrote as an
 /// attribute has a name of our own.
@@ -94,4 +99,22 @@ fn models_survive_export_and_import() {
             panic!("{}: {lost}", path.display());
         }
     }
+}
+
+#[test]
+fn nodes_of_one_name_are_told_apart() {
+    let mut graph = Graph::default();
+    let mut value = |name: &str| {
+        let dims = Some(vec![Dim::Known(2)]);
+        graph.add_value(Value { name: name.to_owned(), dtype: Some(DType::F32), dims, ..Value::default() })
+    };
+    let ids = ["x", "a", "b", "c"].map(&mut value);
+    for (name, pair) in ["relu", "relu", "relu_1"].into_iter().zip(ids.windows(2)) {
+        let node = Node::new(name.to_owned(), Op::Unary(Unary::Relu), vec![Some(pair[0])], vec![pair[1]]);
+        graph.nodes.push(node);
+    }
+    (graph.inputs, graph.outputs) = (vec![ids[0]], vec![ids[3]]);
+    let file = ModelProto::decode(&export::export(&graph, &[])[..]).expect("it was just written");
+    let names: Vec<String> = file.graph.expect("it has one").node.into_iter().map(|n| n.name).collect();
+    assert_eq!(names, ["relu", "relu_2", "relu_1"]);
 }

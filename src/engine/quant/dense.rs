@@ -75,7 +75,8 @@ impl Dense {
         let (rows, columns) = a.dim();
         let mut out = Array2::zeros((columns, rows));
         let a = a.as_standard_layout();
-        let (a, to) = (a.as_slice().expect("it is contiguous"), out.as_slice_mut().expect("it is contiguous"));
+        let (a, to) =
+            (a.as_slice().expect("it is contiguous"), out.as_slice_mut().expect("it is contiguous"));
         nchw_to_nhwc(self.isa, a, 1, rows, columns, to, self.threads);
         out
     }

@@ -109,6 +109,22 @@ fn auto_leaves_alone_what_has_no_outliers() {
 }
 
 #[test]
+fn auto_leaves_alone_what_a_product_makes_for_one_range() {
+    let mut graph = block(1.0);
+    let up = graph.add_constant("up", Tensor::from_slice(&[24, 24], &numbers(576, 4)));
+    let rows = graph.nodes[0].inputs[0];
+    graph.nodes[0] =
+        Node::new("up".to_owned(), Op::MatMul, vec![rows, Some(up)], graph.nodes[0].outputs.clone());
+    for (scheme, smooth, want) in
+        [("static", json!("auto"), 0), ("static", json!({"alpha": 0.5}), 1), ("dynamic", json!("auto"), 1)]
+    {
+        let recipe = recipe(scheme, smooth);
+        let plan = plan::plan(&graph, &recipe).unwrap();
+        assert_eq!(places(&graph, &plan, &recipe).len(), want, "{scheme}");
+    }
+}
+
+#[test]
 fn a_number_is_taken_at_its_word_in_every_scheme() {
     for scheme in ["auto", "static", "dynamic", "weight_only"] {
         for (outlier, alpha) in [(1.0, 0.3), (60.0, 0.5), (60.0, 1.0)] {
