@@ -397,7 +397,7 @@ impl From<blobs::Error> for Problem {
             blobs::Error::TooLarge { limit } => Problem::too_large(limit),
             blobs::Error::DigestMismatch { .. } => Problem::new(Code::DigestMismatch, detail),
             blobs::Error::Missing { .. } => Problem::internal(detail),
-            blobs::Error::Locked { .. } => Problem::internal(detail),
+            blobs::Error::Locked { .. } | blobs::Error::Damaged { .. } => Problem::internal(detail),
             blobs::Error::Io { source, .. } => of_io(&detail, &source),
             blobs::Error::Catalog(error) | blobs::Error::Remote(remote::Error::Catalog(error)) => {
                 error.into()

@@ -420,6 +420,13 @@ impl Registry {
             if tell.is_closed() {
                 return;
             }
+            // A bit that has fallen over would give other answers and say nothing.
+            let damaged =
+                [Some(&float), int8.as_ref()].into_iter().flatten().find_map(|pin| pin.check().err());
+            if let Some(damaged) = damaged {
+                let _ = tell.send(Err(damaged.to_string()));
+                return;
+            }
             let statistics = statistics.as_ref().map(blobs::Pin::path);
             let files = match &int8 {
                 Some(int8) => Files { main: int8.path(), twin: Some(float.path()), statistics },

@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::remote::{self, Remote};
 use super::{Catalog, Digest, HoldId};
+use crate::engine::artifact::Source;
 
 /// Why bytes could not be kept or found.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,14 @@ pub enum Error {
     Locked {
         /// The lock file.
         path: PathBuf,
+    },
+    /// A file is not what it was when it was kept.
+    #[error(
+        "file {digest} is damaged: its SHA-256 is another now; upload the same file again, or restore a backup"
+    )]
+    Damaged {
+        /// What it was.
+        digest: Digest,
     },
     /// The file system did not do it.
     #[error("{tried} `{path}`")]
@@ -139,6 +148,18 @@ impl Pin {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Reads the file and compares it with its digest. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] or [`Error::Io`].
+    pub fn check(&self) -> Result<(), Error> {
+        let found = Source::of_file(&self.path).map_err(|source| failed("reading", &self.path, source))?;
+        match found.sha256 == self.digest.to_string() {
+            true => Ok(()),
+            false => Err(Error::Damaged { digest: self.digest }),
+        }
     }
 }
 
@@ -396,7 +417,8 @@ impl Blobs {
     }
 
     /// Removes every blob that no record refers to, here and in the shared store: those of uploads and jobs that were
-    /// cut off between the file and the row. Before each it asks whether to go on.
+    /// cut off between the file and the row. Before each it asks whether to go on. Of a catalog that knows of nothing it
+    /// takes no word: more likely its database was lost, and what lies here is what can be saved.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Remote`] or [`Error::Catalog`], after all were tried.
@@ -406,6 +428,19 @@ impl Blobs {
             all.extend(remote.list().await?);
             all.sort_unstable();
             all.dedup();
+        }
+        let census = catalog.census().await?;
+        if census.float_bytes + census.int8_bytes + census.dataset_bytes == 0 && census.jobs == [0; 6] {
+            if !all.is_empty() {
+                let (blobs, folder) = (all.len(), self.shared.root.join("blobs"));
+                tracing::warn!(
+                    blobs,
+                    "The database knows of no models, data or jobs, but there are {blobs} files (`{}`): they are left. \
+                     If the database was lost, restore it; if they are of no use, remove them",
+                    folder.display()
+                );
+            }
+            return Ok(0);
         }
         self.discard_each(catalog, all.into_iter().take_while(|_| goes_on())).await
     }
@@ -720,6 +755,29 @@ mod tests {
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 1);
         assert_eq!(kept(scratch.folder.path()), 0);
         assert_eq!(blobs.discard(catalog, &digests).await.unwrap(), 0, "again does no harm");
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = Blobs::open(folder.path()).unwrap();
+        let pin = blobs.put(b"model").await.unwrap();
+        pin.check().unwrap();
+        fs::write(pin.path(), b"mqdel").unwrap();
+        assert!(matches!(pin.check(), Err(Error::Damaged { digest }) if digest == pin.digest()));
+    }
+
+    #[tokio::test]
+    async fn a_catalog_that_knows_nothing_removes_nothing() {
+        let scratch = Scratch::new().await;
+        let catalog = &*scratch.catalog;
+        let blobs = Blobs::open(scratch.folder.path()).unwrap();
+        let digest = blobs.put(b"what is left of a server whose database was lost").await.unwrap().digest();
+        blobs.doomed().clear();
+        assert_eq!(blobs.sweep(catalog, || true).await.unwrap(), 0);
+        catalog.create_model(new_model("m", Digest([7; 32]))).await.unwrap();
+        assert_eq!(blobs.sweep(catalog, || true).await.unwrap(), 1);
+        assert!(!blobs.holds(digest).await.unwrap());
     }
 
     #[tokio::test]
