@@ -3,10 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use super::{clock, database};
 use crate::config::Settings;
+use crate::service::store::blobs::hashed;
 use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Digest};
 
@@ -119,19 +118,6 @@ async fn checked(folder: &Path) -> Result<Copied, Error> {
         }
     }
     Ok(copied)
-}
-
-fn hashed(file: &mut impl io::Read) -> io::Result<(Digest, u64)> {
-    let (mut hash, mut part, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
-    loop {
-        match file.read(&mut part)? {
-            0 => return Ok((Digest(hash.finalize().into()), bytes)),
-            n => {
-                hash.update(&part[..n]);
-                bytes += n as u64;
-            }
-        }
-    }
 }
 
 fn place(digest: Digest) -> PathBuf {

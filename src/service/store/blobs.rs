@@ -13,7 +13,6 @@ use tokio::io::AsyncWriteExt;
 
 use super::remote::{self, Remote};
 use super::{Catalog, Digest, HoldId};
-use crate::engine::artifact::Source;
 
 /// Why bytes could not be kept or found.
 #[derive(Debug, thiserror::Error)]
@@ -155,11 +154,9 @@ impl Pin {
     /// # Errors
     /// [`Error::Damaged`] or [`Error::Io`].
     pub fn check(&self) -> Result<(), Error> {
-        let found = Source::of_file(&self.path).map_err(|source| failed("reading", &self.path, source))?;
-        match found.sha256 == self.digest.to_string() {
-            true => Ok(()),
-            false => Err(Error::Damaged { digest: self.digest }),
-        }
+        let mut file = fs::File::open(&self.path).map_err(|source| failed("opening", &self.path, source))?;
+        let (found, _) = hashed(&mut file).map_err(|source| failed("reading", &self.path, source))?;
+        if found == self.digest { Ok(()) } else { Err(Error::Damaged { digest: self.digest }) }
     }
 }
 
@@ -645,6 +642,23 @@ fn pin(shared: &Arc<Shared>, digest: Digest, bytes: u64, path: PathBuf, held: Op
         uses.1.insert(digest, number);
     }
     Pin { shared: Arc::clone(shared), digest, bytes, path, written: false, _held: held }
+}
+
+/// SHA-256 of what is left to read, and how many bytes that is. Blocks.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn hashed(file: &mut impl io::Read) -> io::Result<(Digest, u64)> {
+    let (mut hash, mut part, mut bytes) = (Sha256::new(), vec![0; 1 << 20], 0);
+    loop {
+        match file.read(&mut part)? {
+            0 => return Ok((Digest(hash.finalize().into()), bytes)),
+            n => {
+                hash.update(&part[..n]);
+                bytes += n as u64;
+            }
+        }
+    }
 }
 
 fn failed(tried: &'static str, path: &Path, source: io::Error) -> Error {
