@@ -36,24 +36,22 @@ fn map<T: Element, U: Element>(
     })
 }
 
+#[inline(always)]
+fn leaky_relu(x: f32, alpha: f32) -> f32 {
+    if x < 0.0 { alpha * x } else { x }
+}
+
+#[inline(always)]
+fn elu(x: f32, alpha: f32) -> f32 {
+    if x < 0.0 { alpha * (math::exp(x) - 1.0) } else { x }
+}
+
 /// A unary operator on one `f32`.
 pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
     move |x| match op {
         Unary::Relu => math::relu(x),
-        Unary::LeakyRelu { alpha } => {
-            if x < 0.0 {
-                alpha * x
-            } else {
-                x
-            }
-        }
-        Unary::Elu { alpha } => {
-            if x < 0.0 {
-                alpha * (math::exp(x) - 1.0)
-            } else {
-                x
-            }
-        }
+        Unary::LeakyRelu { alpha } => leaky_relu(x, alpha),
+        Unary::Elu { alpha } => elu(x, alpha),
         Unary::Sigmoid => math::sigmoid(x),
         Unary::HardSigmoid { alpha, beta } => math::hard_sigmoid(x, alpha, beta),
         Unary::HardSwish => math::hard_swish(x),
@@ -94,6 +92,10 @@ pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
 pub(super) fn unary(context: Context, op: Unary, x: &Fact) -> Result<Kernel, String> {
     Ok(match (op, x.dtype) {
         (Unary::Relu, DType::F32) => map(context, math::relu),
+        (Unary::LeakyRelu { alpha }, DType::F32) => map(context, move |x| leaky_relu(x, alpha)),
+        (Unary::Elu { alpha }, DType::F32) => map(context, move |x| elu(x, alpha)),
+        (Unary::Abs, DType::F32) => map(context, f32::abs),
+        (Unary::Reciprocal, DType::F32) => map(context, |x: f32| 1.0 / x),
         (Unary::Erf, DType::F32) => map(context, math::erf),
         (Unary::Sigmoid, DType::F32) => map(context, math::sigmoid),
         (Unary::Tanh, DType::F32) => map(context, math::tanh),
