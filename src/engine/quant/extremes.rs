@@ -8,6 +8,8 @@ use crate::engine::kernels::parallel::threads;
 
 /// So many values are looked at on two threads.
 const MANY: usize = 1 << 17;
+/// Values that are looked at together.
+const BLOCK: usize = 4096;
 /// Bits of the significand of an f32, the implicit one among them.
 const SIGNIFICAND: u32 = 24;
 
@@ -131,23 +133,29 @@ fn widened(isa: Isa, range: (f32, f32), values: &[f32]) -> (f32, f32) {
 
 #[inline(always)]
 fn widened_by((least, largest): (f32, f32), values: &[f32]) -> (f32, f32) {
-    let (mut lo, mut hi) = ([least; 16], [largest; 16]);
-    let (blocks, rest) = values.as_chunks::<16>();
-    // NaN and infinities fail the comparison with the largest real.
-    let mut see = |i: usize, x: f32| {
-        let finite = x.abs() <= f32::MAX;
-        lo[i] = if finite & (x < lo[i]) { x } else { lo[i] };
-        hi[i] = if finite & (x > hi[i]) { x } else { hi[i] };
-    };
-    for block in blocks {
-        for (i, &x) in block.iter().enumerate() {
-            see(i, x);
+    values.chunks(BLOCK).fold((least, largest), |(lo, hi), block| match where_finite(block) {
+        Some((a, b)) => (lo.min(a), hi.max(b)),
+        None => {
+            let finite = block.iter().filter(|x| x.is_finite());
+            finite.fold((lo, hi), |(lo, hi), &x| (lo.min(x), hi.max(x)))
         }
+    })
+}
+
+/// Least and largest value; `None` where one is not finite, or there is none. Compares whole numbers in the order of the
+/// reals that they are the bits of, negative ones turned round: that alone goes in vectors.
+#[inline(always)]
+pub(super) fn where_finite(values: &[f32]) -> Option<(f32, f32)> {
+    const MAGNITUDE: i32 = i32::MAX;
+    let turned = |bits: i32| if bits < 0 { bits ^ MAGNITUDE } else { bits };
+    let (mut lo, mut hi) = (i32::MAX, i32::MIN);
+    for x in values {
+        let place = turned(x.to_bits() as i32);
+        (lo, hi) = (lo.min(place), hi.max(place));
     }
-    for &x in rest {
-        see(0, x);
-    }
-    (lo.into_iter().fold(f32::INFINITY, f32::min), hi.into_iter().fold(f32::NEG_INFINITY, f32::max))
+    let real = |place: i32| f32::from_bits(turned(place) as u32);
+    let (lo, hi) = (real(lo), real(hi));
+    (lo.is_finite() && hi.is_finite()).then_some((lo, hi))
 }
 
 #[cfg(test)]
@@ -194,6 +202,23 @@ mod tests {
 
     fn see(extremes: &mut Extremes, pieces: &[&[f32]]) {
         of_finite(pieces.iter().copied()).into_iter().for_each(|range| extremes.add(range));
+    }
+
+    #[test]
+    fn extremes_are_those_of_the_reals() {
+        for (values, want) in [
+            (&[][..], None),
+            (&[-3.0f32], Some((-3.0, -3.0))),
+            (&[1.5, -0.0, 0.0, 1e-45], Some((0.0, 1.5))),
+            (&[-1e-45, -2.5, f32::MIN, -7.0], Some((f32::MIN, -1e-45))),
+            (&[f32::MAX, 2.0], Some((2.0, f32::MAX))),
+            (&[1.0, f32::NAN], None),
+            (&[1.0, -f32::NAN], None),
+            (&[f32::NEG_INFINITY, 1.0], None),
+            (&[f32::INFINITY], None),
+        ] {
+            assert_eq!(where_finite(values), want, "{values:?}");
+        }
     }
 
     #[test]

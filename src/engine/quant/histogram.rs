@@ -34,6 +34,7 @@ impl Default for Histogram {
 
 use crate::engine::kernels::isa::Isa;
 use crate::engine::kernels::parallel::threads;
+use crate::engine::quant::extremes;
 
 /// So many values are counted on two threads.
 const MANY: usize = 1 << 17;
@@ -152,7 +153,7 @@ impl Histogram {
     fn observe_block(&mut self, values: &[f32], counted: &mut Counted, isa: Isa) {
         let extremes = isa.vectorize(
             #[inline(always)]
-            || extremes_of_finite(values),
+            || extremes::where_finite(values),
         );
         let Some((min, max)) = extremes else {
             self.take(counted);
@@ -379,27 +380,6 @@ fn place_of(x: f32, per_unit: f32, lane: usize) -> u16 {
     // half of the values behind a ReLU are zero.
     let spare = (2 * BINS + lane) as i32;
     (if x == 0.0 { spare } else { BINS as i32 + (bin ^ sign) }) as u16
-}
-
-/// Least and largest value; `None` where one is not finite.
-#[inline(always)]
-fn extremes_of_finite(values: &[f32]) -> Option<(f32, f32)> {
-    const LANES: usize = 16;
-    let (mut lo, mut hi) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES]);
-    let mut finite = [true; LANES];
-    let mut see = |i: usize, x: f32| {
-        lo[i] = if x < lo[i] { x } else { lo[i] };
-        hi[i] = if x > hi[i] { x } else { hi[i] };
-        finite[i] &= x.abs() <= f32::MAX;
-    };
-    let (blocks, rest) = values.as_chunks::<LANES>();
-    for block in blocks {
-        (0..LANES).for_each(|i| see(i, block[i]));
-    }
-    rest.iter().for_each(|&x| see(0, x));
-    let least = lo.into_iter().fold(f32::INFINITY, f32::min);
-    let largest = hi.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    (finite == [true; LANES] && !values.is_empty()).then_some((least, largest))
 }
 
 /// The least exponent whose power of two is above a magnitude.
