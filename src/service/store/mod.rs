@@ -1579,7 +1579,7 @@ pub trait Catalog: Send + Sync {
     /// Changes whenever an endpoint has changed: look at the catalog again, then. The number means nothing.
     fn endpoint_changes(&self) -> watch::Receiver<u64>;
 
-    /// Changes whenever a job was added or has changed in another process: look at the queue again, then.
+    /// Changes whenever a job was added or an attempt has ended, in any process: look again, then.
     fn job_changes(&self) -> watch::Receiver<u64>;
     /// Adds a job, or gives the one that the same idempotency key made.
     fn create_job(&self, new: NewJob) -> Answer<'_, Created<Job>>;

@@ -492,10 +492,10 @@ impl Catalog for Sql {
                 Finish::HandBack => Next { handed_back: true, ..Next::queued(job.error.clone(), now) },
             };
             let job = write_next(&mut transaction, job.id, next, now).await?;
+            // It may wait for a worker again, or a webhook for its end.
             if serves {
-                self.commit_endpoints(transaction).await?;
+                self.commit_jobs_and_endpoints(transaction).await?;
             } else {
-                // It may wait for a worker again, and watchers in other processes want to know how it ended.
                 self.commit_jobs(transaction).await?;
             }
             Ok(job)

@@ -249,11 +249,21 @@ impl Sql {
         Ok(transaction.commit().await?)
     }
 
-    /// Commits jobs that wait for a worker, and tells it.
+    /// Commits jobs that wait for a worker or have ended, and tells it.
     pub(super) async fn commit_jobs(&self, mut transaction: Transaction<'static, Any>) -> Work<()> {
         self.notify(&mut transaction, JOBS_CHANNEL).await?;
         let _tell = Tell(&self.job_changes);
         Ok(transaction.commit().await?)
+    }
+
+    /// The same where the end of a job has changed an endpoint.
+    pub(super) async fn commit_jobs_and_endpoints(
+        &self,
+        mut transaction: Transaction<'static, Any>,
+    ) -> Work<()> {
+        self.notify(&mut transaction, JOBS_CHANNEL).await?;
+        let _tell = Tell(&self.job_changes);
+        self.commit_endpoints(transaction).await
     }
 
     /// Other processes hear of it when the transaction is committed.

@@ -359,6 +359,7 @@ async fn a_job_survives_kill_and_restart(mut scratch: Scratch) {
 async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
     let catalog = &scratch.catalog;
     let mut changes = catalog.endpoint_changes();
+    let mut job_changes = catalog.job_changes();
     for round in 1..=3u32 {
         let mut new = new_job(catalog).await;
         new.endpoint = Some(name("prod"));
@@ -366,6 +367,7 @@ async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
         let (_, lease) = leased(catalog, "host/a").await;
         let made = new_artifact(None);
         let id = made.id;
+        job_changes.borrow_and_update();
         let job = catalog.finish_job(&lease, Finish::Done(Box::new(made))).await.unwrap();
         assert_eq!(job.state, JobState::Succeeded);
         let result = job.result.unwrap();
@@ -379,6 +381,7 @@ async fn success_commits_artifact_endpoint_and_job_together(scratch: Scratch) {
         let newest = endpoint.versions.last().unwrap();
         assert_eq!((newest.artifact, newest.precision()), (Some(id), super::super::Precision::Int8));
         assert!(changes.has_changed().unwrap());
+        assert!(job_changes.has_changed().unwrap(), "a webhook may wait for the end");
         changes.borrow_and_update();
     }
     let filter = ArtifactFilter { model: Some(name("m")), job: None };
