@@ -1,4 +1,4 @@
-//! `/v2/models/NAME/infer` and its kin: the bytes of facts/serving.md, appendix A.
+//! `/v2/models/NAME/infer` and its kin, byte for byte as clients of KServe and Triton send and read it.
 
 use std::io::Write as _;
 

@@ -1,5 +1,8 @@
 //! What a stranger may send: sizes, before and while they are read.
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -72,10 +75,28 @@ async fn an_upload_that_breaks_off_leaves_nothing() {
         .write_all(b"PUT /v1/models/no HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n1234")
         .await
         .unwrap();
+    let files_in = |folder: &str| files_below(&app.folder().join(folder));
+    until(|| files_in("tmp") == 1, "the upload has begun").await;
     drop(stream);
-    // Whatever the server still does about it, the next request finds nothing of it.
-    app.put("/v1/models/m", files::linear()).await.expect(201);
+    until(|| files_in("tmp") == 0, "what was written is gone").await;
+    assert_eq!(files_in("blobs"), 0);
     app.get("/v1/models/no").await.problem(404, "not_found", &["no"]);
+    app.put("/v1/models/m", files::linear()).await.expect(201);
+    assert_eq!((files_in("tmp"), files_in("blobs")), (0, 1));
+}
+
+/// Files in a folder and those in it.
+fn files_below(folder: &Path) -> usize {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.map(|path| if path.is_dir() { files_below(&path) } else { 1 }).sum()
+}
+
+async fn until(holds: impl Fn() -> bool, what: &str) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "not in 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test]
