@@ -9,6 +9,22 @@ fn read(path: &str) -> String {
         .unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
+/// The files in a folder and in those in it, as paths from the root.
+fn files_below(folder: &str) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            files.extend(files_below(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
 fn check(wrong: Vec<String>) {
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
 }
@@ -16,8 +32,11 @@ fn check(wrong: Vec<String>) {
 #[test]
 fn files_that_documents_name_exist() {
     let mut wrong = Vec::new();
-    for document in ["README.md", "docs/ARCHITECTURE.md"] {
-        for name in in_backquotes(&read(document)) {
+    let mut documents = files_below("docs");
+    documents.push("README.md".to_owned());
+    assert!(documents.len() > 5, "{documents:?}");
+    for document in documents {
+        for name in in_backquotes(&read(&document)) {
             let is_path =
                 ["src/", "docs/", "docker/", "tests/", "examples/", "config/", "migrations/", "benches/"]
                     .iter()
@@ -67,14 +86,11 @@ fn settings_that_the_image_and_the_documents_name_exist() {
         }
     }
     let mut wrong = Vec::new();
-    for file in [
-        "README.md",
-        "docker/Dockerfile",
-        "docker/compose.yaml",
-        "tests/clients/bad_inputs.py",
-        "tests/clients/restart.py",
-    ] {
-        for name in words(&read(file)).filter(|w| w.starts_with("OCTET_")) {
+    let mut files = ["docs", "docker"].map(files_below).concat();
+    files.extend(["README.md", "tests/clients/bad_inputs.py", "tests/clients/restart.py"].map(str::to_owned));
+    assert!(files.iter().any(|file| file == "docker/k8s/deployment.yaml"), "{files:?}");
+    for file in files {
+        for name in words(&read(&file)).filter(|w| w.starts_with("OCTET_")) {
             if !keys.contains(&name) {
                 wrong.push(format!("{file}: config/default.toml has no key for `{name}`"));
             }
