@@ -2,7 +2,7 @@
 //!
 //! Sums over samples are kept in fixed point, so that the figures do not depend on the order of the samples.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::engine::quant::histogram::Histogram;
@@ -151,7 +151,11 @@ impl Survey {
 
     /// Number of samples that another dataset has too.
     pub fn shared_with(&self, other: &Survey) -> usize {
-        self.digests.keys().filter(|digest| other.digests.contains_key(digest)).count()
+        let shared = |digest: &u64| other.digests.contains_key(digest);
+        let firsts: HashSet<usize> =
+            self.digests.iter().filter(|(digest, _)| shared(digest)).map(|(_, &first)| first).collect();
+        // What repeats a sample that is shared is shared as well.
+        firsts.len() + self.duplicates.iter().filter(|(_, first)| firsts.contains(first)).count()
     }
 
     /// At most `most` different samples for which `wanted` is true: those with the least digests, so that the same
@@ -312,7 +316,8 @@ mod tests {
         samples[5] = samples[1].clone();
         let survey = Survey::of_samples(&[3, 6, 6], &samples, 4);
         assert_eq!((survey.constant.clone(), survey.duplicates.clone()), (vec![2], vec![(5, 1)]));
-        assert_eq!(survey.shared_with(&Survey::of_samples(&[3, 6, 6], &samples[..2], 1)), 2);
+        // Samples 0, 1 and 5, which is 1 again: each of them is counted.
+        assert_eq!(survey.shared_with(&Survey::of_samples(&[3, 6, 6], &samples[..2], 1)), 3);
     }
 
     #[test]
