@@ -47,20 +47,24 @@ fn text(found: &Value) -> String {
     };
     let rows = |key: &str| found[key].as_array().map(Vec::as_slice).unwrap_or_default();
     let word = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if found["same_model"] != true {
+    if found["same_model"] == false {
         line("not the same float model".to_owned());
+    }
+    if let Some(said) = compare::of_data(found) {
+        line(said.to_owned());
     }
     for field in rows("recipe") {
         line(format!("recipe {}: {} -> {}", word(&field["field"]), field["a"], field["b"]));
     }
     for figure in rows("figures") {
         let number = |key: &str| figure[key].as_f64().unwrap_or_default();
+        let change = compare::change_of(number("delta"));
         line(format!(
-            "{}: {:.4} -> {:.4} ({:+.4})",
+            "{}: {} -> {} ({})",
             word(&figure["name"]),
-            number("a"),
-            number("b"),
-            number("delta")
+            compare::figure(number("a")),
+            compare::figure(number("b")),
+            change.as_deref().unwrap_or("the same")
         ));
     }
     for layer in rows("layers").iter().take(LAYERS_SHOWN) {
@@ -78,4 +82,27 @@ fn text(found: &Value) -> String {
     }
     line(format!("{} layers and values are the same", found["layers_same"]));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// It said "not the same float model" of a file and itself, and `samples: 500.0000`.
+    #[test]
+    fn what_is_unknown_is_not_different_and_numbers_are_short() {
+        let side = |data: &str| json!({ "evaluated_on_sha256": data, "evaluation": { "samples": 500, "cosine": 0.999 }, "size": { "int8_bytes": 125_285 } });
+        let said = |a: &Value, b: &Value| text(&compare::compare(a, b, ["a", "b"]).0);
+        let same = said(&side("1"), &side("1"));
+        assert!(!same.contains("not the same") && !same.contains("different data"), "{same}");
+        for line in
+            ["samples: 500 -> 500 (the same)", "cosine: 0.9990 -> 0.9990", "artifact: 125285 -> 125285"]
+        {
+            assert!(same.contains(line), "{same}");
+        }
+        assert!(said(&side("1"), &side("2")).contains("evaluated on different data"));
+        assert!(!said(&json!({}), &json!({})).contains("not the same"));
+    }
 }

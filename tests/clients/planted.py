@@ -209,12 +209,57 @@ def check_shuffled_labels_are_named_labels(server):
     shuffled = np.random.default_rng(1).permutation(labels)
     for model in ["fm_resnet8", "fm_vit"]:
         for kind, given, says in [("shuffled", shuffled, "shuffled"), ("numbered from another end", 9 - labels, "other names"),
-                                  ("one off", (labels + 1) % 10, "label -1")]:
+                                  ("one off", (labels + 1) % 10, "label - 1")]:
             got, page = report(server, model, calibration(), data(labels=False) | {"labels": given})
             text, remedy = found(got, "labels")
             assert "float model itself" in text and says in text, f"{model}, {kind}: {text}"
             assert "not the quantization" in remedy, remedy
             assert warned(got) == ["labels"] and "What float answers for each label" in page
+
+
+def check_two_labels_that_are_exchanged_are_named(server):
+    labels = data()["labels"]
+    exchanged = np.select([labels == 3, labels == 7], [7, 3], labels)
+    for model in ["fm_resnet8", "fm_mlp"]:
+        got, _ = report(server, model, calibration(), data(labels=False) | {"labels": exchanged})
+        text, remedy = found(got, "labels")
+        assert "of class 3 are answered 7" in text and "of class 7 are answered 3" in text, text
+        assert "not the quantization" in remedy and warned(got) == ["labels"], (remedy, warned(got))
+
+
+def check_one_class_is_no_fault(server):
+    arrays = data()
+    of_one = arrays["labels"] == 7
+    arrays |= {"input_u8": arrays["input_u8"][of_one], "labels": arrays["labels"][of_one]}
+    got, _ = report(server, "fm_resnet8", calibration(), arrays)
+    assert "labels" not in warned(got), json.dumps(got["data_checks"], indent=1)
+    assert f"all {of_one.sum()} samples are of class 7" in json.dumps(got["data_checks"])
+
+
+def check_calibration_data_of_another_kind_are_named(server):
+    """Mean and deviation are about the same, what the values are is not."""
+    images = calibration()["input_u8"]
+    noise = np.random.default_rng(2).normal(size=images.shape).astype(np.float32)
+    negative = -((images / np.float32(255)) - np.float32(MEAN)) / np.float32(STD)
+    for given, code in [(negative, "normalization"), (noise, "shift")]:
+        got, _ = report(server, "fm_resnet8", {"input": given}, data())
+        found(got, code)
+    assert "outside of the calibrated range" not in found(got, "shift")[0]
+
+
+def check_a_slice_beyond_the_calibrated_range_is_named(server):
+    def dim(images):
+        return (images * 0.25).astype(np.uint8)
+
+    images, arrays = calibration(), data()
+    images["input_u8"] = dim(images["input_u8"])
+    slices = np.array(["dim", "bright"])[(np.arange(SAMPLES) % 10 == 0).astype(int)]
+    is_dim = slices == "dim"
+    arrays["input_u8"] = arrays["input_u8"].copy()
+    arrays["input_u8"][is_dim] = dim(arrays["input_u8"][is_dim])
+    got, _ = report(server, "fm_resnet8", images, arrays | {"slice": slices})
+    text = " ".join(c["text"] for c in got["data_checks"] if c["severity"] == "warning")
+    assert "outside of the calibrated range" in text and "in slice `bright`" in text, text
 
 
 def check_a_slice_that_is_turned_is_named(server):
@@ -259,7 +304,8 @@ def check_two_artifacts_are_compared(server):
     answer = server.get(f"/v1/artifacts/{ids[0]}/diff/{ids[1]}")
     assert answer.status == 200, answer.text()
     found = answer.json()
-    assert found["same_model"] and found["recipe"] == [{"field": "weights.max_code", "a": 127, "b": 64}], found["recipe"]
+    assert found["same_model"] is True and found["same_data"] is True
+    assert found["recipe"] == [{"field": "weights.max_code", "a": 127, "b": 64}], found["recipe"]
     changed = {layer["node"]: layer["changed"] for layer in found["layers"]}
     assert "max_code" in changed["/f/f.0/Conv"], changed
     order = [layer["change"] for layer in found["layers"]]

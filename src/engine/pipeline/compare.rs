@@ -18,6 +18,21 @@ pub fn compare(a: &Value, b: &Value, names: [&str; 2]) -> (Value, String) {
     (serde_json::to_value(&found).expect("figures of JSON are finite"), page)
 }
 
+/// A figure of a comparison with the digits that matter.
+pub fn figure(x: f64) -> String {
+    diff::figure(x)
+}
+
+/// Its change with its sign; nothing where it shows none.
+pub fn change_of(delta: f64) -> Option<String> {
+    diff::change_of(delta)
+}
+
+/// What a comparison says of the data that both were judged on; nothing where they are the same or not known.
+pub fn of_data(found: &Value) -> Option<&'static str> {
+    (found["same_data"] == false).then_some(diff::OTHER_DATA)
+}
+
 /// Reads what can be compared: a report or a manifest as JSON, the folder that holds them, or an artifact.
 ///
 /// # Errors

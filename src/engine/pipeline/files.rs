@@ -107,12 +107,12 @@ pub(super) fn data_error(error: dataset::Error, path: &Path, which: &'static str
     }
 }
 
-/// A run that failed: where the inputs do not fit it is the data, where a node fails it is the model.
+/// A run that failed: where the inputs do not fit, or others run, it is the data; where a node fails it is the model.
 pub(super) fn run_error(error: calibrate::Error, which: &'static str) -> Error {
     match error {
         calibrate::Error::Cancelled => Error::Cancelled,
         calibrate::Error::Run { source: exec::Error::Node { .. }, .. } | calibrate::Error::Unseen(_) => {
-            Error::Model(error.to_string())
+            Error::Model(format!("on the {which} data: {error}"))
         }
         other => Error::Data { which, reason: other.to_string() },
     }

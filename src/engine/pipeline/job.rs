@@ -162,7 +162,12 @@ impl Job<'_> {
         self.step(Phase::Quantize, 1, 1)?;
         let (plan, params, choices) = (&planned.plan, &planned.params, &planned.choices);
         notes.extend(trained::notes(plan, &recipe));
-        let used = Used { model: &model, statistics: &statistics, evaluation: evaluation.as_ref() };
+        let judged_on = self.digest(judged, which)?;
+        let used = Used {
+            model: &model,
+            statistics: &statistics,
+            evaluation: evaluation.as_ref().map(|_| &judged_on),
+        };
         let (bytes, manifest) = self.write(&rewritten, graph, plan, params, &recipe, used)?;
 
         // The INT8 side is read back from the bytes, so that what is judged is what is served.
@@ -202,6 +207,7 @@ impl Job<'_> {
             recipe,
             notes,
             evaluated_on: which,
+            evaluated_on_sha256: judged_on.sha256.clone(),
             latency: report::Times {
                 float_ms: latency.float_ms,
                 int8_ms: latency.int8_ms,
@@ -441,11 +447,10 @@ impl Job<'_> {
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();
         let Statistics { data: digest, samples, .. } = *used.statistics;
         let calibration = artifact::Samples { sha256: hex::encode(digest), samples };
-        let evaluation = used.evaluation.map(|data| self.digest(data)).transpose()?;
         let manifest = artifact::manifest(&Origin {
             model: used.model,
             calibration: &calibration,
-            evaluation: evaluation.as_ref(),
+            evaluation: used.evaluation,
             recipe,
             values: &values,
             max_codes: &max_codes,
@@ -453,9 +458,9 @@ impl Job<'_> {
         Ok((artifact::write(&rewritten.graph, &manifest), manifest))
     }
 
-    /// The digest of evaluation data.
-    fn digest(&self, data: &Dataset) -> Result<artifact::Samples, Error> {
-        let failed = |e: dataset::Error| Error::Data { which: "evaluation", reason: e.to_string() };
+    /// The digest of data.
+    fn digest(&self, data: &Dataset, which: &'static str) -> Result<artifact::Samples, Error> {
+        let failed = |e: dataset::Error| Error::Data { which, reason: e.to_string() };
         let mut digests = SampleDigests::default();
         let mut reader = data.reader().map_err(failed)?;
         for batch in reader.batches(1).map_err(failed)? {
@@ -573,7 +578,7 @@ impl Job<'_> {
 struct Used<'a> {
     model: &'a Source,
     statistics: &'a Statistics,
-    evaluation: Option<&'a Dataset>,
+    evaluation: Option<&'a artifact::Samples>,
 }
 
 /// Statistics of an earlier job know what some recipes give codes to, not what each does.

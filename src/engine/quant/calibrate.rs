@@ -26,11 +26,21 @@ pub enum Error {
     /// The data cannot be read.
     #[error(transparent)]
     Data(#[from] dataset::Error),
-    /// The model cannot be run on them.
+    /// The model cannot be run on them, on none of them as far as is known.
     #[error("sample {sample}: {source}")]
     Run {
         /// First sample of the batch.
         sample: usize,
+        /// Why.
+        source: exec::Error,
+    },
+    /// The model runs on other samples, and not on these.
+    #[error("{}: {source}", named(*.first, *.last))]
+    Samples {
+        /// The first of them.
+        first: usize,
+        /// The last of them.
+        last: usize,
         /// Why.
         source: exec::Error,
     },
@@ -56,6 +66,60 @@ pub enum Error {
 /// Told how many samples are done; says whether to go on.
 pub type OnSamples<'a> = &'a mut dyn FnMut(usize) -> bool;
 
+fn named(first: usize, last: usize) -> String {
+    if first == last { format!("sample {first}") } else { format!("samples {first} to {last}") }
+}
+
+/// Who is to blame where a batch of `data` cannot be run: its samples run alone, where they can, and the first that fails
+/// is named. `runs` runs inputs. A model that fails on the first batch as on each of its samples is at fault itself.
+pub(super) fn blame(
+    data: &Dataset,
+    batch: &Batch,
+    source: exec::Error,
+    runs: impl Fn(&[(&str, &Tensor)]) -> Result<(), exec::Error>,
+) -> Error {
+    let (first, last) = (batch.first, batch.first + batch.samples - 1);
+    // The batches before were run.
+    let others = first > 0;
+    if !data.any_batch() || batch.samples == 1 {
+        return if others {
+            Error::Samples { first, last, source }
+        } else {
+            Error::Run { sample: first, source }
+        };
+    }
+    let mut failed = Vec::new();
+    for row in 0..batch.samples {
+        let own: Vec<(&str, Tensor)> = batch
+            .inputs
+            .iter()
+            .map(|(name, tensor)| (name.as_str(), one(tensor, row, batch.samples)))
+            .collect();
+        let feeds: Vec<(&str, &Tensor)> = own.iter().map(|(name, tensor)| (*name, tensor)).collect();
+        failed.extend(runs(&feeds).err().map(|source| (first + row, source)));
+        // One that fails is known, and one that runs.
+        if !failed.is_empty() && (others || failed.len() <= row) {
+            break;
+        }
+    }
+    let all = failed.len() == batch.samples;
+    match failed.into_iter().next() {
+        Some((sample, source)) if others || !all => Error::Samples { first: sample, last: sample, source },
+        None if others => Error::Samples { first, last, source },
+        _ => Error::Run { sample: first, source },
+    }
+}
+
+/// One of the samples that lie along the first axis.
+fn one(tensor: &Tensor, row: usize, rows: usize) -> Tensor {
+    let view = tensor.view();
+    let length = view.bytes.len() / rows;
+    let mut shape = tensor.shape().to_vec();
+    shape[0] = 1;
+    Tensor::from_bytes(tensor.dtype(), &shape, &view.bytes[row * length..(row + 1) * length])
+        .expect("rows are of one length")
+}
+
 /// Samples in a batch for inputs of this size.
 pub fn batch_size(input_bytes: usize) -> usize {
     (BATCH_BYTES / input_bytes.max(1)).clamp(1, BATCH_MAX)
@@ -67,7 +131,7 @@ pub fn batch_size(input_bytes: usize) -> usize {
 /// f32, is left out: see [`needed`]. `model` is the SHA-256 of the model file. What each sample spans goes to `ranges`.
 ///
 /// # Errors
-/// [`Error::Data`], [`Error::Run`], [`Error::Cancelled`].
+/// [`Error::Data`], [`Error::Run`], [`Error::Samples`], [`Error::Cancelled`].
 pub fn calibrate(
     session: &Session,
     data: &Dataset,
@@ -98,7 +162,7 @@ pub fn calibrate(
             let mut counter = Counter { values, inputs: &inputs, axes, count, ranges };
             batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
             let run = session.run_tapped(&batch.feeds(), &mut counter);
-            run.map(drop).map_err(|source| Error::Run { sample: batch.first, source })
+            run.map(drop).map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))
         };
         let runs = abreast::each(round.iter().zip(&mut seen).collect(), run);
         runs.into_iter().collect::<Result<(), _>>()?;
@@ -287,6 +351,46 @@ mod tests {
         assert!((hi - mean(&|s| s.iter().copied().fold(f32::MIN, f32::max))).abs() < 1e-5);
         assert_eq!(want.values["g"].extremes, want.values["t"].extremes, "the same values, transposed");
         assert_eq!(want.values["r"].extremes.samples, 23);
+    }
+
+    /// A token that no embedding has was told as the first sample of its batch, and as a fault of the model.
+    #[test]
+    fn the_sample_that_fails_is_named_and_others_clear_the_model() {
+        let data = |samples: usize, length: usize, batch: Option<usize>| {
+            let tensor = Tensor::zeros(DType::F32, &[samples, length]);
+            let bytes =
+                npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &tensor)]).unwrap().into_inner();
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            let port =
+                dataset::Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![batch, Some(length)] };
+            let opened = Dataset::open(file.path(), &[port]).unwrap();
+            (file, opened)
+        };
+        let source = || exec::Error::MissingInput { name: "x".to_owned(), expected: Vec::new() };
+        for (first, bad, fixed, want) in [
+            (0, &[2.0][..], None, "sample 2: "),
+            (0, &[0.0, 1.0, 3.0], None, "sample 0: "),
+            (4, &[6.0, 7.0], None, "sample 6: "),
+            (4, &[4.0, 5.0, 6.0, 7.0], None, "sample 4: "),
+            (4, &[], None, "samples 4 to 7: "),
+            (4, &[6.0], Some(4), "samples 4 to 7: "),
+            (0, &[0.0, 1.0, 2.0, 3.0], None, "model, sample 0: "),
+            (0, &[], None, "model, sample 0: "),
+            (0, &[2.0], Some(4), "model, sample 0: "),
+        ] {
+            let (_file, data) = data(8, 1, fixed);
+            let values: Vec<f32> = (first..first + 4).map(|x| x as f32).collect();
+            let inputs = vec![("x".to_owned(), Tensor::from_slice(&[4, 1], &values))];
+            let batch = Batch { first, samples: 4, inputs };
+            let found = blame(&data, &batch, source(), |feeds| {
+                let fails = feeds[0].1.slice::<f32>().iter().any(|x| bad.contains(x));
+                if fails { Err(source()) } else { Ok(()) }
+            });
+            let model = if matches!(found, Error::Run { .. }) { "model, " } else { "" };
+            let text = format!("{model}{found}");
+            assert!(text.starts_with(want), "{bad:?} from {first}, fixed {fixed:?}: {text}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::engine::exec::Tap;
 use crate::engine::exec::session::Session;
 use crate::engine::kernels::isa::Isa;
 use crate::engine::quant::abreast;
-use crate::engine::quant::calibrate::{Error, OnSamples};
+use crate::engine::quant::calibrate::{Error, OnSamples, blame};
 use crate::engine::quant::confusion::Confusion;
 use crate::engine::quant::rewrite::Layer;
 use crate::engine::quant::spread::Channels;
@@ -144,7 +144,7 @@ pub fn evaluate(
     while done < samples_min {
         let round: Vec<Batch> = batches.by_ref().take(width).collect::<Result<_, _>>()?;
         let outputs = |batch: &Batch| -> Result<(Tensor, Tensor), Error> {
-            Ok((first_output(float, batch)?, first_output(int8, batch)?))
+            Ok((first_output(float, data, batch)?, first_output(int8, data, batch)?))
         };
         let runs = abreast::each(round.iter().collect(), outputs);
         for (batch, run) in round.iter().zip(runs).take_while(|(batch, _)| batch.first < samples_min) {
@@ -191,8 +191,10 @@ pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
     Some(a.chunks_exact(width).zip(b.chunks_exact(width)).map(pair).collect())
 }
 
-fn first_output(session: &Session, batch: &Batch) -> Result<Tensor, Error> {
-    let outputs = session.run(&batch.feeds()).map_err(|source| Error::Run { sample: batch.first, source })?;
+fn first_output(session: &Session, data: &Dataset, batch: &Batch) -> Result<Tensor, Error> {
+    let outputs = session.run(&batch.feeds());
+    let outputs =
+        outputs.map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))?;
     outputs.into_iter().next().ok_or_else(|| Error::Outputs("the model has no output".to_owned()))
 }
 

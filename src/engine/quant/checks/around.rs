@@ -36,8 +36,10 @@ pub fn before(
     evaluation: Option<&Dataset>,
 ) -> Result<Before, (&'static str, Error)> {
     let of = |which: &'static str| move |e: dataset::Error| (which, Error::Data(e));
-    let first = calibration.map(Survey::of).transpose().map_err(of("calibration"))?;
-    let second = evaluation.map(Survey::of).transpose().map_err(of("evaluation"))?;
+    let survey = |data: &Dataset| Survey::of(data, None);
+    let first = calibration.map(survey).transpose().map_err(of("calibration"))?;
+    let survey = |data: &Dataset| Survey::of(data, first.as_ref());
+    let second = evaluation.map(survey).transpose().map_err(of("evaluation"))?;
     let classes = classes(float);
     let mut checks = Vec::new();
     for (data, which) in [(calibration, "calibration"), (evaluation, "evaluation")] {
@@ -51,7 +53,7 @@ pub fn before(
     }
     if let (Some(first), Some(second)) = (&first, &second) {
         checks.extend(samples::overlap(first, second));
-        checks.extend(samples::shift(first, second));
+        checks.extend(samples::unlike(first, second, evaluation.and_then(Dataset::slices)));
     }
     checks.extend(normalization(layers, first.as_ref(), second.as_ref()));
     let samples = first.as_ref().map(|survey| survey.samples);

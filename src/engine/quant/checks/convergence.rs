@@ -19,6 +19,10 @@ const MOVING: f64 = 0.15;
 const RESTING: f64 = 0.05;
 /// Fewer samples than these are few, whatever the ranges say.
 const FEW: usize = 8;
+/// Fewer than these are never called enough: eight that happen to be alike looked settled where 256 were not.
+const TELLING: usize = 32;
+/// So many are what most models are quantized with: they are not called few for outliers that go on widening ranges.
+const PLENTY: usize = 256;
 
 /// Least and largest value of each sample, by the name of the value.
 #[derive(Clone, Debug, Default)]
@@ -96,7 +100,7 @@ impl SampleRanges {
             .map(|(name, sorted)| (*name, sorted.narrower(half)))
             .max_by(|a, b| a.1.total_cmp(&b.1))?;
         let mut counts: Vec<usize> = (0..).map(|i| 1 << i).take_while(|&k| k < samples).collect();
-        counts.extend([half, samples]);
+        counts.extend([(samples / 4).max(1), half, samples]);
         counts.sort_unstable();
         counts.dedup();
         // The mean width grows with the number of samples, so a search by halves finds the first that will do.
@@ -165,7 +169,10 @@ pub fn enough(samples: usize, found: Option<&Convergence>) -> Check {
         return Check::new("few_samples", severity, text, more);
     };
     let half = samples / 2;
-    let last = c.curve.iter().find(|(k, _)| *k == half).map_or(0.0, |(_, narrower)| *narrower);
+    let narrower = |k: usize| c.curve.iter().find(|point| point.0 == k).map_or(0.0, |point| point.1);
+    let last = narrower(half);
+    // The last doubling is at the mercy of the one sample that goes furthest, the two last ones less so.
+    let moved = last.max(0.5 * narrower((samples / 4).max(1)));
     let moving = format!(
         "with {half} of the {samples} calibration samples ranges (least to largest value) would be {:.1} % narrower in the mean, that of `{}` {:.0} %",
         100.0 * last,
@@ -175,13 +182,20 @@ pub fn enough(samples: usize, found: Option<&Convergence>) -> Check {
     let enough = "Nothing: more samples would change little.";
     match c.settled {
         _ if last > MOVING || samples < FEW => Check::new("few_samples", Severity::Warning, moving, more),
-        Some(settled) if settled <= half => Check::new(
-            "enough_samples",
-            Severity::Note,
-            format!("after {settled} of {samples} calibration samples ranges moved by less than 1 %"),
-            enough,
-        ),
-        _ if last < RESTING => Check::new("enough_samples", Severity::Note, moving, enough),
+        _ if samples < TELLING => {
+            let text = format!("{moving}; so few do not tell how far others go");
+            Check::new("few_samples", Severity::Note, text, more)
+        }
+        Some(settled) if settled <= half => {
+            let text =
+                format!("after {settled} of {samples} calibration samples ranges moved by less than 1 %");
+            Check::new("enough_samples", Severity::Note, text, enough)
+        }
+        _ if moved < RESTING => Check::new("enough_samples", Severity::Note, moving, enough),
+        _ if samples >= PLENTY => {
+            let remedy = "Little: twice as many would widen ranges by less than that, at their ends, where few values are.";
+            Check::new("enough_samples", Severity::Note, moving, remedy)
+        }
         _ => Check::new("few_samples", Severity::Note, moving, more),
     }
 }
@@ -214,6 +228,11 @@ mod tests {
         assert_eq!(check(|i| 1.0 + 0.0001 * i as f32, 64).code, "enough_samples");
         let moving = check(|i| (i as f32 / 4.0).exp(), 64);
         assert_eq!((moving.code, moving.severity), ("few_samples", Severity::Warning));
+        // It was enough with 8 samples that are alike, and few with the 256 that they were taken of.
+        let outliers = |i: usize| if i % 16 == 9 { 1.2 + 0.01 * (i / 16) as f32 } else { 1.0 };
+        let codes: Vec<&str> = [8, 16, 31, 256].map(|n| check(outliers, n).code).to_vec();
+        assert_eq!(codes, ["few_samples", "few_samples", "few_samples", "enough_samples"]);
+        assert_eq!(check(|_| 1.0, 8).severity, Severity::Note);
         assert_eq!(check(|_| 1.0, 1).severity, Severity::Warning, "one sample is few");
         assert!(check(|_| 1.0, 4).text.contains("2 of the 4"), "alike, and few all the same");
     }

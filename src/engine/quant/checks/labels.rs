@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Check, Severity};
-use crate::engine::quant::confusion::Pattern;
+use crate::engine::quant::confusion::{Confusion, Cycle, Pattern};
 use crate::engine::quant::evaluate::{Evaluation, Group, wilson};
 use crate::engine::tensor::dataset::Dataset;
 
@@ -13,6 +13,10 @@ const UNBALANCED: usize = 5;
 const ABOVE_CHANCE: f64 = 0.15;
 /// Samples without which nothing is said of a slice or of chance.
 const SAMPLES_MIN: u64 = 20;
+/// Most groups of exchanged classes that are told.
+const CYCLES_MAX: usize = 3;
+/// Who is to blame for labels and samples that do not fit.
+const BLAME: &str = "The data are at fault, not the quantization.";
 /// How far a slice must be below the others, as a share.
 const SLICE_GAP: f64 = 0.1;
 
@@ -37,6 +41,14 @@ pub fn labels(data: &Dataset, classes: Option<usize>, which: &str) -> Vec<Check>
     labels.iter().for_each(|label| *counts.entry(*label).or_default() += 1);
     let (most, least) = (counts.iter().max_by_key(|c| c.1), counts.iter().min_by_key(|c| c.1));
     let (Some((largest, most)), Some((smallest, least))) = (most, least) else { return Vec::new() };
+    if counts.len() == 1 && labels.len() as u64 >= SAMPLES_MIN {
+        return vec![Check::new(
+            "class_balance",
+            Severity::Note,
+            format!("{which} data: all {most} samples are of class {largest}: of the others nothing is told"),
+            "Take samples of each class.",
+        )];
+    }
     let missing = classes.filter(|n| *n <= labels.len() / 4).map_or(0, |n| n - counts.len());
     if missing == 0 && *most <= UNBALANCED * least {
         return Vec::new();
@@ -58,9 +70,13 @@ pub fn labels(data: &Dataset, classes: Option<usize>, which: &str) -> Vec<Check>
 /// Whether the labels belong to the samples, judged by what the float model answers. `prepared` says that the samples
 /// are known to be prepared wrongly, which explains wrong answers better.
 pub fn believable(e: &Evaluation, prepared: bool) -> Option<Check> {
-    let confusion = e.confusion.as_ref().filter(|c| c.samples() >= SAMPLES_MIN)?;
+    let confusion = e.confusion.as_ref().filter(|c| c.samples() >= SAMPLES_MIN && !prepared)?;
     let chance = confusion.chance();
-    if (e.float.value - chance) / (1.0 - chance).max(1e-9) > ABOVE_CHANCE || prepared {
+    if (e.float.value - chance) / (1.0 - chance).max(1e-9) > ABOVE_CHANCE {
+        return exchanged(confusion);
+    }
+    // Where nearly all samples are of one class, right answers are what chance would give, and right all the same.
+    if e.float.value > 0.5 && confusion.beside_commonest() < SAMPLES_MIN {
         return None;
     }
     let figures = format!(
@@ -69,7 +85,6 @@ pub fn believable(e: &Evaluation, prepared: bool) -> Option<Check> {
         100.0 * chance,
         100.0 * e.agreement.value
     );
-    let blame = "The data are at fault, not the quantization.";
     let (code, text, remedy) = match confusion.pattern() {
         Pattern::OneClass(class, share) => (
             "normalization",
@@ -82,8 +97,10 @@ pub fn believable(e: &Evaluation, prepared: bool) -> Option<Check> {
         Pattern::Offset(by, share) => (
             "labels",
             format!(
-                "{figures}. On {:.0} % of them it chooses the label {by:+}: the classes are numbered in another way",
-                100.0 * share
+                "{figures}. On {:.0} % of them it chooses label {} {}: the classes are numbered in another way",
+                100.0 * share,
+                if by < 0 { '-' } else { '+' },
+                by.abs()
             ),
             "Number the classes as the outputs of the model.",
         ),
@@ -95,6 +112,13 @@ pub fn believable(e: &Evaluation, prepared: bool) -> Option<Check> {
             ),
             "Number the classes as the outputs of the model.",
         ),
+        Pattern::Weak => (
+            "normalization",
+            format!(
+                "{figures}. That is more than chance, so the labels belong to the samples, but these are not what it was trained on"
+            ),
+            "Prepare the samples as in training: mean, scale, sign, orientation, order of colours.",
+        ),
         Pattern::Unrelated => (
             "labels",
             format!(
@@ -103,7 +127,37 @@ pub fn believable(e: &Evaluation, prepared: bool) -> Option<Check> {
             "Check that sample and label of one index belong together; shuffle both alike or neither.",
         ),
     };
-    Some(Check::new(code, Severity::Warning, text, format!("{remedy} {blame}")))
+    Some(Check::new(code, Severity::Warning, text, format!("{remedy} {BLAME}")))
+}
+
+/// Classes that have each other's labels, where the others are right.
+fn exchanged(confusion: &Confusion) -> Option<Check> {
+    let mut cycles = confusion.cycles();
+    cycles.retain(|cycle| cycle.classes.iter().map(|c| c.1).sum::<u64>() >= SAMPLES_MIN);
+    let classes = cycles.iter().flat_map(|cycle| &cycle.classes);
+    let next = cycles.iter().flat_map(|cycle| cycle.classes.iter().cycle().skip(1).take(cycle.classes.len()));
+    let names = classes.zip(next).map(|(from, to)| (from.0, to.0)).collect();
+    let told = |cycle: &Cycle| {
+        let next = cycle.classes.iter().cycle().skip(1);
+        let one = |((label, samples, count), (class, ..)): (&(i64, u64, u64), &(i64, u64, u64))| {
+            format!("{count} of {samples} samples of class {label} are answered {class}")
+        };
+        cycle.classes.iter().zip(next).map(one).collect::<Vec<_>>().join(", ")
+    };
+    let told: Vec<String> = cycles.iter().take(CYCLES_MAX).map(told).collect();
+    (!cycles.is_empty()).then(|| {
+        Check::new(
+            "labels",
+            Severity::Warning,
+            format!(
+                "labels seem to be exchanged: by the float model {}. Under each other's names it would be right on {:.1} % of all samples, not {:.1} %",
+                told.join("; "),
+                100.0 * confusion.renamed(&names).right(),
+                100.0 * confusion.right()
+            ),
+            format!("Number the classes as the outputs of the model. {BLAME}"),
+        )
+    })
 }
 
 /// A slice on which float itself, and INT8 with it, is far below the others.

@@ -44,7 +44,15 @@ pub struct Picked {
     input: String,
     layout: Layout,
     channels: usize,
-    samples: Vec<(Vec<(String, Tensor)>, i64)>,
+    samples: Vec<One>,
+}
+
+/// A labelled sample.
+struct One {
+    /// Its place in the data.
+    sample: usize,
+    inputs: Vec<(String, Tensor)>,
+    label: i64,
 }
 
 /// What a change did.
@@ -82,7 +90,8 @@ impl Picked {
                 return Ok(None);
             }
             if chosen.contains(&batch.first) {
-                samples.push((batch.inputs, labels[batch.first]));
+                let (sample, label) = (batch.first, labels[batch.first]);
+                samples.push(One { sample, inputs: batch.inputs, label });
             }
             if batch.first == last {
                 break;
@@ -95,7 +104,7 @@ impl Picked {
     /// On how many the model is right after a change; `None` where its first output does not tell classes.
     fn right(&self, model: &Session, change: Option<&Change>) -> Result<Option<usize>, Error> {
         let mut right = 0;
-        for (sample, (inputs, label)) in self.samples.iter().enumerate() {
+        for One { sample, inputs, label } in &self.samples {
             let changed: Option<Tensor> = change.and_then(|change| {
                 let (_, tensor) = inputs.iter().find(|(name, _)| *name == self.input)?;
                 self.changed(tensor, change)
@@ -106,7 +115,7 @@ impl Picked {
             };
             let owned: Vec<(String, Tensor)> = inputs.iter().map(feed).collect();
             let feeds: Vec<_> = owned.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-            let outputs = model.run(&feeds).map_err(|source| Error::Run { sample, source })?;
+            let outputs = model.run(&feeds).map_err(|source| Error::Run { sample: *sample, source })?;
             let Some(class) = outputs.first().and_then(class) else { return Ok(None) };
             right += usize::from(class == *label);
         }
@@ -115,7 +124,7 @@ impl Picked {
 
     /// As many right answers as one class for all may give, and then some: fewer tell nothing.
     fn by_chance(&self) -> f64 {
-        let mut labels: Vec<i64> = self.samples.iter().map(|(_, label)| *label).collect();
+        let mut labels: Vec<i64> = self.samples.iter().map(|one| one.label).collect();
         labels.sort_unstable();
         let most = labels.chunk_by(|a, b| a == b).map(<[i64]>::len).max().unwrap_or(0);
         (1.5 * most as f64).max(LEAST * labels.len() as f64)
@@ -251,6 +260,7 @@ fn normalizations(input: &Input) -> Vec<(String, String, Change)> {
         (list(&mut input.channels.iter().map(|c| c.mean)), list(&mut input.channels.iter().map(|c| c.std)));
     let standard = input.channels.iter().map(|c| ((1.0 / c.std) as f32, (-c.mean / c.std) as f32)).collect();
     let centred = input.channels.iter().map(|c| (1.0, -c.mean as f32)).collect();
+    let inverted = Change::Affine(vec![(-1.0, (lo + hi) as f32); n]);
     let named = |what: &str, remedy: String, change| (what.to_owned(), remedy, change);
     let to = |what: &str| format!("The model seems to expect values {what}.");
     let mut changes = vec![
@@ -270,6 +280,11 @@ fn normalizations(input: &Input) -> Vec<(String, String, Change)> {
         named("scaled to −1 to 1", to("from −1 to 1"), interval(-1.0, 1.0)),
         named("scaled to 0 to 255", to("from 0 to 255"), interval(0.0, 255.0)),
     ];
+    changes.push(named(
+        "with light and dark exchanged",
+        "The model seems to expect light where the data are dark: a sign, or 255 − x.".to_owned(),
+        inverted,
+    ));
     if n == 3 {
         let scale = 1.0 / (hi - lo);
         let by = IMAGENET.map(|(mean, std)| ((scale / std) as f32, ((-lo * scale - mean) / std) as f32));

@@ -2,7 +2,7 @@
 //!
 //! Sums over samples are kept in fixed point, so that the figures do not depend on the order of the samples.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hasher};
 
 use crate::engine::quant::histogram::Histogram;
@@ -13,6 +13,8 @@ use crate::engine::tensor::{DType, Tensor};
 const BATCH: usize = 16;
 /// Most channels that are told apart.
 const CHANNELS_MAX: usize = 64;
+/// How far outside of a range a value must lie to be counted, in ranges: two of 256 codes.
+const SLACK: f32 = 1.0 / 128.0;
 /// Fractional bits of the sums.
 const FRACTION: f64 = (1u64 << 40) as f64;
 
@@ -42,7 +44,21 @@ pub struct Input {
     pub channels: Vec<Channel>,
     /// All values.
     pub histogram: Histogram,
+    /// For each sample how many of its values lie outside of what other data span, by more than codes would tell;
+    /// empty where nobody asked.
+    pub outside: Vec<Outside>,
+    /// Number of values of one sample.
+    pub values: usize,
     sums: Vec<Sums>,
+}
+
+/// How many values of a sample lie outside of a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outside {
+    /// Below its lower end.
+    pub below: u32,
+    /// Above its upper end.
+    pub above: u32,
 }
 
 /// Where the channels of a sample are.
@@ -124,15 +140,15 @@ impl Sums {
 }
 
 impl Survey {
-    /// Reads all samples once. Memory: one batch, and some bytes a sample.
+    /// Reads all samples once. Memory: one batch, and some bytes a sample. Values outside of what `others` span are counted.
     ///
     /// # Errors
     /// Where the data cannot be read; NaN and infinity are refused by name of the array and number of the sample.
-    pub fn of(data: &Dataset) -> Result<Survey, Error> {
+    pub fn of(data: &Dataset, others: Option<&Survey>) -> Result<Survey, Error> {
         let mut survey = Survey::default();
         let mut reader = data.reader()?;
         for batch in reader.batches(BATCH)? {
-            survey.batch(&batch?, data.whole_runs());
+            survey.batch(&batch?, data.whole_runs(), others);
         }
         survey.finish();
         Ok(survey)
@@ -151,7 +167,11 @@ impl Survey {
 
     /// Number of samples that another dataset has too.
     pub fn shared_with(&self, other: &Survey) -> usize {
-        self.digests.keys().filter(|digest| other.digests.contains_key(digest)).count()
+        let shared = |digest: &u64| other.digests.contains_key(digest);
+        let firsts: HashSet<usize> =
+            self.digests.iter().filter(|(digest, _)| shared(digest)).map(|(_, &first)| first).collect();
+        // What repeats a sample that is shared is shared as well.
+        firsts.len() + self.duplicates.iter().filter(|(_, first)| firsts.contains(first)).count()
     }
 
     /// At most `most` different samples for which `wanted` is true: those with the least digests, so that the same
@@ -167,7 +187,7 @@ impl Survey {
         found.into_iter().take(most).map(|(_, sample)| sample).collect()
     }
 
-    fn batch(&mut self, batch: &Batch, whole_runs: bool) {
+    fn batch(&mut self, batch: &Batch, whole_runs: bool, others: Option<&Survey>) {
         for row in 0..batch.samples {
             let sample = batch.first + row;
             // Keys of this hasher are fixed: the same bytes have the same digest everywhere.
@@ -199,12 +219,22 @@ impl Survey {
         }
         for (name, tensor) in &batch.inputs {
             if tensor.dtype() == DType::F32 {
-                self.reals(name, tensor, batch.samples, whole_runs);
+                let range = others.and_then(|others| others.input(name)?.histogram.range());
+                // Two ways to divide by 255 are no other range.
+                let range = range.map(|(lo, hi)| (lo - SLACK * (hi - lo), hi + SLACK * (hi - lo)));
+                self.reals(name, tensor, batch.samples, whole_runs, range);
             }
         }
     }
 
-    fn reals(&mut self, name: &str, tensor: &Tensor, samples: usize, whole_runs: bool) {
+    fn reals(
+        &mut self,
+        name: &str,
+        tensor: &Tensor,
+        samples: usize,
+        whole_runs: bool,
+        range: Option<(f32, f32)>,
+    ) {
         let shape = if whole_runs { tensor.shape() } else { &tensor.shape()[1..] };
         let (layout, channels) = layout(shape);
         let place = self.inputs.iter().position(|i| i.name == name).unwrap_or_else(|| {
@@ -213,6 +243,8 @@ impl Survey {
                 layout,
                 channels: Vec::new(),
                 histogram: Histogram::default(),
+                outside: Vec::new(),
+                values: 0,
                 sums: vec![Sums::default(); channels],
             });
             self.inputs.len() - 1
@@ -220,7 +252,13 @@ impl Survey {
         let input = &mut self.inputs[place];
         let values = tensor.slice::<f32>();
         input.histogram.observe(values);
-        for sample in values.chunks_exact((values.len() / samples.max(1)).max(1)) {
+        input.values = values.len() / samples.max(1);
+        for sample in values.chunks_exact(input.values.max(1)) {
+            if let Some((lo, hi)) = range {
+                let count =
+                    |beyond: &dyn Fn(f32) -> bool| sample.iter().filter(|&&x| beyond(x)).count() as u32;
+                input.outside.push(Outside { below: count(&|x| x < lo), above: count(&|x| x > hi) });
+            }
             for (channel, sums) in input.sums.iter_mut().enumerate() {
                 sums.sample(channel_of(sample, layout, channels, channel));
             }
@@ -261,12 +299,22 @@ pub fn layout(shape: &[usize]) -> (Layout, usize) {
 impl Survey {
     /// The survey of samples of one input `x`, read `batch` at a time.
     pub(super) fn of_samples(shape: &[usize], samples: &[Vec<f32>], batch: usize) -> Survey {
+        Survey::of_samples_beside(shape, samples, batch, None)
+    }
+
+    /// The same beside other data.
+    pub(super) fn of_samples_beside(
+        shape: &[usize],
+        samples: &[Vec<f32>],
+        batch: usize,
+        others: Option<&Survey>,
+    ) -> Survey {
         let mut survey = Survey::default();
         for (n, some) in samples.chunks(batch).enumerate() {
             let shape: Vec<usize> = std::iter::once(some.len()).chain(shape.iter().copied()).collect();
             let tensor = Tensor::from_slice(&shape, &some.concat());
             let inputs = vec![("x".to_owned(), tensor)];
-            survey.batch(&Batch { first: n * batch, samples: some.len(), inputs }, false);
+            survey.batch(&Batch { first: n * batch, samples: some.len(), inputs }, false, others);
         }
         survey.finish();
         survey
@@ -312,7 +360,8 @@ mod tests {
         samples[5] = samples[1].clone();
         let survey = Survey::of_samples(&[3, 6, 6], &samples, 4);
         assert_eq!((survey.constant.clone(), survey.duplicates.clone()), (vec![2], vec![(5, 1)]));
-        assert_eq!(survey.shared_with(&Survey::of_samples(&[3, 6, 6], &samples[..2], 1)), 2);
+        // Samples 0, 1 and 5, which is 1 again: each of them is counted.
+        assert_eq!(survey.shared_with(&Survey::of_samples(&[3, 6, 6], &samples[..2], 1)), 3);
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub fn advice(
     let mut quietest = f64::INFINITY;
     for layer in layers {
         let Some(noise) = &layer.noise else { continue };
+        let first = quietest == f64::INFINITY;
         let loss = quietest.min(SUSPICIOUS_DB + 20.0) - noise.sqnr_db;
         quietest = quietest.min(noise.sqnr_db);
         let named = found.iter().any(|(_, a)| a.node == layer.node) || blamed.contains(&layer.node);
@@ -55,7 +56,7 @@ pub fn advice(
         let activation = activations.iter().find(|a| a.value == layer.value);
         let measured = sensitivity.iter().find(|s| s.node == layer.node);
         let seen = format!("{} drops to {:.1} dB", layer.op, noise.sqnr_db);
-        found.push((loss, of_its_own(layer, &seen, FEW_DB, activation, measured, recipe)));
+        found.push((loss, of_its_own(layer, &seen, FEW_DB, activation, measured, recipe, first)));
     }
     if found.is_empty() {
         found = noisiest(layers, activations, sensitivity, recipe);
@@ -103,7 +104,7 @@ fn noisiest(
         };
         let adds: f64 = parts.iter().flatten().map(|db| 10f64.powf(-db / 10.0)).sum();
         let seen = format!("noise adds up to {end:.1} dB at the end, and of this layer comes much of it");
-        let advice = of_its_own(layer, &seen, f64::INFINITY, activation, measured, recipe);
+        let advice = of_its_own(layer, &seen, f64::INFINITY, activation, measured, recipe, false);
         (adds > 0.0).then_some((adds, advice))
     };
     let mut found: Vec<(f64, Advice)> = layers.iter().filter_map(advice).collect();
@@ -160,7 +161,8 @@ fn spread(layer: &LayerRow, layers: &[LayerRow], recipe: &Recipe) -> Option<(f64
     Some((SUSPICIOUS_DB + 20.0 - after, advice, names))
 }
 
-/// The advice for a layer where noise enters by what it does itself. `few_db` is below what codes are few.
+/// The advice for a layer where noise enters by what it does itself. `few_db` is below what codes are few, `first` says
+/// that no layer is before it.
 fn of_its_own(
     layer: &LayerRow,
     seen: &str,
@@ -168,6 +170,7 @@ fn of_its_own(
     activation: Option<&Activation>,
     measured: Option<&Sensitivity>,
     recipe: &Recipe,
+    first: bool,
 ) -> Advice {
     let weights = measured.map(|m| m.weights_db).or(layer.weight_sqnr_db);
     let range = measured.map(|m| m.activations_db).or_else(|| activation?.sqnr_db);
@@ -214,7 +217,11 @@ fn of_its_own(
             let parts = [weights.map(|_| of_weights), range.map(|_| of_range)];
             let parts: Vec<String> = parts.into_iter().flatten().collect();
             let own = if parts.is_empty() { String::new() } else { format!(" ({})", parts.join(", ")) };
-            (Cause::Gathered, format!("noise of the layers before adds up{own}"), vec![])
+            let from = match first {
+                true => "noise comes in with the codes of what it reads",
+                false => "noise of the layers before adds up",
+            };
+            (Cause::Gathered, format!("{from}{own}"), vec![])
         }
     };
     remedies.push(("float for it", keep));
@@ -366,6 +373,8 @@ mod tests {
         ] {
             let found = advice(&[layer], &[activation], &[], &Recipe::default());
             assert_eq!((found[0].cause, &found[0].recipe), (cause, &recipe), "{found:#?}");
+            // It is the first layer: nothing is before it that could be blamed.
+            assert!(!found[0].finding.contains("layers before"), "{found:#?}");
         }
     }
 }

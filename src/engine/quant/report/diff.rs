@@ -18,8 +18,11 @@ pub struct Difference {
     pub a: Side,
     /// The other.
     pub b: Side,
-    /// Whether both were made from the same float model.
-    pub same_model: bool,
+    /// Whether both were made from the same float model; nothing where one of them does not tell.
+    pub same_model: Option<bool>,
+    /// Whether both were judged on the same samples, labels and slices; nothing where one of them does not tell. On others
+    /// figures of accuracy and noise say nothing of which is better.
+    pub same_data: Option<bool>,
     /// Fields of the recipe that are not the same.
     pub recipe: Vec<Field>,
     /// Accuracy, size, time: all figures that both have.
@@ -39,6 +42,8 @@ pub struct Side {
     pub model: Option<String>,
     /// Digest of the float model.
     pub model_sha256: Option<String>,
+    /// Digest of the samples that it was judged on.
+    pub data_sha256: Option<String>,
     /// What made it.
     pub engine: Option<String>,
 }
@@ -154,17 +159,37 @@ pub fn diff(a: &Value, b: &Value) -> Difference {
     let mut groups =
         [("class", "classes"), ("slice", "slices")].map(|(kind, key)| grouped(kind, key, a, b)).concat();
     groups.sort_by(|a, b| a.delta.total_cmp(&b.delta).then_with(|| a.name.cmp(&b.name)));
+    // What is not known is no difference.
+    let same = |of: fn(&Side) -> Option<&String>| of(&left).zip(of(&right)).map(|(a, b)| a == b);
+    let same_data = same(|side| side.data_sha256.as_ref());
     Difference {
-        same_model: left.model_sha256.is_some() && left.model_sha256 == right.model_sha256,
+        same_model: same(|side| side.model_sha256.as_ref()),
+        same_data,
         a: left,
         b: right,
         recipe,
-        figures: FIGURES.iter().filter_map(|figure| compared(figure, a, b)).collect(),
+        figures: FIGURES.iter().filter_map(|figure| compared(figure, a, b, same_data)).collect(),
         layers_same: all - layers.len(),
         layers,
         groups,
     }
 }
+
+/// A figure with the digits that matter: whole numbers as such, and no zero with a sign.
+pub fn figure(x: f64) -> String {
+    let text = if x.fract() == 0.0 && x.abs() < 1e15 { format!("{x:.0}") } else { format!("{x:.4}") };
+    let zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
+    if zero { "0".to_owned() } else { text }
+}
+
+/// The change of a figure, with its sign; nothing where it shows none.
+pub fn change_of(delta: f64) -> Option<String> {
+    let text = figure(delta);
+    (text != "0").then(|| if delta > 0.0 { format!("+{text}") } else { text })
+}
+
+/// What must be said of the data that two sides were judged on, where they are not the same.
+pub const OTHER_DATA: &str = "evaluated on different data: accuracy, agreement and noise are not comparable";
 
 fn at<'a>(value: &'a Value, path: &str) -> Option<&'a Value> {
     path.split('.').try_fold(value, |value, key| value.get(key)).filter(|value| !value.is_null())
@@ -182,6 +207,8 @@ fn side(report: &Value) -> Side {
     Side {
         model: text(report, "model.name"),
         model_sha256: text(report, "model.sha256"),
+        // A manifest has the data of the evaluation, where there were any besides those of the calibration.
+        data_sha256: text(report, "evaluated_on_sha256").or_else(|| text(report, "evaluation.sha256")),
         engine: text(report, "engine"),
     }
 }
@@ -206,10 +233,16 @@ fn fields(path: &str, a: &Value, b: &Value, found: &mut Vec<Field>) {
     }
 }
 
-fn compared(figure: &(&'static str, &'static str, Option<bool>), a: &Value, b: &Value) -> Option<Figure> {
+fn compared(
+    figure: &(&'static str, &'static str, Option<bool>),
+    a: &Value,
+    b: &Value,
+    same_data: Option<bool>,
+) -> Option<Figure> {
     let (path, name, more) = *figure;
     let (a, b) = (number(a, path)?, number(b, path)?);
-    let better = more.filter(|_| a != b).map(|more| more == (b > a));
+    let comparable = same_data != Some(false) || !path.starts_with("evaluation.");
+    let better = more.filter(|_| a != b && comparable).map(|more| more == (b > a));
     Some(Figure { figure: path, name, a, b, delta: b - a, better })
 }
 
@@ -328,7 +361,10 @@ mod tests {
     fn a_report_is_no_different_from_itself() {
         let same = diff(&report(), &report());
         assert!(
-            same.same_model && same.recipe.is_empty() && same.layers.is_empty() && same.groups.is_empty()
+            same.same_model == Some(true)
+                && same.recipe.is_empty()
+                && same.layers.is_empty()
+                && same.groups.is_empty()
         );
         assert_eq!(same.layers_same, 4);
         assert!(same.figures.iter().all(|f| f.delta == 0.0 && f.better.is_none()));
@@ -366,6 +402,46 @@ mod tests {
         assert!(better.contains(&("evaluation.int8.value", Some(false))), "{better:?}");
         assert!(better.contains(&("size.int8_bytes", Some(true))), "{better:?}");
         assert_eq!((found.groups.len(), found.groups[0].name.as_str()), (1, "1"));
+    }
+
+    /// "0.9080 -> 0.1120" in red under a green "same float model": the labels of the second were others.
+    #[test]
+    fn figures_on_other_data_are_not_judged_and_what_is_unknown_is_not_different() {
+        let on = |data: Value, model: Value, accuracy: f64| {
+            let mut report = report();
+            report["evaluated_on_sha256"] = data;
+            report["model"]["sha256"] = model;
+            report["evaluation"]["int8"]["value"] = json!(accuracy);
+            report["size"]["int8_bytes"] = json!((1000.0 * accuracy) as u64);
+            report
+        };
+        for (data, model, same_data, same_model, better) in [
+            (json!("11"), json!("ab"), Some(true), Some(true), Some(false)),
+            (json!("22"), json!("cd"), Some(false), Some(false), None),
+            (json!(null), json!(null), None, None, Some(false)),
+        ] {
+            let found = diff(&on(json!("11"), json!("ab"), 0.9), &on(data, model, 0.1));
+            assert_eq!((found.same_data, found.same_model), (same_data, same_model));
+            let figure = |name: &str| found.figures.iter().find(|f| f.figure == name).unwrap().better;
+            assert_eq!(figure("evaluation.int8.value"), better);
+            assert_eq!(figure("size.int8_bytes"), Some(true), "bytes are bytes on any data");
+        }
+        let manifest = |data: &str| json!({ "evaluation": { "sha256": data, "samples": 5 } });
+        assert_eq!(diff(&manifest("1"), &manifest("2")).same_data, Some(false));
+    }
+
+    #[test]
+    fn figures_have_the_digits_that_matter() {
+        for (x, want, change) in [
+            (500.0, "500", Some("+500")),
+            (125_285.0, "125285", Some("+125285")),
+            (-0.000_001, "0", None),
+            (-0.0, "0", None),
+            (0.908, "0.9080", Some("+0.9080")),
+            (-0.25, "-0.2500", Some("-0.2500")),
+        ] {
+            assert_eq!((figure(x).as_str(), change_of(x).as_deref()), (want, change), "{x}");
+        }
     }
 
     #[test]

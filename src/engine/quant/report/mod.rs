@@ -32,6 +32,8 @@ pub struct Findings {
     pub notes: Vec<String>,
     /// `evaluation`, or `calibration` where there was nothing else to judge by.
     pub evaluated_on: &'static str,
+    /// Digest of these samples with their labels and slices, in whatever order and file they came.
+    pub evaluated_on_sha256: String,
     /// Float against INT8.
     pub evaluation: Evaluation,
     /// Time of one run.

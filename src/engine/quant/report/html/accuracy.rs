@@ -23,8 +23,7 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
         false => "Share on which INT8 decides as float does, with its 95 % interval.",
     };
     heading(page, title, what);
-    let least = rows.iter().map(|g| g.int8.low.min(g.float)).fold(1.0, f64::min);
-    let least = (least * 10.0).floor() / 10.0;
+    let (least, ticks) = scale(rows.iter().map(|g| g.int8.low.min(g.float)).fold(1.0, f64::min));
     let mut sorted: Vec<&Group> = rows.iter().collect();
     if rows.len() > SHOWN {
         sorted.sort_by(|a, b| {
@@ -36,10 +35,14 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
     let few = rows.iter().map(|g| g.samples).sum::<u64>() < 4 * rows.len() as u64;
     let (first, rest) = sorted.split_at(if few { 0 } else { sorted.len().min(SHOWN) });
     put(page, format_args!("<div class=\"box\">"));
-    first.iter().for_each(|g| group(page, g, least, labelled));
+    if !first.is_empty() {
+        axis(page, least, &ticks);
+    }
+    first.iter().for_each(|g| group(page, g, least, &ticks, labelled));
     if !rest.is_empty() {
         let mut body = String::new();
-        rest.iter().for_each(|g| group(&mut body, g, least, labelled));
+        axis(&mut body, least, &ticks);
+        rest.iter().for_each(|g| group(&mut body, g, least, &ticks, labelled));
         let summary = match few {
             true => format!("{} groups of few samples each", rest.len()),
             false => format!("{} more, that lose less", rest.len()),
@@ -50,19 +53,44 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
     left_out(page, rows.len());
 }
 
+/// Where the axis of shares begins so that `least` is on it, and what is written along it: tenths, or fifths where there
+/// are many.
+fn scale(least: f64) -> (f64, Vec<f64>) {
+    // In tenths; a share that is a tenth but for its rounding begins there.
+    let from = (10.0 * least + 1e-9).floor().clamp(0.0, 9.0) as usize;
+    let (step, from) = if from < 5 { (2, from / 2 * 2) } else { (1, from) };
+    let tenth = |n: usize| n as f64 / 10.0;
+    (tenth(from), (from..=10).step_by(step).map(tenth).collect())
+}
+
+/// Place of a share on an axis that begins at `least`, in per cent of its length.
+fn at(share: f64, least: f64) -> f64 {
+    (100.0 * (share - least) / (1.0 - least).max(1e-9)).clamp(0.0, 100.0)
+}
+
+fn axis(page: &mut String, least: f64, ticks: &[f64]) {
+    put(page, format_args!("<div class=\"row axis\"><b></b><div class=\"span\">"));
+    for &share in ticks {
+        put(page, format_args!("<em style=\"left:{:.1}%\">{:.0} %</em>", at(share, least), 100.0 * share));
+    }
+    put(page, format_args!("</div><div class=\"num\"></div></div>"));
+}
+
 /// Whether a group lost more than chance would take: each share lies outside of the other's interval.
 fn lost(g: &Group) -> bool {
     let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
     g.delta < 0.0 && (g.int8.high < g.float || g.int8.value < float.low)
 }
 
-fn group(page: &mut String, g: &Group, least: f64, labelled: bool) {
-    let at = |share: f64| (100.0 * (share - least) / (1.0 - least).max(1e-9)).clamp(0.0, 100.0);
+fn group(page: &mut String, g: &Group, least: f64, ticks: &[f64], labelled: bool) {
+    let at = |share: f64| at(share, least);
     let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
     let bad = lost(g);
     let class = if bad { "span bad" } else { "span" };
     let (low, high) = (at(g.int8.low), at(g.int8.high));
     let tick = if labelled { format!("<s style=\"left:{:.1}%\"></s>", at(g.float)) } else { String::new() };
+    let rules: String =
+        ticks.iter().map(|&share| format!("<em style=\"left:{:.1}%\"></em>", at(share))).collect();
     let numbers = match labelled {
         true => format!(
             "{:.1} % <span class=\"{}\">{:+.1}</span>",
@@ -76,7 +104,7 @@ fn group(page: &mut String, g: &Group, least: f64, labelled: bool) {
         page,
         format_args!(
             "<div class=\"row\" title=\"float {:.1} % ({:.1} to {:.1}), INT8 {:.1} % ({:.1} to {:.1})\"><b>{}</b>\
-             <div class=\"{class}\"><i style=\"left:{low:.1}%;width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u>{tick}</div>\
+             <div class=\"{class}\">{rules}<i style=\"left:{low:.1}%;width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u>{tick}</div>\
              <div class=\"num\">{numbers} <span class=\"dim\">of {}</span></div></div>",
             100.0 * float.value,
             100.0 * float.low,
@@ -208,6 +236,30 @@ pub fn worst(page: &mut String, f: &Findings) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_axis_holds_the_least_share_and_says_what_it_is() {
+        for (least, from, ticks) in [
+            (0.0, 0.0, 6),
+            (0.34, 0.2, 5),
+            (0.3, 0.2, 5),
+            (0.85, 0.8, 3),
+            (0.9, 0.9, 2),
+            (1.0, 0.9, 2),
+            (0.5, 0.5, 6),
+        ] {
+            let found = scale(least);
+            assert_eq!((found.0, found.1.len()), (from, ticks), "{least}");
+            assert_eq!((found.1[0], *found.1.last().unwrap()), (from, 1.0), "{least}");
+        }
+        assert!((at(0.85, 0.8) - 25.0).abs() < 1e-9);
+        let mut page = String::new();
+        axis(&mut page, 0.8, &scale(0.85).1);
+        assert!(
+            ["left:0.0%\">80 %", "left:50.0%\">90 %", "left:100.0%\">100 %"].iter().all(|s| page.contains(s)),
+            "{page}"
+        );
+    }
 
     #[test]
     fn a_group_that_lost_nothing_is_not_painted() {

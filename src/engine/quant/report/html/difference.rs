@@ -2,7 +2,7 @@
 
 use super::page::start;
 use super::{escape, folded, heading, name, put, short};
-use crate::engine::quant::report::diff::{Difference, LayerChange, State};
+use crate::engine::quant::report::diff::{Difference, LayerChange, OTHER_DATA, State, change_of, figure};
 
 /// Rows of layers that are shown from the start.
 const SHOWN: usize = 24;
@@ -11,8 +11,11 @@ const SHOWN: usize = 24;
 pub fn page(d: &Difference, a: &str, b: &str) -> String {
     let mut page = start(&format!("{a} and {b}"));
     let model = d.b.model.as_deref().or(d.a.model.as_deref()).unwrap_or("model");
-    let (badge, same) =
-        if d.same_model { ("badge", "same float model") } else { ("badge bad", "not the same float model") };
+    let (badge, same) = match d.same_model {
+        Some(true) => ("badge", "same float model"),
+        Some(false) => ("badge bad", "not the same float model"),
+        None => ("badge none", "float model not known"),
+    };
     put(
         &mut page,
         format_args!(
@@ -22,6 +25,14 @@ pub fn page(d: &Difference, a: &str, b: &str) -> String {
             escape(b)
         ),
     );
+    if d.same_data == Some(false) {
+        put(
+            &mut page,
+            format_args!(
+                "<div class=\"box warning\"><span class=\"chip warning\">other data</span><p>The two were {OTHER_DATA}.</p></div>"
+            ),
+        );
+    }
     figures(&mut page, d);
     recipe(&mut page, d);
     layers(&mut page, d);
@@ -48,11 +59,7 @@ fn figures(page: &mut String, d: &Difference) {
             None => "dim",
         };
         let (a, b) = (figure(f.a), figure(f.b));
-        let delta = if f.delta == 0.0 {
-            "–".to_owned()
-        } else {
-            format!("{}{}", if f.delta > 0.0 { "+" } else { "" }, figure(f.delta))
-        };
+        let delta = change_of(f.delta).unwrap_or("–".to_owned());
         put(
             page,
             format_args!(
@@ -62,11 +69,6 @@ fn figures(page: &mut String, d: &Difference) {
         );
     }
     put(page, format_args!("</table></div>"));
-}
-
-/// A figure with the digits that matter.
-fn figure(x: f64) -> String {
-    if x.fract() == 0.0 && x.abs() < 1e15 { format!("{x:.0}") } else { format!("{x:.4}") }
 }
 
 fn recipe(page: &mut String, d: &Difference) {
@@ -150,7 +152,11 @@ fn groups(page: &mut String, d: &Difference) {
         ),
     );
     for g in d.groups.iter().take(super::ROWS_MAX) {
-        let class = if g.delta < 0.0 { "poor" } else { "good" };
+        let class = match d.same_data {
+            Some(false) => "dim",
+            _ if g.delta < 0.0 => "poor",
+            _ => "good",
+        };
         put(
             page,
             format_args!(
@@ -164,4 +170,27 @@ fn groups(page: &mut String, d: &Difference) {
         );
     }
     put(page, format_args!("</table></div>"));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::quant::report::diff::diff;
+
+    #[test]
+    fn other_data_are_told_and_nothing_is_painted() {
+        let side = |data: &str, right: f64| {
+            json!({
+                "model": { "sha256": "ab" }, "evaluated_on_sha256": data,
+                "evaluation": { "int8": { "value": right }, "classes": [{ "name": "0", "int8": { "value": right } }] },
+            })
+        };
+        for (data, told) in [("1", false), ("2", true)] {
+            let page = page(&diff(&side("1", 0.9), &side(data, 0.1)), "a", "b");
+            assert_eq!(page.contains(OTHER_DATA), told, "{data}");
+            assert_eq!(page.contains("class=\"poor\""), !told, "{data}");
+        }
+    }
 }

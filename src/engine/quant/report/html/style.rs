@@ -53,6 +53,8 @@ i.main{background:var(--accent)}i.hollow{background:none;border:2px solid var(--
 .span{position:relative;height:16px;background:linear-gradient(var(--track),var(--track)) center/100% 2px no-repeat}
 .span i{position:absolute;top:6px;height:4px;border-radius:2px;opacity:.4}.span u{position:absolute;top:2px;width:12px;height:12px;margin-left:-6px;border-radius:50%;background:var(--accent)}
 .span s{position:absolute;top:0;width:3px;height:16px;margin-left:-1.5px;background:var(--ink)}.span.bad u{background:var(--bad)}.span.bad i{background:var(--bad)}.span i{background:var(--accent)}
+.span em{position:absolute;top:-5px;height:26px;width:1px;background:var(--line)}.axis .span{background:none}
+.axis em{height:auto;width:auto;background:none;top:0;transform:translateX(-50%);font:11.5px/16px system-ui,sans-serif;color:var(--dim);white-space:nowrap}
 .pair{display:grid;gap:3px}.pair .bar{width:100%;margin:0}
 .matrix{display:block;width:100%;max-width:560px;margin:4px auto}.matrix text{font:9px system-ui,sans-serif;fill:var(--ink);text-anchor:middle;dominant-baseline:central}
 .matrix .k{fill:var(--dim)}.matrix rect{fill:var(--accent)}.matrix rect.off{fill:var(--bad)}
