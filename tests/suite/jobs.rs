@@ -345,3 +345,24 @@ async fn a_dry_run_tells_what_a_job_would_do_and_makes_none() {
         (plan["artifact_bytes"].as_u64().unwrap(), job["result"]["artifact"]["bytes"].as_u64().unwrap());
     assert!(predicted.abs_diff(made) < 64, "{predicted} bytes predicted, {made} made");
 }
+
+#[tokio::test]
+async fn the_form_takes_no_data_by_itself_and_keeps_what_is_chosen() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let form = app.get("/jobs/new").await.expect(200).text();
+    let calibration = |form: &str| {
+        let (_, select) = form.split_once("<select id=\"calibration\"").unwrap();
+        select.split_once("</select>").unwrap().0.to_owned()
+    };
+    assert!(calibration(&form).contains("><option value=\"samples@1\">"), "{form}");
+    app.put("/v1/datasets/held-out", files::samples(8)).await.expect(201);
+    let form = app.get("/jobs/new").await.expect(200).text();
+    let select = calibration(&form);
+    assert!(select.contains(" required>") && !select.contains("selected"), "{select}");
+    assert!(
+        select.contains("><option value=\"\">choose …</option><option value=\"held-out@1\">"),
+        "{select}"
+    );
+    assert!(form.contains("name=\"keep\" checked"), "{form}");
+}
