@@ -301,6 +301,20 @@ async fn calibration_data_go_with_the_last_job_that_needs_them() {
 }
 
 #[tokio::test]
+async fn data_stay_where_the_request_was_at_fault() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let id = app.submit(json!({ "recipe": { "keep_float": ["typo"] } })).await;
+    let job = app.wait(&id).await;
+    assert_eq!(job["error"]["code"], "bad_recipe", "{job:#}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("typo"), "{job:#}");
+    assert_eq!(job["deleted"], json!([]));
+    // Corrected, the same request finds them, and its end deletes them.
+    let job = app.wait(&app.submit(json!({})).await).await;
+    assert_eq!((&job["state"], &job["deleted"][0]["dataset"]), (&json!("succeeded"), &json!("samples@1")));
+}
+
+#[tokio::test]
 async fn data_that_a_job_keeps_stay() {
     let app = TestApp::start().await;
     let job = app.quantize(json!({ "keep": true })).await;

@@ -39,7 +39,8 @@ pub(crate) struct JobRequest {
     /// The float model: `NAME` is the newest version, `NAME@2` that one.
     #[schema(value_type = String)]
     model: Wanted,
-    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise.
+    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise or the request
+    /// was at fault (`bad_recipe`, `bad_data`, `bad_model`, `unsupported_op`).
     #[schema(value_type = Option<String>)]
     calibration: Option<Wanted>,
     /// In place of `calibration`: an earlier job on the same version of the model. Its statistics are used, the data are

@@ -493,6 +493,24 @@ impl JobErrorCode {
             JobErrorCode::Internal => "internal",
         }
     }
+
+    /// Whether model, data or recipe are not what they must be: another request may do better with the same data.
+    #[must_use]
+    pub fn is_of_request(self) -> bool {
+        match self {
+            JobErrorCode::BadModel
+            | JobErrorCode::UnsupportedOp
+            | JobErrorCode::BadData
+            | JobErrorCode::BadRecipe => true,
+            JobErrorCode::ModelDeleted
+            | JobErrorCode::DatasetDeleted
+            | JobErrorCode::GateFailed
+            | JobErrorCode::LeaseLost
+            | JobErrorCode::Timeout
+            | JobErrorCode::Storage
+            | JobErrorCode::Internal => false,
+        }
+    }
 }
 
 /// Why a job failed, or why its last attempt did.
