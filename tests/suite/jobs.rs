@@ -183,6 +183,21 @@ async fn the_same_idempotency_key_makes_one_job() {
 }
 
 #[tokio::test]
+async fn a_deleted_job_frees_its_idempotency_key() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples", "keep": true });
+    let post =
+        || send(app.request(Method::POST, "/v1/jobs").header("idempotency-key", "k").body(body.to_string()));
+    let first = post().await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    app.wait(&first).await;
+    app.delete(&format!("/v1/jobs/{first}")).await.expect(204);
+    let second = post().await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    app.get(&format!("/v1/jobs/{second}")).await.expect(200);
+}
+
+#[tokio::test]
 async fn too_many_queued_jobs_are_refused() {
     let app = TestApp::with(&[("jobs.workers", "0"), ("jobs.queued_max", "1")]).await;
     app.upload().await;

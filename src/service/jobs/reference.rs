@@ -311,6 +311,7 @@ impl Reference {
             return Err(Refusal::NotFinished);
         }
         job.deleted = true;
+        self.keys.retain(|_, (_, job, _)| *job != id);
         Ok(())
     }
 }
