@@ -54,6 +54,10 @@ async fn what_cannot_be_served_is_refused() {
     app.upload().await;
     for (body, status, code, words) in [
         (json!({}), 400, "bad_request", &["nothing is to be changed"][..]),
+        (json!(["linear"]), 400, "bad_request", &["an object, not a list"]),
+        (json!({ "routes": [[1, 100]] }), 400, "bad_request", &["`routes.0`", "an object, not a list"]),
+        (json!({ "batching": [4, 100] }), 400, "bad_request", &["`batching`", "an object, not a list"]),
+        (json!({ "model": "linear", "weight": "7" }), 400, "bad_request", &["`weight`", "a whole number"]),
         (
             json!({ "model": "linear", "artifact": "art_00000000000000000000000000000000" }),
             400,

@@ -53,13 +53,17 @@ async fn a_job_that_is_not_understood_is_refused() {
         ("{\"kind\":\n\"quantize\",,}".to_owned(), 400, "malformed_json", &["line 2 column 12"]),
         (String::new(), 400, "malformed_json", &["line 1"]),
         ("[".repeat(10_000), 400, "malformed_json", &["nested deeper than 32"]),
-        ("[]".to_owned(), 400, "bad_request", &[]),
+        ("[]".to_owned(), 400, "bad_request", &["object, not a list"]),
+        (json!(["quantize", "linear", "samples"]).to_string(), 400, "bad_request", &["object, not a list"]),
+        (with(json!({ "recipe": { "gate": [null, 0.1] } })), 422, "bad_recipe", &["`gate`", "not an object"]),
+        (with(json!({ "recipe": { "weights": [true, 100] } })), 422, "bad_recipe", &["`weights`"]),
+        (with(json!({ "keep": "yes" })), 400, "bad_request", &["`keep`", "true or false", "\"yes\""]),
         (json!({ "kind": "quantize" }).to_string(), 400, "bad_request", &["model"]),
         (with(json!({ "kind": "magic" })), 400, "bad_request", &["magic"]),
         (with(json!({ "modle": "x" })), 400, "bad_request", &["modle"]),
-        (with(json!({ "model": 7 })), 400, "bad_request", &["integer `7`", "column"]),
+        (with(json!({ "model": 7 })), 400, "bad_request", &["`model`", "a text, not 7"]),
         (with(json!({ "model": "a b" })), 400, "bad_request", &["a b"]),
-        (with(json!({ "recipe": 7 })), 400, "bad_request", &["map"]),
+        (with(json!({ "recipe": 7 })), 400, "bad_request", &["`recipe`", "an object, not 7"]),
         (with(json!({ "recipe": { "sheme": "static" } })), 422, "bad_recipe", &["sheme"]),
         (with(json!({ "attempts_max": 0 })), 400, "bad_request", &["attempts_max"]),
         (with(json!({ "model": "nobody" })), 404, "not_found", &["nobody"]),
@@ -85,6 +89,14 @@ async fn a_job_that_is_not_understood_is_refused() {
         app.get(path).await.problem(404, "not_found", &["00000000"]);
     }
     app.get("/v1/jobs/nonsense").await.problem(400, "bad_request", &["nonsense"]);
+    for (path, words) in [
+        ("/v1/jobs?limit=abc", &["`limit`", "a whole number", "\"abc\""][..]),
+        ("/v1/jobs?foo=1", &["unknown parameter `foo`", "`limit`"]),
+        ("/v1/jobs?cursor=1", &["next_cursor"]),
+        ("/v1/jobs/job_00000000000000000000000000000000?wait=abc", &["`wait`", "a whole number"]),
+    ] {
+        app.get(path).await.problem(400, "bad_request", words);
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::io::SeekFrom;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use base64::Engine as _;
@@ -15,7 +15,10 @@ use tokio_util::io::ReaderStream;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::{Code, Problem};
-use crate::api::http::{Listing, ProblemBody, Shared, etag, header_text, listing, none_match, page};
+use crate::api::http::fields::Query;
+use crate::api::http::{
+    Listing, ProblemBody, Shared, etag, header_text, listing, names_tag, none_match, page,
+};
 use crate::engine::pipeline::compare;
 use crate::service::store::{
     AccuracySummary, Artifact, ArtifactFilter, ArtifactId, Digest, LatencySummary, Name,

@@ -1,11 +1,12 @@
 //! Who changed what: the record of requests that change something.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, Shared, listing, page};
 use crate::service::store::{AuditEntry, KeyId};
 

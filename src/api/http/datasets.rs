@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use crate::api::Context;
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;

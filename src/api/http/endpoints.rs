@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use crate::api::access::By;
 use crate::api::error::{Code, Problem};
+use crate::api::http::fields::Query;
 use crate::api::http::{
     Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, page, read_json,
 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ use crate::api::access::{By, still_admitted};
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
 use crate::api::http::dry_run::DryRunView;
+use crate::api::http::fields::Query;
 use crate::api::http::{
     Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, page, parse_json, read_body,
 };

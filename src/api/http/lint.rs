@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::{ProblemBody, Shared, broken_body, check_length, linger, read_json, uploads};
 use crate::engine::pipeline;
 use crate::engine::pipeline::lint::Targets;

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::{Multipart, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, page, uploads};
 use crate::api::{Context, Limits};
 use crate::engine::pipeline;
@@ -127,9 +128,9 @@ pub(crate) async fn post(
                 return keep(&shared, name, &pin, info, &by).await;
             }
             other => {
-                return Err(Problem::bad_request(format!(
-                    "unknown field {other:?}; send `name`, then `file`"
-                )));
+                let other = other
+                    .map_or("a field without a name".to_owned(), |name| format!("unknown field `{name}`"));
+                return Err(Problem::bad_request(format!("{other}; send `name`, then `file`")));
             }
         }
     }

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use crate::api::access::By;
 use crate::api::error::Problem;
-use crate::api::http::{ErrorBody, Shared, check_length, parse_json, read_body};
+use crate::api::http::{ErrorBody, Shared, check_length, parse_borrowed, parse_json, read_body};
 use crate::api::v2::repository::{self, IndexEntry};
 
 /// What to list.
@@ -118,7 +118,10 @@ impl Load {
         if bytes.trim_ascii().is_empty() {
             return Ok(load);
         }
-        let body: LoadBody<'_> = parse_json(bytes, depth_max)?;
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Problem::bad_request("the body: it must be an object, not a list"));
+        }
+        let body: LoadBody<'_> = parse_borrowed(bytes, depth_max)?;
         for (key, value) in body.parameters.unwrap_or_default() {
             let text = |value| match value {
                 Parameter::Text(text) => Ok(text),
@@ -263,6 +266,7 @@ mod tests {
             (r#"{"parameters": {"config": 1}}"#, "`config` must be a string"),
             (r#"{"parameters": {"file:1/a.onnx": "", "file:1/b.onnx": ""}}"#, "more than one file"),
             (r#"{"parameters": "#, "malformed JSON"),
+            (r#"[{"config": "{}"}]"#, "an object, not a list"),
         ] {
             assert!(read(text).err().unwrap().contains(want), "{text}");
         }

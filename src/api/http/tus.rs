@@ -229,7 +229,7 @@ fn plan(shared: &Shared, headers: &HeaderMap, owner: Option<Owner>) -> Result<Pl
         "model" => (Becomes::Model, shared.limits.model_bytes),
         "dataset" => (Becomes::Dataset, shared.limits.dataset_bytes),
         other => {
-            let text = format!("`Upload-Metadata`: `kind` is {other:?}, it must be `model` or `dataset`");
+            let text = format!("`Upload-Metadata`: `kind` is `{other}`, it must be `model` or `dataset`");
             return Err(Problem::bad_request(text));
         }
     };

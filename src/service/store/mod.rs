@@ -1323,7 +1323,7 @@ impl FromStr for Cursor {
             let (created_at, id) = plain.split_once('/')?;
             Some(Cursor { created_at: Timestamp(created_at.parse().ok()?), id: id.to_owned() })
         };
-        parse().ok_or_else(|| bad(text, "a cursor", "the `next` of an earlier answer, unchanged"))
+        parse().ok_or_else(|| bad(text, "a cursor", "the `next_cursor` of an earlier answer, unchanged"))
     }
 }
 serde_as_text!(Cursor);

@@ -1,10 +1,11 @@
 //! Jobs: the list, the form that starts one, and the page of one with its progress and what came of it.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::result::{accuracy_line, figures, recipe, verdict};
 use crate::api::http::ui::{ago, escape, lasting, put, short};
