@@ -92,6 +92,7 @@ fn failed(error: pipeline::Error) -> Error {
         pipeline::Error::Recipe(_) => Error::Usage(error.to_string()),
         pipeline::Error::Model(_)
         | pipeline::Error::Data { .. }
+        | pipeline::Error::TooLong(_)
         | pipeline::Error::Cancelled
         | pipeline::Error::Io { .. } => Error::Work(error.to_string()),
     }

@@ -154,6 +154,40 @@ async fn a_gate_that_is_not_kept_ends_the_job_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_gate_that_the_data_cannot_answer_ends_the_job_at_its_start() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    for (gate, word) in [
+        (json!({ "max_drop_per_slice": 0.1 }), "`slice`"),
+        (json!({ "max_drop": 0.1, "metric": "top1" }), "`labels`"),
+        (json!({ "max_drop": 0.1, "metric": "top5" }), "`labels`"),
+    ] {
+        let job = app.wait(&app.submit(json!({ "recipe": { "gate": gate } })).await).await;
+        assert_eq!(job["error"]["code"], "bad_data", "{job:#}");
+        assert!(job["error"]["message"].as_str().unwrap().contains(word), "{job:#}");
+        assert!(job["result"].is_null(), "nothing was made: {job:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_where_nothing_unpacks_it() {
+    let app = TestApp::start().await;
+    for (method, path) in [
+        (Method::POST, "/v1/jobs"),
+        (Method::PUT, "/v1/models/m"),
+        (Method::PUT, "/v1/datasets/d"),
+        (Method::PUT, "/v1/endpoints/e"),
+    ] {
+        for coding in ["gzip", "magic"] {
+            let request = app.request(method.clone(), path).header("content-encoding", coding).body("x");
+            send(request).await.problem(415, "unsupported_media", &[coding]);
+        }
+    }
+    let plain = app.request(Method::PUT, "/v1/models/m").header("content-encoding", "identity");
+    send(plain.body(files::linear())).await.expect(201);
+}
+
+#[tokio::test]
 async fn a_queued_job_is_cancelled_at_once() {
     let app = TestApp::with(&[("jobs.workers", "0")]).await;
     app.upload().await;
@@ -380,6 +414,13 @@ async fn a_dry_run_tells_what_a_job_would_do_and_makes_none() {
     assert!(plan_kept["basis"].as_str().unwrap().contains("16 calibration samples"), "{plan_kept:#}");
     let wrong = with(json!({ "sheme": 1 }));
     app.post_json("/v1/jobs", &wrong).await.problem(422, "bad_recipe", &["sheme"]);
+    for attempts_max in [0, 101] {
+        let mut wrong = more.clone();
+        wrong["attempts_max"] = json!(attempts_max);
+        app.post_json("/v1/jobs", &wrong).await.problem(400, "bad_request", &["attempts_max"]);
+    }
+    let unanswered = with(json!({ "gate": { "max_drop": 0.1, "metric": "top1" } }));
+    app.post_json("/v1/jobs", &unanswered).await.problem(422, "bad_data", &["gate.metric", "`labels`"]);
 
     let job = app.wait(&app.submit(json!({})).await).await;
     let (predicted, made) =

@@ -191,6 +191,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(id): Path<String>) ->
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
         (status = 404, description = "No such artifact", body = ProblemBody),
+        (status = 412, description = "Not the file of `If-Match`", body = ProblemBody),
         (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
@@ -344,6 +345,10 @@ async fn blob(shared: &Shared, headers: &HeaderMap, digest: Digest) -> Result<Re
         // The bytes under a digest never change.
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),
     ];
+    if header_text(headers, "if-match").is_some_and(|text| !names_tag(text, &tag)) {
+        let text = format!("`If-Match` does not name the ETag of the file, \"{digest}\"");
+        return Ok(Problem::new(Code::RevisionMismatch, text).into_response());
+    }
     if none_match(headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }

@@ -267,7 +267,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 /// has ended, well or not: see `state`.
 #[utoipa::path(put, path = "/v1/endpoints/{name}", tag = "endpoints",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
-        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have"),
+        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
         ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change")),
     request_body = EndpointRequest,
@@ -396,7 +396,7 @@ pub(crate) async fn statistics(
 /// Takes an endpoint out of service. The model and the artifact stay.
 #[utoipa::path(delete, path = "/v1/endpoints/{name}", tag = "endpoints",
     params(("name" = String, Path),
-        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have")),
+        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist")),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such endpoint", body = ProblemBody),
         (status = 412, description = "It is not as the headers expect", body = ProblemBody)))]
@@ -418,7 +418,7 @@ pub(crate) async fn delete(
 fn expectation(headers: &HeaderMap) -> Result<Expect, Problem> {
     if let Some(text) = header_text(headers, "if-match") {
         if text.trim() == "*" {
-            return Err(Problem::bad_request("If-Match must be one ETag of the endpoint"));
+            return Ok(Expect::Present);
         }
         let revision = text.trim().trim_matches('"').parse::<u64>();
         // A tag that was never ours cannot match: revisions begin at 1.

@@ -320,6 +320,7 @@ pub(crate) async fn post(
     let request: JobRequest = parse_json(&bytes, shared.limits.json_depth)?;
     let JobKind::Quantize = request.kind;
     let recipe = request.recipe.map_or(serde_json::Value::Null, serde_json::Value::Object);
+    shared.queue.attempts_max(request.attempts_max)?;
     if request.dry_run {
         let data = [request.calibration.as_ref(), request.evaluation.as_ref()];
         return dry_run::answer(&shared, &request.model, data, recipe).await;

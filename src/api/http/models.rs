@@ -233,6 +233,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
         (status = 404, description = "No such model", body = ProblemBody),
+        (status = 412, description = "Not the file of `If-Match`", body = ProblemBody),
         (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,

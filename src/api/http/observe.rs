@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
-use crate::api::http::ui::ForPeople;
-use crate::api::http::{ErrorBody, ProblemBody, Shared, tus};
+use crate::api::http::ui::{ForPeople, frame};
+use crate::api::http::{ErrorBody, ProblemBody, Shared, header_text, linger, tus};
 use crate::api::{Answered, Call};
 
 /// The id of a request: as it came, or ours.
@@ -33,6 +33,10 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let id = request_id(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
+    if method == Method::HEAD {
+        // It has a meaning with GET only (RFC 9110, section 14.2).
+        request.headers_mut().remove(header::RANGE);
+    }
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
     let _counted = shared.metrics.http_begin();
@@ -79,6 +83,18 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
 fn endpoint<'a>(route: Option<&str>, path: &'a str) -> Option<&'a str> {
     let prefix = ["/v2/models/", "/v1/endpoints/"].into_iter().find(|prefix| path.starts_with(prefix))?;
     route?.strip_prefix(prefix)?.starts_with('{').then(|| path[prefix.len()..].split('/').next())?
+}
+
+/// Refuses a body that is compressed where nothing unpacks it: else its bytes would be taken for what they are not.
+pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
+    let coding = header_text(request.headers(), "content-encoding").unwrap_or_default().trim();
+    if coding.is_empty() || coding.eq_ignore_ascii_case("identity") {
+        return next.run(request).await;
+    }
+    let text = format!("`Content-Encoding: {coding}` is taken by inference only: send the body as it is");
+    let (parts, body) = request.into_parts();
+    linger(&parts.headers, body);
+    Problem::new(Code::UnsupportedMedia, text).into_response()
 }
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.

@@ -37,7 +37,8 @@ pub(super) struct Archive {
     members: HashMap<String, Member>,
     /// One behind the other; nobody else sees the file, and it goes with the archive.
     unpacked: File,
-    /// Bytes that may still be unpacked.
+    /// Bytes that may be unpacked, and those of them that still may.
+    bytes_max: u64,
     left: u64,
     /// The folder that locations are below.
     pub(super) folder: Option<String>,
@@ -69,7 +70,7 @@ impl Archive {
             }
         }
         let unpacked = tempfile::tempfile_in(folder)?;
-        Ok(Some(Archive { file, zip, members, unpacked, left: bytes_max, folder: None }))
+        Ok(Some(Archive { file, zip, members, unpacked, bytes_max, left: bytes_max, folder: None }))
     }
 
     /// The name of the one ONNX file.
@@ -102,7 +103,10 @@ impl Archive {
             copied?
         };
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or("unpacked, the archive is longer than the limit")?;
+        self.left = left.ok_or_else(|| {
+            let limit = self.bytes_max;
+            Error::TooLong(format!("unpacked, the archive is longer than the limit of {limit} bytes"))
+        })?;
         let place = Place { file: UNPACKED, from, bytes };
         self.members.insert(name.to_owned(), Member::Here(place));
         Ok(place)

@@ -116,6 +116,9 @@ impl Job<'_> {
             (None, Some(data)) => (data, "calibration"),
             (None, None) => return Err(no_samples()),
         };
+        if let Some(reason) = gate::unanswered(&recipe.gate, judged) {
+            return Err(Error::Data { which, reason });
+        }
         let before = around::before(&first_layers, &float, calibration.as_ref(), evaluation.as_ref());
         let before = before.map_err(|(which, e)| run_error(e, which))?;
         let samples = self.samples(&float, calibration.as_ref())?;

@@ -137,6 +137,9 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A file is longer than is taken, as it is or unpacked; the text has the limit.
+    #[error("{0}")]
+    TooLong(String),
     /// The recipe is not one.
     #[error("recipe: {0}")]
     Recipe(String),

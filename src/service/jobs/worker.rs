@@ -618,7 +618,7 @@ fn job_error(error: &pipeline::Error) -> JobError {
             (JobErrorCode::UnsupportedOp, false)
         }
         pipeline::Error::Model(_) => (JobErrorCode::BadModel, false),
-        pipeline::Error::Data { .. } => (JobErrorCode::BadData, false),
+        pipeline::Error::Data { .. } | pipeline::Error::TooLong(_) => (JobErrorCode::BadData, false),
         pipeline::Error::Recipe(_) => (JobErrorCode::BadRecipe, false),
         pipeline::Error::Io { .. } => (JobErrorCode::Storage, true),
         // Nobody asked it to stop.

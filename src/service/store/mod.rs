@@ -1144,8 +1144,21 @@ pub enum Expect {
     Any,
     /// It must not exist.
     Absent,
+    /// It must exist.
+    Present,
     /// It must have this revision.
     Revision(u64),
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expect::Any => f.write_str("anything"),
+            Expect::Absent => f.write_str("that it does not exist"),
+            Expect::Present => f.write_str("that it exists"),
+            Expect::Revision(revision) => write!(f, "revision {revision}"),
+        }
+    }
 }
 
 /// What an upload becomes. The blob must be there already.
@@ -1413,7 +1426,7 @@ pub enum Error {
         endpoint: Name,
     },
     /// The endpoint is not as the caller expected.
-    #[error("endpoint `{name}`: expected {expected:?}, it has {}", revision_text(*.got))]
+    #[error("endpoint `{name}`: expected {expected}, {}", revision_text(*.got))]
     RevisionMismatch {
         /// The endpoint.
         name: Name,
@@ -1519,7 +1532,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 fn revision_text(got: Option<u64>) -> String {
-    got.map_or_else(|| "none (it does not exist)".to_owned(), |revision| format!("revision {revision}"))
+    got.map_or_else(|| "there is none".to_owned(), |revision| format!("it has revision {revision}"))
 }
 
 /// What the catalog answers, later.

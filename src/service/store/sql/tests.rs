@@ -426,11 +426,17 @@ async fn endpoints_change_only_as_expected(scratch: Scratch) {
     let model = new_job(catalog).await.model;
     let prod = name("prod");
     let add = |expect| catalog.change_endpoint(&prod, adding(None, model.clone()), expect);
+    let none = add(Expect::Present).await.unwrap_err().to_string();
+    assert_eq!(none, "endpoint `prod`: expected that it exists, there is none");
     let first = add(Expect::Absent).await.unwrap();
     assert_eq!((first.revision, first.versions.len()), (1, 1));
-    let error = add(Expect::Absent).await.unwrap_err().to_string();
-    assert_eq!(error, "endpoint `prod`: expected Absent, it has revision 1");
-    assert!(add(Expect::Revision(2)).await.is_err());
+    let error = async |expect| add(expect).await.unwrap_err().to_string();
+    let it_has = "it has revision 1";
+    assert_eq!(
+        error(Expect::Absent).await,
+        format!("endpoint `prod`: expected that it does not exist, {it_has}")
+    );
+    assert_eq!(error(Expect::Revision(2)).await, format!("endpoint `prod`: expected revision 2, {it_has}"));
     assert_eq!(add(Expect::Revision(1)).await.unwrap().revision, 2);
     let routes = Some(vec![Route { version: Version(2), weight: 99 }]);
     let wrong = EndpointChange { routes, ..EndpointChange::default() };
