@@ -18,6 +18,21 @@ fn the_openapi_document_is_the_one_of_the_code() {
     assert!(kept == generated, "openapi.yaml is old: UPDATE=1 cargo test --test suite openapi");
 }
 
+#[test]
+fn operations_have_names_of_their_own_and_files_are_bytes() {
+    let document = octet::api::http::router::openapi();
+    let ids: Vec<&str> =
+        document.lines().filter_map(|line| line.trim().strip_prefix("operationId: ")).collect();
+    assert!(ids.contains(&"list_models") && ids.contains(&"get_job"), "{ids:?}");
+    let distinct: BTreeSet<&str> = ids.iter().copied().collect();
+    assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    let lines: Vec<&str> = document.lines().map(str::trim).collect();
+    let files = lines.windows(4).filter(|lines| lines[0].ends_with("octet-stream:")).inspect(|lines| {
+        assert_eq!(lines[1..], ["schema:", "type: string", "format: binary"]);
+    });
+    assert!(files.count() > 9);
+}
+
 #[tokio::test]
 async fn health_speaks_json() {
     let app = TestApp::start().await;

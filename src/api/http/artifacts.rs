@@ -153,7 +153,7 @@ pub(crate) struct ArtifactsQuery {
 }
 
 /// Lists artifacts, newest first.
-#[utoipa::path(get, path = "/v1/artifacts", tag = "artifacts", params(ArtifactsQuery),
+#[utoipa::path(get, path = "/v1/artifacts", operation_id = "list_artifacts", tag = "artifacts", params(ArtifactsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<ArtifactView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -176,7 +176,7 @@ pub(crate) async fn list(
 }
 
 /// Finds an artifact.
-#[utoipa::path(get, path = "/v1/artifacts/{id}", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}", operation_id = "get_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The artifact", body = ArtifactView),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn get(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
@@ -186,7 +186,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(id): Path<String>) ->
 }
 
 /// Downloads the QDQ ONNX file. Parts are given for `Range`.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/download", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/download", operation_id = "download_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
@@ -204,7 +204,7 @@ pub(crate) async fn file(
 }
 
 /// The report as JSON: float against INT8, overall and for each layer.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/report", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/report", operation_id = "get_report", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The report", body = serde_json::Value),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn report(
@@ -217,7 +217,7 @@ pub(crate) async fn report(
 }
 
 /// The report as one self-contained page.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/report.html", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/report.html", operation_id = "get_report_html", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The report", body = String, content_type = "text/html"),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn report_html(
@@ -230,7 +230,7 @@ pub(crate) async fn report_html(
 }
 
 /// The statistics of the calibration: counts and extremes of the values of the model, no sample.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/statistics", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/statistics", operation_id = "get_artifact_statistics", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "No such artifact, or none were kept", body = ProblemBody)))]
 pub(crate) async fn statistics(
@@ -248,7 +248,7 @@ pub(crate) async fn statistics(
 
 /// Compares two artifacts by their reports: recipes, figures, and the layers that changed, the most changed first. As
 /// JSON, or as a page for `Accept: text/html`.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/diff/{other}", tag = "artifacts",
+#[utoipa::path(get, path = "/v1/artifacts/{id}/diff/{other}", operation_id = "diff_artifacts", tag = "artifacts",
     params(("id" = String, Path, description = "The one before"), ("other" = String, Path, description = "The one after")),
     responses((status = 200, description = "What is different", body = serde_json::Value),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
@@ -275,7 +275,7 @@ async fn report_value(shared: &Shared, id: &str) -> Result<serde_json::Value, Pr
 }
 
 /// Deletes an artifact. One that an endpoint serves is not deleted.
-#[utoipa::path(delete, path = "/v1/artifacts/{id}", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/v1/artifacts/{id}", operation_id = "delete_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such artifact", body = ProblemBody),
         (status = 409, description = "An endpoint serves it", body = ProblemBody)))]

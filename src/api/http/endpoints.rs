@@ -240,7 +240,7 @@ fn one(shared: &Shared, endpoint: Endpoint) -> Response {
 }
 
 /// Lists endpoints.
-#[utoipa::path(get, path = "/v1/endpoints", tag = "endpoints", params(PageQuery),
+#[utoipa::path(get, path = "/v1/endpoints", operation_id = "list_endpoints", tag = "endpoints", params(PageQuery),
     responses((status = 200, description = "A part of the list", body = Listing<EndpointView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -252,7 +252,7 @@ pub(crate) async fn list(
 }
 
 /// Finds an endpoint.
-#[utoipa::path(get, path = "/v1/endpoints/{name}", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}", operation_id = "get_endpoint", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The endpoint", body = EndpointView),
         (status = 404, description = "No such endpoint", body = ProblemBody)))]
 pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
@@ -265,7 +265,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 /// A version that is added gets all requests, or `weight` percent of them. What answered before goes on answering until
 /// the new version is loaded. A version without requests stays loaded as the way back. The answer comes once loading
 /// has ended, well or not: see `state`.
-#[utoipa::path(put, path = "/v1/endpoints/{name}", tag = "endpoints",
+#[utoipa::path(put, path = "/v1/endpoints/{name}", operation_id = "put_endpoint", tag = "endpoints",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
         ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
@@ -348,7 +348,7 @@ pub(crate) struct EndpointRecords {
 }
 
 /// The changes that an endpoint has seen: when, by whom, why.
-#[utoipa::path(get, path = "/v1/endpoints/{name}/changes", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}/changes", operation_id = "list_endpoint_changes", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The changes", body = EndpointRecords),
         (status = 404, description = "There never was such an endpoint", body = ProblemBody)))]
 pub(crate) async fn changes(
@@ -374,7 +374,7 @@ pub(crate) async fn changes(
 ///
 /// The endpoint collects them where `shadow.statistics` is set, from then until it is loaded anew. As a dataset they are
 /// calibration data for a job of the same model.
-#[utoipa::path(get, path = "/v1/endpoints/{name}/statistics", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}/statistics", operation_id = "get_endpoint_statistics", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "No such endpoint, or it has collected none", body = ProblemBody)))]
 pub(crate) async fn statistics(
@@ -394,7 +394,7 @@ pub(crate) async fn statistics(
 }
 
 /// Takes an endpoint out of service. The model and the artifact stay.
-#[utoipa::path(delete, path = "/v1/endpoints/{name}", tag = "endpoints",
+#[utoipa::path(delete, path = "/v1/endpoints/{name}", operation_id = "delete_endpoint", tag = "endpoints",
     params(("name" = String, Path),
         ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist")),
     responses((status = 204, description = "Deleted"),

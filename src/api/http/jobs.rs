@@ -299,7 +299,7 @@ pub(crate) enum JobAnswer {
 ///
 /// `Idempotency-Key` makes a repeated request harmless: the same key and body give the job of the first time.
 /// `Prefer: wait=10` holds the answer until the job has ended, but at most so many seconds.
-#[utoipa::path(post, path = "/v1/jobs", tag = "jobs",
+#[utoipa::path(post, path = "/v1/jobs", operation_id = "create_job", tag = "jobs",
     params(("Idempotency-Key" = Option<String>, Header, description = "At most 255 visible characters"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
     request_body = JobRequest,
@@ -446,7 +446,7 @@ pub(crate) struct JobsQuery {
 }
 
 /// Lists jobs, newest first.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(JobsQuery),
+#[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", tag = "jobs", params(JobsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<JobView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -477,7 +477,7 @@ pub(crate) struct JobQuery {
 }
 
 /// Finds a job.
-#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path), JobQuery),
+#[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "get_job", tag = "jobs", params(("id" = String, Path), JobQuery),
     responses((status = 200, description = "The job", body = JobView),
         (status = 304, description = "It is as the client knows it (`If-None-Match`)"),
         (status = 404, description = "No such job", body = ProblemBody)))]
@@ -501,7 +501,7 @@ pub(crate) async fn get(
 }
 
 /// Stops a job: at once where it is queued, between two samples where it runs. Asking again is harmless.
-#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = String, Path)),
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "jobs", params(("id" = String, Path)),
     responses((status = 202, description = "Asked to stop", body = JobView),
         (status = 404, description = "No such job", body = ProblemBody),
         (status = 409, description = "It has ended otherwise", body = ProblemBody)))]
@@ -517,7 +517,7 @@ pub(crate) async fn cancel(
 }
 
 /// Deletes the record of a job that has ended. Its artifact stays.
-#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/v1/jobs/{id}", operation_id = "delete_job", tag = "jobs", params(("id" = String, Path)),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such job", body = ProblemBody),
         (status = 409, description = "It has not ended: cancel it first", body = ProblemBody)))]
@@ -535,7 +535,7 @@ pub(crate) async fn delete(
 /// Each event is the whole job: `event: progress` while its state stays, `event: state` when it changes. The
 /// last is `event: state` with the final state; then the stream ends. A client that comes back with
 /// `Last-Event-ID` gets what it has not seen.
-#[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", operation_id = "watch_job", tag = "jobs",
     params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, description = "Events", body = String, content_type = "text/event-stream"),
         (status = 404, description = "No such job", body = ProblemBody)))]
