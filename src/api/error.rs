@@ -476,6 +476,7 @@ impl From<pipeline::Error> for Problem {
         match error {
             pipeline::Error::Model(_) => Problem::new(Code::BadModel, detail),
             pipeline::Error::Data { .. } => Problem::new(Code::BadData, detail),
+            pipeline::Error::TooLong(_) => Problem::new(Code::TooLarge, detail),
             pipeline::Error::Recipe(_) => Problem::new(Code::BadRecipe, detail),
             pipeline::Error::Cancelled => Problem::internal(detail),
             pipeline::Error::Io { source, .. } => of_io(&detail, &source),

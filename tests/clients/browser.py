@@ -308,12 +308,16 @@ def check_a_model_from_upload_to_answer(server):
             upload(browser, "/datasets", few, "eval")
 
         browser.go("/jobs/new")
+        # What is held out is not taken, nor deleted, by pressing the button.
+        assert browser.js("document.querySelector('#calibration').value") == ""
+        browser.click("form[data-job] [type=submit]")
+        assert "Calibration data" in browser.text("form[data-job] .problem")
+        assert browser.js("document.querySelector('[name=keep]').checked")
         browser.choose("#model", "lenet@1")
         browser.choose("#calibration", "calib@1")
         browser.choose("#evaluation", "eval@1")
         browser.type("#endpoint", "lenet")
         browser.type("#max_drop", "2")
-        browser.click("[name=keep]")
         browser.click("[data-dry]")
         browser.until("!document.querySelector('[data-predicted]').hidden")
         assert "Nodes on integers" in browser.text("[data-predicted]")

@@ -1,8 +1,9 @@
 //! `/v1/artifacts`.
 
+use reqwest::Method;
 use serde_json::json;
 
-use crate::support::app::TestApp;
+use crate::support::app::{TestApp, send};
 
 #[tokio::test]
 async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
@@ -32,6 +33,11 @@ async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
     let part = app.get_with(&path, "range", "bytes=10-19").await.expect(206);
     assert_eq!(part.body, whole.body[10..20]);
     assert_eq!(part.header("content-range"), format!("bytes 10-19/{}", whole.body.len()));
+    let head = app.request(Method::HEAD, &path).header("range", "bytes=10-19");
+    let head = send(head).await.expect(200);
+    assert_eq!(head.header("content-length"), whole.body.len().to_string());
+    app.get_with(&path, "if-match", &tag).await.expect(200);
+    app.get_with(&path, "if-match", "\"x\"").await.problem(412, "revision_mismatch", &["If-Match"]);
     let tail = app.get_with(&path, "range", "bytes=-5").await.expect(206);
     assert_eq!(tail.body, whole.body[whole.body.len() - 5..]);
     let beyond = app.get_with(&path, "range", "bytes=99999999-").await;
@@ -43,7 +49,15 @@ async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
     assert!(report.json().is_object());
     let page = app.get(&format!("{base}/report.html")).await.expect(200);
     assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
-    assert!(page.text().contains("<html"));
+    for said in [
+        "<html",
+        "<title>linear@1 in INT8</title>",
+        "<h1>linear@1 in INT8",
+        "calibrated on samples@1",
+        "begun at 2",
+    ] {
+        assert!(page.text().contains(said), "{said}: {}", page.text());
+    }
 
     app.delete(&base).await.expect(204);
     app.get(&base).await.problem(404, "not_found", &[id]);

@@ -42,8 +42,11 @@ async fn a_change_may_be_bound_to_what_was_seen() {
         send(app.request(Method::PUT, "/v1/endpoints/linear").header(name, value).body(body.clone()))
     };
     put("if-none-match", "*").await.problem(412, "revision_mismatch", &["linear"]);
-    put("if-match", "\"9\"").await.problem(412, "revision_mismatch", &["linear"]);
+    put("if-match", "\"9\"").await.problem(412, "revision_mismatch", &["linear", "expected revision 9"]);
     put("if-match", "\"1\"").await.expect(200);
+    put("if-match", "*").await.expect(200);
+    let none = app.request(Method::PUT, "/v1/endpoints/none").header("if-match", "*").body(body.clone());
+    send(none).await.problem(412, "revision_mismatch", &["expected that it exists, there is none"]);
     let delete = send(app.request(Method::DELETE, "/v1/endpoints/linear").header("if-match", "\"1\""));
     delete.await.problem(412, "revision_mismatch", &["linear"]);
 }
@@ -54,6 +57,10 @@ async fn what_cannot_be_served_is_refused() {
     app.upload().await;
     for (body, status, code, words) in [
         (json!({}), 400, "bad_request", &["nothing is to be changed"][..]),
+        (json!(["linear"]), 400, "bad_request", &["an object, not a list"]),
+        (json!({ "routes": [[1, 100]] }), 400, "bad_request", &["`routes.0`", "an object, not a list"]),
+        (json!({ "batching": [4, 100] }), 400, "bad_request", &["`batching`", "an object, not a list"]),
+        (json!({ "model": "linear", "weight": "7" }), 400, "bad_request", &["`weight`", "a whole number"]),
         (
             json!({ "model": "linear", "artifact": "art_00000000000000000000000000000000" }),
             400,

@@ -53,13 +53,17 @@ async fn a_job_that_is_not_understood_is_refused() {
         ("{\"kind\":\n\"quantize\",,}".to_owned(), 400, "malformed_json", &["line 2 column 12"]),
         (String::new(), 400, "malformed_json", &["line 1"]),
         ("[".repeat(10_000), 400, "malformed_json", &["nested deeper than 32"]),
-        ("[]".to_owned(), 400, "bad_request", &[]),
+        ("[]".to_owned(), 400, "bad_request", &["object, not a list"]),
+        (json!(["quantize", "linear", "samples"]).to_string(), 400, "bad_request", &["object, not a list"]),
+        (with(json!({ "recipe": { "gate": [null, 0.1] } })), 422, "bad_recipe", &["`gate`", "not an object"]),
+        (with(json!({ "recipe": { "weights": [true, 100] } })), 422, "bad_recipe", &["`weights`"]),
+        (with(json!({ "keep": "yes" })), 400, "bad_request", &["`keep`", "true or false", "\"yes\""]),
         (json!({ "kind": "quantize" }).to_string(), 400, "bad_request", &["model"]),
         (with(json!({ "kind": "magic" })), 400, "bad_request", &["magic"]),
         (with(json!({ "modle": "x" })), 400, "bad_request", &["modle"]),
-        (with(json!({ "model": 7 })), 400, "bad_request", &["integer `7`", "column"]),
+        (with(json!({ "model": 7 })), 400, "bad_request", &["`model`", "a text, not 7"]),
         (with(json!({ "model": "a b" })), 400, "bad_request", &["a b"]),
-        (with(json!({ "recipe": 7 })), 400, "bad_request", &["map"]),
+        (with(json!({ "recipe": 7 })), 400, "bad_request", &["`recipe`", "an object, not 7"]),
         (with(json!({ "recipe": { "sheme": "static" } })), 422, "bad_recipe", &["sheme"]),
         (with(json!({ "attempts_max": 0 })), 400, "bad_request", &["attempts_max"]),
         (with(json!({ "model": "nobody" })), 404, "not_found", &["nobody"]),
@@ -85,6 +89,14 @@ async fn a_job_that_is_not_understood_is_refused() {
         app.get(path).await.problem(404, "not_found", &["00000000"]);
     }
     app.get("/v1/jobs/nonsense").await.problem(400, "bad_request", &["nonsense"]);
+    for (path, words) in [
+        ("/v1/jobs?limit=abc", &["`limit`", "a whole number", "\"abc\""][..]),
+        ("/v1/jobs?foo=1", &["unknown parameter `foo`", "`limit`"]),
+        ("/v1/jobs?cursor=1", &["next_cursor"]),
+        ("/v1/jobs/job_00000000000000000000000000000000?wait=abc", &["`wait`", "a whole number"]),
+    ] {
+        app.get(path).await.problem(400, "bad_request", words);
+    }
 }
 
 #[tokio::test]
@@ -141,6 +153,40 @@ async fn a_gate_that_is_not_kept_ends_the_job_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_gate_that_the_data_cannot_answer_ends_the_job_at_its_start() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    for (gate, word) in [
+        (json!({ "max_drop_per_slice": 0.1 }), "`slice`"),
+        (json!({ "max_drop": 0.1, "metric": "top1" }), "`labels`"),
+        (json!({ "max_drop": 0.1, "metric": "top5" }), "`labels`"),
+    ] {
+        let job = app.wait(&app.submit(json!({ "recipe": { "gate": gate } })).await).await;
+        assert_eq!(job["error"]["code"], "bad_data", "{job:#}");
+        assert!(job["error"]["message"].as_str().unwrap().contains(word), "{job:#}");
+        assert!(job["result"].is_null(), "nothing was made: {job:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_refused_where_nothing_unpacks_it() {
+    let app = TestApp::start().await;
+    for (method, path) in [
+        (Method::POST, "/v1/jobs"),
+        (Method::PUT, "/v1/models/m"),
+        (Method::PUT, "/v1/datasets/d"),
+        (Method::PUT, "/v1/endpoints/e"),
+    ] {
+        for coding in ["gzip", "magic"] {
+            let request = app.request(method.clone(), path).header("content-encoding", coding).body("x");
+            send(request).await.problem(415, "unsupported_media", &[coding]);
+        }
+    }
+    let plain = app.request(Method::PUT, "/v1/models/m").header("content-encoding", "identity");
+    send(plain.body(files::linear())).await.expect(201);
+}
+
+#[tokio::test]
 async fn a_queued_job_is_cancelled_at_once() {
     let app = TestApp::with(&[("jobs.workers", "0")]).await;
     app.upload().await;
@@ -179,6 +225,21 @@ async fn the_same_idempotency_key_makes_one_job() {
     let other = json!({ "kind": "quantize", "model": "linear@1", "calibration": "samples" });
     post("abc", &other).await.problem(422, "key_reused", &["abc"]);
     post("", &body).await.problem(400, "bad_request", &["Idempotency-Key"]);
+}
+
+#[tokio::test]
+async fn a_deleted_job_frees_its_idempotency_key() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let body = json!({ "kind": "quantize", "model": "linear", "calibration": "samples", "keep": true });
+    let post =
+        || send(app.request(Method::POST, "/v1/jobs").header("idempotency-key", "k").body(body.to_string()));
+    let first = post().await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    app.wait(&first).await;
+    app.delete(&format!("/v1/jobs/{first}")).await.expect(204);
+    let second = post().await.expect(202).json()["id"].as_str().unwrap().to_owned();
+    assert_ne!(first, second);
+    app.get(&format!("/v1/jobs/{second}")).await.expect(200);
 }
 
 #[tokio::test]
@@ -300,6 +361,20 @@ async fn calibration_data_go_with_the_last_job_that_needs_them() {
 }
 
 #[tokio::test]
+async fn data_stay_where_the_request_was_at_fault() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let id = app.submit(json!({ "recipe": { "keep_float": ["typo"] } })).await;
+    let job = app.wait(&id).await;
+    assert_eq!(job["error"]["code"], "bad_recipe", "{job:#}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("typo"), "{job:#}");
+    assert_eq!(job["deleted"], json!([]));
+    // Corrected, the same request finds them, and its end deletes them.
+    let job = app.wait(&app.submit(json!({})).await).await;
+    assert_eq!((&job["state"], &job["deleted"][0]["dataset"]), (&json!("succeeded"), &json!("samples@1")));
+}
+
+#[tokio::test]
 async fn data_that_a_job_keeps_stay() {
     let app = TestApp::start().await;
     let job = app.quantize(json!({ "keep": true })).await;
@@ -338,9 +413,37 @@ async fn a_dry_run_tells_what_a_job_would_do_and_makes_none() {
     assert!(plan_kept["basis"].as_str().unwrap().contains("16 calibration samples"), "{plan_kept:#}");
     let wrong = with(json!({ "sheme": 1 }));
     app.post_json("/v1/jobs", &wrong).await.problem(422, "bad_recipe", &["sheme"]);
+    for attempts_max in [0, 101] {
+        let mut wrong = more.clone();
+        wrong["attempts_max"] = json!(attempts_max);
+        app.post_json("/v1/jobs", &wrong).await.problem(400, "bad_request", &["attempts_max"]);
+    }
+    let unanswered = with(json!({ "gate": { "max_drop": 0.1, "metric": "top1" } }));
+    app.post_json("/v1/jobs", &unanswered).await.problem(422, "bad_data", &["gate.metric", "`labels`"]);
 
     let job = app.wait(&app.submit(json!({})).await).await;
     let (predicted, made) =
         (plan["artifact_bytes"].as_u64().unwrap(), job["result"]["artifact"]["bytes"].as_u64().unwrap());
     assert!(predicted.abs_diff(made) < 64, "{predicted} bytes predicted, {made} made");
+}
+
+#[tokio::test]
+async fn the_form_takes_no_data_by_itself_and_keeps_what_is_chosen() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let form = app.get("/jobs/new").await.expect(200).text();
+    let calibration = |form: &str| {
+        let (_, select) = form.split_once("<select id=\"calibration\"").unwrap();
+        select.split_once("</select>").unwrap().0.to_owned()
+    };
+    assert!(calibration(&form).contains("><option value=\"samples@1\">"), "{form}");
+    app.put("/v1/datasets/held-out", files::samples(8)).await.expect(201);
+    let form = app.get("/jobs/new").await.expect(200).text();
+    let select = calibration(&form);
+    assert!(select.contains(" required>") && !select.contains("selected"), "{select}");
+    assert!(
+        select.contains("><option value=\"\">choose …</option><option value=\"held-out@1\">"),
+        "{select}"
+    );
+    assert!(form.contains("name=\"keep\" checked"), "{form}");
 }

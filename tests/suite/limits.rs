@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use octet::engine::tensor::{Tensor, npy};
 use reqwest::Method;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -21,6 +22,12 @@ async fn bodies_over_the_limit_are_refused_with_the_limit() {
     .await;
     app.put("/v1/models/no", vec![8; 2001]).await.problem(413, "too_large", &["2000"]);
     app.put("/v1/datasets/no", vec![8; 3001]).await.problem(413, "too_large", &["3000"]);
+    // As sent they are short.
+    let model = files::zip(&[("m.onnx", &[0; 9_000])]);
+    app.put("/v1/models/no", model).await.problem(413, "too_large", &["2000 bytes"]);
+    let mut zeros = Vec::new();
+    npy::write_array(&mut zeros, &Tensor::from_slice(&[1000], &[0f32; 1000])).unwrap();
+    app.put("/v1/datasets/no", files::zip(&[("x.npy", &zeros)])).await.problem(413, "too_large", &["3000"]);
     app.post("/v1/jobs", " ".repeat(5001)).await.problem(413, "too_large", &["5000"]);
     app.serve().await;
     app.post("/v2/models/linear/infer", vec![b' '; 4001]).await.error(413, "too_large", &["4000"]);

@@ -18,6 +18,21 @@ fn the_openapi_document_is_the_one_of_the_code() {
     assert!(kept == generated, "openapi.yaml is old: UPDATE=1 cargo test --test suite openapi");
 }
 
+#[test]
+fn operations_have_names_of_their_own_and_files_are_bytes() {
+    let document = octet::api::http::router::openapi();
+    let ids: Vec<&str> =
+        document.lines().filter_map(|line| line.trim().strip_prefix("operationId: ")).collect();
+    assert!(ids.contains(&"list_models") && ids.contains(&"get_job"), "{ids:?}");
+    let distinct: BTreeSet<&str> = ids.iter().copied().collect();
+    assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    let lines: Vec<&str> = document.lines().map(str::trim).collect();
+    let files = lines.windows(4).filter(|lines| lines[0].ends_with("octet-stream:")).inspect(|lines| {
+        assert_eq!(lines[1..], ["schema:", "type: string", "format: binary"]);
+    });
+    assert!(files.count() > 9);
+}
+
 #[tokio::test]
 async fn health_speaks_json() {
     let app = TestApp::start().await;
@@ -36,6 +51,13 @@ async fn what_is_no_route_is_told_in_the_words_of_its_api() {
     let app = TestApp::start().await;
     app.get("/v1/nonsense").await.problem(404, "no_route", &["/v1/nonsense"]);
     app.get("/nonsense").await.problem(404, "no_route", &["/nonsense"]);
+    for path in ["/nonsense", "/models/linear", "/jobs?limit=abc"] {
+        let page = app.get_with(path, "accept", "text/html,*/*;q=0.8").await;
+        assert!(page.status.is_client_error(), "{path}: {}", page.status);
+        assert!(page.header("content-type").starts_with("text/html"), "{path}: {:?}", page.headers);
+        assert!(page.text().contains("<h1>") && page.text().contains("href=\"/\""), "{path}");
+    }
+    app.get_with("/v1/nonsense", "accept", "text/html").await.problem(404, "no_route", &["/v1/nonsense"]);
     app.get("/v2/nonsense").await.error(404, "no_route", &["/v2/nonsense"]);
     app.get("/v2/systemsharedmemory/status").await.error(501, "not_implemented", &["serving.shared_memory"]);
     app.get("/v2/cudasharedmemory/status").await.error(501, "not_implemented", &["CUDA"]);

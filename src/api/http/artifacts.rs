@@ -4,7 +4,7 @@ use std::io::SeekFrom;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use base64::Engine as _;
@@ -15,7 +15,10 @@ use tokio_util::io::ReaderStream;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::{Code, Problem};
-use crate::api::http::{Listing, ProblemBody, Shared, etag, header_text, listing, none_match, page};
+use crate::api::http::fields::Query;
+use crate::api::http::{
+    Listing, ProblemBody, Shared, etag, header_text, listing, names_tag, none_match, page,
+};
 use crate::engine::pipeline::compare;
 use crate::service::store::{
     AccuracySummary, Artifact, ArtifactFilter, ArtifactId, Digest, LatencySummary, Name,
@@ -150,7 +153,7 @@ pub(crate) struct ArtifactsQuery {
 }
 
 /// Lists artifacts, newest first.
-#[utoipa::path(get, path = "/v1/artifacts", tag = "artifacts", params(ArtifactsQuery),
+#[utoipa::path(get, path = "/v1/artifacts", operation_id = "list_artifacts", tag = "artifacts", params(ArtifactsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<ArtifactView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -166,7 +169,7 @@ pub(crate) async fn list(
 }
 
 /// Finds an artifact.
-#[utoipa::path(get, path = "/v1/artifacts/{id}", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}", operation_id = "get_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The artifact", body = ArtifactView),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn get(State(shared): State<Shared>, Path(id): Path<String>) -> Result<Response, Problem> {
@@ -176,11 +179,12 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(id): Path<String>) ->
 }
 
 /// Downloads the QDQ ONNX file. Parts are given for `Range`.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/download", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/download", operation_id = "download_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
         (status = 404, description = "No such artifact", body = ProblemBody),
+        (status = 412, description = "Not the file of `If-Match`", body = ProblemBody),
         (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
@@ -193,7 +197,7 @@ pub(crate) async fn file(
 }
 
 /// The report as JSON: float against INT8, overall and for each layer.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/report", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/report", operation_id = "get_report", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The report", body = serde_json::Value),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn report(
@@ -206,7 +210,7 @@ pub(crate) async fn report(
 }
 
 /// The report as one self-contained page.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/report.html", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/report.html", operation_id = "get_report_html", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The report", body = String, content_type = "text/html"),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
 pub(crate) async fn report_html(
@@ -219,7 +223,7 @@ pub(crate) async fn report_html(
 }
 
 /// The statistics of the calibration: counts and extremes of the values of the model, no sample.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/statistics", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(get, path = "/v1/artifacts/{id}/statistics", operation_id = "get_artifact_statistics", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "No such artifact, or none were kept", body = ProblemBody)))]
 pub(crate) async fn statistics(
@@ -237,7 +241,7 @@ pub(crate) async fn statistics(
 
 /// Compares two artifacts by their reports: recipes, figures, and the layers that changed, the most changed first. As
 /// JSON, or as a page for `Accept: text/html`.
-#[utoipa::path(get, path = "/v1/artifacts/{id}/diff/{other}", tag = "artifacts",
+#[utoipa::path(get, path = "/v1/artifacts/{id}/diff/{other}", operation_id = "diff_artifacts", tag = "artifacts",
     params(("id" = String, Path, description = "The one before"), ("other" = String, Path, description = "The one after")),
     responses((status = 200, description = "What is different", body = serde_json::Value),
         (status = 404, description = "No such artifact", body = ProblemBody)))]
@@ -264,7 +268,7 @@ async fn report_value(shared: &Shared, id: &str) -> Result<serde_json::Value, Pr
 }
 
 /// Deletes an artifact. One that an endpoint serves is not deleted.
-#[utoipa::path(delete, path = "/v1/artifacts/{id}", tag = "artifacts", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/v1/artifacts/{id}", operation_id = "delete_artifact", tag = "artifacts", params(("id" = String, Path)),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such artifact", body = ProblemBody),
         (status = 409, description = "An endpoint serves it", body = ProblemBody)))]
@@ -334,6 +338,10 @@ async fn blob(shared: &Shared, headers: &HeaderMap, digest: Digest) -> Result<Re
         // The bytes under a digest never change.
         (header::CACHE_CONTROL, HeaderValue::from_static("private, max-age=31536000, immutable")),
     ];
+    if header_text(headers, "if-match").is_some_and(|text| !names_tag(text, &tag)) {
+        let text = format!("`If-Match` does not name the ETag of the file, \"{digest}\"");
+        return Ok(Problem::new(Code::RevisionMismatch, text).into_response());
+    }
     if none_match(headers, &tag) {
         return Ok((StatusCode::NOT_MODIFIED, common).into_response());
     }

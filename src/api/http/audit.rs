@@ -1,11 +1,12 @@
 //! Who changed what: the record of requests that change something.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, Shared, listing, page};
 use crate::service::store::{AuditEntry, KeyId};
 
@@ -67,7 +68,7 @@ pub(crate) struct AuditQuery {
 }
 
 /// Lists requests that changed something, newest first. They are kept for `audit.keep_days`.
-#[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditQuery),
+#[utoipa::path(get, path = "/v1/audit", operation_id = "list_audit", tag = "audit", params(AuditQuery),
     responses((status = 200, description = "A part of the list", body = Listing<AuditView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use crate::api::Context;
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, located, page, uploads};
 use crate::engine::pipeline;
 use crate::service::store::blobs::Pin;
@@ -60,7 +61,7 @@ impl From<Dataset> for DatasetView {
 ///
 /// The body is an `.npz` file with one array for each input of the model, named as the input, the samples along
 /// the first dimension; or an `.npy` file for a model with one input. Labels are an array `labels` of integers.
-#[utoipa::path(put, path = "/v1/datasets/{name}", tag = "datasets",
+#[utoipa::path(put, path = "/v1/datasets/{name}", operation_id = "upload_dataset", tag = "datasets",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses(
@@ -132,7 +133,7 @@ pub(crate) struct DatasetsQuery {
 }
 
 /// Lists datasets, all versions, newest first.
-#[utoipa::path(get, path = "/v1/datasets", tag = "datasets", params(DatasetsQuery),
+#[utoipa::path(get, path = "/v1/datasets", operation_id = "list_datasets", tag = "datasets", params(DatasetsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<DatasetView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -146,7 +147,7 @@ pub(crate) async fn list(
 }
 
 /// Finds a dataset.
-#[utoipa::path(get, path = "/v1/datasets/{name}", tag = "datasets",
+#[utoipa::path(get, path = "/v1/datasets/{name}", operation_id = "get_dataset", tag = "datasets",
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The dataset", body = DatasetView),
         (status = 404, description = "No such dataset", body = ProblemBody)))]
@@ -156,12 +157,13 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 }
 
 /// Downloads the file of a dataset.
-#[utoipa::path(get, path = "/v1/datasets/{name}/download", tag = "datasets",
+#[utoipa::path(get, path = "/v1/datasets/{name}/download", operation_id = "download_dataset", tag = "datasets",
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
         (status = 404, description = "No such dataset", body = ProblemBody),
+        (status = 412, description = "Not the file of `If-Match`", body = ProblemBody),
         (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
@@ -201,7 +203,7 @@ pub(crate) struct BlobView {
 
 /// Deletes a version of a dataset, or all of them, and tells what is left of them. Queued jobs that need it fail with
 /// `dataset_deleted`.
-#[utoipa::path(delete, path = "/v1/datasets/{name}", tag = "datasets",
+#[utoipa::path(delete, path = "/v1/datasets/{name}", operation_id = "delete_dataset", tag = "datasets",
     params(("name" = String, Path, description = "`NAME` is all versions, `NAME@2` that one")),
     responses((status = 200, description = "Deleted; which files are gone", body = DeletionView),
         (status = 404, description = "No such dataset", body = ProblemBody)))]

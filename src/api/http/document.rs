@@ -51,6 +51,7 @@ fn complete(mut document: Value) -> Value {
             if let Some(operation) = operation.as_object_mut() {
                 parameters(path, method, operation);
                 responses(path, operation);
+                raw(operation);
             }
         }
     }
@@ -81,6 +82,25 @@ fn parameters(path: &str, method: &str, operation: &mut Map<String, Value>) {
             _ => continue,
         };
         parameter["schema"]["pattern"] = json!(pattern);
+    }
+}
+
+/// Bodies that are bytes: utoipa takes a `Vec<u8>` for a list of numbers.
+fn raw(operation: &mut Map<String, Value>) {
+    let mut bodies = Vec::new();
+    for (field, value) in operation {
+        match field.as_str() {
+            "requestBody" => bodies.push(value),
+            "responses" => bodies.extend(value.as_object_mut().into_iter().flat_map(Map::values_mut)),
+            _ => {}
+        }
+    }
+    for body in bodies {
+        for (media, content) in body.get_mut("content").and_then(Value::as_object_mut).into_iter().flatten() {
+            if media.ends_with("octet-stream") {
+                content["schema"] = json!({ "type": "string", "format": "binary" });
+            }
+        }
     }
 }
 

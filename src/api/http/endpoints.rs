@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 use crate::api::access::By;
 use crate::api::error::{Code, Problem};
+use crate::api::http::fields::Query;
 use crate::api::http::{
     Listing, PageQuery, ProblemBody, Shared, etag, header_text, listing, located, page, read_json,
 };
@@ -239,7 +240,7 @@ fn one(shared: &Shared, endpoint: Endpoint) -> Response {
 }
 
 /// Lists endpoints.
-#[utoipa::path(get, path = "/v1/endpoints", tag = "endpoints", params(PageQuery),
+#[utoipa::path(get, path = "/v1/endpoints", operation_id = "list_endpoints", tag = "endpoints", params(PageQuery),
     responses((status = 200, description = "A part of the list", body = Listing<EndpointView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -251,7 +252,7 @@ pub(crate) async fn list(
 }
 
 /// Finds an endpoint.
-#[utoipa::path(get, path = "/v1/endpoints/{name}", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}", operation_id = "get_endpoint", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The endpoint", body = EndpointView),
         (status = 404, description = "No such endpoint", body = ProblemBody)))]
 pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) -> Result<Response, Problem> {
@@ -264,9 +265,9 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 /// A version that is added gets all requests, or `weight` percent of them. What answered before goes on answering until
 /// the new version is loaded. A version without requests stays loaded as the way back. The answer comes once loading
 /// has ended, well or not: see `state`.
-#[utoipa::path(put, path = "/v1/endpoints/{name}", tag = "endpoints",
+#[utoipa::path(put, path = "/v1/endpoints/{name}", operation_id = "put_endpoint", tag = "endpoints",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
-        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have"),
+        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
         ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change")),
     request_body = EndpointRequest,
@@ -343,7 +344,7 @@ pub(crate) struct EndpointRecords {
 }
 
 /// The changes that an endpoint has seen: when, by whom, why.
-#[utoipa::path(get, path = "/v1/endpoints/{name}/changes", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}/changes", operation_id = "list_endpoint_changes", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The changes", body = EndpointRecords),
         (status = 404, description = "There never was such an endpoint", body = ProblemBody)))]
 pub(crate) async fn changes(
@@ -369,7 +370,7 @@ pub(crate) async fn changes(
 ///
 /// The endpoint collects them where `shadow.statistics` is set, from then until it is loaded anew. As a dataset they are
 /// calibration data for a job of the same model.
-#[utoipa::path(get, path = "/v1/endpoints/{name}/statistics", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}/statistics", operation_id = "get_endpoint_statistics", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 404, description = "No such endpoint, or it has collected none", body = ProblemBody)))]
 pub(crate) async fn statistics(
@@ -389,9 +390,9 @@ pub(crate) async fn statistics(
 }
 
 /// Takes an endpoint out of service. The model and the artifact stay.
-#[utoipa::path(delete, path = "/v1/endpoints/{name}", tag = "endpoints",
+#[utoipa::path(delete, path = "/v1/endpoints/{name}", operation_id = "delete_endpoint", tag = "endpoints",
     params(("name" = String, Path),
-        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have")),
+        ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist")),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such endpoint", body = ProblemBody),
         (status = 412, description = "It is not as the headers expect", body = ProblemBody)))]
@@ -413,7 +414,7 @@ pub(crate) async fn delete(
 fn expectation(headers: &HeaderMap) -> Result<Expect, Problem> {
     if let Some(text) = header_text(headers, "if-match") {
         if text.trim() == "*" {
-            return Err(Problem::bad_request("If-Match must be one ETag of the endpoint"));
+            return Ok(Expect::Present);
         }
         let revision = text.trim().trim_matches('"').parse::<u64>();
         // A tag that was never ours cannot match: revisions begin at 1.

@@ -100,7 +100,7 @@ impl From<HistogramReading> for HistogramFigures {
 ///
 /// All counts are cumulative and begin at 0 when a version is loaded: rates and quantiles of a time are those of the
 /// difference of two answers.
-#[utoipa::path(get, path = "/v1/endpoints/{name}/figures", tag = "endpoints", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v1/endpoints/{name}/figures", operation_id = "get_endpoint_figures", tag = "endpoints", params(("name" = String, Path)),
     responses((status = 200, description = "The figures", body = EndpointFigures),
         (status = 404, description = "No such endpoint", body = ProblemBody)))]
 pub(crate) async fn get(

@@ -93,7 +93,7 @@ pub(crate) struct InferResponse {
 ///
 /// The body is JSON; or JSON and raw tensors behind it, with `Inference-Header-Content-Length: BYTES_OF_JSON`; or
 /// one raw tensor, with `Inference-Header-Content-Length: 0`. `Server-Timing` says where the time went.
-#[utoipa::path(post, path = "/v2/models/{name}/infer", tag = "inference",
+#[utoipa::path(post, path = "/v2/models/{name}/infer", operation_id = "model_infer", tag = "inference",
     params(("name" = String, Path),
         ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of the JSON part")),
     request_body(content((InferBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
@@ -114,7 +114,7 @@ pub(crate) async fn infer(
 }
 
 /// Runs a version of an endpoint.
-#[utoipa::path(post, path = "/v2/models/{name}/versions/{version}/infer", tag = "inference",
+#[utoipa::path(post, path = "/v2/models/{name}/versions/{version}/infer", operation_id = "model_version_infer", tag = "inference",
     params(("name" = String, Path), ("version" = String, Path)), request_body = InferBody,
     responses((status = 200, description = "The outputs", body = InferResponse),
         (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
@@ -254,7 +254,7 @@ fn respond(encoded: Encoded, spent: &Spent) -> Response {
 }
 
 /// Inputs and outputs of the default version of an endpoint.
-#[utoipa::path(get, path = "/v2/models/{name}", tag = "inference", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v2/models/{name}", operation_id = "model_metadata", tag = "inference", params(("name" = String, Path)),
     responses((status = 200, description = "The endpoint", body = ModelMetadata),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]
 pub(crate) async fn metadata(
@@ -265,7 +265,7 @@ pub(crate) async fn metadata(
 }
 
 /// Inputs and outputs of a version of an endpoint.
-#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}", tag = "inference",
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}", operation_id = "model_version_metadata", tag = "inference",
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, description = "The endpoint", body = ModelMetadata),
         (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
@@ -284,7 +284,7 @@ pub(crate) struct ModelReady {
 }
 
 /// The default version of an endpoint answers.
-#[utoipa::path(get, path = "/v2/models/{name}/ready", tag = "inference", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v2/models/{name}/ready", operation_id = "model_ready", tag = "inference", params(("name" = String, Path)),
     responses((status = 200, description = "It does", body = ModelReady),
         (status = 404, description = "No such endpoint", body = ErrorBody),
         (status = 503, description = "It does not", body = ErrorBody)))]
@@ -297,7 +297,7 @@ pub(crate) async fn ready(
 }
 
 /// A version of an endpoint answers.
-#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/ready", tag = "inference",
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/ready", operation_id = "model_version_ready", tag = "inference",
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, description = "It does", body = ModelReady),
         (status = 404, description = "No such endpoint or version", body = ErrorBody),
@@ -311,7 +311,7 @@ pub(crate) async fn ready_version(
 }
 
 /// The configuration of an endpoint in Triton's words; clients take `max_batch_size` from it.
-#[utoipa::path(get, path = "/v2/models/{name}/config", tag = "inference", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v2/models/{name}/config", operation_id = "model_config", tag = "inference", params(("name" = String, Path)),
     responses((status = 200, description = "The configuration", body = Value),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]
 pub(crate) async fn config(
@@ -322,7 +322,7 @@ pub(crate) async fn config(
 }
 
 /// The configuration of a version of an endpoint.
-#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/config", tag = "inference",
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/config", operation_id = "model_version_config", tag = "inference",
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, description = "The configuration", body = Value),
         (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
@@ -355,14 +355,14 @@ fn configuration(config: &Configuration) -> Value {
 }
 
 /// What all endpoints have done since they were loaded.
-#[utoipa::path(get, path = "/v2/models/stats", tag = "inference",
+#[utoipa::path(get, path = "/v2/models/stats", operation_id = "all_model_statistics", tag = "inference",
     responses((status = 200, description = "The figures", body = Value)))]
 pub(crate) async fn stats_all(State(shared): State<Shared>) -> Result<Json<Value>, Problem> {
     Ok(statistics(&describe::loaded(&shared, None, None)?))
 }
 
 /// What an endpoint has done since it was loaded, all versions.
-#[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "inference", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v2/models/{name}/stats", operation_id = "model_statistics", tag = "inference", params(("name" = String, Path)),
     responses((status = 200, description = "The figures", body = Value),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]
 pub(crate) async fn stats(
@@ -373,7 +373,7 @@ pub(crate) async fn stats(
 }
 
 /// What a version of an endpoint has done since it was loaded.
-#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/stats", tag = "inference",
+#[utoipa::path(get, path = "/v2/models/{name}/versions/{version}/stats", operation_id = "model_version_statistics", tag = "inference",
     params(("name" = String, Path), ("version" = String, Path)),
     responses((status = 200, description = "The figures", body = Value),
         (status = 404, description = "No such endpoint or version", body = ErrorBody)))]

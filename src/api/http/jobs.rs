@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ use crate::api::access::{By, still_admitted};
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{AccuracyView, LatencyView};
 use crate::api::http::dry_run::DryRunView;
+use crate::api::http::fields::Query;
 use crate::api::http::{
     Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, located, page, parse_json, read_body,
 };
@@ -39,7 +40,8 @@ pub(crate) struct JobRequest {
     /// The float model: `NAME` is the newest version, `NAME@2` that one.
     #[schema(value_type = String)]
     model: Wanted,
-    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise.
+    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise or the request
+    /// was at fault (`bad_recipe`, `bad_data`, `bad_model`, `unsupported_op`).
     #[schema(value_type = Option<String>)]
     calibration: Option<Wanted>,
     /// In place of `calibration`: an earlier job on the same version of the model. Its statistics are used, the data are
@@ -297,7 +299,7 @@ pub(crate) enum JobAnswer {
 ///
 /// `Idempotency-Key` makes a repeated request harmless: the same key and body give the job of the first time.
 /// `Prefer: wait=10` holds the answer until the job has ended, but at most so many seconds.
-#[utoipa::path(post, path = "/v1/jobs", tag = "jobs",
+#[utoipa::path(post, path = "/v1/jobs", operation_id = "create_job", tag = "jobs",
     params(("Idempotency-Key" = Option<String>, Header, description = "At most 255 visible characters"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
     request_body = JobRequest,
@@ -318,6 +320,7 @@ pub(crate) async fn post(
     let request: JobRequest = parse_json(&bytes, shared.limits.json_depth)?;
     let JobKind::Quantize = request.kind;
     let recipe = request.recipe.map_or(serde_json::Value::Null, serde_json::Value::Object);
+    shared.queue.attempts_max(request.attempts_max)?;
     if request.dry_run {
         let data = [request.calibration.as_ref(), request.evaluation.as_ref()];
         return dry_run::answer(&shared, &request.model, data, recipe).await;
@@ -439,7 +442,7 @@ pub(crate) struct JobsQuery {
 }
 
 /// Lists jobs, newest first.
-#[utoipa::path(get, path = "/v1/jobs", tag = "jobs", params(JobsQuery),
+#[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", tag = "jobs", params(JobsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<JobView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -463,7 +466,7 @@ pub(crate) struct JobQuery {
 }
 
 /// Finds a job.
-#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path), JobQuery),
+#[utoipa::path(get, path = "/v1/jobs/{id}", operation_id = "get_job", tag = "jobs", params(("id" = String, Path), JobQuery),
     responses((status = 200, description = "The job", body = JobView),
         (status = 304, description = "It is as the client knows it (`If-None-Match`)"),
         (status = 404, description = "No such job", body = ProblemBody)))]
@@ -487,7 +490,7 @@ pub(crate) async fn get(
 }
 
 /// Stops a job: at once where it is queued, between two samples where it runs. Asking again is harmless.
-#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "jobs", params(("id" = String, Path)),
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", operation_id = "cancel_job", tag = "jobs", params(("id" = String, Path)),
     responses((status = 202, description = "Asked to stop", body = JobView),
         (status = 404, description = "No such job", body = ProblemBody),
         (status = 409, description = "It has ended otherwise", body = ProblemBody)))]
@@ -503,7 +506,7 @@ pub(crate) async fn cancel(
 }
 
 /// Deletes the record of a job that has ended. Its artifact stays.
-#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "jobs", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/v1/jobs/{id}", operation_id = "delete_job", tag = "jobs", params(("id" = String, Path)),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such job", body = ProblemBody),
         (status = 409, description = "It has not ended: cancel it first", body = ProblemBody)))]
@@ -521,7 +524,7 @@ pub(crate) async fn delete(
 /// Each event is the whole job: `event: progress` while its state stays, `event: state` when it changes. The
 /// last is `event: state` with the final state; then the stream ends. A client that comes back with
 /// `Last-Event-ID` gets what it has not seen.
-#[utoipa::path(get, path = "/v1/jobs/{id}/events", tag = "jobs",
+#[utoipa::path(get, path = "/v1/jobs/{id}/events", operation_id = "watch_job", tag = "jobs",
     params(("id" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, description = "Events", body = String, content_type = "text/event-stream"),
         (status = 404, description = "No such job", body = ProblemBody)))]

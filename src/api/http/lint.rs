@@ -2,13 +2,14 @@
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::HeaderMap;
 use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::{ProblemBody, Shared, broken_body, check_length, linger, read_json, uploads};
 use crate::engine::pipeline;
 use crate::engine::pipeline::lint::Targets;
@@ -107,7 +108,7 @@ pub(crate) struct LintFinding {
 /// The body is the ONNX file, as for an upload of a model (it is not kept), or JSON that names what is kept:
 /// `{"artifact": "art_…"}` or `{"model": "NAME@2"}`. For each target: which nodes become integer operators, which
 /// stay in float or are refused, why, and what would change it.
-#[utoipa::path(post, path = "/v1/lint", tag = "models", params(LintQuery),
+#[utoipa::path(post, path = "/v1/lint", operation_id = "lint", tag = "models", params(LintQuery),
     request_body(content((Vec<u8> = "application/octet-stream"), (LintOf = "application/json"))),
     responses(
         (status = 200, description = "What was found", body = LintView),

@@ -9,6 +9,7 @@ pub(crate) mod datasets;
 pub(crate) mod document;
 pub(crate) mod dry_run;
 pub(crate) mod endpoints;
+pub(crate) mod fields;
 pub(crate) mod figures;
 pub(crate) mod infer;
 pub(crate) mod jobs;
@@ -253,8 +254,19 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     parse_json(&bytes, shared.limits.json_depth)
 }
 
-/// Reads JSON of bounded depth.
-pub(crate) fn parse_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], depth_max: usize) -> Result<T, Problem> {
+/// Reads JSON of bounded depth, objects where the types are structs, and names the field that is wrong.
+pub(crate) fn parse_json<T: DeserializeOwned>(bytes: &[u8], depth_max: usize) -> Result<T, Problem> {
+    let value: serde_json::Value = parse_borrowed(bytes, depth_max)?;
+    fields::read::<T>(&value).map_err(Problem::bad_request)?;
+    // Of the text, in which a field may stand twice.
+    parse_borrowed(bytes, depth_max)
+}
+
+/// Reads JSON of bounded depth as what serde derives has it: for what is too large to be there twice.
+pub(crate) fn parse_borrowed<'a, T: Deserialize<'a>>(
+    bytes: &'a [u8],
+    depth_max: usize,
+) -> Result<T, Problem> {
     if depth(bytes) > depth_max {
         return Err(Problem::new(Code::MalformedJson, format!("JSON nested deeper than {depth_max} levels")));
     }
@@ -302,9 +314,12 @@ pub(crate) fn etag(value: impl std::fmt::Display) -> HeaderValue {
 
 /// Whether `If-None-Match` names the tag.
 pub(crate) fn none_match(headers: &HeaderMap, tag: &HeaderValue) -> bool {
-    let Some(text) = header_text(headers, "if-none-match") else { return false };
-    let tag = tag.to_str().unwrap_or_default();
-    text.trim() == "*" || text.split(',').any(|t| t.trim().trim_start_matches("W/") == tag)
+    header_text(headers, "if-none-match").is_some_and(|text| names_tag(&text.replace("W/", ""), tag))
+}
+
+/// Whether a list of tags, or `*`, names the tag.
+pub(crate) fn names_tag(text: &str, tag: &HeaderValue) -> bool {
+    text.trim() == "*" || text.split(',').any(|t| *tag == t.trim())
 }
 
 #[cfg(test)]
@@ -348,6 +363,9 @@ mod tests {
         let problem = check(r#"{"a":1,"b":2}"#);
         assert_eq!(problem.code, Code::BadRequest);
         assert!(problem.detail.contains("unknown field `b`"), "{}", problem.detail);
+        let problem = check(r#"{"a":1,"a":2}"#);
+        assert!(problem.detail.contains("duplicate field `a`"), "{}", problem.detail);
+        assert!(check("[1]").detail.contains("an object, not a list"));
         assert!(check(&"[".repeat(9)).detail.contains("deeper than 8"));
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Multipart, Path, Query, State};
+use axum::extract::{Multipart, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::artifacts::{Download, download};
+use crate::api::http::fields::Query;
 use crate::api::http::{Listing, ProblemBody, Shared, etag, listing, located, page, uploads};
 use crate::api::{Context, Limits};
 use crate::engine::pipeline;
@@ -56,7 +57,7 @@ impl From<Model> for ModelView {
 /// file with the ONNX file (`….onnx`) and those: what is kept is one ONNX file with all data in it. It makes
 /// version 1, 2, … of the name; bytes that the name already has make none and give the version that holds them (200
 /// instead of 201).
-#[utoipa::path(put, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(put, path = "/v1/models/{name}", operation_id = "upload_model", tag = "models",
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -")),
     request_body(content = Vec<u8>, content_type = "application/octet-stream"),
     responses(
@@ -99,7 +100,7 @@ pub(crate) struct ModelForm {
 }
 
 /// Uploads a model as a form: `curl -F name=NAME -F file=@model.onnx`.
-#[utoipa::path(post, path = "/v1/models", tag = "models",
+#[utoipa::path(post, path = "/v1/models", operation_id = "upload_model_form", tag = "models",
     request_body(content = ModelForm, content_type = "multipart/form-data"),
     responses(
         (status = 201, description = "A new version", body = ModelView),
@@ -127,9 +128,9 @@ pub(crate) async fn post(
                 return keep(&shared, name, &pin, info, &by).await;
             }
             other => {
-                return Err(Problem::bad_request(format!(
-                    "unknown field {other:?}; send `name`, then `file`"
-                )));
+                let other = other
+                    .map_or("a field without a name".to_owned(), |name| format!("unknown field `{name}`"));
+                return Err(Problem::bad_request(format!("{other}; send `name`, then `file`")));
             }
         }
     }
@@ -198,7 +199,7 @@ pub(crate) struct ModelsQuery {
 }
 
 /// Lists models, all versions, newest first.
-#[utoipa::path(get, path = "/v1/models", tag = "models", params(ModelsQuery),
+#[utoipa::path(get, path = "/v1/models", operation_id = "list_models", tag = "models", params(ModelsQuery),
     responses((status = 200, description = "A part of the list", body = Listing<ModelView>)))]
 pub(crate) async fn list(
     State(shared): State<Shared>,
@@ -212,7 +213,7 @@ pub(crate) async fn list(
 }
 
 /// Finds a model.
-#[utoipa::path(get, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(get, path = "/v1/models/{name}", operation_id = "get_model", tag = "models",
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The model", body = ModelView),
         (status = 404, description = "No such model", body = ProblemBody)))]
@@ -222,12 +223,13 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
 }
 
 /// Downloads the ONNX file of a model.
-#[utoipa::path(get, path = "/v1/models/{name}/download", tag = "models",
+#[utoipa::path(get, path = "/v1/models/{name}/download", operation_id = "download_model", tag = "models",
     params(("name" = String, Path, description = "`NAME` is the newest version, `NAME@2` that one")),
     responses((status = 200, description = "The file", body = Vec<u8>, content_type = "application/octet-stream"),
         (status = 206, description = "The asked part of the file"),
         (status = 304, description = "The client has it (`If-None-Match`)"),
         (status = 404, description = "No such model", body = ProblemBody),
+        (status = 412, description = "Not the file of `If-Match`", body = ProblemBody),
         (status = 416, description = "A range outside of the file", body = ProblemBody)))]
 pub(crate) async fn file(
     State(shared): State<Shared>,
@@ -243,7 +245,7 @@ pub(crate) async fn file(
 /// Deletes a version of a model, or all of them.
 ///
 /// Jobs that need it end as failed with `model_deleted`. A model that an endpoint serves is not deleted.
-#[utoipa::path(delete, path = "/v1/models/{name}", tag = "models",
+#[utoipa::path(delete, path = "/v1/models/{name}", operation_id = "delete_model", tag = "models",
     params(("name" = String, Path, description = "`NAME` is all versions, `NAME@2` that one")),
     responses((status = 204, description = "Deleted"),
         (status = 404, description = "No such model", body = ProblemBody),

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
-use crate::api::http::ui::ForPeople;
-use crate::api::http::{ErrorBody, ProblemBody, Shared, tus};
+use crate::api::http::ui::{ForPeople, frame};
+use crate::api::http::{ErrorBody, ProblemBody, Shared, header_text, linger, tus};
 use crate::api::{Answered, Call};
 
 /// The id of a request: as it came, or ours.
@@ -33,8 +33,13 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let id = request_id(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
+    if method == Method::HEAD {
+        // It has a meaning with GET only (RFC 9110, section 14.2).
+        request.headers_mut().remove(header::RANGE);
+    }
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
+    let page = is_for_people(&request);
     let _counted = shared.metrics.http_begin();
     // Probes and scrapes must get through when nothing else does.
     let exempt = path.starts_with("/v2/health/") || path == "/metrics";
@@ -51,7 +56,7 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let status = response.status();
     let for_people = response.extensions().get::<ForPeople>().is_some();
     if (status.is_client_error() || status.is_server_error()) && !for_people {
-        response = refusal(response, &path, &id);
+        response = refusal(response, &path, &id, page);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -79,6 +84,18 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
 fn endpoint<'a>(route: Option<&str>, path: &'a str) -> Option<&'a str> {
     let prefix = ["/v2/models/", "/v1/endpoints/"].into_iter().find(|prefix| path.starts_with(prefix))?;
     route?.strip_prefix(prefix)?.starts_with('{').then(|| path[prefix.len()..].split('/').next())?
+}
+
+/// Refuses a body that is compressed where nothing unpacks it: else its bytes would be taken for what they are not.
+pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
+    let coding = header_text(request.headers(), "content-encoding").unwrap_or_default().trim();
+    if coding.is_empty() || coding.eq_ignore_ascii_case("identity") {
+        return next.run(request).await;
+    }
+    let text = format!("`Content-Encoding: {coding}` is taken by inference only: send the body as it is");
+    let (parts, body) = request.into_parts();
+    linger(&parts.headers, body);
+    Problem::new(Code::UnsupportedMedia, text).into_response()
 }
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
@@ -116,8 +133,17 @@ fn new_id() -> String {
     format!("{:.20}{:012x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff)
 }
 
-/// Writes the body: problem+json for us, `error` for `/v2`, whose clients read nothing else.
-fn refusal(response: Response, path: &str, id: &str) -> Response {
+/// Whether a browser asks for what is no part of the API: a mistyped page.
+fn is_for_people(request: &Request) -> bool {
+    let of_programs = ["/v1", "/v2", "/metrics", "/openapi.yaml", "/assets/"];
+    let accept = header_text(request.headers(), "accept").unwrap_or_default();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && accept.trim_start().starts_with("text/html")
+        && !of_programs.iter().any(|prefix| request.uri().path().starts_with(prefix))
+}
+
+/// Writes the body: a page where a browser asks, problem+json for us, `error` for `/v2`, whose clients read nothing else.
+fn refusal(response: Response, path: &str, id: &str, page: bool) -> Response {
     let (parts, _) = response.into_parts();
     let problem = parts.extensions.get::<Problem>().cloned().unwrap_or_else(|| {
         // Refused by axum or tower before a handler saw it.
@@ -126,6 +152,9 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
     });
     if let Some(cause) = &problem.cause {
         tracing::error!(request_id = %id, %path, %cause, "Request {id} failed: {cause}");
+    }
+    if page {
+        return frame::refused("/", &problem);
     }
     let status = problem.code.status();
     let (code, request_id, detail) = (problem.code.text(), id.to_owned(), problem.detail);

@@ -18,7 +18,7 @@ use utoipa::ToSchema;
 
 use crate::api::access::By;
 use crate::api::error::Problem;
-use crate::api::http::{ErrorBody, Shared, check_length, parse_json, read_body};
+use crate::api::http::{ErrorBody, Shared, check_length, parse_borrowed, parse_json, read_body};
 use crate::api::v2::repository::{self, IndexEntry};
 
 /// What to list.
@@ -30,7 +30,7 @@ pub(crate) struct IndexRequest {
 }
 
 /// Lists what there is to serve. The body may be empty.
-#[utoipa::path(post, path = "/v2/repository/index", tag = "repository", request_body = Option<IndexRequest>,
+#[utoipa::path(post, path = "/v2/repository/index", operation_id = "repository_index", tag = "repository", request_body = Option<IndexRequest>,
     responses((status = 200, description = "All versions of all endpoints", body = Vec<IndexEntry>)))]
 pub(crate) async fn index(
     State(shared): State<Shared>,
@@ -58,7 +58,7 @@ pub(crate) struct LoadRequest {
 ///
 /// With a file it stores that as a model of the same name, and serves it in float: as `PUT /v1/models/{name}` and
 /// `PUT /v1/endpoints/{name}` do. The same file again makes no new version.
-#[utoipa::path(post, path = "/v2/repository/models/{name}/load", tag = "repository", params(("name" = String, Path)),
+#[utoipa::path(post, path = "/v2/repository/models/{name}/load", operation_id = "load_model", tag = "repository", params(("name" = String, Path)),
     request_body = Option<LoadRequest>,
     responses((status = 200, description = "It answers requests"),
         (status = 400, description = "A file without `config`, or a `config` that is not of the model", body = ErrorBody),
@@ -118,7 +118,10 @@ impl Load {
         if bytes.trim_ascii().is_empty() {
             return Ok(load);
         }
-        let body: LoadBody<'_> = parse_json(bytes, depth_max)?;
+        if bytes.trim_ascii_start().first() == Some(&b'[') {
+            return Err(Problem::bad_request("the body: it must be an object, not a list"));
+        }
+        let body: LoadBody<'_> = parse_borrowed(bytes, depth_max)?;
         for (key, value) in body.parameters.unwrap_or_default() {
             let text = |value| match value {
                 Parameter::Text(text) => Ok(text),
@@ -230,7 +233,7 @@ fn decoded(path: &str, text: &Bytes) -> impl Stream<Item = Result<Bytes, NotBase
 }
 
 /// Takes an endpoint out of memory until it is loaded again. Requests under way are answered.
-#[utoipa::path(post, path = "/v2/repository/models/{name}/unload", tag = "repository",
+#[utoipa::path(post, path = "/v2/repository/models/{name}/unload", operation_id = "unload_model", tag = "repository",
     params(("name" = String, Path)),
     responses((status = 200, description = "It is out of memory"),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]
@@ -263,6 +266,7 @@ mod tests {
             (r#"{"parameters": {"config": 1}}"#, "`config` must be a string"),
             (r#"{"parameters": {"file:1/a.onnx": "", "file:1/b.onnx": ""}}"#, "more than one file"),
             (r#"{"parameters": "#, "malformed JSON"),
+            (r#"[{"config": "{}"}]"#, "an object, not a list"),
         ] {
             assert!(read(text).err().unwrap().contains(want), "{text}");
         }

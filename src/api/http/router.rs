@@ -237,6 +237,8 @@ fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Ro
         if kind == Kind::Inference {
             // The header counts plain bytes, so nothing behind this layer sees a compressed one.
             routes = routes.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
+        } else {
+            routes = routes.layer(from_fn(observe::uncompressed));
         }
         if kind != Kind::Upload {
             routes = routes.layer(in_time.clone());

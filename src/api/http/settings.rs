@@ -11,7 +11,7 @@ use crate::api::http::{ErrorBody, Shared, parse_json, read_body};
 use crate::api::v2::settings::{self, LogSettings, Setting};
 
 /// The settings of the log.
-#[utoipa::path(get, path = "/v2/logging", tag = "settings",
+#[utoipa::path(get, path = "/v2/logging", operation_id = "get_log_settings", tag = "settings",
     responses((status = 200, description = "All settings", body = Value)))]
 pub(crate) async fn log(State(shared): State<Shared>) -> Result<Json<Value>, Problem> {
     Ok(log_view(settings::log(&shared)?))
@@ -21,7 +21,7 @@ pub(crate) async fn log(State(shared): State<Shared>) -> Result<Json<Value>, Pro
 ///
 /// The log has one level: `log_verbose_level` 1 and 2 are `debug` and `trace` of this program; `log_info`,
 /// `log_warning` and `log_error` switch off what is not worse. `log_file` and `log_format` are fixed.
-#[utoipa::path(post, path = "/v2/logging", tag = "settings", request_body = Value,
+#[utoipa::path(post, path = "/v2/logging", operation_id = "update_log_settings", tag = "settings", request_body = Value,
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody)))]
 pub(crate) async fn update_log(
@@ -60,14 +60,14 @@ fn log_view(settings: LogSettings) -> Json<Value> {
 }
 
 /// The settings of traces: this server writes none, and they say so.
-#[utoipa::path(get, path = "/v2/trace/setting", tag = "settings",
+#[utoipa::path(get, path = "/v2/trace/setting", operation_id = "get_trace_settings", tag = "settings",
     responses((status = 200, description = "All settings", body = Value)))]
 pub(crate) async fn trace(State(shared): State<Shared>) -> Result<Json<Value>, Problem> {
     Ok(trace_view(settings::trace(&shared, None)?))
 }
 
 /// Takes settings of traces that are so already; `null` clears one.
-#[utoipa::path(post, path = "/v2/trace/setting", tag = "settings", request_body = Value,
+#[utoipa::path(post, path = "/v2/trace/setting", operation_id = "update_trace_settings", tag = "settings", request_body = Value,
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody)))]
 pub(crate) async fn update_trace(
@@ -80,7 +80,7 @@ pub(crate) async fn update_trace(
 }
 
 /// The settings of traces of an endpoint.
-#[utoipa::path(get, path = "/v2/models/{name}/trace/setting", tag = "settings", params(("name" = String, Path)),
+#[utoipa::path(get, path = "/v2/models/{name}/trace/setting", operation_id = "get_model_trace_settings", tag = "settings", params(("name" = String, Path)),
     responses((status = 200, description = "All settings", body = Value),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]
 pub(crate) async fn trace_model(
@@ -91,7 +91,7 @@ pub(crate) async fn trace_model(
 }
 
 /// Takes settings of traces of an endpoint that are so already; `null` clears one.
-#[utoipa::path(post, path = "/v2/models/{name}/trace/setting", tag = "settings", params(("name" = String, Path)),
+#[utoipa::path(post, path = "/v2/models/{name}/trace/setting", operation_id = "update_model_trace_settings", tag = "settings", params(("name" = String, Path)),
     request_body = Value,
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody),

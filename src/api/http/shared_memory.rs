@@ -44,7 +44,7 @@ pub(crate) struct RegisterRequest {
 }
 
 /// Lists the regions of shared memory.
-#[utoipa::path(get, path = "/v2/systemsharedmemory/status", tag = "shared memory",
+#[utoipa::path(get, path = "/v2/systemsharedmemory/status", operation_id = "all_shared_memory_status", tag = "shared memory",
     responses((status = 200, description = "All regions", body = Vec<RegionView>),
         (status = 501, description = "`serving.shared_memory` is off", body = ErrorBody)))]
 pub(crate) async fn status_all(State(shared): State<Shared>) -> Result<Json<Vec<RegionView>>, Problem> {
@@ -53,7 +53,7 @@ pub(crate) async fn status_all(State(shared): State<Shared>) -> Result<Json<Vec<
 }
 
 /// Shows a region of shared memory.
-#[utoipa::path(get, path = "/v2/systemsharedmemory/region/{name}/status", tag = "shared memory",
+#[utoipa::path(get, path = "/v2/systemsharedmemory/region/{name}/status", operation_id = "shared_memory_status", tag = "shared memory",
     params(("name" = String, Path)),
     responses((status = 200, description = "The region, alone in a list", body = Vec<RegionView>),
         (status = 404, description = "No such region", body = ErrorBody),
@@ -67,7 +67,7 @@ pub(crate) async fn status(
 }
 
 /// Registers a part of an object in POSIX shared memory, for inputs and outputs.
-#[utoipa::path(post, path = "/v2/systemsharedmemory/region/{name}/register", tag = "shared memory",
+#[utoipa::path(post, path = "/v2/systemsharedmemory/region/{name}/register", operation_id = "register_shared_memory", tag = "shared memory",
     params(("name" = String, Path)), request_body = RegisterRequest,
     responses((status = 200, description = "Requests may name it"),
         (status = 400, description = "No such object, or it is shorter", body = ErrorBody),
@@ -87,7 +87,7 @@ pub(crate) async fn register(
 }
 
 /// Forgets a region of shared memory, where there is one.
-#[utoipa::path(post, path = "/v2/systemsharedmemory/region/{name}/unregister", tag = "shared memory",
+#[utoipa::path(post, path = "/v2/systemsharedmemory/region/{name}/unregister", operation_id = "unregister_shared_memory", tag = "shared memory",
     params(("name" = String, Path)),
     responses((status = 200, description = "There is none of this name"),
         (status = 501, description = "`serving.shared_memory` is off", body = ErrorBody)))]
@@ -100,7 +100,7 @@ pub(crate) async fn unregister(
 }
 
 /// Forgets all regions of shared memory.
-#[utoipa::path(post, path = "/v2/systemsharedmemory/unregister", tag = "shared memory",
+#[utoipa::path(post, path = "/v2/systemsharedmemory/unregister", operation_id = "unregister_all_shared_memory", tag = "shared memory",
     responses((status = 200, description = "There are none"),
         (status = 501, description = "`serving.shared_memory` is off", body = ErrorBody)))]
 pub(crate) async fn unregister_all(State(shared): State<Shared>) -> Result<StatusCode, Problem> {

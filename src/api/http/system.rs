@@ -27,7 +27,7 @@ pub(crate) struct Ready {
 }
 
 /// The process answers.
-#[utoipa::path(get, path = "/v2/health/live", tag = "health",
+#[utoipa::path(get, path = "/v2/health/live", operation_id = "server_live", tag = "health",
     responses((status = 200, description = "It does", body = Live)))]
 pub(crate) async fn live() -> Json<Live> {
     Json(Live { live: true })
@@ -35,7 +35,7 @@ pub(crate) async fn live() -> Json<Live> {
 
 /// The server takes requests: endpoints of an earlier run are loaded, those that are required answer, and it is not
 /// stopping.
-#[utoipa::path(get, path = "/v2/health/ready", tag = "health",
+#[utoipa::path(get, path = "/v2/health/ready", operation_id = "server_ready", tag = "health",
     responses((status = 200, description = "It does", body = Ready),
         (status = 503, description = "Not yet, or not any more", body = crate::api::http::ErrorBody)))]
 pub(crate) async fn ready(State(shared): State<Shared>) -> Response {
@@ -54,7 +54,7 @@ pub(crate) struct ServerMetadata {
 }
 
 /// What this server is and which extensions of the protocol it speaks.
-#[utoipa::path(get, path = "/v2", tag = "health",
+#[utoipa::path(get, path = "/v2", operation_id = "server_metadata", tag = "health",
     responses((status = 200, description = "The server", body = ServerMetadata)))]
 pub(crate) async fn metadata(State(shared): State<Shared>) -> Json<ServerMetadata> {
     Json(ServerMetadata {
@@ -65,7 +65,7 @@ pub(crate) async fn metadata(State(shared): State<Shared>) -> Json<ServerMetadat
 }
 
 /// The figures, in the text format of Prometheus.
-#[utoipa::path(get, path = "/metrics", tag = "health",
+#[utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "health",
     responses((status = 200, description = "The figures", body = String, content_type = "text/plain")))]
 pub(crate) async fn metrics(State(shared): State<Shared>) -> Response {
     for entry in shared.registry.all() {
@@ -144,7 +144,7 @@ pub(crate) struct Jobs {
 }
 
 /// What this server is made of and what it is doing.
-#[utoipa::path(get, path = "/v1/system", tag = "health",
+#[utoipa::path(get, path = "/v1/system", operation_id = "get_system", tag = "health",
     responses((status = 200, description = "The server", body = System)))]
 pub(crate) async fn system(State(shared): State<Shared>) -> Result<Json<System>, Problem> {
     let census = shared.catalog.census().await?;
@@ -187,7 +187,7 @@ pub(crate) async fn system(State(shared): State<Shared>) -> Result<Json<System>,
 }
 
 /// This document.
-#[utoipa::path(get, path = "/openapi.yaml", tag = "health",
+#[utoipa::path(get, path = "/openapi.yaml", operation_id = "get_openapi", tag = "health",
     responses((status = 200, description = "The document", body = serde_json::Value, content_type = "application/yaml")))]
 pub(crate) async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/yaml")], crate::api::http::OPENAPI).into_response()
@@ -214,7 +214,7 @@ pub(crate) struct ModelNames {
 }
 
 /// The names of all endpoints.
-#[utoipa::path(get, path = "/v2/models", tag = "inference",
+#[utoipa::path(get, path = "/v2/models", operation_id = "list_served_models", tag = "inference",
     responses((status = 200, description = "The names", body = ModelNames)))]
 pub(crate) async fn model_names(State(shared): State<Shared>) -> (StatusCode, Json<ModelNames>) {
     let models = shared.registry.all().iter().map(|entry| entry.endpoint.name.to_string()).collect();

@@ -59,7 +59,7 @@ pub(crate) async fn speak(request: Request, next: Next) -> Response {
 }
 
 /// What is spoken: versions, extensions, limits. Needs no `Tus-Resumable`.
-#[utoipa::path(options, path = "/v1/uploads", tag = "uploads",
+#[utoipa::path(options, path = "/v1/uploads", operation_id = "describe_uploads", tag = "uploads",
     responses((status = 204, description = "In the header fields `Tus-…`")))]
 pub(crate) async fn options(State(shared): State<Shared>) -> Response {
     let longest = shared.limits.model_bytes.max(shared.limits.dataset_bytes);
@@ -77,7 +77,7 @@ pub(crate) async fn options(State(shared): State<Shared>) -> Response {
 ///
 /// `Upload-Metadata` has `kind` (`model` or `dataset`) and `name`, each followed by its value as base64; other keys are
 /// given back and mean nothing. A body of type `application/offset+octet-stream` is the first part.
-#[utoipa::path(post, path = "/v1/uploads", tag = "uploads",
+#[utoipa::path(post, path = "/v1/uploads", operation_id = "create_upload", tag = "uploads",
     params(("Tus-Resumable" = String, Header, description = "`1.0.0`"),
         ("Upload-Length" = u64, Header, description = "Bytes of the file"),
         ("Upload-Metadata" = String, Header, description = "`kind bW9kZWw=,name cmVzbmV0OA==`"),
@@ -118,7 +118,7 @@ pub(crate) async fn post(
 }
 
 /// How far an upload is.
-#[utoipa::path(head, path = "/v1/uploads/{id}", tag = "uploads", params(("id" = String, Path)),
+#[utoipa::path(head, path = "/v1/uploads/{id}", operation_id = "get_upload_offset", tag = "uploads", params(("id" = String, Path)),
     responses((status = 200, description = "In `Upload-Offset`, `Upload-Length`, `Upload-Expires`; what it has become in \
             `Content-Location`"),
         (status = 404, description = "No such upload in this server")))]
@@ -135,7 +135,7 @@ pub(crate) async fn head(State(shared): State<Shared>, Path(id): Path<String>) -
 }
 
 /// Adds a part to an upload. The last one makes the model or dataset.
-#[utoipa::path(patch, path = "/v1/uploads/{id}", tag = "uploads",
+#[utoipa::path(patch, path = "/v1/uploads/{id}", operation_id = "append_upload", tag = "uploads",
     params(("id" = String, Path), ("Upload-Offset" = u64, Header, description = "Where the part begins"),
         ("Upload-Checksum" = Option<String>, Header, description = "Of the part: `sha256 BASE64` or `sha1 BASE64`")),
     request_body(content = Vec<u8>, content_type = "application/offset+octet-stream"),
@@ -169,7 +169,7 @@ pub(crate) async fn patch(
 }
 
 /// Gives an upload up.
-#[utoipa::path(delete, path = "/v1/uploads/{id}", tag = "uploads", params(("id" = String, Path)),
+#[utoipa::path(delete, path = "/v1/uploads/{id}", operation_id = "delete_upload", tag = "uploads", params(("id" = String, Path)),
     responses((status = 204, description = "Gone; a model or dataset that it has become stays"),
         (status = 404, description = "No such upload in this server", body = ProblemBody)))]
 pub(crate) async fn delete(
@@ -181,7 +181,7 @@ pub(crate) async fn delete(
 }
 
 /// `PATCH` or `DELETE` for clients that can only send `POST`: `X-HTTP-Method-Override` has the method.
-#[utoipa::path(post, path = "/v1/uploads/{id}", tag = "uploads",
+#[utoipa::path(post, path = "/v1/uploads/{id}", operation_id = "override_upload_method", tag = "uploads",
     params(("id" = String, Path), ("X-HTTP-Method-Override" = String, Header, description = "`PATCH` or `DELETE`")),
     responses((status = 204, description = "As that method"),
         (status = 400, description = "Another method, or none", body = ProblemBody)))]
@@ -229,7 +229,7 @@ fn plan(shared: &Shared, headers: &HeaderMap, owner: Option<Owner>) -> Result<Pl
         "model" => (Becomes::Model, shared.limits.model_bytes),
         "dataset" => (Becomes::Dataset, shared.limits.dataset_bytes),
         other => {
-            let text = format!("`Upload-Metadata`: `kind` is {other:?}, it must be `model` or `dataset`");
+            let text = format!("`Upload-Metadata`: `kind` is `{other}`, it must be `model` or `dataset`");
             return Err(Problem::bad_request(text));
         }
     };

@@ -37,7 +37,8 @@ pub(super) struct Archive {
     members: HashMap<String, Member>,
     /// One behind the other; nobody else sees the file, and it goes with the archive.
     unpacked: File,
-    /// Bytes that may still be unpacked.
+    /// Bytes that may be unpacked, and those of them that still may.
+    bytes_max: u64,
     left: u64,
     /// The folder that locations are below.
     pub(super) folder: Option<String>,
@@ -63,13 +64,16 @@ impl Archive {
         };
         let mut members = HashMap::new();
         for (name, member) in listed {
+            if is_of_a_mac(&name) {
+                continue;
+            }
             let name = path::checked(&name)?;
             if members.insert(name.clone(), member).is_some() {
                 return Err(format!("`{name}` is in the archive twice").into());
             }
         }
         let unpacked = tempfile::tempfile_in(folder)?;
-        Ok(Some(Archive { file, zip, members, unpacked, left: bytes_max, folder: None }))
+        Ok(Some(Archive { file, zip, members, unpacked, bytes_max, left: bytes_max, folder: None }))
     }
 
     /// The name of the one ONNX file.
@@ -102,11 +106,20 @@ impl Archive {
             copied?
         };
         let left = self.left.checked_sub(bytes);
-        self.left = left.ok_or("unpacked, the archive is longer than the limit")?;
+        self.left = left.ok_or_else(|| {
+            let limit = self.bytes_max;
+            Error::TooLong(format!("unpacked, the archive is longer than the limit of {limit} bytes"))
+        })?;
         let place = Place { file: UNPACKED, from, bytes };
         self.members.insert(name.to_owned(), Member::Here(place));
         Ok(place)
     }
+}
+
+/// Whether a member is what macOS puts beside the files of others when it packs them.
+fn is_of_a_mac(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    name.split('/').any(|part| part == "__MACOSX") || file.starts_with("._") || file == ".DS_Store"
 }
 
 /// Tells an archive that does not unpack from a disk that takes no more.

@@ -89,7 +89,7 @@ fn with_data(
         // What is no model is told so by the importer.
         Err(_) => return unchanged(source, out),
     };
-    let mut merge = Merge { source, model, left: bytes_max, places: Vec::new(), found: false };
+    let mut merge = Merge { source, model, bytes_max, left: bytes_max, places: Vec::new(), found: false };
     if let Some(graph) = &mut proto.graph {
         merge.graph(graph)?;
     }
@@ -101,7 +101,8 @@ fn with_data(
     let whole = outline::gaps(&proto.encode_to_vec()).map_err(|_| "it cannot be written again")?;
     let length = whole.whole_bytes();
     if length > bytes_max {
-        return Err(format!("with its data it has {length} bytes, more than the limit of {bytes_max}").into());
+        let text = format!("with its data it has {length} bytes, more than the limit of {bytes_max}");
+        return Err(Error::TooLong(text));
     }
     let mut at = 0;
     for gap in &whole.gaps {
@@ -117,7 +118,8 @@ fn with_data(
 struct Merge<'a> {
     source: &'a mut dyn Source,
     model: Place,
-    /// Bytes of data that may still be put in.
+    /// Bytes of data that may be put in, and those of them that still may.
+    bytes_max: u64,
     left: u64,
     /// Where the data of tensors are, by the number that stands in them.
     places: Vec<Place>,
@@ -182,7 +184,8 @@ impl Merge<'_> {
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         let location = path::checked(entries.get("location").ok_or("it has no location")?)?;
         let name = format!("file `{location}`");
-        let limit = || Error::from("more data than the limit").at(&name);
+        let bytes_max = self.bytes_max;
+        let limit = || Error::TooLong(format!("more data than the limit of {bytes_max} bytes")).at(&name);
         if length.is_some_and(|length| length > self.left) {
             return Err(limit());
         }
@@ -301,6 +304,15 @@ mod tests {
         }
         assert_eq!(open(&zip(&[("a.onnx", &whole())])).unwrap().unwrap(), whole(), "nothing is put in");
         assert_eq!(open(&whole()), Ok(None));
+        let mac: &[(&str, &[u8])] = &[
+            ("m/model.onnx", &whole()),
+            ("__MACOSX/m/._model.onnx", b"x"),
+            ("m/._a.onnx", b"x"),
+            (".DS_Store", b"x"),
+        ];
+        for bytes in [zip(mac), tar(mac)] {
+            assert_eq!(open(&bytes).unwrap().unwrap(), whole(), "what macOS adds is passed over");
+        }
         let long = format!("{}/model.onnx", "folder".repeat(30));
         let header = format!("{} path={long}\n", 3 + 1 + 5 + long.len() + 1);
         let pax = [tar_member("x", b'x', header.as_bytes()), tar(&[("short", &whole())])].concat();

@@ -28,6 +28,9 @@ pub enum Error {
     /// What is wrong with the files.
     #[error("{0}")]
     Wrong(String),
+    /// More bytes than are taken.
+    #[error("{0}")]
+    TooLong(String),
     /// A file of ours cannot be read or written.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -50,7 +53,8 @@ impl Error {
     pub(super) fn at(self, place: &str) -> Error {
         match self {
             Error::Wrong(text) => Error::Wrong(format!("{place}: {text}")),
-            io => io,
+            Error::TooLong(text) => Error::TooLong(format!("{place}: {text}")),
+            io @ Error::Io(_) => io,
         }
     }
 }

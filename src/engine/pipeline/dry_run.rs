@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use super::files::{batch_for, data_error, load_asked, ports};
-use super::{Error, Request, trained};
+use super::{Error, Request, gate, trained};
 use crate::engine::artifact;
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
@@ -122,6 +122,12 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
     let ports = ports(float.inputs());
     let calibration = open(request.calibration, &ports, "calibration")?;
     let evaluation = open(request.evaluation, &ports, "evaluation")?;
+    let judged = evaluation.as_ref().map(|data| (data, "evaluation"));
+    if let Some((data, which)) = judged.or(calibration.as_ref().map(|data| (data, "calibration")))
+        && let Some(reason) = gate::unanswered(&recipe.gate, data)
+    {
+        return Err(Error::Data { which, reason });
+    }
 
     let codes = Profile::of(&recipe).codes;
     // With other parameters the artifact has other bytes, but as many.

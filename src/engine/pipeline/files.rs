@@ -39,6 +39,7 @@ pub fn unpacked(file: &Path, bytes_max: u64, out: &mut dyn Write) -> Result<bool
 fn merge_error(error: external::Error, path: &Path) -> Error {
     match error {
         external::Error::Wrong(text) => Error::Model(text),
+        external::Error::TooLong(text) => Error::TooLong(text),
         external::Error::Io(source) => Error::Io { path: path.display().to_string(), source },
     }
 }

@@ -1,7 +1,8 @@
-//! Whether an evaluation keeps the gate of a recipe, and by how much. Knows figures only.
+//! Whether data can answer the gate of a recipe, whether an evaluation keeps it, and by how much.
 
 use crate::engine::quant::evaluate::{Evaluation, Group, Share};
 use crate::engine::quant::{Gate, Metric};
+use crate::engine::tensor::dataset::Dataset;
 
 /// Shares are quotients of counts: a drop of exactly `max_drop` must not fail by the last bit of a difference.
 const ROUNDING: f64 = 1e-9;
@@ -32,6 +33,19 @@ pub(super) fn metric(gate: &Gate, e: &Evaluation) -> Result<(&'static str, Share
             let all = Share { value: 1.0, low: 1.0, high: 1.0, count: e.samples };
             Ok(("agreement", all, e.agreement))
         }
+    }
+}
+
+/// Why data cannot answer what a gate asks, as far as they tell before anything is run.
+pub(super) fn unanswered(gate: &Gate, data: &Dataset) -> Option<String> {
+    if gate.max_drop_per_slice.is_some() && data.slices().is_none() {
+        return Some("`gate.max_drop_per_slice` needs an array `slice` in them".to_owned());
+    }
+    let needs = |name| Some(format!("`gate.metric` is {name}: that needs an array `labels` in them"));
+    match gate.metric {
+        Some(Metric::Top1) if data.labels().is_none() => needs("top1"),
+        Some(Metric::Top5) if data.labels().is_none() => needs("top5"),
+        _ => None,
     }
 }
 

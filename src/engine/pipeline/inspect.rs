@@ -161,7 +161,7 @@ fn weights_become_inputs(graph: &mut Graph) {
 /// `bytes_max` bytes together: a few MiB of compressed zeros would else keep a job busy for days.
 ///
 /// # Errors
-/// [`Error::Data`] or [`Error::Io`].
+/// [`Error::Data`], [`Error::TooLong`] or [`Error::Io`].
 pub fn inspect_dataset(path: &Path, bytes_max: u64) -> Result<Value, Error> {
     if Statistics::is_file(path) {
         let bytes = read(path)?;
@@ -174,7 +174,8 @@ pub fn inspect_dataset(path: &Path, bytes_max: u64) -> Result<Value, Error> {
     let refused = |reason: String| Error::Data { which: "dataset", reason };
     let bytes = archive.arrays().iter().fold(0u64, |sum, e| sum.saturating_add(e.header.data_bytes()));
     if bytes > bytes_max {
-        return Err(refused(format!("its arrays have {bytes} bytes, more than the limit of {bytes_max}")));
+        let text = format!("its arrays have {bytes} bytes, more than the limit of {bytes_max}");
+        return Err(Error::TooLong(text));
     }
     let mut samples: Option<(&str, usize)> = None;
     for entry in archive.arrays() {

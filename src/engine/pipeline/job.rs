@@ -116,6 +116,9 @@ impl Job<'_> {
             (None, Some(data)) => (data, "calibration"),
             (None, None) => return Err(no_samples()),
         };
+        if let Some(reason) = gate::unanswered(&recipe.gate, judged) {
+            return Err(Error::Data { which, reason });
+        }
         let before = around::before(&first_layers, &float, calibration.as_ref(), evaluation.as_ref());
         let before = before.map_err(|(which, e)| run_error(e, which))?;
         let samples = self.samples(&float, calibration.as_ref())?;
@@ -197,10 +200,18 @@ impl Job<'_> {
         let mut advice = advice::of_unheld(&unheld, &recipe);
         let others = advice::advice(&layers, &activations, &sensitivities, &recipe);
         advice.extend(trained::of_own(others, graph, plan));
+        let named = self.request.named;
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
-            model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
+            model: report::Model {
+                name: named.model.map_or_else(|| graph.name.clone(), str::to_owned),
+                sha256: model.sha256,
+                parameters,
+            },
+            calibration: named.calibration.map(str::to_owned),
+            evaluated: named.evaluation.map(str::to_owned),
+            begun_at: named.begun_at.map(str::to_owned),
             data_checks,
             convergence,
             advice,

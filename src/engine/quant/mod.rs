@@ -390,7 +390,7 @@ impl Recipe {
         for (field, value) in fields {
             match field.as_str() {
                 "scheme" => recipe.scheme = read(field, value)?,
-                "weights" => recipe.weights = read(field, value)?,
+                "weights" => recipe.weights = read(field, object(field, value)?)?,
                 "activations" => recipe.activations = read(field, value)?,
                 "sixteen_bit" => recipe.sixteen_bit = read(field, value)?,
                 "ranges" => recipe.ranges = read(field, value)?,
@@ -400,7 +400,7 @@ impl Recipe {
                 "rounding" => recipe.rounding = read(field, value)?,
                 "functions" => recipe.functions = read(field, value)?,
                 "keep_float" => recipe.keep_float = read(field, value)?,
-                "gate" => recipe.gate = read(field, value)?,
+                "gate" => recipe.gate = read(field, object(field, value)?)?,
                 "search" => recipe.search = read(field, value)?,
                 "target" => recipe.target = read(field, value)?,
                 "complete" => recipe.complete = read(field, value)?,
@@ -578,6 +578,14 @@ impl<'de> Deserialize<'de> for Search {
 
 fn read<T: DeserializeOwned>(field: &str, value: &Value) -> Result<T, Error> {
     T::deserialize(value).map_err(|e| Error::Field { field: field.to_owned(), reason: e.to_string() })
+}
+
+/// A value with fields: serde takes a list for them too, by their order.
+fn object<'v>(field: &str, value: &'v Value) -> Result<&'v Value, Error> {
+    match value.is_object() {
+        true => Ok(value),
+        false => Err(Error::Field { field: field.to_owned(), reason: format!("{value} is not an object") }),
+    }
 }
 
 /// Whether a name fits a pattern in which `*` stands for any letters, also none.

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::engine::tensor::Tensor;
 use crate::service::infer::{Answer, Error, Inputs, Limits, Timing};
-use crate::service::store::Precision;
+use crate::service::store::{Precision, panic_text};
 
 /// Runs a model: named inputs in, outputs in their order out.
 pub type Run = Box<dyn Fn(&[(&str, &Tensor)]) -> Result<Vec<Tensor>, Error> + Send + Sync>;
@@ -299,11 +299,7 @@ impl Lane {
     fn guarded(&self, inputs: &Inputs) -> Result<Vec<Tensor>, Error> {
         let refs: Vec<(&str, &Tensor)> = inputs.iter().map(|(n, t)| (n.as_str(), t)).collect();
         catch_unwind(AssertUnwindSafe(|| (self.run)(&refs))).unwrap_or_else(|panic| {
-            let text = panic
-                .downcast_ref::<&str>()
-                .map(|s| (*s).to_owned())
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
+            let text = panic_text(&*panic);
             tracing::error!(endpoint = %self.name, panic = %text, "A run of endpoint {} panicked", self.name);
             Err(Error::Internal("the engine stopped unexpectedly; the log has the reason".to_owned()))
         })

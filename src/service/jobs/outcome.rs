@@ -52,7 +52,7 @@ pub(super) fn job_error(error: &pipeline::Error) -> JobError {
             (JobErrorCode::UnsupportedOp, false)
         }
         pipeline::Error::Model(_) => (JobErrorCode::BadModel, false),
-        pipeline::Error::Data { .. } => (JobErrorCode::BadData, false),
+        pipeline::Error::Data { .. } | pipeline::Error::TooLong(_) => (JobErrorCode::BadData, false),
         pipeline::Error::Recipe(_) => (JobErrorCode::BadRecipe, false),
         pipeline::Error::Io { .. } => (JobErrorCode::Storage, true),
         // Nobody asked it to stop.
@@ -74,12 +74,4 @@ pub(super) fn gone(error: store::Error, code: JobErrorCode) -> JobError {
 
 pub(super) fn storage(error: &dyn std::error::Error) -> JobError {
     JobError { code: JobErrorCode::Storage, message: chain(error), retriable: true }
-}
-
-pub(super) fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => text,
-        (_, Some(text)) => text,
-        _ => "no text",
-    }
 }

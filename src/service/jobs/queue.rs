@@ -86,11 +86,7 @@ impl Queue {
     /// # Errors
     /// [`Error`]; [`store::Error::NotFound`] where the model or data do not exist.
     pub async fn enqueue(&self, spec: JobSpec, key: Option<IdempotencyKey>) -> Result<Created<Job>, Error> {
-        let limit = self.options.attempts_max;
-        let attempts_max = spec.attempts_max.unwrap_or(limit);
-        if !(1..=limit).contains(&attempts_max) {
-            return Err(Error::BadAttempts { got: attempts_max, limit });
-        }
+        let attempts_max = self.attempts_max(spec.attempts_max)?;
         if let Some(url) = &spec.webhook_url {
             webhooks::check(url, self.options.receivers)?;
         }
@@ -115,6 +111,16 @@ impl Queue {
             self.metrics.job_submitted(created.record.kind.as_str());
         }
         Ok(created)
+    }
+
+    /// How many attempts a job may have that asks for so many.
+    ///
+    /// # Errors
+    /// [`Error::BadAttempts`].
+    pub fn attempts_max(&self, asked: Option<u32>) -> Result<u32, Error> {
+        let limit = self.options.attempts_max;
+        let got = asked.unwrap_or(limit);
+        if (1..=limit).contains(&got) { Ok(got) } else { Err(Error::BadAttempts { got, limit }) }
     }
 
     /// The job to be, with names resolved.

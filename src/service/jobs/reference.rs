@@ -216,6 +216,10 @@ impl Reference {
         }
         let checkpoint = like.checkpoint.take();
         let data = like.data;
+        // Who corrects the request asks again with the same data.
+        if like.state == JobState::Failed && error == Some(JobErrorCode::BadData) {
+            return checkpoint.into_iter().collect();
+        }
         let users = || self.jobs.values().filter(|job| job.like.data == data);
         let needed = users().any(|job| job.keep || !job.like.state.is_final());
         let mut freed = Vec::new();
@@ -307,6 +311,7 @@ impl Reference {
             return Err(Refusal::NotFinished);
         }
         job.deleted = true;
+        self.keys.retain(|_, (_, job, _)| *job != id);
         Ok(())
     }
 }

@@ -493,6 +493,24 @@ impl JobErrorCode {
             JobErrorCode::Internal => "internal",
         }
     }
+
+    /// Whether model, data or recipe are not what they must be: another request may do better with the same data.
+    #[must_use]
+    pub fn is_of_request(self) -> bool {
+        match self {
+            JobErrorCode::BadModel
+            | JobErrorCode::UnsupportedOp
+            | JobErrorCode::BadData
+            | JobErrorCode::BadRecipe => true,
+            JobErrorCode::ModelDeleted
+            | JobErrorCode::DatasetDeleted
+            | JobErrorCode::GateFailed
+            | JobErrorCode::LeaseLost
+            | JobErrorCode::Timeout
+            | JobErrorCode::Storage
+            | JobErrorCode::Internal => false,
+        }
+    }
 }
 
 /// Why a job failed, or why its last attempt did.
@@ -1126,8 +1144,21 @@ pub enum Expect {
     Any,
     /// It must not exist.
     Absent,
+    /// It must exist.
+    Present,
     /// It must have this revision.
     Revision(u64),
+}
+
+impl fmt::Display for Expect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Expect::Any => f.write_str("anything"),
+            Expect::Absent => f.write_str("that it does not exist"),
+            Expect::Present => f.write_str("that it exists"),
+            Expect::Revision(revision) => write!(f, "revision {revision}"),
+        }
+    }
 }
 
 /// What an upload becomes. The blob must be there already.
@@ -1305,7 +1336,7 @@ impl FromStr for Cursor {
             let (created_at, id) = plain.split_once('/')?;
             Some(Cursor { created_at: Timestamp(created_at.parse().ok()?), id: id.to_owned() })
         };
-        parse().ok_or_else(|| bad(text, "a cursor", "the `next` of an earlier answer, unchanged"))
+        parse().ok_or_else(|| bad(text, "a cursor", "the `next_cursor` of an earlier answer, unchanged"))
     }
 }
 serde_as_text!(Cursor);
@@ -1395,7 +1426,7 @@ pub enum Error {
         endpoint: Name,
     },
     /// The endpoint is not as the caller expected.
-    #[error("endpoint `{name}`: expected {expected:?}, it has {}", revision_text(*.got))]
+    #[error("endpoint `{name}`: expected {expected}, {}", revision_text(*.got))]
     RevisionMismatch {
         /// The endpoint.
         name: Name,
@@ -1515,7 +1546,7 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
 }
 
 fn revision_text(got: Option<u64>) -> String {
-    got.map_or_else(|| "none (it does not exist)".to_owned(), |revision| format!("revision {revision}"))
+    got.map_or_else(|| "there is none".to_owned(), |revision| format!("it has revision {revision}"))
 }
 
 /// What the catalog answers, later.

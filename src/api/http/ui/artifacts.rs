@@ -1,9 +1,10 @@
 //! Artifacts: the list, and the page of one: figures, report, download, serving it.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::result::{self, accuracy_line, figures, verdict};
 use crate::api::http::ui::{ago, escape, put, short, times};

@@ -1,9 +1,10 @@
 //! The page of datasets: upload, list, delete.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::models::{Upload, dim, upload_form};
 use crate::api::http::ui::{ago, bytes, escape, put};

@@ -1,13 +1,14 @@
 //! Jobs: the list, the form that starts one, and the page of one with its progress and what came of it.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::response::Response;
 use serde::Deserialize;
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::result::{accuracy_line, figures, recipe, verdict};
-use crate::api::http::ui::{ago, escape, lasting, put, short};
+use crate::api::http::ui::{ago, counted, escape, lasting, put, short};
 use crate::api::http::{PageQuery, Shared, page as page_of};
 use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Slice, Timestamp};
 
@@ -120,12 +121,18 @@ pub(crate) async fn form(
     let of_models: Vec<_> = models.iter().map(|model| twice(model.pinned().to_string())).collect();
     let of_data: Vec<_> = datasets
         .iter()
-        .map(|data| (data.pinned().to_string(), format!("{} · {} samples", data.pinned(), data.samples)))
+        .map(|data| {
+            (data.pinned().to_string(), format!("{} · {}", data.pinned(), counted(data.samples, "sample")))
+        })
         .collect();
     html.push_str("<form class=\"panel\" data-job aria-label=\"Job\" novalidate><fieldset><legend>What</legend><div class=\"fields\">");
-    select(&mut html, "model", "Model", "", &of_models, chosen.model.as_deref());
+    select(&mut html, "model", "Model", "", &of_models, chosen.model.as_deref(), true);
     let hint = "Ranges are taken from these samples, or from what an earlier job found in them.";
     let mut of_calibration = of_data.clone();
+    // The newest may be what is held out: nobody takes it by pressing a button.
+    if datasets.len() > 1 {
+        of_calibration.insert(0, (String::new(), "choose …".to_owned()));
+    }
     of_calibration.extend(done.iter().map(|job| {
         let words = format!("statistics of {} on {}", short(&job.id.to_string()), job.model);
         (format!("of:{}", job.id), words)
@@ -137,6 +144,7 @@ pub(crate) async fn form(
         hint,
         &of_calibration,
         chosen.calibration.as_deref(),
+        true,
     );
     let mut of_evaluation = vec![(String::new(), "those of the calibration".to_owned())];
     of_evaluation.extend(of_data);
@@ -147,12 +155,14 @@ pub(crate) async fn form(
         "Float and INT8 are compared on these.",
         &of_evaluation,
         None,
+        false,
     );
     html.push_str(
         "<div class=\"field\"><label for=\"endpoint\">Endpoint</label><input id=\"endpoint\" name=\"endpoint\" maxlength=\"128\" \
          pattern=\"[A-Za-z0-9][A-Za-z0-9._\\-]*\" autocomplete=\"off\" autocapitalize=\"off\" spellcheck=\"false\" aria-describedby=\"endpoint-hint\">\
          <span class=\"hint\" id=\"endpoint-hint\">Serves the artifact under this name. Empty: nothing is served.</span></div></div>\
-         <label class=\"check\"><input type=\"checkbox\" name=\"keep\"> Keep the calibration data when the job has ended</label></fieldset>\
+         <label class=\"check\"><input type=\"checkbox\" name=\"keep\" checked aria-describedby=\"keep-hint\"> Keep the calibration data when the job has ended</label>\
+         <span class=\"hint\" id=\"keep-hint\">Unchecked, the server deletes them then; where they are the evaluation data as well, those are gone too.</span></fieldset>\
          <fieldset><legend>How</legend><div class=\"fields\">",
     );
     let choices = |list: &[(&str, &str)]| {
@@ -165,7 +175,7 @@ pub(crate) async fn form(
         ("weight_only", "weights only"),
         ("float16", "float16"),
     ]);
-    select(&mut html, "scheme", "Scheme", "", &schemes, None);
+    select(&mut html, "scheme", "Scheme", "", &schemes, None, false);
     let ranges = choices(&[
         ("", "auto"),
         ("minmax", "minmax"),
@@ -174,7 +184,7 @@ pub(crate) async fn form(
         ("entropy", "entropy"),
         ("mse", "mean squared error"),
     ]);
-    select(&mut html, "ranges", "Ranges", "How the range of an activation is chosen.", &ranges, None);
+    select(&mut html, "ranges", "Ranges", "How the range of an activation is chosen.", &ranges, None, false);
     let targets = choices(&[
         ("", "Octet"),
         ("onnxruntime", "ONNX Runtime"),
@@ -182,7 +192,7 @@ pub(crate) async fn form(
         ("tensorrt", "TensorRT"),
         ("tflite_rules", "TensorFlow Lite rules"),
     ]);
-    select(&mut html, "target", "Target", "What will run the artifact.", &targets, None);
+    select(&mut html, "target", "Target", "What will run the artifact.", &targets, None, false);
     html.push_str("</div></fieldset><fieldset><legend>Gate</legend><div class=\"fields\">");
     number(
         &mut html,
@@ -217,13 +227,15 @@ fn select(
     hint: &str,
     choices: &[(String, String)],
     chosen: Option<&str>,
+    required: bool,
 ) {
+    let required = if required { " required" } else { "" };
     let described =
         if hint.is_empty() { String::new() } else { format!(" aria-describedby=\"{name}-hint\"") };
     put(
         html,
         format_args!(
-            "<div class=\"field\"><label for=\"{name}\">{label}</label><select id=\"{name}\" name=\"{name}\"{described}>"
+            "<div class=\"field\"><label for=\"{name}\">{label}</label><select id=\"{name}\" name=\"{name}\"{described}{required}>"
         ),
     );
     frame::options(html, choices, chosen);

@@ -1,10 +1,11 @@
 //! The page of models: upload, list, delete.
 
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde_json::Value;
 
 use crate::api::error::Problem;
+use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::{ago, bytes, escape, large, put};
 use crate::api::http::{PageQuery, Shared, page as page_of};

@@ -550,6 +550,11 @@ impl Catalog for Sql {
                 .bind(self.now().0)
                 .execute(&mut *transaction)
                 .await?;
+            // Else a repeated request would be answered with a job that nobody finds any more.
+            sqlx::query("DELETE FROM idempotency_keys WHERE job = $1")
+                .bind(id.to_string())
+                .execute(&mut *transaction)
+                .await?;
             Ok(transaction.commit().await?)
         })
     }

@@ -47,6 +47,7 @@ pub(super) async fn expect_endpoint(
     let fits = match expect {
         Expect::Any => true,
         Expect::Absent => got.is_none(),
+        Expect::Present => got.is_some(),
         Expect::Revision(revision) => got == Some(revision),
     };
     if !fits {

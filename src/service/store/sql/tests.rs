@@ -428,11 +428,17 @@ async fn endpoints_change_only_as_expected(scratch: Scratch) {
     let model = new_job(catalog).await.model;
     let prod = name("prod");
     let add = |expect| catalog.change_endpoint(&prod, adding(None, model.clone()), expect);
+    let none = add(Expect::Present).await.unwrap_err().to_string();
+    assert_eq!(none, "endpoint `prod`: expected that it exists, there is none");
     let first = add(Expect::Absent).await.unwrap();
     assert_eq!((first.revision, first.versions.len()), (1, 1));
-    let error = add(Expect::Absent).await.unwrap_err().to_string();
-    assert_eq!(error, "endpoint `prod`: expected Absent, it has revision 1");
-    assert!(add(Expect::Revision(2)).await.is_err());
+    let error = async |expect| add(expect).await.unwrap_err().to_string();
+    let it_has = "it has revision 1";
+    assert_eq!(
+        error(Expect::Absent).await,
+        format!("endpoint `prod`: expected that it does not exist, {it_has}")
+    );
+    assert_eq!(error(Expect::Revision(2)).await, format!("endpoint `prod`: expected revision 2, {it_has}"));
     assert_eq!(add(Expect::Revision(1)).await.unwrap().revision, 2);
     let routes = Some(vec![Route { version: Version(2), weight: 99 }]);
     let wrong = EndpointChange { routes, ..EndpointChange::default() };
@@ -472,7 +478,13 @@ async fn a_key_used_again_gives_the_job_of_then(scratch: Scratch) {
     assert!(matches!(keyed(2).await, Err(Error::KeyReused { .. })));
     scratch.pass(KEY_LIFETIME_MS + 1);
     assert_eq!(of_key("k", 1).await.unwrap(), None);
-    assert_ne!(keyed(2).await.unwrap().record.id, first.record.id);
+    let second = keyed(2).await.unwrap().record.id;
+    assert_ne!(second, first.record.id);
+    // A job that nobody finds any more has no key either.
+    catalog.cancel_job(second).await.unwrap();
+    catalog.delete_job(second).await.unwrap();
+    let third = keyed(2).await.unwrap();
+    assert!(third.new && third.record.id != second);
 }
 
 async fn the_queue_has_an_end(scratch: Scratch) {

@@ -2,7 +2,9 @@
 
 use sqlx::{AnyConnection, AnyPool, AssertSqlSafe};
 
-use super::super::{Digest, Error, Job, Kind, Name, Page, Pinned, Slice, Timestamp, Version, Wanted};
+use super::super::{
+    Digest, Error, Job, JobState, Kind, Name, Page, Pinned, Slice, Timestamp, Version, Wanted,
+};
 use super::rows::{Record, bounds, slice};
 use super::{Work, text};
 
@@ -114,8 +116,12 @@ pub(super) async fn note_deletion(connection: &mut AnyConnection, data: &Pinned,
 }
 
 /// Deletes the data of a job that has ended, where they were for calibration, no job asked to keep them, and none that
-/// is not done needs them. Gives the blobs.
+/// is not done needs them. Gives the blobs. Not where the request was at fault: nothing was made of the data then, and
+/// who corrects a mistyped name wants to ask again.
 pub(super) async fn let_go(connection: &mut AnyConnection, job: &Job, now: Timestamp) -> Work<Vec<Digest>> {
+    if job.state == JobState::Failed && job.error.as_ref().is_some_and(|error| error.code.is_of_request()) {
+        return Ok(Vec::new());
+    }
     let calibration = Some(&job.calibration).filter(|_| job.calibration_of.is_none());
     let mut freed = Vec::new();
     for data in calibration.into_iter().chain(&job.evaluation) {

@@ -1,7 +1,7 @@
 //! The page that compares two reports.
 
 use super::page::start;
-use super::{escape, folded, heading, name, put, short};
+use super::{escape, finished, folded, heading, name, put, short};
 use crate::engine::quant::report::diff::{Difference, LayerChange, OTHER_DATA, State, change_of, figure};
 
 /// Rows of layers that are shown from the start.
@@ -9,8 +9,8 @@ const SHOWN: usize = 24;
 
 /// The page of a comparison. `a` and `b` are what the two are called.
 pub fn page(d: &Difference, a: &str, b: &str) -> String {
-    let mut page = start(&format!("{a} and {b}"));
     let model = d.b.model.as_deref().or(d.a.model.as_deref()).unwrap_or("model");
+    let mut page = start(&format!("{model}: {a} and {b}"));
     let (badge, same) = match d.same_model {
         Some(true) => ("badge", "same float model"),
         Some(false) => ("badge bad", "not the same float model"),
@@ -38,7 +38,7 @@ pub fn page(d: &Difference, a: &str, b: &str) -> String {
     layers(&mut page, d);
     groups(&mut page, d);
     page.push_str("</main></html>");
-    page
+    finished(&page)
 }
 
 fn figures(page: &mut String, d: &Difference) {
