@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, on_this_thread};
-use crate::engine::tensor::dataset::Batch;
+use crate::engine::tensor::dataset::{self, Batch};
 
 /// What runs that go side by side may take in memory, about.
 const BYTES_MAX: u64 = 1 << 30;
@@ -22,7 +22,7 @@ pub(super) fn run_bytes(session: &Session, batch: &Batch) -> u64 {
 
 /// How many runs of so many bytes go side by side: one for each thread, or one at a time on all threads where there is no
 /// room for that.
-pub(super) fn width(bytes: u64) -> usize {
+fn width(bytes: u64) -> usize {
     let threads = rayon::current_num_threads();
     if bytes.saturating_mul(threads as u64) <= BYTES_MAX { threads } else { 1 }
 }
@@ -33,6 +33,34 @@ pub(super) fn each<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync
         return items.into_iter().map(work).collect();
     }
     items.into_par_iter().map(|item| on_this_thread(|| work(item))).collect()
+}
+
+/// Runs over batches side by side, as many as `width` says. `run` gives what it took in memory, about, and its result; it
+/// is told a place below the number of threads that no other run has at the same time. `take` gets the results in the order
+/// of the batches. The first batch runs alone.
+///
+/// # Errors
+/// What reading, `run` or `take` gives first.
+pub(super) fn batches<R: Send, E: From<dataset::Error> + Send>(
+    mut all: impl Iterator<Item = Result<Batch, dataset::Error>>,
+    run: impl Fn(usize, &Batch) -> Result<(u64, R), E> + Sync,
+    mut take: impl FnMut(&Batch, R) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut side_by_side = 1;
+    loop {
+        let round: Vec<Batch> = all.by_ref().take(side_by_side).collect::<Result<_, _>>()?;
+        if round.is_empty() {
+            return Ok(());
+        }
+        let results = each(round.iter().enumerate().collect(), |(place, batch)| run(place, batch));
+        let mut most = 0;
+        for (batch, result) in round.iter().zip(results) {
+            let (bytes, result) = result?;
+            most = bytes.max(most);
+            take(batch, result)?;
+        }
+        side_by_side = width(most);
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! Every range method can be chosen afterwards without the data.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, ShapesOf, Tap};
@@ -144,41 +145,35 @@ pub fn calibrate(
     let inputs: Vec<&str> = session.inputs().iter().map(|p| p.name.as_str()).collect();
     let nothing: BTreeMap<String, Observed> =
         wanted.iter().map(|name| (name.clone(), Observed::default())).collect();
-    // What the runs that go side by side have seen, the first of each round in the first place.
-    let mut seen = vec![(nothing.clone(), SampleRanges::default())];
-    let mut digests = SampleDigests::default();
-    let mut axes = None;
-    let mut reader = data.reader()?;
-    let mut batches = reader.batches(batch)?;
-    loop {
-        let round: Vec<Batch> = batches.by_ref().take(seen.len()).collect::<Result<_, _>>()?;
-        let (Some(first), Some(last)) = (round.first(), round.last()) else { break };
-        let axes = axes.get_or_insert_with(|| match data.whole_runs() {
-            false => axes_of_samples(session, &first.inputs),
-            true => Axes::default(),
+    // What the runs that go side by side have seen.
+    let seen: Vec<Mutex<_>> =
+        (0..rayon::current_num_threads()).map(|_| Mutex::new(nothing.clone())).collect();
+    let axes = OnceLock::new();
+    let histograms = wanted.len() as u64 * histogram::BYTES;
+    let run = |place: usize, batch: &Batch| {
+        let count = (!data.whole_runs()).then_some(batch.samples);
+        let axes = axes.get_or_init(|| match count {
+            Some(_) => axes_of_samples(session, &batch.inputs),
+            None => Axes::default(),
         });
-        let run = |(batch, (values, ranges)): (&Batch, &mut (_, _))| {
-            let count = (!data.whole_runs()).then_some(batch.samples);
-            let mut counter = Counter { values, inputs: &inputs, axes, count, ranges };
-            batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
-            let run = session.run_tapped(&batch.feeds(), &mut counter);
-            run.map(drop).map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))
-        };
-        let runs = abreast::each(round.iter().zip(&mut seen).collect(), run);
-        runs.into_iter().collect::<Result<(), _>>()?;
-        for (batch, (_, found)) in round.iter().zip(&mut seen) {
-            digests.add(data, batch);
-            ranges.append(std::mem::take(found));
-        }
-        if !on_samples(last.first + last.samples) {
-            return Err(Error::Cancelled);
-        }
-        let histograms = wanted.len() as u64 * histogram::BYTES;
-        let width = abreast::width(abreast::run_bytes(session, first).saturating_add(histograms));
-        seen.resize_with(width, || (nothing.clone(), SampleRanges::default()));
-    }
+        let mut values = seen[place].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ranges = SampleRanges::default();
+        let mut counter = Counter { values: &mut values, inputs: &inputs, axes, count, ranges: &mut ranges };
+        batch.inputs.iter().for_each(|(name, tensor)| counter.count(name, tensor.view()));
+        let run = session.run_tapped(&batch.feeds(), &mut counter);
+        run.map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))?;
+        Ok((abreast::run_bytes(session, batch).saturating_add(histograms), ranges))
+    };
+    let mut digests = SampleDigests::default();
+    let mut reader = data.reader()?;
+    abreast::batches(reader.batches(batch)?, run, |batch, found| {
+        digests.add(data, batch);
+        ranges.append(found);
+        if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
+    })?;
     let mut values = nothing;
-    for (others, _) in seen {
+    for others in seen {
+        let others = others.into_inner().unwrap_or_else(PoisonError::into_inner);
         others.iter().for_each(|(name, other)| values.get_mut(name).expect("all see the same").merge(other));
     }
     values.retain(|_, observed| observed.histogram.count() + observed.histogram.not_finite() > 0);

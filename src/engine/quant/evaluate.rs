@@ -13,7 +13,7 @@ use crate::engine::quant::calibrate::{Error, OnSamples, blame};
 use crate::engine::quant::confusion::Confusion;
 use crate::engine::quant::rewrite::Layer;
 use crate::engine::quant::spread::Channels;
-use crate::engine::tensor::dataset::{Batch, Dataset};
+use crate::engine::tensor::dataset::{self, Batch, Dataset};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 /// Most of the worst samples that are kept.
@@ -139,26 +139,16 @@ pub fn evaluate(
 ) -> Result<Evaluation, Error> {
     let mut judge = Judge::new(data);
     let mut reader = data.reader()?;
-    let mut batches = reader.batches(batch)?;
-    let (mut done, mut width) = (0, 1);
-    while done < samples_min {
-        let round: Vec<Batch> = batches.by_ref().take(width).collect::<Result<_, _>>()?;
-        let outputs = |batch: &Batch| -> Result<(Tensor, Tensor), Error> {
-            Ok((first_output(float, data, batch)?, first_output(int8, data, batch)?))
-        };
-        let runs = abreast::each(round.iter().collect(), outputs);
-        for (batch, run) in round.iter().zip(runs).take_while(|(batch, _)| batch.first < samples_min) {
-            let (a, b) = run?;
-            judge.batch(batch, &a, &b)?;
-            done = batch.first + batch.samples;
-            if !on_samples(done) {
-                return Err(Error::Cancelled);
-            }
-        }
-        let Some(first) = round.first() else { break };
-        let bytes = [float, int8].map(|session| abreast::run_bytes(session, first));
-        width = abreast::width(bytes[0].saturating_add(bytes[1]));
-    }
+    let batches = up_to(samples_min, reader.batches(batch)?);
+    let outputs = |_, batch: &Batch| {
+        let bytes = [float, int8].map(|session| abreast::run_bytes(session, batch));
+        let outputs = (first_output(float, data, batch)?, first_output(int8, data, batch)?);
+        Ok((bytes[0].saturating_add(bytes[1]), outputs))
+    };
+    abreast::batches(batches, outputs, |batch, (float, int8)| {
+        judge.batch(batch, &float, &int8)?;
+        if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
+    })?;
     Ok(judge.finish())
 }
 
@@ -189,6 +179,14 @@ pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
         Pair { agrees, cosine: noise.cosine(), max_abs_error: noise.max_abs_error }
     };
     Some(a.chunks_exact(width).zip(b.chunks_exact(width)).map(pair).collect())
+}
+
+/// The batches that begin before a number of samples.
+fn up_to(
+    samples: usize,
+    batches: impl Iterator<Item = Result<Batch, dataset::Error>>,
+) -> impl Iterator<Item = Result<Batch, dataset::Error>> {
+    batches.take_while(move |batch| batch.as_ref().map_or(true, |batch| batch.first < samples))
 }
 
 fn first_output(session: &Session, data: &Dataset, batch: &Batch) -> Result<Tensor, Error> {
@@ -529,36 +527,23 @@ pub fn layers(
     samples_max: usize,
     on_samples: OnSamples<'_>,
 ) -> Result<Vec<Option<LayerNoise>>, Error> {
-    let mut sums: Vec<Option<(Noise, Channels)>> = vec![None; layers.len()];
+    let mut sums: Vec<Sums> = vec![None; layers.len()];
     let mut reader = data.reader()?;
-    let batches = reader.batches(LAYERS_BATCH)?;
-    let wanted = |batch: &Result<Batch, _>| batch.as_ref().map_or(true, |batch| batch.first < samples_max);
-    let mut batches = batches.take_while(wanted);
-    let mut width = 1;
-    loop {
-        let round: Vec<Batch> = batches.by_ref().take(width).collect::<Result<_, _>>()?;
-        let Some(last) = round.last() else { break };
-        let runs = abreast::each(round.iter().collect(), |batch| compare(float, int8, layers, batch));
-        let mut most = 0;
-        for run in runs {
-            let (bytes, found) = run?;
-            most = bytes.max(most);
-            for (sum, found) in sums.iter_mut().zip(found) {
-                match (sum, found) {
-                    (_, None) => {}
-                    (Some((noise, channels)), Some((more, others))) => {
-                        noise.merge(&more);
-                        channels.merge(others);
-                    }
-                    (sum, found) => *sum = found,
+    let batches = up_to(samples_max, reader.batches(LAYERS_BATCH)?);
+    let run = |_, batch: &Batch| compare(float, int8, layers, batch);
+    abreast::batches(batches, run, |batch, found| {
+        for (sum, found) in sums.iter_mut().zip(found) {
+            match (sum, found) {
+                (_, None) => {}
+                (Some((noise, channels)), Some((more, others))) => {
+                    noise.merge(&more);
+                    channels.merge(others);
                 }
+                (sum, found) => *sum = found,
             }
         }
-        if !on_samples(last.first + last.samples) {
-            return Err(Error::Cancelled);
-        }
-        width = abreast::width(most);
-    }
+        if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
+    })?;
     let noise = |(n, channels): (Noise, Channels)| LayerNoise {
         sqnr_db: n.sqnr_db(),
         cosine: n.cosine(),
@@ -568,13 +553,16 @@ pub fn layers(
     Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
 }
 
+/// Noise of a layer and the size of its channels; nothing before the layer was seen.
+type Sums = Option<(Noise, Channels)>;
+
 /// Runs both models on a batch: the bytes that it took, about, and the noise of each layer.
 fn compare(
     float: &Session,
     int8: &Session,
     layers: &[Layer],
     batch: &Batch,
-) -> Result<(u64, Vec<Option<(Noise, Channels)>>), Error> {
+) -> Result<(u64, Vec<Sums>), Error> {
     let failed = |source| Error::Run { sample: batch.first, source };
     let mut kept = Keeper { values: layers.iter().map(|l| (l.float_value.clone(), None)).collect() };
     float.run_tapped(&batch.feeds(), &mut kept).map_err(failed)?;
@@ -611,7 +599,7 @@ struct Comparer<'a> {
     layers: &'a [Layer],
     places: HashMap<&'a str, usize>,
     float: &'a HashMap<String, Option<Vec<f32>>>,
-    sums: &'a mut [Option<(Noise, Channels)>],
+    sums: &'a mut [Sums],
 }
 
 impl Tap for Comparer<'_> {

@@ -18,7 +18,7 @@ pub enum Kind {
     Histogram(Buckets),
 }
 
-/// The bounds of a histogram (facts/serving.md, appendix D).
+/// The bounds of a histogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Buckets {
     /// Times of requests: 0.1 ms to 10 s.
