@@ -71,6 +71,7 @@ impl Quantize {
             write_report(folder, &outcome)?;
         }
         print(&summary(output, &outcome))?;
+        print(&notes(&outcome.report))?;
         match outcome.gate_failure {
             Some(reason) => Err(Error::Gate(reason)),
             None => Ok(()),
@@ -169,6 +170,13 @@ fn summary(output: &Path, outcome: &Outcome) -> String {
     )
 }
 
+/// What the report says was done otherwise than asked, a line each: an artifact that has nothing quantized in it is a
+/// success too, and must not look like any other.
+fn notes(report: &Value) -> String {
+    let notes = report["notes"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    notes.map(|note| format!("note: {note}\n")).collect()
+}
+
 /// Progress on the terminal; nothing where standard error is none.
 struct Bar {
     bar: ProgressBar,
@@ -206,5 +214,17 @@ impl Progress for Bar {
 
     fn seconds(&self) -> f64 {
         self.start.elapsed().as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_of_the_report_are_shown() {
+        let report = serde_json::json!({"notes": ["nothing is quantized", "another"]});
+        assert_eq!(notes(&report), "note: nothing is quantized\nnote: another\n");
+        assert_eq!(notes(&serde_json::json!({"notes": []})), "");
     }
 }

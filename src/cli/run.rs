@@ -1,12 +1,13 @@
 //! `octet run`: a model over arrays from a file, the outputs into a file.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use octet::engine::exec::session::Session;
-use octet::engine::exec::{Options, Port};
-use octet::engine::tensor::{Tensor, npy};
+use octet::engine::exec::{Options, Port, ShapesOf};
+use octet::engine::tensor::{DType, Tensor, npy};
 
 use crate::cli::{Error, PassArgs, cores, dims_text, isa, load, pool};
 
@@ -89,18 +90,55 @@ fn run(session: &Session, inputs: &[(String, Tensor)], batch: Option<usize>) -> 
     };
     let Some(batch) = batch else { return run(inputs) };
     let samples = samples(inputs)?;
+    if batch >= samples {
+        return run(inputs);
+    }
+    let axes = axes_of_samples(session, inputs);
     let mut parts: Vec<Vec<Tensor>> = Vec::new();
     for at in (0..samples).step_by(batch) {
         let count = batch.min(samples - at);
         let part: Vec<_> = inputs.iter().map(|(n, t)| (n.clone(), rows(t, at, count))).collect();
-        let outputs = run(&part)?;
-        if let Some(o) = outputs.iter().find(|o| o.shape().first() != Some(&count)) {
-            return Err(format!("an output of shape {:?} cannot be joined along {count} samples", o.shape()));
-        }
-        parts.push(outputs);
+        parts.push(run(&part)?);
     }
-    let outputs = parts.first().map_or(0, Vec::len);
-    (0..outputs).map(|n| join(parts.iter().map(|part| &part[n]))).collect()
+    let joined = |(n, port): (usize, &Port)| {
+        let parts: Vec<&Tensor> = parts.iter().map(|part| &part[n]).collect();
+        let axis = match axes.get(&port.name) {
+            Some(axis) => *axis,
+            // Nobody can tell before the run: then samples come first, or it is refused.
+            None => Some(0).filter(|_| {
+                let counts = (0..samples).step_by(batch).map(|at| batch.min(samples - at));
+                parts.iter().zip(counts).all(|(part, count)| part.shape().first() == Some(&count))
+            }),
+        };
+        let axis = axis.ok_or_else(|| {
+            let shape = parts[0].shape();
+            format!("--batch: output `{}` of shape {shape:?} has no axis that samples lie along", port.name)
+        })?;
+        join(&parts, axis).map_err(|e| format!("--batch: output `{}`: {e}", port.name))
+    };
+    session.outputs().iter().enumerate().map(joined).collect()
+}
+
+/// For each value whose shape is known before the run the axis that grows with the first axis of the inputs, evenly and
+/// alone.
+fn axes_of_samples(session: &Session, inputs: &[(String, Tensor)]) -> HashMap<String, Option<usize>> {
+    let shapes = |batch: usize| -> HashMap<String, Vec<usize>> {
+        let of = |(_, tensor): &(String, Tensor)| [&[batch], &tensor.shape()[1..]].concat();
+        let shapes = session.value_shapes(&inputs.iter().map(of).collect::<Vec<_>>());
+        // A model that takes one batch only has no other shapes.
+        shapes.unwrap_or_default().into_iter().map(|(name, _, shape)| (name, shape)).collect()
+    };
+    let (two, three) = (shapes(2), shapes(3));
+    let axis = |two: &[usize], three: &[usize]| {
+        let mut growing = (0..two.len()).filter(|&axis| three.get(axis) != Some(&two[axis]));
+        let axis = growing.next().filter(|_| two.len() == three.len() && growing.next().is_none())?;
+        (two[axis] * 3 == three[axis] * 2).then_some(axis)
+    };
+    let known = |(name, two): (String, Vec<usize>)| {
+        let axis = axis(&two, three.get(&name)?);
+        Some((name, axis))
+    };
+    two.into_iter().filter_map(known).collect()
 }
 
 fn samples(inputs: &[(String, Tensor)]) -> Result<usize, String> {
@@ -124,13 +162,26 @@ fn rows(tensor: &Tensor, at: usize, count: usize) -> Tensor {
     Tensor::from_bytes(tensor.dtype(), &shape, bytes).expect("so many rows of so many bytes")
 }
 
-fn join<'a>(parts: impl Iterator<Item = &'a Tensor> + Clone) -> Result<Tensor, String> {
-    let Some(first) = parts.clone().next() else { return Err("no samples".to_owned()) };
+fn join(parts: &[&Tensor], axis: usize) -> Result<Tensor, String> {
+    let first = parts.first().ok_or("no samples")?;
     let mut shape = first.shape().to_vec();
-    shape[0] = parts.clone().map(|p| p.shape()[0]).sum();
-    let bytes: Vec<u8> = parts.flat_map(|p| p.view().bytes).copied().collect();
-    Tensor::from_bytes(first.dtype(), &shape, &bytes)
-        .ok_or_else(|| format!("outputs of different shapes cannot be joined to {shape:?}"))
+    let mismatch = |part: &&&Tensor| {
+        let others = |shape: &[usize]| [&shape[..axis], &shape[axis + 1..]].concat();
+        part.shape().len() != shape.len() || others(part.shape()) != others(first.shape())
+    };
+    if let Some(other) = parts.iter().find(mismatch) {
+        return Err(format!("shapes {:?} and {:?} cannot be joined along axis {axis}", shape, other.shape()));
+    }
+    let outer: usize = shape[..axis].iter().product();
+    shape[axis] = parts.iter().map(|part| part.shape()[axis]).sum();
+    let stretch = |part: &Tensor, i: usize| {
+        let bytes = part.view().bytes;
+        let each = bytes.len() / outer.max(1);
+        bytes[i * each..(i + 1) * each].to_vec()
+    };
+    let bytes: Vec<u8> =
+        (0..outer).flat_map(|i| parts.iter().flat_map(move |part| stretch(part, i))).collect();
+    Ok(Tensor::from_bytes(first.dtype(), &shape, &bytes).expect("so many rows of so many bytes"))
 }
 
 fn save(path: &Path, session: &Session, outputs: &[Tensor]) -> Result<(), Error> {
@@ -139,4 +190,69 @@ fn save(path: &Path, session: &Session, outputs: &[Tensor]) -> Result<(), Error>
     let named: Vec<_> = session.outputs().iter().map(|p| p.name.as_str()).zip(outputs).collect();
     let writer = npy::write_npz(BufWriter::new(file), &named).map_err(|e| Error::work(path, e))?;
     writer.into_inner().map(drop).map_err(|e| Error::work(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use octet::engine::graph::op::Op;
+    use octet::engine::graph::{Dim, Graph, Node, Value};
+
+    use super::*;
+
+    /// `y` is `x` with its first two axes exchanged, `z` is `x` itself, `s` its first dimension.
+    fn session() -> Session {
+        let mut g = Graph::default();
+        let dims = || Some(vec![Dim::Symbol("N".to_owned()), Dim::Known(2), Dim::Known(3)]);
+        let mut value = |name: &str| {
+            g.add_value(Value {
+                name: name.to_owned(),
+                dtype: Some(DType::F32),
+                dims: dims(),
+                ..Value::default()
+            })
+        };
+        let [x, y, z, s] = ["x", "y", "z", "s"].map(&mut value);
+        let node = |op, to| Node::new(String::new(), op, vec![Some(x)], vec![to]);
+        g.nodes = vec![
+            node(Op::Transpose { perm: vec![1, 0, 2] }, y),
+            node(Op::Identity, z),
+            node(Op::Shape { start: 0, end: Some(1) }, s),
+        ];
+        (g.inputs, g.outputs) = (vec![x], vec![y, z, s]);
+        g.value_mut(s).dtype = Some(DType::I64);
+        Session::new(g, Options::default()).unwrap()
+    }
+
+    #[test]
+    fn batches_are_joined_along_the_axis_of_samples_or_refused_by_name() {
+        let values: Vec<f32> = (0..30).map(|i| i as f32).collect();
+        let inputs = [("x".to_owned(), Tensor::from_slice(&[5, 2, 3], &values))];
+        let session = session();
+        let refused = run(&session, &inputs, Some(2)).unwrap_err();
+        assert!(refused.contains("output `s` of shape [1]"), "{refused}");
+        let axes = axes_of_samples(&session, &inputs);
+        assert_eq!((axes["y"], axes["z"], axes["s"]), (Some(1), Some(0), None));
+        let whole = run(&session, &inputs, None).unwrap();
+        for batch in [1, 2, 3] {
+            let parts: Vec<Vec<Tensor>> = (0..5)
+                .step_by(batch)
+                .map(|at| {
+                    let part = rows(&inputs[0].1, at, batch.min(5 - at));
+                    session.run(&[("x", &part)]).unwrap()
+                })
+                .collect();
+            for (output, axis) in [(0, 1), (1, 0)] {
+                let parts: Vec<&Tensor> = parts.iter().map(|part| &part[output]).collect();
+                assert_eq!(join(&parts, axis).unwrap(), whole[output], "{batch} {axis}");
+            }
+        }
+    }
+
+    #[test]
+    fn parts_of_different_shapes_are_not_joined() {
+        let of = |shape: &[usize]| Tensor::from_slice(shape, &vec![1f32; shape.iter().product()]);
+        let (a, b) = (of(&[1, 3]), of(&[1, 4]));
+        assert!(join(&[&a, &b], 0).unwrap_err().contains("[1, 3] and [1, 4]"));
+        assert_eq!(join(&[&a, &b], 1).unwrap().shape(), [1, 7]);
+    }
 }

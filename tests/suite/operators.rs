@@ -6,10 +6,10 @@ use octet::engine::onnx::operators::{self, Runs};
 /// Operators that quantizing computes on codes, and how; the rules are in `engine::quant::plan`.
 const INTEGERS: &[(&str, &str)] = &[
     ("Add", "integers, between results of convolutions"),
-    ("AveragePool", "integers"),
+    ("AveragePool", "integers, over one or two spatial axes"),
     ("Clip", "part of the product before it"),
     ("Concat", "integers, of results of convolutions"),
-    ("Conv", "integers"),
+    ("Conv", "integers, over one or two spatial axes; weights stored in codes over more"),
     ("ConvTranspose", "integers, where windows lie side by side"),
     ("DepthToSpace", "codes pass"),
     ("Elu", "a table behind a convolution"),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, Results};
 use crate::engine::graph::op::Op;
+use crate::engine::graph::passes::casts::settle_casts;
 use crate::engine::graph::shapes::{infer, shape_range};
 use crate::engine::graph::{Dim, Graph, Node, ValueId};
 use crate::engine::tensor::Tensor;
@@ -68,6 +69,8 @@ impl Budget {
 /// Replaces nodes by their results where all operands are constants. DequantizeLinear stays: it says that
 /// weights are codes. A node that cannot be computed stays as well, and is refused when the graph is run.
 pub fn fold_constants(graph: &mut Graph) {
+    // What is cast like a value that is no constant may be constant all the same: exporters write biases so.
+    settle_casts(graph);
     let mut folded: HashSet<usize> = HashSet::new();
     let mut budget = Budget::of(graph, &Weights::default());
     for index in 0..graph.nodes.len() {
@@ -206,4 +209,47 @@ pub(super) fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
         _ => 0,
     };
     (elements as u64).saturating_mul(depth as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::graph::Value;
+    use crate::engine::graph::fact::Unfit;
+    use crate::engine::graph::operator::{Operator, Other};
+    use crate::engine::tensor::{DType, TensorView};
+
+    /// Only its name is looked at.
+    #[derive(Debug)]
+    struct Named;
+
+    impl Operator for Named {
+        fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
+            unreachable!("it became a Cast")
+        }
+
+        fn run(&self, _: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
+            unreachable!("it became a Cast")
+        }
+    }
+
+    #[test]
+    fn a_bias_that_is_cast_like_the_input_is_constant() {
+        let mut g = Graph::default();
+        let mut value =
+            |name: &str, dtype| g.add_value(Value { name: name.to_owned(), dtype, ..Value::default() });
+        let [x, bias, y] = [("x", Some(DType::F32)), ("bias", None), ("y", None)].map(|(n, t)| value(n, t));
+        let whole = g.add_constant("whole", Tensor::from_slice(&[2], &[3i64, -4]));
+        let other =
+            Other { name: "CastLike", domain: "", operator: Arc::new(Named), attributes: Default::default() };
+        let add = Op::Binary(crate::engine::graph::op::Binary::Add);
+        let node = |op, inputs: [ValueId; 2], output| {
+            Node::new(String::new(), op, inputs.map(Some).to_vec(), vec![output])
+        };
+        g.nodes = vec![node(Op::Other(other), [whole, x], bias), node(add, [x, bias], y)];
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        fold_constants(&mut g);
+        assert_eq!(g.nodes.len(), 1);
+        assert_eq!(g.constant(bias).map(|t| t.slice::<f32>()), Some(&[3.0, -4.0][..]));
+    }
 }

@@ -65,7 +65,7 @@ impl Lowering {
                 let sums = |pass: &mut Lowering| pass.scaled_sums(&node).or_else(|| pass.row_product(&node));
                 self.binary(&node, *op).or_else(|| sums(self))
             }
-            Op::AveragePool { sliding, count_include_pad } => {
+            Op::AveragePool { sliding, count_include_pad } if sliding.averages_codes(*count_include_pad) => {
                 let op = Op::QAveragePool { sliding: sliding.clone(), count_include_pad: *count_include_pad };
                 self.average(&node, op)
             }

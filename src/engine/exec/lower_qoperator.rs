@@ -26,8 +26,8 @@ pub(super) fn operator_form(pass: &mut Lowering, node: &Node, other: &Other) -> 
             Some(pass.binary_of(node, op, &a, &b, target))
         }
         "QLinearAveragePool" => {
-            let sliding = Sliding::read(a).ok().filter(|s| s.kernel.len() <= 2)?;
             let count_include_pad = a.flag("count_include_pad", false).ok()?;
+            let sliding = Sliding::read(a).ok().filter(|s| s.averages_codes(count_include_pad))?;
             let (x, target) = (codes(pass, node, 0)?, result(pass, node, 3)?);
             Some(pass.one_to_one(node, &x, target, Op::QAveragePool { sliding, count_include_pad }))
         }

@@ -384,3 +384,54 @@ fn what_becomes_codes_of_a_function_is_one_step() {
     let apart = steps(Passes::ALL.without(Pass::FuseEpilogues));
     assert_eq!([count(&apart, "HardSwish"), count(&apart, "QuantizeLinear")], [4, 5], "{apart:?}");
 }
+
+/// Codes, one operator, codes: on codes where it has such a form and in float where it has none.
+fn check_between_codes(op: Op, dims: &[usize], weight: &[usize]) {
+    let (mut m, x) = Maker::new(dims);
+    let x = m.through(x, 0.01, DType::U8, 121);
+    let mut inputs = vec![x];
+    if !weight.is_empty() {
+        inputs.push(weights(&mut m, PLAIN, weight));
+    }
+    let name = format!("{op:?}");
+    // Operators that pass codes on have one scale on both sides.
+    let y = m.node(op, &inputs);
+    let y = m.through(y, 0.01, DType::U8, 121);
+    m.graph.outputs = vec![y];
+    let x = Tensor::from_slice(dims, &m.randoms(dims.iter().product()));
+    let run = |integers: bool| {
+        let session = Session::new(m.graph.clone(), Options { integers, ..Options::default() }).unwrap();
+        session.run(&[("x", &x)]).unwrap_or_else(|e| panic!("{name}: {e}")).remove(0)
+    };
+    let (got, want) = (run(true), run(false));
+    assert_eq!(got.shape(), want.shape(), "{name}");
+    for (got, want) in got.to_f64().iter().zip(want.to_f64()) {
+        // Ties may go to the code beside it.
+        assert!((got - want).abs() < 0.0101, "{name}: {got} {want}");
+    }
+}
+
+#[test]
+fn windows_over_three_axes_run_between_codes() {
+    let sliding = |axes: usize| Sliding {
+        kernel: vec![2; axes],
+        strides: vec![2; axes],
+        pads: vec![1; 2 * axes],
+        ..Sliding::default()
+    };
+    let volume = [2, 4, 5, 6, 7];
+    for count_include_pad in [false, true] {
+        for (dims, axes) in [(&volume[..], 3), (&volume[..4], 2), (&volume[..3], 1)] {
+            for ceil_mode in [false, true] {
+                let sliding = Sliding { ceil_mode, ..sliding(axes) };
+                check_between_codes(Op::AveragePool { sliding, count_include_pad }, dims, &[]);
+            }
+        }
+    }
+    check_between_codes(Op::MaxPool { sliding: sliding(3) }, &volume, &[]);
+    check_between_codes(Op::GlobalAveragePool, &volume, &[]);
+    check_between_codes(Op::GlobalMaxPool, &volume, &[]);
+    let conv = |groups| Op::Conv { sliding: Sliding { kernel: vec![], ..sliding(3) }, groups };
+    check_between_codes(conv(1), &volume, &[6, 4, 2, 2, 2]);
+    check_between_codes(conv(4), &volume, &[4, 1, 2, 2, 2]);
+}

@@ -23,7 +23,16 @@ pub struct Sliding {
     pub ceil_mode: bool,
 }
 
+/// Spatial axes of the windows that are computed on codes, at most. Those over more are computed in float.
+pub const CODED_AXES_MAX: usize = 2;
+
 impl Sliding {
+    /// Whether the mean over such windows is computed on codes. That divides by all taps where pads count; but what a
+    /// last partial window (`ceil_mode`) reads beyond the pads never counts.
+    pub fn averages_codes(&self, count_include_pad: bool) -> bool {
+        self.kernel.len() <= CODED_AXES_MAX && !(self.ceil_mode && count_include_pad)
+    }
+
     /// The window that the attributes of a node describe.
     ///
     /// # Errors

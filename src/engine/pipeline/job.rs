@@ -9,7 +9,7 @@ use super::even::Even;
 use super::files::{batch_for, data_error, load_asked, ports, read, run_error};
 use super::running::Job;
 use super::trials::{Bench, DialTrials, FloatTrials, Planned};
-use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate, trained};
+use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate, nothing, trained};
 use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::Port;
 use crate::engine::exec::fold::fold_constants;
@@ -165,6 +165,7 @@ impl Job<'_> {
         self.step(Phase::Quantize, 1, 1)?;
         let (plan, params, choices) = (&planned.plan, &planned.params, &planned.choices);
         notes.extend(trained::notes(plan, &recipe));
+        notes.extend(nothing::note(graph, plan, &unsafe_));
         let judged_on = self.digest(judged, which)?;
         let used = Used {
             model: &model,
@@ -284,9 +285,7 @@ impl Job<'_> {
             plan = plan_of(&graph).map_err(|e| Error::Recipe(e.to_string()))?;
         }
         if plan.quantized_nodes() == 0 {
-            let why = rows::float_rows(&graph, &plan).into_iter().take(3);
-            let why: Vec<String> = why.map(|r| format!("`{}` ({}): {}", r.node, r.op, r.reason)).collect();
-            return Err(Error::Model(format!("nothing in it can be quantized; {}", why.join("; "))));
+            return Err(Error::Model(nothing::refusal(&graph, &plan, &recipe)));
         }
         self.step(Phase::Import, 1, 1)?;
         Ok(Prepared { graph, reference, plan, recipe, model, parameters, notes, first_layers })
@@ -409,7 +408,7 @@ impl Job<'_> {
             if recipe.ranges != Ranges::Auto {
                 return Ok((found, kept));
             }
-            kept.extend(effect::unsafe_nodes(graph, &plan, &found));
+            kept.extend(effect::unsafe_nodes(graph, &plan, &found, &statistics.values));
             if kept.len() == before {
                 return Ok((found, kept));
             }

@@ -9,6 +9,7 @@ mod gate;
 pub mod inspect;
 pub mod job;
 pub mod lint;
+mod nothing;
 mod running;
 mod trained;
 mod trials;

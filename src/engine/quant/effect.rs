@@ -26,6 +26,11 @@ const CANDIDATES: [Method; 4] = [Method::MinMax, Method::Held, Method::Percentil
 /// Below this, in dB, an operator is said not to be held by its codes: where a tenth of the items has less.
 const HELD_DB: f64 = 10.0;
 
+/// One value in so many is few.
+const FEW: u64 = 20;
+/// How much further than all the others few values have to reach to be named: then a dozen codes of a sign are left.
+const STRETCHED: f64 = 10.0;
+
 /// Batches that the damage is measured over where there is one candidate.
 const FEW_BATCHES: usize = 2;
 /// Elements of a result that are looked at, about, and the items (indices of the first axis) that they come from at least.
@@ -214,20 +219,46 @@ impl Root {
 }
 
 /// The nodes that eight bits do not hold, with the reason: a tenth of their inputs lose more than they keep, mostly
-/// because they are quiet and share a range with loud ones.
-pub fn unsafe_nodes(graph: &Graph, plan: &Plan, effects: &Effects) -> Kept {
+/// because they are quiet and share a range with loud ones. Few loud values are enough, of one broken sample say: a
+/// range that cuts them off is not chosen, as most of the signal is theirs.
+pub fn unsafe_nodes(
+    graph: &Graph,
+    plan: &Plan,
+    effects: &Effects,
+    observed: &BTreeMap<String, Observed>,
+) -> Kept {
     let lost = effects.damages.iter().filter(|damage| {
         plan.decisions[damage.node] != Decision::Data && damage.low_db.is_finite() && damage.low_db < HELD_DB
     });
     lost.map(|damage| {
         let value = &graph.value(damage.value).name;
-        let reason = format!(
+        let mut reason = format!(
             "8 bits do not hold `{value}`: a tenth of its items leaves less than {:.1} dB of the result",
             damage.low_db.max(0.0) + 0.05
         );
+        let root = plan.coded(damage.value).map_or(damage.value, |coded| coded.root);
+        if let Some((most, bound)) = observed.get(&graph.value(root).name).and_then(stretched) {
+            let share = 100 - 100 / FEW;
+            reason.push_str(&format!(
+                "; its range, up to {most:.3}, is stretched by few values: {share} % of them lie within {bound:.3}"
+            ));
+        }
         (damage.node, reason)
     })
     .collect()
+}
+
+/// Where few values stretch a range: the largest magnitude, and the one that all but one in [`FEW`] lie within.
+fn stretched(observed: &Observed) -> Option<(f64, f64)> {
+    let (width, counts) = observed.histogram.magnitudes();
+    let few = counts.iter().sum::<u64>() / FEW;
+    let mut beyond = 0;
+    let last = counts.iter().rposition(|count| {
+        beyond += count;
+        beyond > few
+    })?;
+    let (most, bound) = (counts.len() as f64 * width, (last + 1) as f64 * width);
+    (most >= STRETCHED * bound).then_some((most, bound))
 }
 
 /// The operators that compute with codes; those that only pass them on are looked through. In the order of their
@@ -420,5 +451,56 @@ fn db(signal: f64, noise: f64) -> f64 {
         (_, false) => f64::INFINITY,
         (false, true) => f64::NEG_INFINITY,
         (true, true) => 10.0 * (signal / noise).log10(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::quant::observed::Samples;
+
+    /// What stretches the range of 31 samples of small values and one of values up to `most`.
+    fn check(most: f32, want: bool) {
+        let small = |i: usize| (i % 100) as f32 * 0.01;
+        let values: Vec<f32> = (0..3200).map(|i| if i < 100 { small(i) * most } else { small(i) }).collect();
+        let mut observed = Observed::default();
+        observed
+            .observe(Tensor::from_slice(&[32, 100], &values).view(), Samples::Along { axis: 0, count: 32 });
+        let found = stretched(&observed);
+        assert_eq!(found.is_some(), want, "{most}: {found:?}");
+        assert!(found.is_none_or(|(most, bound)| (0.9..1.2).contains(&bound) && most > 9.0), "{found:?}");
+    }
+
+    #[test]
+    fn one_loud_sample_stretches_a_range() {
+        check(1.0, false);
+        check(5.0, false);
+        check(100.0, true);
+        assert_eq!(stretched(&Observed::default()), None);
+    }
+
+    #[test]
+    fn a_node_that_a_loud_sample_leaves_in_float_says_so() {
+        let mut graph = Graph::default();
+        let named = |name: &str| crate::engine::graph::Value { name: name.to_owned(), ..Default::default() };
+        let (x, y) = (graph.add_value(named("x")), graph.add_value(named("y")));
+        let relu = crate::engine::graph::op::Op::Unary(crate::engine::graph::op::Unary::Relu);
+        graph.nodes = vec![Node::new("n".to_owned(), relu, vec![Some(x)], vec![y])];
+        let plan = Plan::of_decisions(vec![Decision::Integer]);
+        let damages = vec![Damage { node: 0, value: x, sqnr_db: 20.0, low_db: 3.0 }];
+        let effects = Effects { choices: Vec::new(), damages };
+        let mut observed = Observed::default();
+        let loud: Vec<f32> = (0..1000).map(|i| if i == 0 { 64.0 } else { 0.5 }).collect();
+        observed.observe(Tensor::from_slice(&[1000], &loud).view(), Samples::Mixed);
+        let values = BTreeMap::from([("x".to_owned(), observed)]);
+        let reasons: Vec<String> = unsafe_nodes(&graph, &plan, &effects, &values).into_values().collect();
+        let [reason] = &reasons[..] else { panic!("{reasons:?}") };
+        assert!(reason.contains("is stretched by few values: 95 % of them lie within 0.5"), "{reason}");
+        let [reason] =
+            &unsafe_nodes(&graph, &plan, &effects, &BTreeMap::new()).into_values().collect::<Vec<_>>()[..]
+        else {
+            panic!("one node")
+        };
+        assert!(!reason.contains("stretched"), "{reason}");
     }
 }

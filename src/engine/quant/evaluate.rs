@@ -137,7 +137,8 @@ pub fn evaluate(
     batch: usize,
     on_samples: OnSamples<'_>,
 ) -> Result<Evaluation, Error> {
-    let mut judge = Judge::new(data);
+    let output = float.outputs().first().map_or("", |port| &port.name);
+    let mut judge = Judge::new(data, output);
     let mut reader = data.reader()?;
     let batches = up_to(samples_min, reader.batches(batch)?);
     let outputs = |_, batch: &Batch| {
@@ -199,6 +200,8 @@ fn first_output(session: &Session, data: &Dataset, batch: &Batch) -> Result<Tens
 /// Sums over samples.
 struct Judge<'a> {
     data: &'a Dataset,
+    /// Name of the output that is looked at.
+    output: &'a str,
     by: Option<By>,
     samples: u64,
     counts: Counts,
@@ -261,10 +264,28 @@ impl Counts {
     }
 }
 
+/// What is wrong with an output that has no sample for each index of its first axis, and what helps: to run the samples
+/// one by one, which arrays ask for that have one dimension more than the inputs.
+fn samples_not_first(output: &str, shape: &[usize], batch: &Batch) -> String {
+    let one = |(name, tensor): &(String, Tensor)| {
+        let inner = tensor.shape().get(1..).unwrap_or_default();
+        let dims: Vec<String> = inner.iter().map(usize::to_string).collect();
+        format!("`{name}` as [samples, {}]", [&["1".to_owned()], &dims[..]].concat().join(", "))
+    };
+    let inputs: Vec<String> = batch.inputs.iter().map(one).collect();
+    format!(
+        "output `{output}` has shape {shape:?}, expected {} samples first; give arrays with one more dimension, so that \
+         each sample is a whole run: {}",
+        batch.samples,
+        inputs.join(", ")
+    )
+}
+
 impl<'a> Judge<'a> {
-    fn new(data: &'a Dataset) -> Judge<'a> {
+    fn new(data: &'a Dataset, output: &'a str) -> Judge<'a> {
         Judge {
             data,
+            output,
             by: None,
             samples: 0,
             counts: Counts::default(),
@@ -287,9 +308,7 @@ impl<'a> Judge<'a> {
         let rows = if self.data.whole_runs() { 1 } else { batch.samples };
         if !self.data.whole_runs() && float.shape().first() != Some(&rows) {
             let shape = float.shape();
-            return Err(Error::Outputs(format!(
-                "the first output has shape {shape:?}, expected {rows} samples first"
-            )));
+            return Err(Error::Outputs(samples_not_first(self.output, shape, batch)));
         }
         let by = *self.by.get_or_insert_with(|| how_to_judge(float, self.data.whole_runs()));
         let (a, b) = (float.to_f64(), int8.to_f64());
@@ -634,6 +653,15 @@ fn channel_axis(op: &str, rank: usize) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_output_without_samples_first_is_named_with_what_helps() {
+        let inputs = vec![("x".to_owned(), Tensor::from_slice(&[32, 7], &[0f32; 224]))];
+        let batch = Batch { first: 0, samples: 32, inputs };
+        let want = "output `t` has shape [7, 2, 32, 4], expected 32 samples first; give arrays with one more dimension, \
+                    so that each sample is a whole run: `x` as [samples, 1, 7]";
+        assert_eq!(samples_not_first("t", &[7, 2, 32, 4], &batch), want);
+    }
 
     #[test]
     fn the_interval_is_that_of_wilson() {

@@ -3,7 +3,8 @@
 //! The rules are those under which ONNX Runtime fuses a QDQ graph on x86 (facts: its `qdq_selectors.cc`), so that other
 //! runtimes gain from the artifact too:
 //!
-//! - Conv with constant weights: integer; its result always gets codes.
+//! - Conv with constant weights: integer; its result always gets codes. Over three spatial axes this program computes in
+//!   float: for it the weights alone are stored in codes.
 //! - Gemm with a constant matrix: integer; its result gets codes where an integer operator reads it, else it is real.
 //! - MatMul with a constant matrix: integer product, real result (`MatMulIntegerToFloat`). Products of two
 //!   activations stay in float, as do LayerNorm, Softmax and GELU: in integers they cost a transformer its accuracy.
@@ -28,7 +29,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::exec::fuse::activation_behind;
 use crate::engine::graph::function::Function;
-use crate::engine::graph::op::{Binary, Op, Unary};
+use crate::engine::graph::op::{Binary, CODED_AXES_MAX, Op, Unary};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::schemes::stored;
 use crate::engine::quant::targets::Profile;
@@ -42,6 +43,12 @@ const TABLE_MIN: usize = 1 << 12;
 
 /// Why a node of a model that comes quantized is in float.
 const LEFT: &str = "left in float by what quantized the model; `complete` quantizes it";
+
+/// Why windows that move along more than two axes are in float.
+const MANY_AXES: &str = "windows over more than two spatial axes are computed in float";
+
+/// Why an average is in float whose last windows reach beyond pads that count.
+const BEYOND_PADS: &str = "with ceil_mode and count_include_pad its windows are divided by different counts";
 
 /// What becomes of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -413,6 +420,12 @@ impl<'a> Planner<'a> {
                     return Decision::Float(reason);
                 }
                 let conv = matches!(node.op, Op::Conv { .. });
+                if conv && self.profile.flat_windows && axes_of_weights(self.graph, node) > CODED_AXES_MAX {
+                    return match stored::operands(self.graph, node).is_empty() {
+                        true => Decision::Float(MANY_AXES.to_owned()),
+                        false => Decision::Stored,
+                    };
+                }
                 if !conv && self.recipe.ranges_by_row() && behind(self, 0) != Some(Behind::Convolution) {
                     return Decision::Dynamic;
                 }
@@ -447,6 +460,12 @@ impl<'a> Planner<'a> {
                 self.codeable.insert(node.outputs[0], Behind::Convolution);
             }
             op if op.lays_blocks() && !self.profile.blocks => return Decision::Data,
+            Op::AveragePool { sliding, count_include_pad }
+                if self.profile.flat_windows && !sliding.averages_codes(*count_include_pad) =>
+            {
+                let reason = if sliding.kernel.len() > CODED_AXES_MAX { MANY_AXES } else { BEYOND_PADS };
+                return Decision::Float(reason.to_owned());
+            }
             op if passes_codes(op) || computes_mean(op) => match behind(self, 0) {
                 Some(behind) => {
                     self.codeable.extend(node.outputs.iter().map(|&output| (output, behind)));
@@ -656,6 +675,12 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// Spatial axes of the windows of a convolution with constant weights.
+fn axes_of_weights(graph: &Graph, node: &Node) -> usize {
+    let weights = node.input(1).and_then(|id| graph.constant(id));
+    weights.map_or(0, |weights| weights.shape().len().saturating_sub(2))
+}
+
 /// The operands of an integer node that it reads as codes of activations.
 fn operands(node: &Node, function: Option<&Function>) -> Vec<ValueId> {
     if let Some(function) = function {
@@ -791,6 +816,8 @@ mod tests {
                     let shape: &[usize] = match (operand, name) {
                         ("six" | "one" | "zero", _) => &[],
                         (_, "Conv") => &[8, 8, 1, 1],
+                        ("small", "Conv3") => &[8, 1, 1, 1, 1],
+                        (_, "Conv3") => &[8, 8, 3, 3, 3],
                         ("table", _) => &[512, 8],
                         _ => &[8, 8],
                     };
@@ -804,7 +831,7 @@ mod tests {
                 inputs.push(Some(ids[operand]));
             }
             let op = match name {
-                "Conv" => Op::Conv { sliding: Sliding::default(), groups: 1 },
+                "Conv" | "Conv3" => Op::Conv { sliding: Sliding::default(), groups: 1 },
                 "Gemm" => Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false },
                 "MatMul" => Op::MatMul,
                 "Relu" => Op::Unary(Unary::Relu),
@@ -816,6 +843,10 @@ mod tests {
                 "Clip" => Op::Clip,
                 "Add" => Op::Binary(Binary::Add),
                 "MaxPool" => Op::MaxPool { sliding: Sliding::default() },
+                "Average3" => {
+                    let sliding = Sliding { kernel: vec![2; 3], ..Sliding::default() };
+                    Op::AveragePool { sliding, count_include_pad: false }
+                }
                 "Gap" => Op::GlobalAveragePool,
                 "Flatten" => Op::Flatten { axis: 1 },
                 "Split" => Op::Split { axis: 1, outputs: 2 },
@@ -870,6 +901,21 @@ mod tests {
         check(lenet, &["y"], serde_json::json!({}), "IAIIIAI x r m<r f<r h");
         let residual = "a = Conv(x, w); b = Clip(a, zero, six); c = Conv(b, w2); s = Add(c, b); r = Relu(s); p = Gap(r); f = Flatten(p); y = Gemm(f, v)";
         check(residual, &["y"], serde_json::json!({}), "IAIIAIII x b c r p f<p");
+    }
+
+    #[test]
+    fn windows_over_three_axes_are_counted_as_the_float_that_they_are() {
+        let volumes =
+            "c = Conv3(x, w); r = Relu(c); p = Average3(r); g = Gap(p); f = Flatten(g); y = Gemm(f, v)";
+        check(volumes, &["y"], serde_json::json!({}), "SFFFDI f");
+        check(volumes, &["y"], serde_json::json!({"target": "openvino"}), "IAIIII x r p g f<g");
+        check("c = Conv3(x, small); y = Conv3(c, w)", &["y"], serde_json::json!({}), "FS ");
+        check(
+            "c = Conv(x, w); p = Average3(c); y = Conv(p, v)",
+            &["y"],
+            serde_json::json!({}),
+            "IFI x c p y",
+        );
     }
 
     #[test]

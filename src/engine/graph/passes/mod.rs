@@ -1,6 +1,7 @@
 //! Rewrites of a graph that keep its answer. Each has a name and can be switched off.
 
 mod affine;
+pub mod casts;
 mod halves;
 pub mod hard_swish;
 mod identities;

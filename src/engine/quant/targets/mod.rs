@@ -51,6 +51,8 @@ pub struct Profile {
     pub functions: Functions,
     /// Whether codes are passed on through blocks of pixels that become channels, or the other way.
     pub blocks: bool,
+    /// Whether windows are computed on codes over one and two spatial axes only.
+    pub flat_windows: bool,
     /// Whether results become codes although nobody computes with them.
     pub whole: bool,
     /// Whether matrices have one scale, and only kernels of convolutions one a channel.
@@ -75,6 +77,7 @@ impl Profile {
             single_functions: false,
             functions: Functions::Table,
             blocks: false,
+            flat_windows: false,
             whole: false,
             matrices_by_tensor: false,
             tables_by_row: false,
@@ -86,6 +89,7 @@ impl Profile {
                 tables_by_row: true,
                 functions: recipe.functions,
                 blocks: true,
+                flat_windows: true,
                 ..plain
             },
             Target::Onnxruntime => Profile { single_functions: true, ..plain },
