@@ -1,12 +1,13 @@
 //! `/v2/models/NAME/infer` and its kin, byte for byte as clients of KServe and Triton send and read it.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use crate::support::app::{Answer, TestApp, send};
-use crate::support::files::linear_of;
+use crate::support::files::{self, linear_of};
 
 const X: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
 
@@ -335,3 +336,50 @@ async fn a_stopping_server_answers_what_it_has_taken() {
     app.stop().await;
     assert_eq!(floats(&parts(&waiting.await.unwrap().expect(200)).1), linear_of(X));
 }
+/// A version that answers nobody in time would else look like one whose clients go away, and keep its requests.
+#[tokio::test]
+async fn a_version_that_is_too_late_for_the_server_loses_its_requests() {
+    let mut app = TestApp::with(&[DELAY]).await;
+    app.serve().await;
+    app.put("/v1/models/linear", files::linear_with(2.0)).await.expect(201);
+    let change = json!({ "model": "linear@2", "rollback": { "max_error_ratio": 0.5, "min_requests": 2 } });
+    app.put_json("/v1/endpoints/linear", &change).await.expect(200);
+    // Shorter than the delay only now: to load may take longer.
+    app.set("limits.request_timeout_ms", "600");
+    app.restart().await;
+    let body = |parameters: Value| {
+        json!({ "parameters": parameters, "inputs": [
+            { "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X }] })
+    };
+    // What clients ask for themselves says nothing of the version.
+    for _ in 0..3 {
+        let own = app.post_json("/v2/models/linear/infer", &body(json!({ "timeout": 1 }))).await;
+        own.error(504, "deadline", &["its timeout"]);
+    }
+    // Nor does a client that is slow to send its request.
+    let (sender, slow) = futures::channel::mpsc::unbounded::<Result<Vec<u8>, std::io::Error>>();
+    let slow = app.request(Method::POST, "/v2/models/linear/infer").body(reqwest::Body::wrap_stream(slow));
+    send(slow).await.error(504, "deadline", &["0.6 s"]);
+    drop(sender);
+    let body = body(json!({}));
+    let late = || app.post_json("/v2/models/linear/infer", &body);
+    let (one, two) = tokio::join!(late(), late());
+    one.error(504, "deadline", &["0.6 s"]);
+    two.error(504, "deadline", &["0.6 s"]);
+    let metrics = app.get("/metrics").await.text();
+    let outcome = |name: &str| format!(r#"outcome="{name}",precision="fp32",protocol="http",version="2"}}"#);
+    assert!(metrics.contains(&format!("{} 6", outcome("deadline"))), "{metrics}");
+    assert!(!metrics.contains(&format!("{} 1", outcome("cancelled"))), "{metrics}");
+    let last = loop {
+        let changes = app.get("/v1/endpoints/linear/changes").await.expect(200).json();
+        let last = changes["items"][0].clone();
+        if last["by"] == "rollback" {
+            break last;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(last["reason"].as_str().unwrap().contains("2 of the last 2 requests"), "{last}");
+    let view = app.get("/v1/endpoints/linear").await.expect(200).json();
+    assert_eq!(view["routes"], json!([{ "version": 1, "weight": 100 }]), "{view:#}");
+}
+

@@ -16,14 +16,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::api::access::{Noted, admit, given};
 use crate::api::answered::{self, Trail};
-use crate::api::error::{Code as Refusal, Problem};
+use crate::api::error::Problem;
 use crate::api::grpc::access;
 use crate::api::grpc::health::Health;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::api::grpc::service::Service;
 use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
-use crate::api::{Answered, Call, Context};
+use crate::api::{Answered, Call, Context, until};
 use crate::service::keys::Caller;
 use crate::service::store::Scope;
 
@@ -153,9 +153,9 @@ async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> 
     if path == LOAD {
         // One at a time: each may hold a whole model in memory. Its time is that of the network.
         let _turn = shared.loading.lock().await;
-        return in_time(LOAD_TIME, next.run(request)).await;
+        return in_time(LOAD_TIME, request, next).await;
     }
-    in_time(shared.limits.request_timeout, next.run(request)).await
+    in_time(shared.limits.request_timeout, request, next).await
 }
 
 fn is_probe(path: &str) -> bool {
@@ -164,10 +164,8 @@ fn is_probe(path: &str) -> bool {
         || path.starts_with("/grpc.health.v1.Health/")
 }
 
-async fn in_time(limit: Duration, answer: impl Future<Output = Response>) -> Response {
-    let late = || format!("not answered within {} s", limit.as_secs_f64());
-    let answer = tokio::time::timeout(limit, answer).await;
-    answer.unwrap_or_else(|_| Status::from(Problem::new(Refusal::Deadline, late())).into_http())
+async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
+    until::in_time(limit, request, next).await.unwrap_or_else(|late| Status::from(late).into_http())
 }
 
 /// What tonic says, in the words and codes that clients of the protocol know.

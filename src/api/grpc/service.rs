@@ -25,6 +25,7 @@ use crate::api::grpc::proto::{
     TraceSettingResponse,
 };
 use crate::api::grpc::{describe, given, infer, repository, settings, shared_memory};
+use crate::api::until::Until;
 use crate::api::v2;
 use crate::service::keys::Caller;
 
@@ -75,8 +76,10 @@ impl GrpcInferenceService for Service {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let deadline = infer::deadline(request.metadata());
+        let until = request.extensions().get::<Until>().copied();
         let trail = request.extensions().get::<Trail>().cloned();
-        Ok(Response::new(infer::answer(&self.shared, request.into_inner(), deadline, trail.as_ref()).await?))
+        let answer = infer::answer(&self.shared, request.into_inner(), deadline, until, trail.as_ref()).await;
+        Ok(Response::new(answer?))
     }
 
     type ModelStreamInferStream = infer::Answers;
