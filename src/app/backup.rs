@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-use super::{clock, database};
+use super::{clock, database, missing_database};
 use crate::config::Settings;
 use crate::service::store::sql::open::Sql;
 use crate::service::store::{self, Digest};
@@ -69,6 +69,9 @@ pub struct Copied {
 pub async fn back_up(settings: &Settings, to: &Path) -> Result<Copied, Error> {
     if !settings.store.database_url.is_empty() || !settings.store.s3_bucket.is_empty() {
         return Err(Error::Shared);
+    }
+    if let Some(path) = missing_database(settings) {
+        return Err(Error::Folder(super::Error::NoDatabase { path }.to_string()));
     }
     empty(to)?;
     let from = &settings.data_dir;

@@ -291,3 +291,37 @@ async fn an_address_that_others_reach_needs_keys_or_a_word() {
         app::start(&settings("0.0.0.0:0", "off", &[set])).await.unwrap().stop().await;
     }
 }
+
+/// What `octet` says when it is run, standard output and standard error together, and how it ends.
+fn octet(arguments: &[&str]) -> (Option<i32>, String) {
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_octet")).args(arguments).output().unwrap();
+    let text = [ran.stdout, ran.stderr].concat();
+    (ran.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn what_works_on_a_database_makes_none_where_it_was_misspelt() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (backup, data) = (at("backup"), at("not/there"));
+    for command in
+        [&["backup", backup.as_str()][..], &["key", "list"], &["key", "revoke", "0123456789abcdef"]]
+    {
+        let (code, text) = octet(&[command, &["--data-dir", &data]].concat());
+        assert_eq!(code, Some(if command[0] == "backup" { 1 } else { 2 }), "{command:?}: {text}");
+        assert!(text.contains(&data) && text.contains("--data-dir"), "{command:?}: {text}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{command:?}");
+    }
+    // A first key is made before the first start, as the tables may be.
+    for (command, folder) in
+        [(&["key", "create", "--name", "ci", "--scope", "read"][..], "new"), (&["migrate"], "other")]
+    {
+        let place = ["--data-dir", &at(folder)];
+        let (code, text) = octet(&[command, &place].concat());
+        assert!(code == Some(0) && text.contains("A new database was made"), "{command:?}: {text}");
+        let (code, text) = octet(&[command, &place].concat());
+        assert!(code == Some(0) && !text.contains("A new database"), "{command:?}: {text}");
+    }
+    let (code, text) = octet(&["key", "list", "--data-dir", &at("new")]);
+    assert!(code == Some(0) && text.matches(" ci ").count() == 2, "{text}");
+}
