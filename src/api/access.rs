@@ -52,10 +52,14 @@ pub(crate) fn given(headers: &HeaderMap) -> Given<'_> {
 }
 
 /// Whose request it is, once it may do what needs `scope`; `None` where nobody is asked for a key.
-pub(crate) fn admit(shared: &Context, given: Given<'_>, scope: Scope) -> Result<Option<Caller>, Refused> {
+pub(crate) async fn admit(
+    shared: &Context,
+    given: Given<'_>,
+    scope: Scope,
+) -> Result<Option<Caller>, Refused> {
     let Some(keys) = &shared.keys else { return Ok(None) };
     let caller = match given {
-        Given::Header(key) | Given::Cookie(key) => keys.identify(key)?,
+        Given::Header(key) | Given::Cookie(key) => keys.identify(key).await?,
         Given::Nothing => return Err(keys.refused(Refused::Missing)),
     };
     keys.allow(&caller, scope)?;

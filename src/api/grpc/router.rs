@@ -124,7 +124,7 @@ async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: 
 /// Lets a call in whose key allows it, and notes whose it is.
 async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, next: Next) -> Response {
     let Some(scope) = access::scope_of(path) else { return bounded(shared, path, request, next).await };
-    let caller = match admit(shared, given(request.headers()), scope) {
+    let caller = match admit(shared, given(request.headers()), scope).await {
         Ok(caller) => caller,
         Err(refused) => return Status::from(Problem::from(refused)).into_http(),
     };
