@@ -16,7 +16,7 @@ use crate::service::store::{Catalog, NewAudit, Owner, Scope};
 /// The cookie in which a browser that has signed in keeps its key.
 pub(crate) const COOKIE: &str = "octet_key";
 
-/// So much of a path is kept on record.
+/// So much of a path is kept on record, of the request and of what it made.
 const PATH_CHARS_MAX: usize = 512;
 
 /// What a request brings.
@@ -169,10 +169,11 @@ impl Noted {
         Noted { catalog: Arc::clone(&shared.catalog), line: Some(line) }
     }
 
-    /// It was answered, and has made `record`.
+    /// It was answered, and has made or loaded `record`.
     pub(crate) async fn end(mut self, record: Option<String>, outcome: String) {
         let Some(line) = self.line.take() else { return };
         // In a task of its own: the client may go away while it is written.
+        let record = record.map(|record| record.chars().take(PATH_CHARS_MAX).collect());
         let written = keep(Arc::clone(&self.catalog), NewAudit { record, outcome, ..line });
         if let Err(error) = tokio::spawn(written).await {
             tracing::error!(%error, "A request is not on record: {error}");

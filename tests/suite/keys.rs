@@ -270,6 +270,29 @@ async fn changes_of_an_endpoint_tell_whose_key_made_them() {
 }
 
 #[tokio::test]
+async fn a_load_and_an_unload_over_grpc_are_on_record_with_their_endpoint() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    // The second field of the message is the name. What answers reads calls over HTTP/1 too.
+    let message =
+        |name: &str| [&[0, 0, 0, 0, name.len() as u8 + 2, 0x12, name.len() as u8], name.as_bytes()].concat();
+    let client = reqwest::Client::new();
+    for (call, name) in [
+        ("RepositoryModelUnload", "linear"),
+        ("RepositoryModelLoad", "linear"),
+        ("RepositoryModelLoad", "none"),
+    ] {
+        let url = format!("http://{}/inference.GRPCInferenceService/{call}", app.grpc_address());
+        let request = client.post(url).header("content-type", "application/grpc").header("te", "trailers");
+        send(request.body(message(name))).await.expect(200);
+        let line = app.get("/v1/audit").await.expect(200).json()["items"][0].clone();
+        assert!(line["route"].as_str().unwrap().ends_with(call), "{line}");
+        assert_eq!(line["record"], format!("/v1/endpoints/{name}"), "{line}");
+        assert_eq!(line["outcome"], if name == "none" { "NotFound" } else { "Ok" }, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_others_reach_needs_keys_or_a_word() {
     let folder = tempfile::tempdir().unwrap();
     let settings = |listen: &str, grpc: &str, set: &[(&str, &str)]| {

@@ -134,10 +134,13 @@ async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, 
     if !matches!(scope, Scope::Write | Scope::Admin) {
         return bounded(shared, path, request, next).await;
     }
+    let trail = request.extensions().get::<Trail>().cloned().unwrap_or_default();
     let noted = Noted::begin(shared, caller.as_ref(), id, "gRPC", path, path);
     let response = bounded(shared, path, request, next).await;
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-    noted.end(None, format!("{code:?}")).await;
+    // The path of a call does not say it, as that of a request does.
+    let record = trail.endpoint().filter(|name| !name.is_empty()).map(|name| format!("/v1/endpoints/{name}"));
+    noted.end(record, format!("{code:?}")).await;
     response
 }
 

@@ -129,7 +129,8 @@ impl GrpcInferenceService for Service {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
         let by = By::of(request.extensions());
-        let load = repository::Load::read(request.into_inner())?;
+        let trail = request.extensions().get::<Trail>().cloned().unwrap_or_default();
+        let load = repository::Load::read(request.into_inner(), &trail)?;
         let bytes = |bytes| stream::iter([Ok::<Bytes, Infallible>(bytes)]);
         let file = load.file.as_ref().map(|(path, file)| (path.as_str(), bytes(file.clone())));
         v2::repository::load(&self.shared, &load.name, load.config.as_deref(), file, &by).await?;
@@ -142,6 +143,9 @@ impl GrpcInferenceService for Service {
     ) -> Answer<RepositoryModelUnloadResponse> {
         let message = request.get_ref();
         let name = repository::name(&message.model_name, &message.repository_name);
+        if let Some(trail) = request.extensions().get::<Trail>() {
+            trail.set_endpoint(name);
+        }
         self.shared.registry.unload(name).map_err(Problem::from)?;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
     }
