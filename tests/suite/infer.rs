@@ -88,17 +88,35 @@ async fn compressed_requests_are_taken() {
     zlib.write_all(&plain).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(&plain).unwrap();
-    for (encoding, bytes) in [("deflate", zlib.finish().unwrap()), ("gzip", gzip.finish().unwrap())] {
+    let (zlib, gzip) = (zlib.finish().unwrap(), gzip.finish().unwrap());
+    // RFC 1952: members one behind the other are one file.
+    let members: Vec<u8> = plain
+        .chunks(plain.len() - 5)
+        .flat_map(|part| {
+            let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            member.write_all(part).unwrap();
+            member.finish().unwrap()
+        })
+        .collect();
+    for (encoding, bytes) in
+        [("deflate", &zlib), ("gzip", &gzip), ("GZIP", &gzip), ("x-gzip", &gzip), ("gzip", &members)]
+    {
         let request =
             app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
-        let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes);
+        let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes.clone());
         let answer = send(request).await.expect(200).json();
         assert_eq!(answer["outputs"][0]["data"], json!(linear_of(X)), "{encoding}");
     }
     let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "br");
-    send(request.body("x")).await.error(415, "unsupported_media", &[]);
+    send(request.body("x")).await.error(415, "unsupported_media", &["`br`", "gzip"]);
     let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "gzip");
     send(request.body("no gzip")).await.error(400, "bad_request", &["body"]);
+    for (encoding, bytes) in [("deflate", zlib), ("gzip", gzip)] {
+        let request =
+            app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
+        let request = request.header("Inference-Header-Content-Length", json.len());
+        send(request.body([&bytes[..], b"more"].concat())).await.error(400, "bad_request", &["body"]);
+    }
 }
 
 #[tokio::test]
@@ -325,17 +343,6 @@ async fn a_client_that_goes_away_is_not_computed_for() {
     );
 }
 
-#[tokio::test]
-async fn a_stopping_server_answers_what_it_has_taken() {
-    let mut app = TestApp::with(&[DELAY]).await;
-    app.serve().await;
-    let request = app.request(Method::POST, "/v2/models/linear/infer");
-    let request = request.header("Inference-Header-Content-Length", "0").body(raw(&X));
-    let waiting = tokio::spawn(send(request));
-    until_in_flight(&app, 1).await;
-    app.stop().await;
-    assert_eq!(floats(&parts(&waiting.await.unwrap().expect(200)).1), linear_of(X));
-}
 /// A version that answers nobody in time would else look like one whose clients go away, and keep its requests.
 #[tokio::test]
 async fn a_version_that_is_too_late_for_the_server_loses_its_requests() {
@@ -383,3 +390,14 @@ async fn a_version_that_is_too_late_for_the_server_loses_its_requests() {
     assert_eq!(view["routes"], json!([{ "version": 1, "weight": 100 }]), "{view:#}");
 }
 
+#[tokio::test]
+async fn a_stopping_server_answers_what_it_has_taken() {
+    let mut app = TestApp::with(&[DELAY]).await;
+    app.serve().await;
+    let request = app.request(Method::POST, "/v2/models/linear/infer");
+    let request = request.header("Inference-Header-Content-Length", "0").body(raw(&X));
+    let waiting = tokio::spawn(send(request));
+    until_in_flight(&app, 1).await;
+    app.stop().await;
+    assert_eq!(floats(&parts(&waiting.await.unwrap().expect(200)).1), linear_of(X));
+}

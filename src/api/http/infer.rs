@@ -155,7 +155,14 @@ async fn answer_ticket(
 ) -> Result<(Response, Spent), Problem> {
     let framing = request_framing(headers)?;
     let head = if let Framing::Binary(head) = framing { head } else { 0 };
-    let body = receive(headers, body, shared.limits.infer_body_bytes, head).await?;
+    let coding = compress::of_body(headers)?;
+    let limit = shared.limits.infer_body_bytes;
+    let mut body = receive(headers, body, limit, head).await?;
+    if let Some(coding) = coding {
+        // The header counts plain bytes.
+        let plain = aside(move || compress::decompress(coding, body.bytes(), head, limit));
+        body = Received::Joined(plain.await??);
+    }
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, body, &served).await?;
