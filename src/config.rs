@@ -185,7 +185,7 @@ pub struct Limits {
     pub infer_body_bytes: u64,
     /// Bytes of any other body that is JSON, 1 KiB to 64 MiB.
     pub json_body_bytes: u64,
-    /// Levels of JSON inside each other, 4 to 128.
+    /// Levels of JSON inside each other, but for inference, 4 to 128.
     pub json_depth: u64,
     /// Milliseconds for a request that is not an upload or a download, 100 to 3,600,000.
     pub request_timeout_ms: u64,
