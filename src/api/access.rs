@@ -172,8 +172,8 @@ impl Noted {
     /// It was answered, and has made or loaded `record`.
     pub(crate) async fn end(mut self, record: Option<String>, outcome: String) {
         let Some(line) = self.line.take() else { return };
-        // In a task of its own: the client may go away while it is written.
         let record = record.map(|record| record.chars().take(PATH_CHARS_MAX).collect());
+        // In a task of its own: the client may go away while it is written.
         let written = keep(Arc::clone(&self.catalog), NewAudit { record, outcome, ..line });
         if let Err(error) = tokio::spawn(written).await {
             tracing::error!(%error, "A request is not on record: {error}");
