@@ -185,7 +185,7 @@ pub struct Limits {
     pub infer_body_bytes: u64,
     /// Bytes of any other body that is JSON, 1 KiB to 64 MiB.
     pub json_body_bytes: u64,
-    /// Levels of JSON inside each other, 4 to 128.
+    /// Levels of JSON inside each other, but for inference, 4 to 128.
     pub json_depth: u64,
     /// Milliseconds for a request that is not an upload or a download, 100 to 3,600,000.
     pub request_timeout_ms: u64,
@@ -273,7 +273,7 @@ pub struct Webhooks {
 pub struct Log {
     /// How a line looks.
     pub format: LogFormat,
-    /// A level, or a filter of `tracing-subscriber`.
+    /// A level, or a filter of `tracing-subscriber` that has one in each part.
     pub level: String,
     /// Collector of OpenTelemetry, `http://HOST:PORT`; empty for none.
     pub otlp_endpoint: String,
@@ -359,6 +359,9 @@ fn is_foreign(variable: &str) -> bool {
 
 /// Whole numbers: key, value, smallest, largest.
 type Range = (&'static str, fn(&Settings) -> u64, u64, u64);
+
+/// The levels of the log.
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
 const TIB: u64 = 1 << 40;
 const RANGES: &[Range] = &[
@@ -503,11 +506,8 @@ impl Settings {
                 faults.push(format!("`{key}` is {value}, it must be {min} to {max}"));
             }
         }
-        let texts = [
-            ("data_dir", self.data_dir.as_os_str().is_empty()),
-            ("isa", self.isa.is_empty()),
-            ("log.level", self.log.level.is_empty()),
-        ];
+        let texts = [("data_dir", self.data_dir.as_os_str().is_empty()), ("isa", self.isa.is_empty())];
+        faults.extend(level_fault(&self.log.level));
         let given = |path: &Path| !path.as_os_str().is_empty();
         let tls = &self.tls;
         if given(&tls.certificate) != given(&tls.key) {
@@ -544,6 +544,20 @@ impl Settings {
         );
         faults
     }
+}
+
+/// What is wrong with `log.level`.
+fn level_fault(text: &str) -> Option<String> {
+    // tracing-subscriber takes a word that is no level for the name of a module, and writes the lines of that module only:
+    // none at all.
+    let level =
+        |part: &str| part.rsplit_once('=').map_or(part, |(_, level)| level).trim().to_ascii_lowercase();
+    let wrong = text.split(',').find(|part| !LEVELS.contains(&level(part).as_str()))?;
+    let known = LEVELS.join(", ");
+    Some(format!(
+        "`log.level`: `{}` is no level: give one of {known}, or a filter of them such as \"info,octet::service=debug\"",
+        wrong.trim()
+    ))
 }
 
 /// What counts more for packed weights.
@@ -712,6 +726,32 @@ mod tests {
     fn the_example_for_production_is_valid() {
         let text = include_str!("../config/production.example.toml");
         assemble(text, &[], &Flags::default()).unwrap();
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_of_the_log_is_refused() {
+        let level = |text: &str| assemble("", &[("OCTET_LOG__LEVEL", text)], &Flags::default());
+        for text in
+            ["error", "warn", "INFO", "debug", "trace", "off", "info,octet::service=debug", "warn, octet=off"]
+        {
+            assert_eq!(level(text).unwrap().log.level, text);
+        }
+        for (text, wrong) in [
+            ("warning", "`warning`"),
+            ("", "``"),
+            ("2", "`2`"),
+            ("octet", "`octet`"),
+            ("info,octet=verbose", "`octet=verbose`"),
+            ("info,", "``"),
+        ] {
+            let error = level(text).unwrap_err();
+            assert_eq!(error.faults.len(), 1, "{error}");
+            let fault = &error.faults[0];
+            assert!(
+                fault.starts_with(&format!("`log.level`: {wrong} is no level: give one of off, error,")),
+                "{fault}"
+            );
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::service::store::{Catalog, NewAudit, Owner, Scope};
 /// The cookie in which a browser that has signed in keeps its key.
 pub(crate) const COOKIE: &str = "octet_key";
 
-/// So much of a path is kept on record.
+/// So much of a path is kept on record, of the request and of what it made.
 const PATH_CHARS_MAX: usize = 512;
 
 /// What a request brings.
@@ -52,10 +52,14 @@ pub(crate) fn given(headers: &HeaderMap) -> Given<'_> {
 }
 
 /// Whose request it is, once it may do what needs `scope`; `None` where nobody is asked for a key.
-pub(crate) fn admit(shared: &Context, given: Given<'_>, scope: Scope) -> Result<Option<Caller>, Refused> {
+pub(crate) async fn admit(
+    shared: &Context,
+    given: Given<'_>,
+    scope: Scope,
+) -> Result<Option<Caller>, Refused> {
     let Some(keys) = &shared.keys else { return Ok(None) };
     let caller = match given {
-        Given::Header(key) | Given::Cookie(key) => keys.identify(key)?,
+        Given::Header(key) | Given::Cookie(key) => keys.identify(key).await?,
         Given::Nothing => return Err(keys.refused(Refused::Missing)),
     };
     keys.allow(&caller, scope)?;
@@ -165,9 +169,10 @@ impl Noted {
         Noted { catalog: Arc::clone(&shared.catalog), line: Some(line) }
     }
 
-    /// It was answered, and has made `record`.
+    /// It was answered, and has made or loaded `record`.
     pub(crate) async fn end(mut self, record: Option<String>, outcome: String) {
         let Some(line) = self.line.take() else { return };
+        let record = record.map(|record| record.chars().take(PATH_CHARS_MAX).collect());
         // In a task of its own: the client may go away while it is written.
         let written = keep(Arc::clone(&self.catalog), NewAudit { record, outcome, ..line });
         if let Err(error) = tokio::spawn(written).await {

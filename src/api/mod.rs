@@ -7,6 +7,7 @@ pub(crate) mod error;
 pub mod grpc;
 pub mod http;
 pub mod tls;
+pub(crate) mod until;
 pub(crate) mod v2;
 pub mod wire;
 

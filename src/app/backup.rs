@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{clock, database};
+use super::{clock, database, missing_database};
 use crate::config::Settings;
 use crate::service::store::blobs::hashed;
 use crate::service::store::sql::open::Sql;
@@ -68,6 +68,9 @@ pub struct Copied {
 pub async fn back_up(settings: &Settings, to: &Path) -> Result<Copied, Error> {
     if !settings.store.database_url.is_empty() || !settings.store.s3_bucket.is_empty() {
         return Err(Error::Shared);
+    }
+    if let Some(path) = missing_database(settings) {
+        return Err(Error::Folder(super::Error::NoDatabase { path }.to_string()));
     }
     empty(to)?;
     let from = &settings.data_dir;

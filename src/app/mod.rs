@@ -66,6 +66,14 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// There is nothing to work on.
+    #[error(
+        "there is no database `{path}`: name the folder of the server with --data-dir, or its settings with --config"
+    )]
+    NoDatabase {
+        /// The file.
+        path: PathBuf,
+    },
     /// Strangers could reach a server that asks nobody.
     #[error(
         "{address} can be reached from other machines, and nobody is asked for a key: make keys with \
@@ -309,12 +317,31 @@ fn tokens(auth: &config::Auth) -> Result<Option<Arc<Tokens>>, Error> {
     Ok(Some(Tokens::new(options)?))
 }
 
-/// The records of a server, which may run meanwhile: only the files have one owner.
+/// The records of a server, which may run meanwhile: only the files have one owner. Makes them where there are none, as
+/// the server does.
 ///
 /// # Errors
 /// [`Error`] where they cannot be opened.
 pub async fn open_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
     Ok(database(settings, clock()).await?)
+}
+
+/// The same for who has nothing to do where there are none: in a folder that was misspelt.
+///
+/// # Errors
+/// [`Error::NoDatabase`], and as [`open_catalog`].
+pub async fn open_existing_catalog(settings: &Settings) -> Result<Arc<dyn Catalog>, Error> {
+    match missing_database(settings) {
+        Some(path) => Err(Error::NoDatabase { path }),
+        None => open_catalog(settings).await,
+    }
+}
+
+/// The SQLite file that whoever opens the records would make; `None` where there is one, and where Postgres keeps them.
+#[must_use]
+pub fn missing_database(settings: &Settings) -> Option<PathBuf> {
+    let path = settings.data_dir.join("octet.db");
+    (settings.store.database_url.is_empty() && !path.exists()).then_some(path)
 }
 
 /// Brings the database to what this program knows. Gives the version, and the names of what was applied.

@@ -6,7 +6,7 @@ use octet::app;
 use octet::service::keys::Token;
 use octet::service::store::{Key as Record, KeyId, Name, NewKey, Scopes, Timestamp};
 
-use crate::cli::serve::{Where, runtime, start_error};
+use crate::cli::serve::{Where, runtime, start_error, tell_of_new_database};
 use crate::cli::{Error, print};
 
 /// Arguments of `octet key`.
@@ -52,7 +52,18 @@ impl Key {
     pub(crate) fn run(self) -> Result<(), Error> {
         let settings = self.place.settings()?;
         runtime()?.block_on(async {
-            let catalog = app::open_catalog(&settings).await.map_err(start_error)?;
+            let catalog = match &self.command {
+                // Before the first start too: a server that others reach does not start without keys.
+                Command::Create { .. } => {
+                    let missing = app::missing_database(&settings);
+                    let catalog = app::open_catalog(&settings).await.map_err(start_error)?;
+                    tell_of_new_database(missing);
+                    catalog
+                }
+                Command::List | Command::Revoke { .. } => {
+                    app::open_existing_catalog(&settings).await.map_err(start_error)?
+                }
+            };
             let failed = |error: octet::service::store::Error| start_error(error.into());
             match self.command {
                 Command::Create { name, scope, expires, rate, quota } => {

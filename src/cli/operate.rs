@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use octet::app::{self, backup, doctor};
 
-use crate::cli::serve::{Where, runtime, start_error};
+use crate::cli::serve::{Where, runtime, start_error, tell_of_new_database};
 use crate::cli::{Error, print};
 
 /// Arguments of `octet doctor`.
@@ -37,7 +37,9 @@ impl Migrate {
     /// Brings the database to what this program knows. A server does the same when it starts.
     pub(crate) fn run(self) -> Result<(), Error> {
         let settings = self.place.settings()?;
+        let missing = app::missing_database(&settings);
         let (version, applied) = runtime()?.block_on(app::migrate(&settings)).map_err(start_error)?;
+        tell_of_new_database(missing);
         print(&match applied.as_slice() {
             [] => format!("schema version {version}: nothing to do\n"),
             applied => format!("schema version {version}, applied: {}\n", applied.join(", ")),

@@ -58,6 +58,13 @@ impl Where {
     }
 }
 
+/// Says that a database was made where `missing` is the file that was not there: who has misspelt the folder learns it here.
+pub(crate) fn tell_of_new_database(missing: Option<PathBuf>) {
+    if let Some(path) = missing {
+        eprintln!("A new database was made, there was none: `{}`", path.display());
+    }
+}
+
 /// Arguments of `octet demo`.
 #[derive(clap::Args)]
 pub(crate) struct Demo {
@@ -130,9 +137,10 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Error> {
 
 pub(crate) fn start_error(error: app::Error) -> Error {
     match error {
-        app::Error::Isa { .. } | app::Error::Public { .. } | app::Error::Webhooks(_) => {
-            Error::Usage(chain(&error))
-        }
+        app::Error::Isa { .. }
+        | app::Error::NoDatabase { .. }
+        | app::Error::Public { .. }
+        | app::Error::Webhooks(_) => Error::Usage(chain(&error)),
         app::Error::Blobs(_)
         | app::Error::Partials(_)
         | app::Error::Store(_)

@@ -18,6 +18,10 @@ use crate::service::tokens::{NotTaken, Tokens};
 /// How often the catalog is asked for changes: a key that was revoked is refused at most so much later.
 const POLL: Duration = Duration::from_secs(1);
 
+/// So many times a second the catalog is asked at once, for keys that are not known: one that was just made is taken without
+/// a wait, and strangers cannot make the server ask the database for each request.
+const LOOKS: u32 = 4;
+
 /// How every key begins, so that people and scanners of repositories know one when they see it.
 const PREFIX: &str = "octet_";
 
@@ -195,13 +199,17 @@ struct Known {
     bucket: Arc<Mutex<Option<Bucket>>>,
 }
 
-/// The keys, as the catalog had them a second ago at most.
+/// The keys, as the catalog had them a second ago at most; one that is not known is looked for at once.
 pub struct Keys {
     catalog: Arc<dyn Catalog>,
     clock: Clock,
     metrics: Arc<Metrics>,
     tokens: Option<Arc<Tokens>>,
     known: RwLock<HashMap<KeyId, Caller>>,
+    // Held while the catalog is asked: what one has read must not replace what another has read later.
+    reading: tokio::sync::Mutex<()>,
+    // Looks for keys that are not known.
+    looks: Mutex<Option<Bucket>>,
 }
 
 impl Keys {
@@ -215,7 +223,15 @@ impl Keys {
         metrics: Arc<Metrics>,
         tokens: Option<Arc<Tokens>>,
     ) -> Result<Arc<Keys>, store::Error> {
-        let keys = Keys { catalog, clock, metrics, tokens, known: RwLock::default() };
+        let keys = Keys {
+            catalog,
+            clock,
+            metrics,
+            tokens,
+            known: RwLock::default(),
+            reading: tokio::sync::Mutex::default(),
+            looks: Mutex::default(),
+        };
         keys.refresh().await?;
         Ok(Arc::new(keys))
     }
@@ -239,6 +255,7 @@ impl Keys {
     /// # Errors
     /// Where the catalog does not answer. What was known stays.
     pub async fn refresh(&self) -> Result<(), store::Error> {
+        let _one = self.reading.lock().await;
         let keys = self.catalog.keys().await?;
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         let fresh = keys.into_iter().map(|key| {
@@ -271,7 +288,19 @@ impl Keys {
     ///
     /// # Errors
     /// [`Refused`], counted.
-    pub fn identify(&self, text: &str) -> Result<Caller, Refused> {
+    pub async fn identify(&self, text: &str) -> Result<Caller, Refused> {
+        self.identify_at(text, Instant::now()).await
+    }
+
+    async fn identify_at(&self, text: &str, now: Instant) -> Result<Caller, Refused> {
+        if let Ok(token) = text.parse::<Token>()
+            && self.latest(token.id).is_none()
+            && Bucket::take_of(&self.looks, LOOKS, now)
+        {
+            // Where the catalog does not answer, or not soon, the request is refused as it would be without the look;
+            // `keep_fresh` tells of it.
+            let _ = tokio::time::timeout(POLL, self.refresh()).await;
+        }
         self.counted(self.find(text))
     }
 
@@ -338,9 +367,8 @@ impl Keys {
         let latest = self.in_force(caller, needs)?;
         let key = &latest.0.key;
         let Some(rate) = key.rate else { return Ok(()) };
-        let mut bucket = caller.0.bucket.lock().unwrap_or_else(PoisonError::into_inner);
-        let bucket = bucket.get_or_insert(Bucket { tokens: f64::from(rate), at: now });
-        if bucket.take(f64::from(rate), now) { Ok(()) } else { Err(Refused::Rate { id: key.id, rate }) }
+        let taken = Bucket::take_of(&caller.0.bucket, rate, now);
+        if taken { Ok(()) } else { Err(Refused::Rate { id: key.id, rate }) }
     }
 }
 
@@ -354,7 +382,7 @@ fn in_force(key: &Key, now: Timestamp) -> Result<(), Refused> {
     }
 }
 
-/// Requests that a key has left: as many as a second's worth after a rest.
+/// Requests that a key has left, or looks at the catalog: as many as a second's worth after a rest.
 #[derive(Debug)]
 struct Bucket {
     tokens: f64,
@@ -362,6 +390,13 @@ struct Bucket {
 }
 
 impl Bucket {
+    /// The same of one that is made full by the first who asks.
+    fn take_of(bucket: &Mutex<Option<Bucket>>, rate: u32, now: Instant) -> bool {
+        let rate = f64::from(rate);
+        let mut bucket = bucket.lock().unwrap_or_else(PoisonError::into_inner);
+        bucket.get_or_insert(Bucket { tokens: rate, at: now }).take(rate, now)
+    }
+
     /// Takes one, where there is one. `rate` is requests a second.
     fn take(&mut self, rate: f64, now: Instant) -> bool {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
@@ -429,17 +464,17 @@ mod tests {
         assert!(fixture.keys.is_empty());
         let token = fixture.key("read,infer", None, None).await;
         assert!(!fixture.keys.is_empty());
-        let caller = fixture.keys.identify(&token.reveal()).unwrap();
+        let caller = fixture.keys.identify(&token.reveal()).await.unwrap();
         assert_eq!(caller.to_string(), format!("key k ({})", token.id()));
         assert_eq!(fixture.keys.allow(&caller, Scope::Infer), Ok(()));
         let refused = fixture.keys.allow(&caller, Scope::Write).unwrap_err();
         assert_eq!(refused.reason(), "scope");
         assert!(refused.to_string().contains("`write`"), "{refused}");
         let mut other = Token::new().unwrap();
-        assert_eq!(fixture.keys.identify(&other.reveal()).unwrap_err(), Refused::Unknown);
+        assert_eq!(fixture.keys.identify(&other.reveal()).await.unwrap_err(), Refused::Unknown);
         other.id = token.id();
-        assert_eq!(fixture.keys.identify(&other.reveal()).unwrap_err(), Refused::Unknown);
-        assert_eq!(fixture.keys.identify("Basic").unwrap_err(), Refused::Unknown);
+        assert_eq!(fixture.keys.identify(&other.reveal()).await.unwrap_err(), Refused::Unknown);
+        assert_eq!(fixture.keys.identify("Basic").await.unwrap_err(), Refused::Unknown);
         let figures = fixture.keys.metrics.render();
         for want in [r#"octet_auth_refused_total{reason="unknown"} 3"#, r#"{reason="scope"} 1"#] {
             assert!(figures.contains(want), "no {want} in\n{figures}");
@@ -450,20 +485,20 @@ mod tests {
     async fn a_key_ends_by_its_time_and_by_being_revoked() {
         let fixture = Fixture::new().await;
         let token = fixture.key("read", None, Some(Duration::from_secs(60))).await;
-        let caller = fixture.keys.identify(&token.reveal()).unwrap();
+        let caller = fixture.keys.identify(&token.reveal()).await.unwrap();
         fixture.scratch.pass(59_999);
         assert_eq!(fixture.keys.allow(&caller, Scope::Read), Ok(()));
         fixture.scratch.pass(1);
         assert_eq!(fixture.keys.allow(&caller, Scope::Read).unwrap_err().reason(), "expired");
-        assert_eq!(fixture.keys.identify(&token.reveal()).unwrap_err().reason(), "expired");
+        assert_eq!(fixture.keys.identify(&token.reveal()).await.unwrap_err().reason(), "expired");
 
         let token = fixture.key("read", None, None).await;
-        let caller = fixture.keys.identify(&token.reveal()).unwrap();
+        let caller = fixture.keys.identify(&token.reveal()).await.unwrap();
         fixture.keys.catalog.revoke_key(token.id()).await.unwrap();
         assert_eq!(fixture.keys.allow(&caller, Scope::Read), Ok(()), "it is not known before the next look");
         fixture.keys.refresh().await.unwrap();
         assert_eq!(fixture.keys.allow(&caller, Scope::Read).unwrap_err().reason(), "revoked");
-        assert_eq!(fixture.keys.identify(&token.reveal()).unwrap_err().reason(), "revoked");
+        assert_eq!(fixture.keys.identify(&token.reveal()).await.unwrap_err().reason(), "revoked");
         assert!(fixture.keys.is_empty());
     }
 
@@ -473,16 +508,49 @@ mod tests {
         let token = fixture.key("read", Some(2), None).await;
         let start = Instant::now();
         let after = |ms| start + Duration::from_millis(ms);
-        let caller = fixture.keys.identify(&token.reveal()).unwrap();
+        let caller = fixture.keys.identify(&token.reveal()).await.unwrap();
         let ask = |caller: &Caller, ms| fixture.keys.allowed(caller, Scope::Read, after(ms)).is_ok();
         assert_eq!([0, 0, 0].map(|ms| ask(&caller, ms)), [true, true, false]);
         fixture.keys.refresh().await.unwrap();
-        let caller = fixture.keys.identify(&token.reveal()).unwrap();
+        let caller = fixture.keys.identify(&token.reveal()).await.unwrap();
         assert!(!ask(&caller, 499));
         assert!(ask(&caller, 500));
         assert!(!ask(&caller, 500));
         // A rest of an hour is worth a second.
         assert_eq!([3_600_000; 3].map(|ms| ask(&caller, ms)), [true, true, false]);
         assert_eq!(fixture.keys.allowed(&caller, Scope::Infer, start).unwrap_err().reason(), "scope");
+    }
+
+    #[tokio::test]
+    async fn a_new_key_is_taken_at_once_and_strangers_do_not_keep_the_catalog_busy() {
+        let fixture = Fixture::new().await;
+        let keys = &fixture.keys;
+        let made = async || {
+            let token = Token::new().unwrap();
+            let (id, sha256, scopes) = (token.id(), token.sha256(), "read".parse().unwrap());
+            let new = NewKey { id, name: name("k"), sha256, scopes, rate: None, quota: None, lifetime: None };
+            keys.catalog.create_key(new).await.unwrap();
+            token.reveal()
+        };
+        let start = Instant::now();
+        let after = |ms| start + Duration::from_millis(ms);
+        let first = made().await;
+        assert!(keys.identify_at(&first, start).await.is_ok());
+        // What is no key at all costs no look.
+        for _ in 0..100 {
+            assert!(keys.identify_at("octet_", start).await.is_err());
+        }
+        for _ in 1..LOOKS {
+            let stranger = Token::new().unwrap().reveal();
+            assert_eq!(keys.identify_at(&stranger, start).await.unwrap_err(), Refused::Unknown);
+        }
+        let second = made().await;
+        assert_eq!(
+            keys.identify_at(&second, after(249)).await.unwrap_err(),
+            Refused::Unknown,
+            "no look is left"
+        );
+        assert!(keys.identify_at(&first, after(249)).await.is_ok(), "a key that is known needs none");
+        assert!(keys.identify_at(&second, after(251)).await.is_ok());
     }
 }

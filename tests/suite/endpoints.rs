@@ -130,3 +130,23 @@ async fn an_endpoint_is_unloaded_and_loaded_again() {
     app.post_json(load, &config).await.error(400, "bad_request", &["ensemble_scheduling"]);
     app.post("/v2/repository/index", "{").await.error(400, "malformed_json", &["line 1"]);
 }
+
+#[tokio::test]
+async fn a_reason_is_kept_as_it_was_given_or_refused() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    let put = |reason: &[u8]| {
+        let request = app.request(Method::PUT, "/v1/endpoints/linear").header("octet-reason", reason);
+        send(request.body(json!({ "queue_limit": 7 }).to_string()))
+    };
+    let longest = "ü".repeat(500);
+    for reason in ["canary of build 17", "für Übung: 试验", &longest] {
+        put(reason.as_bytes()).await.expect(200);
+        let changes = app.get("/v1/endpoints/linear/changes").await.expect(200).json();
+        assert_eq!(changes["items"][0]["reason"], reason, "{changes}");
+    }
+    put(format!("{longest}.").as_bytes()).await.problem(400, "bad_request", &["Octet-Reason", "501", "500"]);
+    // As Latin-1 has it.
+    put(b"f\xfcr").await.problem(400, "bad_request", &["Octet-Reason", "UTF-8"]);
+    assert_eq!(app.get("/v1/endpoints/linear").await.json()["revision"], 4);
+}

@@ -1,12 +1,13 @@
 //! `/v2/models/NAME/infer` and its kin, byte for byte as clients of KServe and Triton send and read it.
 
 use std::io::Write as _;
+use std::time::Duration;
 
 use reqwest::{Client, Method};
 use serde_json::{Value, json};
 
 use crate::support::app::{Answer, TestApp, send};
-use crate::support::files::linear_of;
+use crate::support::files::{self, linear_of};
 
 const X: [f32; 4] = [1.0, 2.0, 3.0, 4.0];
 
@@ -87,17 +88,35 @@ async fn compressed_requests_are_taken() {
     zlib.write_all(&plain).unwrap();
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     gzip.write_all(&plain).unwrap();
-    for (encoding, bytes) in [("deflate", zlib.finish().unwrap()), ("gzip", gzip.finish().unwrap())] {
+    let (zlib, gzip) = (zlib.finish().unwrap(), gzip.finish().unwrap());
+    // RFC 1952: members one behind the other are one file.
+    let members: Vec<u8> = plain
+        .chunks(plain.len() - 5)
+        .flat_map(|part| {
+            let mut member = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+            member.write_all(part).unwrap();
+            member.finish().unwrap()
+        })
+        .collect();
+    for (encoding, bytes) in
+        [("deflate", &zlib), ("gzip", &gzip), ("GZIP", &gzip), ("x-gzip", &gzip), ("gzip", &members)]
+    {
         let request =
             app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
-        let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes);
+        let request = request.header("Inference-Header-Content-Length", json.len()).body(bytes.clone());
         let answer = send(request).await.expect(200).json();
         assert_eq!(answer["outputs"][0]["data"], json!(linear_of(X)), "{encoding}");
     }
     let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "br");
-    send(request.body("x")).await.error(415, "unsupported_media", &[]);
+    send(request.body("x")).await.error(415, "unsupported_media", &["`br`", "gzip"]);
     let request = app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", "gzip");
     send(request.body("no gzip")).await.error(400, "bad_request", &["body"]);
+    for (encoding, bytes) in [("deflate", zlib), ("gzip", gzip)] {
+        let request =
+            app.request(Method::POST, "/v2/models/linear/infer").header("content-encoding", encoding);
+        let request = request.header("Inference-Header-Content-Length", json.len());
+        send(request.body([&bytes[..], b"more"].concat())).await.error(400, "bad_request", &["body"]);
+    }
 }
 
 #[tokio::test]
@@ -322,6 +341,53 @@ async fn a_client_that_goes_away_is_not_computed_for() {
             .text()
             .contains(r#"outcome="cancelled",precision="fp32",protocol="http",version="1"} 1"#)
     );
+}
+
+/// A version that answers nobody in time would else look like one whose clients go away, and keep its requests.
+#[tokio::test]
+async fn a_version_that_is_too_late_for_the_server_loses_its_requests() {
+    let mut app = TestApp::with(&[DELAY]).await;
+    app.serve().await;
+    app.put("/v1/models/linear", files::linear_with(2.0)).await.expect(201);
+    let change = json!({ "model": "linear@2", "rollback": { "max_error_ratio": 0.5, "min_requests": 2 } });
+    app.put_json("/v1/endpoints/linear", &change).await.expect(200);
+    // Shorter than the delay only now: to load may take longer.
+    app.set("limits.request_timeout_ms", "600");
+    app.restart().await;
+    let body = |parameters: Value| {
+        json!({ "parameters": parameters, "inputs": [
+            { "name": "x", "shape": [1, 4], "datatype": "FP32", "data": X }] })
+    };
+    // What clients ask for themselves says nothing of the version.
+    for _ in 0..3 {
+        let own = app.post_json("/v2/models/linear/infer", &body(json!({ "timeout": 1 }))).await;
+        own.error(504, "deadline", &["its timeout"]);
+    }
+    // Nor does a client that is slow to send its request.
+    let (sender, slow) = futures::channel::mpsc::unbounded::<Result<Vec<u8>, std::io::Error>>();
+    let slow = app.request(Method::POST, "/v2/models/linear/infer").body(reqwest::Body::wrap_stream(slow));
+    send(slow).await.error(504, "deadline", &["0.6 s"]);
+    drop(sender);
+    let body = body(json!({}));
+    let late = || app.post_json("/v2/models/linear/infer", &body);
+    let (one, two) = tokio::join!(late(), late());
+    one.error(504, "deadline", &["0.6 s"]);
+    two.error(504, "deadline", &["0.6 s"]);
+    let metrics = app.get("/metrics").await.text();
+    let outcome = |name: &str| format!(r#"outcome="{name}",precision="fp32",protocol="http",version="2"}}"#);
+    assert!(metrics.contains(&format!("{} 6", outcome("deadline"))), "{metrics}");
+    assert!(!metrics.contains(&format!("{} 1", outcome("cancelled"))), "{metrics}");
+    let last = loop {
+        let changes = app.get("/v1/endpoints/linear/changes").await.expect(200).json();
+        let last = changes["items"][0].clone();
+        if last["by"] == "rollback" {
+            break last;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(last["reason"].as_str().unwrap().contains("2 of the last 2 requests"), "{last}");
+    let view = app.get("/v1/endpoints/linear").await.expect(200).json();
+    assert_eq!(view["routes"], json!([{ "version": 1, "weight": 100 }]), "{view:#}");
 }
 
 #[tokio::test]

@@ -270,6 +270,29 @@ async fn changes_of_an_endpoint_tell_whose_key_made_them() {
 }
 
 #[tokio::test]
+async fn a_load_and_an_unload_over_grpc_are_on_record_with_their_endpoint() {
+    let app = TestApp::start().await;
+    app.serve().await;
+    // The second field of the message is the name. What answers reads calls over HTTP/1 too.
+    let message =
+        |name: &str| [&[0, 0, 0, 0, name.len() as u8 + 2, 0x12, name.len() as u8], name.as_bytes()].concat();
+    let client = reqwest::Client::new();
+    for (call, name) in [
+        ("RepositoryModelUnload", "linear"),
+        ("RepositoryModelLoad", "linear"),
+        ("RepositoryModelLoad", "none"),
+    ] {
+        let url = format!("http://{}/inference.GRPCInferenceService/{call}", app.grpc_address());
+        let request = client.post(url).header("content-type", "application/grpc").header("te", "trailers");
+        send(request.body(message(name))).await.expect(200);
+        let line = app.get("/v1/audit").await.expect(200).json()["items"][0].clone();
+        assert!(line["route"].as_str().unwrap().ends_with(call), "{line}");
+        assert_eq!(line["record"], format!("/v1/endpoints/{name}"), "{line}");
+        assert_eq!(line["outcome"], if name == "none" { "NotFound" } else { "Ok" }, "{line}");
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_others_reach_needs_keys_or_a_word() {
     let folder = tempfile::tempdir().unwrap();
     let settings = |listen: &str, grpc: &str, set: &[(&str, &str)]| {
@@ -290,4 +313,38 @@ async fn an_address_that_others_reach_needs_keys_or_a_word() {
     for set in [("auth.mode", "keys"), ("auth.allow_public", "true")] {
         app::start(&settings("0.0.0.0:0", "off", &[set])).await.unwrap().stop().await;
     }
+}
+
+/// What `octet` says when it is run, standard output and standard error together, and how it ends.
+fn octet(arguments: &[&str]) -> (Option<i32>, String) {
+    let ran = std::process::Command::new(env!("CARGO_BIN_EXE_octet")).args(arguments).output().unwrap();
+    let text = [ran.stdout, ran.stderr].concat();
+    (ran.status.code(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn what_works_on_a_database_makes_none_where_it_was_misspelt() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (backup, data) = (at("backup"), at("not/there"));
+    for command in
+        [&["backup", backup.as_str()][..], &["key", "list"], &["key", "revoke", "0123456789abcdef"]]
+    {
+        let (code, text) = octet(&[command, &["--data-dir", &data]].concat());
+        assert_eq!(code, Some(if command[0] == "backup" { 1 } else { 2 }), "{command:?}: {text}");
+        assert!(text.contains(&data) && text.contains("--data-dir"), "{command:?}: {text}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "{command:?}");
+    }
+    // A first key is made before the first start, as the tables may be.
+    for (command, folder) in
+        [(&["key", "create", "--name", "ci", "--scope", "read"][..], "new"), (&["migrate"], "other")]
+    {
+        let place = ["--data-dir", &at(folder)];
+        let (code, text) = octet(&[command, &place].concat());
+        assert!(code == Some(0) && text.contains("A new database was made"), "{command:?}: {text}");
+        let (code, text) = octet(&[command, &place].concat());
+        assert!(code == Some(0) && !text.contains("A new database"), "{command:?}: {text}");
+    }
+    let (code, text) = octet(&["key", "list", "--data-dir", &at("new")]);
+    assert!(code == Some(0) && text.matches(" ci ").count() == 2, "{text}");
 }

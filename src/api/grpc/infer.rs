@@ -21,6 +21,7 @@ use crate::api::grpc::proto::model_infer_response::InferOutputTensor;
 use crate::api::grpc::proto::{
     InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse,
 };
+use crate::api::until::Until;
 use crate::api::v2::infer::{close, run};
 use crate::api::wire::request::{Described, RANK_MAX, TENSORS_MAX, described, raw_tensor};
 use crate::api::wire::response::{choose, classes, raw_texts};
@@ -46,6 +47,7 @@ pub(crate) async fn answer(
     shared: &Context,
     message: ModelInferRequest,
     deadline: Option<Instant>,
+    until: Option<Until>,
     trail: Option<&Trail>,
 ) -> Result<ModelInferResponse, Problem> {
     if let Some(trail) = trail {
@@ -53,6 +55,7 @@ pub(crate) async fn answer(
     }
     let version = given(&message.model_version);
     let mut ticket = shared.registry.admit(&message.model_name, version, Protocol::Grpc).await?;
+    ticket.set_until(until.map(|until| until.0));
     let result = answer_ticket(shared, &mut ticket, message, deadline, trail).await;
     close(shared, ticket, result)
 }
@@ -108,7 +111,7 @@ async fn answer_in_stream(
     // Each is a request of its own.
     let result = match (admit_again(shared, caller, Scope::Infer), shared.in_flight.enter()) {
         (Err(problem), _) => Err(problem),
-        (Ok(()), Some(_entered)) => answer(shared, message, deadline, None).await,
+        (Ok(()), Some(_entered)) => answer(shared, message, deadline, None, None).await,
         (Ok(()), None) => Err(Problem::overloaded(shared.in_flight.max())),
     };
     match result {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::grpc::proto::RepositoryModelLoadRequest;
 use crate::api::grpc::proto::model_repository_parameter::ParameterChoice;
@@ -23,12 +24,13 @@ pub(crate) fn name<'a>(model: &'a str, repository: &'a str) -> &'a str {
 }
 
 impl Load {
-    /// Reads a message.
+    /// Reads a message, and notes which endpoint it names.
     ///
     /// # Errors
     /// 400 for a parameter of another type, and for more than one file.
-    pub(crate) fn read(message: RepositoryModelLoadRequest) -> Result<Load, Problem> {
+    pub(crate) fn read(message: RepositoryModelLoadRequest, trail: &Trail) -> Result<Load, Problem> {
         let name = name(&message.model_name, &message.repository_name).to_owned();
+        trail.set_endpoint(&name);
         let mut load = Load { name, config: None, file: None };
         for (key, value) in message.parameters {
             let wrong = |what: &str| Problem::bad_request(format!("`{key}` must be {what}"));

@@ -16,14 +16,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::api::access::{Noted, admit, given};
 use crate::api::answered::{self, Trail};
-use crate::api::error::{Code as Refusal, Problem};
+use crate::api::error::Problem;
 use crate::api::grpc::access;
 use crate::api::grpc::health::Health;
 use crate::api::grpc::proto::grpc_inference_service_server::GrpcInferenceServiceServer;
 use crate::api::grpc::service::Service;
 use crate::api::grpc::{Cause, DESCRIPTOR, INFERENCE};
 use crate::api::http::observe::{REQUEST_ID, request_id};
-use crate::api::{Answered, Call, Context};
+use crate::api::{Answered, Call, Context, until};
 use crate::service::keys::Caller;
 use crate::service::store::Scope;
 
@@ -124,7 +124,7 @@ async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: 
 /// Lets a call in whose key allows it, and notes whose it is.
 async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, next: Next) -> Response {
     let Some(scope) = access::scope_of(path) else { return bounded(shared, path, request, next).await };
-    let caller = match admit(shared, given(request.headers()), scope) {
+    let caller = match admit(shared, given(request.headers()), scope).await {
         Ok(caller) => caller,
         Err(refused) => return Status::from(Problem::from(refused)).into_http(),
     };
@@ -134,10 +134,13 @@ async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, 
     if !matches!(scope, Scope::Write | Scope::Admin) {
         return bounded(shared, path, request, next).await;
     }
+    let trail = request.extensions().get::<Trail>().cloned().unwrap_or_default();
     let noted = Noted::begin(shared, caller.as_ref(), id, "gRPC", path, path);
     let response = bounded(shared, path, request, next).await;
     let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
-    noted.end(None, format!("{code:?}")).await;
+    // The path of a call does not say it, as that of a request does.
+    let record = trail.endpoint().filter(|name| !name.is_empty()).map(|name| format!("/v1/endpoints/{name}"));
+    noted.end(record, format!("{code:?}")).await;
     response
 }
 
@@ -153,9 +156,9 @@ async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> 
     if path == LOAD {
         // One at a time: each may hold a whole model in memory. Its time is that of the network.
         let _turn = shared.loading.lock().await;
-        return in_time(LOAD_TIME, next.run(request)).await;
+        return in_time(LOAD_TIME, request, next).await;
     }
-    in_time(shared.limits.request_timeout, next.run(request)).await
+    in_time(shared.limits.request_timeout, request, next).await
 }
 
 fn is_probe(path: &str) -> bool {
@@ -164,10 +167,8 @@ fn is_probe(path: &str) -> bool {
         || path.starts_with("/grpc.health.v1.Health/")
 }
 
-async fn in_time(limit: Duration, answer: impl Future<Output = Response>) -> Response {
-    let late = || format!("not answered within {} s", limit.as_secs_f64());
-    let answer = tokio::time::timeout(limit, answer).await;
-    answer.unwrap_or_else(|_| Status::from(Problem::new(Refusal::Deadline, late())).into_http())
+async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
+    until::in_time(limit, request, next).await.unwrap_or_else(|late| Status::from(late).into_http())
 }
 
 /// What tonic says, in the words and codes that clients of the protocol know.

@@ -25,6 +25,7 @@ use crate::api::grpc::proto::{
     TraceSettingResponse,
 };
 use crate::api::grpc::{describe, given, infer, repository, settings, shared_memory};
+use crate::api::until::Until;
 use crate::api::v2;
 use crate::service::keys::Caller;
 
@@ -75,8 +76,10 @@ impl GrpcInferenceService for Service {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Answer<ModelInferResponse> {
         let deadline = infer::deadline(request.metadata());
+        let until = request.extensions().get::<Until>().copied();
         let trail = request.extensions().get::<Trail>().cloned();
-        Ok(Response::new(infer::answer(&self.shared, request.into_inner(), deadline, trail.as_ref()).await?))
+        let answer = infer::answer(&self.shared, request.into_inner(), deadline, until, trail.as_ref()).await;
+        Ok(Response::new(answer?))
     }
 
     type ModelStreamInferStream = infer::Answers;
@@ -126,7 +129,8 @@ impl GrpcInferenceService for Service {
         request: Request<RepositoryModelLoadRequest>,
     ) -> Answer<RepositoryModelLoadResponse> {
         let by = By::of(request.extensions());
-        let load = repository::Load::read(request.into_inner())?;
+        let trail = request.extensions().get::<Trail>().cloned().unwrap_or_default();
+        let load = repository::Load::read(request.into_inner(), &trail)?;
         let bytes = |bytes| stream::iter([Ok::<Bytes, Infallible>(bytes)]);
         let file = load.file.as_ref().map(|(path, file)| (path.as_str(), bytes(file.clone())));
         v2::repository::load(&self.shared, &load.name, load.config.as_deref(), file, &by).await?;
@@ -139,6 +143,9 @@ impl GrpcInferenceService for Service {
     ) -> Answer<RepositoryModelUnloadResponse> {
         let message = request.get_ref();
         let name = repository::name(&message.model_name, &message.repository_name);
+        if let Some(trail) = request.extensions().get::<Trail>() {
+            trail.set_endpoint(name);
+        }
         self.shared.registry.unload(name).map_err(Problem::from)?;
         Ok(Response::new(RepositoryModelUnloadResponse {}))
     }

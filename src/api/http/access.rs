@@ -30,7 +30,11 @@ pub(crate) struct Needs {
 
 /// Lets a request in, or refuses it before anything of its body is read. Notes whose it is.
 pub(crate) async fn require(State(needs): State<Needs>, mut request: Request, next: Next) -> Response {
-    let caller = match admit(&needs, &request) {
+    let admitted = match brought(&needs, &request) {
+        Ok(given) => access::admit(&needs.shared, given, needs.scope).await,
+        Err(refused) => Err(refused),
+    };
+    let caller = match admitted {
         Ok(caller) => caller,
         Err(refused) if needs.page => return sign_in::refused(&refused, request.uri()),
         Err(refused) => return Problem::from(refused).into_response(),
@@ -65,7 +69,8 @@ fn made(response: &Response) -> (Option<String>, bool) {
     (record, is_step)
 }
 
-fn admit(needs: &Needs, request: &Request) -> Result<Option<Caller>, Refused> {
+/// What a request brings, where it does not come from a page of somebody else.
+fn brought<'a>(needs: &Needs, request: &'a Request) -> Result<Given<'a>, Refused> {
     let given = access::given(request.headers());
     // A program that has put a key into a header meant this request; a browser sends a cookie, or reaches a server on
     // its own machine, for whatever page asks it to.
@@ -75,7 +80,7 @@ fn admit(needs: &Needs, request: &Request) -> Result<Option<Caller>, Refused> {
     {
         return Err(access::origin_refused(&needs.shared));
     }
-    access::admit(&needs.shared, given, needs.scope)
+    Ok(given)
 }
 
 fn is_safe(method: &Method) -> bool {

@@ -27,7 +27,7 @@ pub(crate) struct AuditView {
     route: String,
     /// The path, without a query.
     path: String,
-    /// What it made, where it made something: `/v1/models/NAME@1`.
+    /// What it made, where it made something: `/v1/models/NAME@1`; the endpoint that a call over gRPC has named.
     record: Option<String>,
     /// The status of the answer, or `cut off` where the client did not wait for one: then it may have been done.
     outcome: String,

@@ -260,6 +260,9 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
     Ok(one(&shared, shared.catalog.endpoint(&name).await?))
 }
 
+/// Characters of the reason of a change.
+const REASON_CHARS_MAX: usize = 500;
+
 /// Makes or changes an endpoint: adds a version, routes requests, sets how it serves.
 ///
 /// A version that is added gets all requests, or `weight` percent of them. What answered before goes on answering until
@@ -269,7 +272,7 @@ pub(crate) async fn get(State(shared): State<Shared>, Path(name): Path<String>) 
     params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -"),
         ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
-        ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change")),
+        ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change. UTF-8, at most 500 characters")),
     request_body = EndpointRequest,
     responses((status = 201, description = "A new endpoint", body = EndpointView),
         (status = 200, description = "A new version of the endpoint", body = EndpointView),
@@ -311,7 +314,7 @@ pub(crate) async fn put(
         routes: request.routes,
         settings,
         by: by.text(),
-        reason: header_text(&headers, "octet-reason").map(|text| text.chars().take(500).collect()),
+        reason: reason(&headers)?,
     };
     let endpoint = shared.catalog.change_endpoint(&name, change, expect).await?;
     let new = endpoint.created_at == endpoint.updated_at;
@@ -408,6 +411,21 @@ pub(crate) async fn delete(
     shared.registry.follow().await?;
     tracing::info!(endpoint = %name, "Endpoint {name} is deleted");
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What `Octet-Reason` says.
+fn reason(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(value) = headers.get("octet-reason") else { return Ok(None) };
+    // As curl sends what is typed. `HeaderValue::to_str` knows ASCII only.
+    let text = std::str::from_utf8(value.as_bytes())
+        .map_err(|_| Problem::bad_request("`Octet-Reason` is not UTF-8"))?;
+    let length = text.chars().count();
+    if length > REASON_CHARS_MAX {
+        return Err(Problem::bad_request(format!(
+            "`Octet-Reason` has {length} characters, it may have {REASON_CHARS_MAX}"
+        )));
+    }
+    Ok(Some(text.to_owned()))
 }
 
 /// What `If-Match` and `If-None-Match` say.

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::http::{ErrorBody, Received, Shared, compress, receive};
+use crate::api::until::Until;
 use crate::api::v2::describe::{self, Configuration, ConfiguredPort, ModelMetadata};
 use crate::api::v2::infer::{close, run};
 use crate::api::wire::request::{decode, decode_in_place, framing};
@@ -107,10 +108,13 @@ pub(crate) async fn infer(
     State(shared): State<Shared>,
     Path(name): Path<String>,
     trail: Option<Extension<Trail>>,
+    until: Option<Extension<Until>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    answer(&shared, &name, None, trail, &headers, body).await
+    let mut ticket = shared.registry.admit(&name, None, Protocol::Http).await?;
+    ticket.set_until(until.map(|until| until.0.0));
+    answer(&shared, ticket, trail, &headers, body).await
 }
 
 /// Runs a version of an endpoint.
@@ -122,21 +126,22 @@ pub(crate) async fn infer_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
     trail: Option<Extension<Trail>>,
+    until: Option<Extension<Until>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    answer(&shared, &name, Some(&version), trail, &headers, body).await
+    let mut ticket = shared.registry.admit(&name, Some(&version), Protocol::Http).await?;
+    ticket.set_until(until.map(|until| until.0.0));
+    answer(&shared, ticket, trail, &headers, body).await
 }
 
 async fn answer(
     shared: &Shared,
-    name: &str,
-    version: Option<&str>,
+    mut ticket: Ticket,
     trail: Option<Extension<Trail>>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let mut ticket = shared.registry.admit(name, version, Protocol::Http).await?;
     let result = answer_ticket(shared, &mut ticket, trail.as_deref(), headers, body).await;
     close(shared, ticket, result)
 }
@@ -150,7 +155,14 @@ async fn answer_ticket(
 ) -> Result<(Response, Spent), Problem> {
     let framing = request_framing(headers)?;
     let head = if let Framing::Binary(head) = framing { head } else { 0 };
-    let body = receive(headers, body, shared.limits.infer_body_bytes, head).await?;
+    let coding = compress::of_body(headers)?;
+    let limit = shared.limits.infer_body_bytes;
+    let mut body = receive(headers, body, limit, head).await?;
+    if let Some(coding) = coding {
+        // The header counts plain bytes.
+        let plain = aside(move || compress::decompress(coding, body.bytes(), head, limit));
+        body = Received::Joined(plain.await??);
+    }
     let start = Instant::now();
     let served = Arc::clone(ticket.served());
     let mut request = decode_aside(framing, body, &served).await?;

@@ -14,7 +14,7 @@ use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
 use crate::api::http::ui::{ForPeople, frame};
 use crate::api::http::{ErrorBody, ProblemBody, Shared, header_text, linger, tus};
-use crate::api::{Answered, Call};
+use crate::api::{Answered, Call, until};
 
 /// The id of a request: as it came, or ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -100,13 +100,7 @@ pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
 pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let seconds = limit.as_secs_f64();
-            Problem::new(Code::Deadline, format!("not answered within {seconds} s")).into_response()
-        }
-    }
+    until::in_time(limit, request, next).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// The answer to a panic in a handler.

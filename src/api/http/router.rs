@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state, map_response};
-use axum::response::Response;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::decompression::RequestDecompressionLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -63,7 +61,7 @@ enum Kind {
     Plain,
     /// Their time is that of the network.
     Upload,
-    /// Bodies may be compressed.
+    /// Bodies may be compressed: the handlers see to it.
     Inference,
     /// For people. They are no part of the document.
     Page,
@@ -234,10 +232,7 @@ fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Ro
     let mut all = axum::Router::new();
     for Group { needs, kind, routes } in groups {
         let (mut routes, _) = routes.split_for_parts();
-        if kind == Kind::Inference {
-            // The header counts plain bytes, so nothing behind this layer sees a compressed one.
-            routes = routes.layer(RequestDecompressionLayer::new()).layer(map_response(plain));
-        } else {
+        if kind != Kind::Inference {
             routes = routes.layer(from_fn(observe::uncompressed));
         }
         if kind != Kind::Upload {
@@ -259,11 +254,6 @@ fn around(routes: axum::Router<Shared>, shared: Shared) -> axum::Router {
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
         .with_state(shared)
-}
-
-/// Takes the body type of the decompression layer for that of axum.
-async fn plain(response: Response) -> Response {
-    response
 }
 
 /// The OpenAPI document as YAML: what `octet openapi` prints and `openapi.yaml` holds.

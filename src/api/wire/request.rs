@@ -150,9 +150,11 @@ fn head(text: &[u8]) -> Result<(InferRequest, Vec<InputText<'_>>), Error> {
     let mut scanner = Scanner::new(text);
     scanner.object(|s, key| {
         match key {
-            "id" => request.id = s.value()?.as_str().filter(|id| !id.is_empty()).map(str::to_owned),
+            "id" => request.id = id(s.value()?)?,
             "parameters" => parameters(s, &mut request)?,
             "inputs" => texts = Some(inputs(s)?),
+            // As for the other fields that may be left out, `null` is none.
+            "outputs" if s.peek() == Some(b'n') => drop(s.skip()?),
             "outputs" => request.outputs = outputs(s)?,
             _ => drop(s.skip()?),
         }
@@ -161,6 +163,14 @@ fn head(text: &[u8]) -> Result<(InferRequest, Vec<InputText<'_>>), Error> {
     scanner.end()?;
     let texts = texts.ok_or_else(|| Error::Field("the request has no `inputs`".to_owned()))?;
     Ok((request, texts))
+}
+
+fn id(value: Value) -> Result<Option<String>, Error> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+        _ => Err(Error::Field("`id` must be a string".to_owned())),
+    }
 }
 
 fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
@@ -500,6 +510,17 @@ mod tests {
         assert_eq!(request.timeout_us, Some(5000));
         assert!(request.binary_output);
         assert_eq!(read(r#"{"id":"","inputs":[]}"#).unwrap().id, None);
+    }
+
+    #[test]
+    fn null_is_as_if_it_were_not_there_and_an_id_is_a_text() {
+        let request = read(r#"{"id":null,"parameters":null,"outputs":null,"inputs":[]}"#).unwrap();
+        assert!(request.id.is_none() && request.outputs.is_empty());
+        for id in ["7", "true", "[\"a\"]", "{}"] {
+            let error = read(&format!(r#"{{"id":{id},"inputs":[]}}"#)).unwrap_err();
+            assert!(error.contains("`id` must be a string"), "{id}: {error}");
+        }
+        assert!(read(r#"{"outputs":nil,"inputs":[]}"#).is_err());
     }
 
     #[test]

@@ -49,7 +49,7 @@ pub struct Served {
     pub live: Option<Arc<Mutex<Live>>>,
     /// Requests against what calibration saw; of an artifact whose statistics are kept.
     pub drift: Option<Drift>,
-    // Requests that were answered, and that ended in a fault of ours.
+    // See `outcomes`.
     answered: AtomicU64,
     failed: AtomicU64,
     last_use: AtomicU64,
@@ -234,7 +234,8 @@ impl Served {
         self.last_use.load(Ordering::Relaxed)
     }
 
-    /// Requests that were answered since the version was loaded, and those that ended in a fault of the server.
+    /// Requests that were answered since the version was loaded, and those that ended in a fault of the server or that it
+    /// did not answer in the server's own time.
     #[must_use]
     pub fn outcomes(&self) -> (u64, u64) {
         (self.answered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
@@ -328,7 +329,7 @@ impl Served {
 }
 
 /// One request at an endpoint, from its first byte to its last. Dropped before it is answered or refused, it
-/// counts as cancelled: the client has gone.
+/// counts as cancelled, the client has gone; or, where its time was over, as one that the server has given up.
 pub struct Ticket {
     served: Arc<Served>,
     batcher: Arc<Batcher>,
@@ -336,6 +337,10 @@ pub struct Ticket {
     // Part of the requests that is compared with float.
     compared: f64,
     start: Instant,
+    // When the server gives the request up.
+    until: Option<Instant>,
+    // Whether the version has the inputs: how long a client takes to send them is no fault of it.
+    asked: bool,
     // `None` once the request has ended.
     counted: Option<(EndpointMetrics, InFlight)>,
 }
@@ -356,8 +361,15 @@ impl Ticket {
             protocol,
             compared,
             start: Instant::now(),
+            until: None,
+            asked: false,
             counted: Some((metrics, in_flight)),
         }
+    }
+
+    /// The request is dropped then if it is not answered; `None` where nobody does that.
+    pub fn set_until(&mut self, until: Option<Instant>) {
+        self.until = until;
     }
 
     /// The version that answers.
@@ -381,6 +393,7 @@ impl Ticket {
         if let (Some(_), Some(track)) = (&ask.precision, self.served.track(ask.precision.as_deref())) {
             self.counted = Some((track.metrics.clone(), track.metrics.begin()));
         }
+        self.asked = true;
         self.served.infer(&self.batcher, inputs, ask, self.compared).await
     }
 
@@ -409,6 +422,7 @@ impl Ticket {
         match outcome {
             Outcome::Ok => _ = self.served.answered.fetch_add(1, Ordering::Relaxed),
             Outcome::Error => _ = self.served.failed.fetch_add(1, Ordering::Relaxed),
+            // The deadline of a client says nothing of the version; for that of the server see `drop`.
             Outcome::Rejected | Outcome::Cancelled | Outcome::Deadline | Outcome::Invalid => {}
         }
         if let Some((metrics, _)) = self.counted.take() {
@@ -421,7 +435,11 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if self.counted.is_some() {
             self.served.stats.failed(self.start.elapsed());
-            self.end(Outcome::Cancelled);
+            let late = self.until.is_some_and(|until| until <= Instant::now());
+            if late && self.asked {
+                self.served.failed.fetch_add(1, Ordering::Relaxed);
+            }
+            self.end(if late { Outcome::Deadline } else { Outcome::Cancelled });
         }
     }
 }

@@ -141,7 +141,8 @@ fn judge(rule: &Rollback, recent: &Recent) -> Option<String> {
         && *failed as f64 > most * requests as f64
     {
         return Some(format!(
-            "{failed} of the last {requests} requests ended in a fault of the server, the rule allows a share of {most}"
+            "{failed} of the last {requests} requests ended in a fault of the server or were not answered in its time, the rule \
+             allows a share of {most}"
         ));
     }
     None

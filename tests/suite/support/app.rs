@@ -146,6 +146,11 @@ impl TestApp {
         self.url.trim_start_matches("http://").to_owned()
     }
 
+    pub(crate) fn grpc_address(&self) -> String {
+        let address = self.server.as_ref().and_then(Server::grpc_address);
+        address.expect("it runs and speaks gRPC").to_string()
+    }
+
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, format!("{}{path}", self.url))
     }

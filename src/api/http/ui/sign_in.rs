@@ -36,7 +36,7 @@ pub(crate) async fn page(State(shared): State<Shared>, headers: HeaderMap) -> Re
         return frame::page(PLACE, "Access", &main);
     };
     match access::given(&headers) {
-        Given::Header(key) | Given::Cookie(key) => match keys.identify(key) {
+        Given::Header(key) | Given::Cookie(key) => match keys.identify(key).await {
             Ok(caller) => signed_in(&caller),
             Err(refused) => form(&refused.to_string(), "/", StatusCode::OK),
         },
@@ -58,7 +58,7 @@ pub(crate) async fn sign_in(State(shared): State<Shared>, request: Request) -> R
     let next = local(&next);
     let Some(keys) = &shared.keys else { return Redirect::to(next).into_response() };
     let key = key.trim();
-    match keys.identify(key) {
+    match keys.identify(key).await {
         Ok(caller) => {
             let (id, name) = (caller.id(), caller.name());
             tracing::info!(key.id = %id, key.name = %name, "Key {name} ({id}) signs in");

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::postgres::PgListener;
-use sqlx::{Any, AnyPool, ConnectOptions as _, Connection as _, Transaction};
+use sqlx::{Any, AnyConnection, AnyPool, ConnectOptions as _, Connection as _, Transaction};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tracing::warn;
@@ -348,6 +348,11 @@ fn sqlite_url(path: &Path, mode: &str) -> Work<String> {
 
 async fn sqlite_pool(url: &str, connections: u32, further: &'static str) -> Work<AnyPool> {
     sqlx::any::install_default_drivers();
+    // A pool tries what fails in `after_connect` again and again, for half a minute, and then says only that it has waited:
+    // what is wrong with the file is found on a connection of its own.
+    let mut first = AnyConnection::connect_with(&quiet(url)?).await?;
+    prepare(&mut first, further).await.map_err(said_of_file)?;
+    first.close().await?;
     let options = AnyPoolOptions::new()
         .max_connections(connections)
         .min_connections(1)
@@ -356,18 +361,32 @@ async fn sqlite_pool(url: &str, connections: u32, further: &'static str) -> Work
         // SQLite itself ends a transaction where the disk is full. The rollback that follows is refused then, and the
         // connection would count as in a transaction for good.
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
-        .after_connect(move |connection, _| {
-            Box::pin(async move {
-                let pragmas = format!(
-                    "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
-                     PRAGMA foreign_keys = on; {further}",
-                    BUSY_TIMEOUT.as_millis()
-                );
-                sqlx::raw_sql(sqlx::AssertSqlSafe(pragmas)).execute(connection).await?;
-                Ok(())
-            })
-        });
+        .after_connect(move |connection, _| Box::pin(prepare(connection, further)));
     Ok(options.connect_with(quiet(url)?).await?)
+}
+
+/// What every connection to a SQLite file begins with; the first of them reads the file.
+async fn prepare(connection: &mut AnyConnection, further: &'static str) -> Result<(), sqlx::Error> {
+    let pragmas = format!(
+        "PRAGMA busy_timeout = {}; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+         PRAGMA foreign_keys = on; {further}",
+        BUSY_TIMEOUT.as_millis()
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(pragmas)).execute(connection).await?;
+    Ok(())
+}
+
+/// Says what to do about a file that is no database any more.
+fn said_of_file(error: sqlx::Error) -> Fault {
+    let code = error.as_database_error().and_then(|error| error.code());
+    // https://sqlite.org/rescode.html: SQLITE_CORRUPT and SQLITE_NOTADB, with whatever else the higher bytes tell.
+    let primary = code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff);
+    if !matches!(primary, Some(11 | 26)) {
+        return error.into();
+    }
+    let cure =
+        "put the last backup back with `octet restore BACKUP --data-dir NEW_FOLDER`, or name another folder";
+    Fault::Database(format!("{error}: {cure}").into())
 }
 
 /// Options that do not log every statement.

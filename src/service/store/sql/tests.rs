@@ -594,6 +594,26 @@ fn new_key(id: u8, lifetime: Option<Duration>) -> NewKey {
     }
 }
 
+#[tokio::test]
+async fn a_file_that_is_no_database_is_told_at_once_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("octet.db");
+    let bytes: Vec<u8> = (0..8192u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    std::fs::write(&path, &bytes).unwrap();
+    let begun = std::time::Instant::now();
+    let opened = Sql::sqlite(&path, Arc::new(|| Timestamp(0))).await;
+    let looked_at = super::open::schema_of_sqlite(&path).await;
+    for error in [opened.err().expect("it is refused"), looked_at.expect_err("it is refused")] {
+        let text = crate::service::store::chain(&error);
+        for want in ["octet.db", "file is not a database", "octet restore"] {
+            assert!(text.contains(want), "no `{want}` in `{text}`");
+        }
+    }
+    // It was half a minute for each; on a busy machine it is not at once either.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(std::fs::read(&path).unwrap(), bytes);
+}
+
 async fn keys_come_back_as_they_were_made(mut scratch: Scratch) {
     let first = scratch.catalog.create_key(new_key(2, None)).await.unwrap();
     scratch.pass(1_000);
