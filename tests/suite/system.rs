@@ -51,6 +51,13 @@ async fn what_is_no_route_is_told_in_the_words_of_its_api() {
     let app = TestApp::start().await;
     app.get("/v1/nonsense").await.problem(404, "no_route", &["/v1/nonsense"]);
     app.get("/nonsense").await.problem(404, "no_route", &["/nonsense"]);
+    for path in ["/nonsense", "/models/linear", "/jobs?limit=abc"] {
+        let page = app.get_with(path, "accept", "text/html,*/*;q=0.8").await;
+        assert!(page.status.is_client_error(), "{path}: {}", page.status);
+        assert!(page.header("content-type").starts_with("text/html"), "{path}: {:?}", page.headers);
+        assert!(page.text().contains("<h1>") && page.text().contains("href=\"/\""), "{path}");
+    }
+    app.get_with("/v1/nonsense", "accept", "text/html").await.problem(404, "no_route", &["/v1/nonsense"]);
     app.get("/v2/nonsense").await.error(404, "no_route", &["/v2/nonsense"]);
     app.get("/v2/systemsharedmemory/status").await.error(501, "not_implemented", &["serving.shared_memory"]);
     app.get("/v2/cudasharedmemory/status").await.error(501, "not_implemented", &["CUDA"]);

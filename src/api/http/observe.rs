@@ -39,6 +39,7 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     }
     let path = request.uri().path().to_owned();
     let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
+    let page = is_for_people(&request);
     let _counted = shared.metrics.http_begin();
     // Probes and scrapes must get through when nothing else does.
     let exempt = path.starts_with("/v2/health/") || path == "/metrics";
@@ -55,7 +56,7 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let status = response.status();
     let for_people = response.extensions().get::<ForPeople>().is_some();
     if (status.is_client_error() || status.is_server_error()) && !for_people {
-        response = refusal(response, &path, &id);
+        response = refusal(response, &path, &id, page);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -132,8 +133,17 @@ fn new_id() -> String {
     format!("{:.20}{:012x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed) & 0xffff_ffff_ffff)
 }
 
-/// Writes the body: problem+json for us, `error` for `/v2`, whose clients read nothing else.
-fn refusal(response: Response, path: &str, id: &str) -> Response {
+/// Whether a browser asks for what is no part of the API: a mistyped page.
+fn is_for_people(request: &Request) -> bool {
+    let of_programs = ["/v1", "/v2", "/metrics", "/openapi.yaml", "/assets/"];
+    let accept = header_text(request.headers(), "accept").unwrap_or_default();
+    matches!(*request.method(), Method::GET | Method::HEAD)
+        && accept.trim_start().starts_with("text/html")
+        && !of_programs.iter().any(|prefix| request.uri().path().starts_with(prefix))
+}
+
+/// Writes the body: a page where a browser asks, problem+json for us, `error` for `/v2`, whose clients read nothing else.
+fn refusal(response: Response, path: &str, id: &str, page: bool) -> Response {
     let (parts, _) = response.into_parts();
     let problem = parts.extensions.get::<Problem>().cloned().unwrap_or_else(|| {
         // Refused by axum or tower before a handler saw it.
@@ -142,6 +152,9 @@ fn refusal(response: Response, path: &str, id: &str) -> Response {
     });
     if let Some(cause) = &problem.cause {
         tracing::error!(request_id = %id, %path, %cause, "Request {id} failed: {cause}");
+    }
+    if page {
+        return frame::refused("/", &problem);
     }
     let status = problem.code.status();
     let (code, request_id, detail) = (problem.code.text(), id.to_owned(), problem.detail);

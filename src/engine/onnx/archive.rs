@@ -64,6 +64,9 @@ impl Archive {
         };
         let mut members = HashMap::new();
         for (name, member) in listed {
+            if is_of_a_mac(&name) {
+                continue;
+            }
             let name = path::checked(&name)?;
             if members.insert(name.clone(), member).is_some() {
                 return Err(format!("`{name}` is in the archive twice").into());
@@ -111,6 +114,12 @@ impl Archive {
         self.members.insert(name.to_owned(), Member::Here(place));
         Ok(place)
     }
+}
+
+/// Whether a member is what macOS puts beside the files of others when it packs them.
+fn is_of_a_mac(name: &str) -> bool {
+    let file = name.rsplit('/').next().unwrap_or(name);
+    name.split('/').any(|part| part == "__MACOSX") || file.starts_with("._") || file == ".DS_Store"
 }
 
 /// Tells an archive that does not unpack from a disk that takes no more.

@@ -304,6 +304,15 @@ mod tests {
         }
         assert_eq!(open(&zip(&[("a.onnx", &whole())])).unwrap().unwrap(), whole(), "nothing is put in");
         assert_eq!(open(&whole()), Ok(None));
+        let mac: &[(&str, &[u8])] = &[
+            ("m/model.onnx", &whole()),
+            ("__MACOSX/m/._model.onnx", b"x"),
+            ("m/._a.onnx", b"x"),
+            (".DS_Store", b"x"),
+        ];
+        for bytes in [zip(mac), tar(mac)] {
+            assert_eq!(open(&bytes).unwrap().unwrap(), whole(), "what macOS adds is passed over");
+        }
         let long = format!("{}/model.onnx", "folder".repeat(30));
         let header = format!("{} path={long}\n", 3 + 1 + 5 + long.len() + 1);
         let pax = [tar_member("x", b'x', header.as_bytes()), tar(&[("short", &whole())])].concat();

@@ -191,9 +191,9 @@ fn charts(html: &mut String, name: &Name, artifact: Option<&Artifact>) {
             put(
                 html,
                 format_args!(
-                    "<span class=\"n\">{}, on {} samples of the job</span></figcaption><div class=\"now\" data-now>{}</div>",
+                    "<span class=\"n\">{}, on {} of the job</span></figcaption><div class=\"now\" data-now>{}</div>",
                     escape(metric_name(accuracy)),
-                    accuracy.samples,
+                    super::counted(accuracy.samples, "sample"),
                     super::percent(accuracy.int8)
                 ),
             );

@@ -77,7 +77,8 @@ pub(crate) fn refused(place: &str, problem: &Problem) -> Response {
     let status = problem.code.status();
     let mut main = String::new();
     head(&mut main, problem.code.title(), &escape(&problem.detail), "");
-    put(&mut main, format_args!("<p><a class=\"button\" href=\"{place}\">Go back to the list</a></p>"));
+    let back = if place == "/" { "Go to the overview" } else { "Go back to the list" };
+    put(&mut main, format_args!("<p><a class=\"button\" href=\"{place}\">{back}</a></p>"));
     let mut response = page(place, problem.code.title(), &main);
     *response.status_mut() = status;
     response.extensions_mut().insert(ForPeople);

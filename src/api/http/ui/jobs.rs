@@ -8,7 +8,7 @@ use crate::api::error::Problem;
 use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::result::{accuracy_line, figures, recipe, verdict};
-use crate::api::http::ui::{ago, escape, lasting, put, short};
+use crate::api::http::ui::{ago, counted, escape, lasting, put, short};
 use crate::api::http::{PageQuery, Shared, page as page_of};
 use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Slice, Timestamp};
 
@@ -121,7 +121,9 @@ pub(crate) async fn form(
     let of_models: Vec<_> = models.iter().map(|model| twice(model.pinned().to_string())).collect();
     let of_data: Vec<_> = datasets
         .iter()
-        .map(|data| (data.pinned().to_string(), format!("{} · {} samples", data.pinned(), data.samples)))
+        .map(|data| {
+            (data.pinned().to_string(), format!("{} · {}", data.pinned(), counted(data.samples, "sample")))
+        })
         .collect();
     html.push_str("<form class=\"panel\" data-job aria-label=\"Job\" novalidate><fieldset><legend>What</legend><div class=\"fields\">");
     select(&mut html, "model", "Model", "", &of_models, chosen.model.as_deref(), true);

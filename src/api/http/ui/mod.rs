@@ -87,6 +87,11 @@ pub(crate) fn large(count: u64) -> String {
     }
 }
 
+/// How many: `1 sample`, `2 samples`.
+pub(crate) fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A share in per cent: `98.75 %`.
 pub(crate) fn percent(share: f64) -> String {
     format!("{:.2} %", share * 100.0)
@@ -181,6 +186,7 @@ mod tests {
         }
         assert_eq!(points(-0.001), "−0.10 points");
         assert_eq!(points(0.0), "no change");
+        assert_eq!((counted(1, "sample"), counted(0, "sample")), ("1 sample".into(), "0 samples".into()));
         assert_eq!(
             (millis(0.087), millis(1.5), millis(1_500.0)),
             ("87 µs".into(), "1.50 ms".into(), "1.50 s".into())

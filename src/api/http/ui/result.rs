@@ -25,10 +25,10 @@ pub(crate) fn figures(html: &mut String, artifact: &Artifact) {
     let (accuracy, latency) = (&artifact.accuracy, &artifact.latency);
     html.push_str("<div class=\"cards\">");
     let note = format!(
-        "float {}, {}; {} samples",
+        "float {}, {}; {}",
         percent(accuracy.float),
         points(accuracy.delta),
-        accuracy.samples
+        super::counted(accuracy.samples, "sample")
     );
     frame::card(html, &escape(metric_name(accuracy)), &percent(accuracy.int8), &note);
     frame::card(html, "Same decision as float", &percent(accuracy.agreement), "on the same samples");

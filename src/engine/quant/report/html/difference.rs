@@ -1,7 +1,7 @@
 //! The page that compares two reports.
 
 use super::page::start;
-use super::{escape, folded, heading, name, put, short};
+use super::{escape, finished, folded, heading, name, put, short};
 use crate::engine::quant::report::diff::{Difference, LayerChange, State};
 
 /// Rows of layers that are shown from the start.
@@ -27,7 +27,7 @@ pub fn page(d: &Difference, a: &str, b: &str) -> String {
     layers(&mut page, d);
     groups(&mut page, d);
     page.push_str("</main></html>");
-    page
+    finished(&page)
 }
 
 fn figures(page: &mut String, d: &Difference) {

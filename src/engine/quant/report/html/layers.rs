@@ -1,6 +1,6 @@
 //! The sections on layers: what would help, the noise along the graph, the table, what stays in float.
 
-use super::{Plot, ROWS_MAX, bar, decibels, escape, folded, grade, heading, name, prose, put};
+use super::{Plot, ROWS_MAX, bar, counted, decibels, escape, folded, grade, heading, name, prose, put};
 use crate::engine::quant::report::{Advice, Findings, LayerRow};
 
 /// Rows up to which a table is open from the start.
@@ -162,7 +162,7 @@ pub fn float_nodes(page: &mut String, f: &Findings) {
     }
     body.push_str("</table></div>");
     left_out(&mut body, f.float_nodes.len());
-    folded(page, f.float_nodes.len() <= OPEN_MAX, &format!("{} nodes", f.float_nodes.len()), &body);
+    folded(page, f.float_nodes.len() <= OPEN_MAX, &counted(f.float_nodes.len() as u64, "node"), &body);
 }
 
 /// Says that rows are missing.

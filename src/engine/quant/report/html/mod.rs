@@ -54,6 +54,20 @@ pub fn name(text: &str) -> String {
     escape(text).replace('/', "/<wbr>").replace('.', ".<wbr>").replace('_', "_<wbr>")
 }
 
+/// The page with what every table owes to readers who are told of it, or who have no mouse: headings that say which
+/// cells they are of, and a place in the order of the keys, since wide ones scroll. At the end, so that none forgets it.
+/// Nothing else begins so: what strangers wrote is escaped.
+pub fn finished(page: &str) -> String {
+    page.replace("<th>", "<th scope=\"col\">")
+        .replace("<th class=", "<th scope=\"col\" class=")
+        .replace("<div class=\"wrap\">", "<div class=\"wrap\" tabindex=\"0\">")
+}
+
+/// How many, in words: `1 sample`, `2 samples`.
+pub fn counted(n: u64, what: &str) -> String {
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
 /// The beginning of a section.
 pub fn heading(page: &mut String, title: &str, what: &str) {
     put(page, format_args!("<h2>{title}</h2>"));
@@ -255,9 +269,20 @@ mod tests {
         }
         assert_eq!(grouped(1_234_567), "1\u{202f}234\u{202f}567");
         assert_eq!(grouped(12), "12");
+        assert_eq!(
+            (counted(1, "node"), counted(1_000, "node")),
+            ("1 node".into(), "1\u{202f}000 nodes".into())
+        );
         assert_eq!(bytes(125_000), "125 kB");
         assert_eq!(large(12_345_678), "12.3 M");
         assert_eq!((percent(1.0), percent(0.9967)), ("100 %".to_owned(), "99.67 %".to_owned()));
+    }
+
+    #[test]
+    fn tables_have_headings_of_columns_and_are_reached_by_keys() {
+        let table = "<div class=\"wrap\"><table><tr><th>a<th class=\"r\">b";
+        let want = "<div class=\"wrap\" tabindex=\"0\"><table><tr><th scope=\"col\">a<th scope=\"col\" class=\"r\">b";
+        assert_eq!(finished(table), want);
     }
 
     #[test]

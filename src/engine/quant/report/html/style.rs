@@ -3,7 +3,7 @@
 /// The style sheet.
 pub const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#f5f6f8;--card:#fff;--ink:#17212c;--dim:#5f6c79;--line:#e2e6eb;--accent:#0b7285;--second:#7048e8;
---third:#d9730d;--good:#2b8a3e;--fair:#c76a00;--bad:#c92a2a;--track:#e9edf1;--kept:#0b728522;--tint-bad:#c92a2a12;--tint-fair:#e6770010;--on:#fff}
+--third:#d9730d;--good:#1d6b2d;--fair:#9a5200;--bad:#c92a2a;--track:#e9edf1;--kept:#0b728522;--tint-bad:#c92a2a12;--tint-fair:#e6770010;--on:#fff}
 @media(prefers-color-scheme:dark){:root{--bg:#0f1419;--card:#171e26;--ink:#e6ebf0;--dim:#98a6b4;--line:#28323d;--accent:#3bc9db;
 --second:#b197fc;--third:#ffa94d;--good:#69db7c;--fair:#ffc078;--bad:#ff8787;--track:#25303b;--kept:#3bc9db22;--tint-bad:#ff878714;--tint-fair:#ffc07810;--on:#0f1419}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
@@ -20,6 +20,7 @@ h3{font-size:14px;margin:0 0 8px}.sub{color:var(--dim);margin:0 0 12px;overflow-
 .card,.box{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:14px 18px}
 .card .k,.card .n{color:var(--dim);font-size:13px}.card .v{font-size:27px;font-weight:650;letter-spacing:-.02em;line-height:1.3}
 .box+.box{margin-top:10px}.box p{margin:4px 0 0;overflow-wrap:anywhere}.box.warning{border-left:4px solid var(--fair)}.box.error,.fail{border-left:4px solid var(--bad)}
+.box p,.fail{max-height:18em;overflow:auto}.row b{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:3;overflow:hidden}
 .fail{background:var(--card);border-radius:12px;padding:14px 18px;margin-top:20px;border-top:1px solid var(--line);border-right:1px solid var(--line);border-bottom:1px solid var(--line);overflow-wrap:anywhere}
 .fix{display:flex;flex-wrap:wrap;gap:6px;align-items:baseline;margin-top:8px}
 code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;background:var(--track);padding:2px 7px;border-radius:5px;overflow-wrap:anywhere}
@@ -60,3 +61,37 @@ footer{margin-top:52px;color:var(--dim);font-size:12.5px;overflow-wrap:anywhere}
 @media(max-width:700px){main{padding:20px 14px 48px}h1{font-size:22px}.wide{display:none}.bar{width:64px}th,td{padding:7px 10px}.plot{height:190px}
 .cards{grid-template-columns:1fr 1fr;gap:10px}.card{padding:12px 13px}.card .v{font-size:21px}.row{grid-template-columns:1fr auto}.row .span,.row .pair{grid-column:1/-1;grid-row:2}.box{padding:12px 14px}}
 @media print{body{background:#fff}.box,.card,.act,.wrap{break-inside:avoid}}";
+
+#[cfg(test)]
+mod tests {
+    use super::STYLE;
+
+    /// The relative luminance of `#rrggbb` (WCAG 2.2).
+    fn luminance(colour: &str) -> f64 {
+        let digits = colour.trim_start_matches('#');
+        let part = |i: usize| {
+            let c = f64::from(u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()) / 255.0;
+            if c <= 0.04045 { c / 12.92 } else { ((c + 0.055) / 1.055).powf(2.4) }
+        };
+        0.2126 * part(0) + 0.7152 * part(1) + 0.0722 * part(2)
+    }
+
+    #[test]
+    fn words_in_colour_can_be_read() {
+        for theme in STYLE.split(":root{").skip(1).take(2) {
+            let colour = |name: &str| -> String {
+                let (_, rest) = theme.split_once(&format!("--{name}:#")).unwrap();
+                let digits: String = rest.chars().take_while(char::is_ascii_hexdigit).collect();
+                if digits.len() == 3 { digits.chars().flat_map(|c| [c, c]).collect() } else { digits }
+            };
+            // As text on what lies below, and below the text of badges.
+            for word in ["good", "fair", "bad", "dim"] {
+                for ground in ["card", "bg", "on"] {
+                    let (a, b) = (luminance(&colour(word)), luminance(&colour(ground)));
+                    let contrast = (a.max(b) + 0.05) / (a.min(b) + 0.05);
+                    assert!(contrast >= 4.5, "{word} and {ground}: {contrast:.2}");
+                }
+            }
+        }
+    }
+}
