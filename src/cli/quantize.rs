@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use octet::engine::pipeline::dry_run::{DryRun, dry_run};
-use octet::engine::pipeline::{self, Outcome, Phase, Progress, Request};
+use octet::engine::pipeline::{self, Named, Outcome, Phase, Progress, Request};
 use serde_json::Value;
 
 use crate::cli::{Error, cores, pool, print, read, write};
@@ -56,6 +56,7 @@ impl Quantize {
             evaluation: self.evaluation.as_deref(),
             recipe: &recipe,
             threads,
+            named: Named::default(),
             beside: true,
         };
         let Some(output) = self.output.as_deref().filter(|_| !self.dry_run) else {

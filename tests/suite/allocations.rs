@@ -6,7 +6,7 @@ use octet::engine::exec::session::Session;
 use octet::engine::exec::{Memory, Options};
 use octet::engine::kernels::isa::Isa;
 use octet::engine::onnx::import;
-use octet::engine::pipeline::{self, Request};
+use octet::engine::pipeline::{self, Named, Request};
 use octet::engine::tensor::{DType, Tensor};
 
 use crate::support::{Silent, memory};
@@ -23,6 +23,7 @@ fn a_warm_run_allocates_nothing() {
             evaluation: None,
             recipe: &serde_json::Value::Null,
             threads: 1,
+            named: Named::default(),
             beside: false,
         };
         let artifact = pipeline::job::quantize(&request, &Silent).expect(name).artifact;

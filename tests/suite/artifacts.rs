@@ -49,7 +49,15 @@ async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
     assert!(report.json().is_object());
     let page = app.get(&format!("{base}/report.html")).await.expect(200);
     assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
-    assert!(page.text().contains("<html"));
+    for said in [
+        "<html",
+        "<title>linear@1 in INT8</title>",
+        "<h1>linear@1 in INT8",
+        "calibrated on samples@1",
+        "begun at 2",
+    ] {
+        assert!(page.text().contains(said), "{said}: {}", page.text());
+    }
 
     app.delete(&base).await.expect(204);
     app.get(&base).await.problem(404, "not_found", &[id]);

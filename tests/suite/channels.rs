@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use octet::engine::graph::op::{Op, Unary};
 use octet::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use octet::engine::onnx::export;
-use octet::engine::pipeline::{self, Error, Outcome, Request};
+use octet::engine::pipeline::{self, Error, Named, Outcome, Request};
 use octet::engine::tensor::{DType, Tensor};
 use serde_json::{Value as Json, json};
 
@@ -87,6 +87,7 @@ impl Files {
             evaluation: Some(&data),
             recipe,
             threads,
+            named: Named::default(),
             beside: false,
         };
         pipeline::job::quantize(&request, &Silent)

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use crate::api::error::Problem;
 use crate::api::http::{Shared, uploads};
 use crate::engine::pipeline::dry_run::{self, DryRun};
-use crate::engine::pipeline::{self, Request};
+use crate::engine::pipeline::{self, Named, Request};
 use crate::service::store::Wanted;
 use crate::service::store::blobs::Pin;
 
@@ -153,6 +153,7 @@ pub(crate) async fn answer(
             evaluation: evaluation.as_ref().map(Pin::path),
             recipe: &recipe,
             threads,
+            named: Named::default(),
             beside: false,
         };
         pipeline::dry_run::dry_run(&request, memory_bytes_max)

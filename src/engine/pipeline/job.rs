@@ -195,10 +195,18 @@ impl Job<'_> {
         let mut advice = advice::of_unheld(&unheld, &recipe);
         let others = advice::advice(&layers, &activations, &sensitivities, &recipe);
         advice.extend(trained::of_own(others, graph, plan));
+        let named = self.request.named;
         let findings = Findings {
             engine: artifact::ENGINE,
             contract: artifact::CONTRACT,
-            model: report::Model { name: graph.name.clone(), sha256: model.sha256, parameters },
+            model: report::Model {
+                name: named.model.map_or_else(|| graph.name.clone(), str::to_owned),
+                sha256: model.sha256,
+                parameters,
+            },
+            calibration: named.calibration.map(str::to_owned),
+            evaluated: named.evaluation.map(str::to_owned),
+            begun_at: named.begun_at.map(str::to_owned),
             data_checks,
             convergence,
             advice,

@@ -67,9 +67,25 @@ pub struct Request<'a> {
     pub recipe: &'a serde_json::Value,
     /// Threads that the job may use.
     pub threads: usize,
+    /// What those who will read the report call these things.
+    pub named: Named<'a>,
     /// Whether the model's data may lie in files beside it, or all in an archive: only where the files are the
     /// caller's own, since what lies beside them is read.
     pub beside: bool,
+}
+
+/// What a report calls the things that it is about, as plain text: the engine knows files, not who keeps them. Names of
+/// graphs tell little, every exporter of PyTorch says `main_graph` or `torch_jit`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Named<'a> {
+    /// The model, with its version; without it the name of its graph.
+    pub model: Option<&'a str>,
+    /// The calibration data.
+    pub calibration: Option<&'a str>,
+    /// The evaluation data.
+    pub evaluation: Option<&'a str>,
+    /// When the job was begun.
+    pub begun_at: Option<&'a str>,
 }
 
 /// Float against INT8 on the evaluation data.

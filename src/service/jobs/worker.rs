@@ -13,7 +13,7 @@ use tracing::{error, info, warn};
 
 use super::queue::{self, Queue};
 use super::{goes_on, stopped};
-use crate::engine::pipeline::{self, Outcome, Phase, Progress, Request};
+use crate::engine::pipeline::{self, Named, Outcome, Phase, Progress, Request};
 use crate::service::metrics::Metrics;
 use crate::service::store::blobs::{self, Blobs, Pin};
 use crate::service::store::{
@@ -227,7 +227,7 @@ impl Workers {
         let monitor = Arc::new(Monitor::new(Arc::clone(&self.metrics), self.options.checkpoint_after));
         // Whatever ends this future stops the engine.
         let _stop_engine = StopEngine(Arc::clone(&monitor));
-        let mut result = self.spawn(inputs, job.recipe.clone(), Arc::clone(&monitor));
+        let mut result = self.spawn(inputs, job.recipe.clone(), Names::of(job), Arc::clone(&monitor));
         let mut beat = tokio::time::interval(BEAT);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut prolonged = Instant::now();
@@ -279,6 +279,7 @@ impl Workers {
         &self,
         inputs: Inputs,
         recipe: Value,
+        names: Names,
         monitor: Arc<Monitor>,
     ) -> oneshot::Receiver<Result<Made, pipeline::Error>> {
         let (sender, receiver) = oneshot::channel();
@@ -291,6 +292,7 @@ impl Workers {
                 statistics: inputs.statistics.as_ref().map(Pin::path),
                 evaluation: inputs.evaluation.as_ref().map(Pin::path),
                 recipe: &recipe,
+                named: names.named(),
                 beside: false,
                 threads,
             };
@@ -452,6 +454,34 @@ enum Ended {
 struct Made {
     outcome: Outcome,
     report: Vec<u8>,
+}
+
+/// What a job and its things are called, for its report.
+struct Names {
+    model: String,
+    calibration: String,
+    evaluation: Option<String>,
+    begun_at: Option<String>,
+}
+
+impl Names {
+    fn of(job: &Job) -> Names {
+        Names {
+            model: job.model.to_string(),
+            calibration: job.calibration.to_string(),
+            evaluation: job.evaluation.as_ref().map(ToString::to_string),
+            begun_at: job.started_at.map(|at| at.to_string()),
+        }
+    }
+
+    fn named(&self) -> Named<'_> {
+        Named {
+            model: Some(&self.model),
+            calibration: Some(&self.calibration),
+            evaluation: self.evaluation.as_deref(),
+            begun_at: self.begun_at.as_deref(),
+        }
+    }
 }
 
 struct Inputs {

@@ -26,6 +26,12 @@ pub struct Findings {
     pub contract: u32,
     /// The float model.
     pub model: Model,
+    /// What the calibration data are called, where they have a name.
+    pub calibration: Option<String>,
+    /// What the evaluation data are called, where they have a name.
+    pub evaluated: Option<String>,
+    /// When the job was begun, where that was told.
+    pub begun_at: Option<String>,
     /// The recipe in full.
     pub recipe: Recipe,
     /// What was done otherwise than asked, and why.
@@ -63,7 +69,7 @@ pub struct Findings {
 /// The float model.
 #[derive(Clone, Debug, Serialize)]
 pub struct Model {
-    /// Name of its graph.
+    /// What it is called by who asked; else the name of its graph.
     pub name: String,
     /// Digest of its file.
     pub sha256: String,

@@ -9,8 +9,8 @@ const SHOWN: usize = 24;
 
 /// The page of a comparison. `a` and `b` are what the two are called.
 pub fn page(d: &Difference, a: &str, b: &str) -> String {
-    let mut page = start(&format!("{a} and {b}"));
     let model = d.b.model.as_deref().or(d.a.model.as_deref()).unwrap_or("model");
+    let mut page = start(&format!("{model}: {a} and {b}"));
     let (badge, same) =
         if d.same_model { ("badge", "same float model") } else { ("badge bad", "not the same float model") };
     put(

@@ -2,7 +2,8 @@
 
 use super::style::STYLE;
 use super::{
-    accuracy, activations, bytes, data, escape, grouped, layers, millis, percent, prose, put, search,
+    accuracy, activations, bytes, counted, data, escape, finished, grouped, layers, millis, percent, prose,
+    put, search,
 };
 use crate::engine::quant::Gate;
 use crate::engine::quant::report::Findings;
@@ -20,13 +21,14 @@ pub fn page(f: &Findings) -> String {
     put(
         &mut page,
         format_args!(
-            "<div class=\"head\"><div><h1>{} in INT8</h1><p class=\"sub\">{} samples of {} data · {} weights · {}</p></div>\
+            "<div class=\"head\"><div><h1>{} in INT8</h1><p class=\"sub\">{} of {} data · {} · {}{}</p></div>\
              <span class=\"{badge}\">{text}</span></div>",
             escape(title),
-            grouped(f.evaluation.samples),
+            counted(f.evaluation.samples, "sample"),
             f.evaluated_on,
-            grouped(f.model.parameters),
-            f.engine
+            counted(f.model.parameters, "weight"),
+            f.engine,
+            named(f)
         ),
     );
     if let Some(reason) = &f.gate_failure {
@@ -58,7 +60,20 @@ pub fn page(f: &Findings) -> String {
             escape(&serde_json::to_string(&f.recipe).unwrap_or_default())
         ),
     );
-    page
+    finished(&page)
+}
+
+/// What the data are called and when the job was begun, where that is known.
+fn named(f: &Findings) -> String {
+    let mut text = String::new();
+    for (what, name) in
+        [("calibrated on", &f.calibration), ("evaluated on", &f.evaluated), ("begun at", &f.begun_at)]
+    {
+        if let Some(name) = name {
+            put(&mut text, format_args!(" · {what} {}", escape(name)));
+        }
+    }
+    text
 }
 
 /// The beginning of a page, up to its first line.
