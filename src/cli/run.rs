@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use octet::engine::exec::session::Session;
 use octet::engine::exec::{Options, Port, ShapesOf};
-use octet::engine::tensor::{DType, Tensor, npy};
+use octet::engine::tensor::{Tensor, npy};
 
 use crate::cli::{Error, PassArgs, cores, dims_text, isa, load, pool};
 
