@@ -197,6 +197,8 @@ mod tests {
     use octet::engine::graph::op::Op;
     use octet::engine::graph::{Dim, Graph, Node, Value};
 
+    use octet::engine::tensor::DType;
+
     use super::*;
 
     /// `y` is `x` with its first two axes exchanged, `z` is `x` itself, `s` its first dimension.
