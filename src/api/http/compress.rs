@@ -155,7 +155,9 @@ mod tests {
     #[test]
     fn a_coding_has_its_names_and_no_other_within_it() {
         let of = |values: &[&'static str]| {
-            let pairs = values.iter().map(|v| (header::CONTENT_ENCODING, HeaderValue::from_static(v)));
+            let pairs = values
+                .iter()
+                .map(|v| (header::CONTENT_ENCODING, HeaderValue::from_bytes(v.as_bytes()).unwrap()));
             let mut headers = HeaderMap::new();
             pairs.for_each(|(name, value)| _ = headers.append(name, value));
             of_body(&headers)
