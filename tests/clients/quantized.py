@@ -54,7 +54,7 @@ def quantized(model, samples, folder, form, activations, without=()):
 
 def dynamic(model, folder, weights):
     path = folder / f"dynamic_{weights}.onnx"
-    # ONNX Runtime has no ConvInteger of u8 and s8, so convolutions are only quantized with u8 weights.
+    # One file has convolutions of codes, the other products alone.
     only = {"op_types_to_quantize": ["MatMul", "Gemm"]} if weights == "s8" else {}
     q.quantize_dynamic(str(model), str(path), per_channel=weights == "s8",
                        weight_type=q.QuantType.QInt8 if weights == "s8" else q.QuantType.QUInt8, **only)

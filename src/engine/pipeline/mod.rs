@@ -11,6 +11,8 @@ pub mod job;
 pub mod lint;
 mod nothing;
 mod running;
+#[cfg(test)]
+mod tests;
 mod trained;
 mod trials;
 

@@ -457,6 +457,10 @@ impl Recipe {
                 "\"auto\" turns max_code as far as the gate allows: give a gate".to_owned(),
             );
         }
+        if !self.takes_sixteen_bits() && !self.sixteen_bit.is_empty() {
+            let text = "has activations of 8 bits only; `keep_float` leaves nodes in float";
+            return fault("sixteen_bit", format!("target {} {text}", self.target.name()));
+        }
         if let Search::Trials(_) = self.search
             && *gate == Gate::default()
         {
@@ -473,6 +477,13 @@ impl Recipe {
     /// Whether products among real operators get the ranges of their rows in each run.
     pub fn ranges_by_row(&self) -> bool {
         self.scheme == Scheme::Auto && self.target == Target::Octet && self.activations == Activations::U8
+    }
+
+    /// Whether `sixteen_bit` may name nodes: where activations have codes from calibration, and the target reads codes of
+    /// 16 bits. TensorRT quantizes activations to 8 bits; the specification of TensorFlow Lite has them in `int8`.
+    pub fn takes_sixteen_bits(&self) -> bool {
+        matches!(self.scheme, Scheme::Auto | Scheme::Static)
+            && !matches!(self.target, Target::Tensorrt | Target::TfliteRules)
     }
 
     /// Whether a node stays in float by name.

@@ -16,5 +16,6 @@ pub fn lint(graph: &Graph, target: Target) -> Report {
         Target::Openvino => openvino::findings(graph),
         Target::TfliteRules => tflite_rules::findings(graph),
     };
-    Report::new(target, file::notes(graph, target), findings)
+    let notes = file::notes(graph, target, &findings);
+    Report::new(target, notes, findings)
 }

@@ -1,7 +1,7 @@
 //! What is to say of a file as a whole, for one target: opsets, weights that are there in float, scales that do not
 //! fit, and sums that may saturate.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, ValueId};
@@ -9,7 +9,7 @@ use crate::engine::quant::Target;
 use crate::engine::tensor::DType;
 
 use super::net::Net;
-use super::{Note, Severity};
+use super::{Finding, Note, Severity, Verdict};
 
 /// How many names one note lists.
 const LISTED_MAX: usize = 5;
@@ -18,20 +18,20 @@ const SAFE_CODE: i64 = 64;
 /// Most pairs of tensors that are compared.
 const PAIRS_MAX: usize = 1 << 16;
 
-/// The notes for a target.
-pub(super) fn notes(graph: &Graph, target: Target) -> Vec<Note> {
+/// The notes for a target, which finds this of the nodes.
+pub(super) fn notes(graph: &Graph, target: Target, findings: &[Finding]) -> Vec<Note> {
     let net = Net::new(graph);
-    let checks: [fn(&Net, Target) -> Option<Note>; 8] = [
+    let checks: [fn(&Net, Target) -> Option<Note>; 7] = [
         not_quantized,
         opset,
         scale_shapes,
         missing_zero_points,
         float_weights,
         quantized_while_running,
-        saturation,
         bodies,
     ];
-    checks.iter().filter_map(|check| check(&net, target)).collect()
+    let notes = checks.iter().filter_map(|check| check(&net, target));
+    notes.chain(saturation(&net, target, findings)).collect()
 }
 
 fn note(severity: Severity, rule: &'static str, reason: String, remedy: &str) -> Option<Note> {
@@ -255,13 +255,16 @@ fn quantized_while_running(net: &Net, _: Target) -> Option<Note> {
     }
 }
 
-/// The 16-bit sums of ONNX Runtime's default mode on processors without VNNI.
-fn saturation(net: &Net, target: Target) -> Option<Note> {
+/// The 16-bit sums of ONNX Runtime's default mode on processors without VNNI: of what it computes on codes, for a node
+/// that stays in float multiplies reals.
+fn saturation(net: &Net, target: Target, findings: &[Finding]) -> Option<Note> {
     if target != Target::Onnxruntime {
         return None;
     }
+    let fused = findings.iter().filter(|f| f.verdict == Verdict::Fuses);
+    let fused: HashSet<&str> = fused.map(|f| f.node.as_str()).collect();
     let mut nodes = Vec::new();
-    for n in net.nodes() {
+    for n in net.nodes().into_iter().filter(|&n| fused.contains(net.name(n))) {
         let node = net.node(n);
         let codes = match &node.op {
             Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul => {

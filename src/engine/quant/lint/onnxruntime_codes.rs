@@ -23,12 +23,14 @@ pub(super) fn operator(net: &Net, n: usize) -> Judged {
         "ConvInteger" | "MatMulInteger" => (dtype(2).or(dtype(0)), dtype(1)),
         _ => (None, None),
     };
-    let signed_weights = w == Some(DType::I8);
+    // ConvInteger takes int8 and uint8 on both sides (tried on 1.32, CPUExecutionProvider), but where it runs it checks
+    // for one zero point: "Non per-tensor quantization is not supported now" (conv_integer.cc).
+    let zeros = |at: usize| net.constant(node.input(at)).map_or(1, |zeros| zeros.len());
     match name {
-        "ConvInteger" if signed_weights => Judged::refused(
-            "no_kernel",
-            "ONNX Runtime has no ConvInteger with int8 weights on a CPU",
-            "use uint8 weights, or a static QDQ file",
+        "ConvInteger" if zeros(3) > 1 => Judged::refused(
+            "weights_per_axis",
+            "ONNX Runtime's ConvInteger takes one zero point for all weights",
+            "give the weights one zero point, or write a static QDQ file",
         ),
         "QLinearConv" | "QLinearMatMul" | "QGemm" if x == Some(DType::I8) && w == Some(DType::U8) => {
             Judged::refused(

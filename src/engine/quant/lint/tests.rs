@@ -410,6 +410,16 @@ fn a_file_is_judged_as_a_whole() {
     };
     // Some of the weights are above 64.
     assert_eq!(notes(Target::Onnxruntime, conv(17)), [(Severity::Warning, "saturation")]);
+    // Codes of 16 bits: it multiplies reals, whose sums do not saturate.
+    let wide = |s: &mut Sketch| {
+        let codes = (0.1, 0, DType::U16);
+        s.graph.opset = 21;
+        let x = s.image("x");
+        let x = s.pair(x, codes);
+        let y = s.conv("c", x);
+        vec![s.pair(y, codes)]
+    };
+    assert!(notes(Target::Onnxruntime, wide).iter().all(|(_, rule)| *rule != "saturation"));
     assert_eq!(notes(Target::Octet, conv(17)), []);
     assert_eq!(notes(Target::Octet, conv(12)), [(Severity::Error, "opset_per_axis")]);
     assert_eq!(notes(Target::Openvino, conv(23)), [(Severity::Note, "opset_new")]);
@@ -443,4 +453,23 @@ fn a_file_is_judged_as_a_whole() {
     };
     let found = [(Severity::Error, "weights_without_zero_point"), (Severity::Note, "weights_in_float")];
     assert_eq!(notes(Target::Octet, bare), found);
+}
+
+#[test]
+fn onnxruntime_convolves_codes_of_any_sign_with_one_zero_point() {
+    let conv = |x: DType, w: DType, zeros: usize| {
+        move |s: &mut Sketch| {
+            let image = s.image("x");
+            let codes = s.q(image, (0.1, 0, x));
+            let weights = s.constant(Tensor::zeros(w, &[8, 8, 1, 1]));
+            let (zero_x, zero_w) =
+                (s.constant(Tensor::zeros(x, &[])), s.constant(Tensor::zeros(w, &[zeros])));
+            let op = Op::ConvInteger { sliding: Sliding::default(), groups: 1 };
+            vec![s.node("c", op, &[codes, weights, zero_x, zero_w])]
+        }
+    };
+    for (x, w) in [DType::U8, DType::I8].into_iter().flat_map(|x| [(x, DType::U8), (x, DType::I8)]) {
+        ort(conv(x, w, 1), "c=ConvInteger");
+        ort(conv(x, w, 8), "c!weights_per_axis");
+    }
 }
