@@ -430,12 +430,11 @@ impl Job<'_> {
     ) -> Result<(Vec<u8>, Value), Error> {
         let values: Vec<(String, QuantParams)> =
             plan.coded.iter().map(|c| (graph.value(c.value).name.clone(), params[&c.root].clone())).collect();
-        let of_sixteen = |(id, params): (&ValueId, &Option<QuantParams>)| {
-            Some((graph.value(*id).name.clone(), params.clone()?))
-        };
+        let of_sixteen =
+            |(id, params): (&ValueId, &QuantParams)| (graph.value(*id).name.clone(), params.clone());
         let trained = plan.trained.values().filter(|(id, _)| plan.coded(*id).is_none());
         let trained = trained.map(|(id, params)| (graph.value(id).name.clone(), params.clone()));
-        let sixteen = plan.sixteen.iter().filter_map(of_sixteen);
+        let sixteen = plan.sixteen.iter().map(of_sixteen);
         let values: Vec<_> = trained.chain(values).chain(sixteen).collect();
         let max_code = |l: &Layer| Some((l.node.clone(), l.weights.as_ref()?.max_code));
         let max_codes: Vec<(String, u8)> = rewritten.layers.iter().filter_map(max_code).collect();

@@ -10,6 +10,8 @@ pub mod inspect;
 pub mod job;
 pub mod lint;
 mod running;
+#[cfg(test)]
+mod tests;
 mod trained;
 mod trials;
 

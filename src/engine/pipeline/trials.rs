@@ -73,7 +73,7 @@ impl Bench<'_> {
             let name = &self.graph.value(*id).name;
             let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
             let (min, max) = observed.histogram.range().unwrap_or((0.0, 0.0));
-            *params = Some(sixteen::params(min, max));
+            *params = sixteen::params(min, max);
         }
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {

@@ -447,6 +447,10 @@ impl Recipe {
         if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
         }
+        if !self.takes_sixteen_bits() && !self.sixteen_bit.is_empty() {
+            let text = "has activations of 8 bits only; `keep_float` leaves nodes in float";
+            return fault("sixteen_bit", format!("target {} {text}", self.target.name()));
+        }
         if self.target != Target::Octet && !matches!(self.scheme, Scheme::Auto | Scheme::Static) {
             let text = "other targets than octet have a form for the static scheme only";
             return fault("target", text.to_owned());
@@ -463,6 +467,13 @@ impl Recipe {
             return fault("search", "it looks for what keeps the gate: give a gate".to_owned());
         }
         Ok(())
+    }
+
+    /// Whether `sixteen_bit` may name nodes: where activations have codes from calibration, and the target reads codes of
+    /// 16 bits. TensorRT quantizes activations to 8 bits; the specification of TensorFlow Lite has them in `int8`.
+    pub fn takes_sixteen_bits(&self) -> bool {
+        matches!(self.scheme, Scheme::Auto | Scheme::Static)
+            && !matches!(self.target, Target::Tensorrt | Target::TfliteRules)
     }
 
     /// Whether the activations of a node have 16 bits by name.

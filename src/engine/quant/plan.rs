@@ -105,9 +105,9 @@ pub struct Plan {
     pub decisions: Vec<Decision>,
     /// Values that get codes: graph inputs first, then in execution order.
     pub coded: Vec<Coded>,
-    /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters once they are
-    /// chosen.
-    pub sixteen: BTreeMap<ValueId, Option<QuantParams>>,
+    /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters: any that are of
+    /// the type until the data have been seen, so that a plan can be written, linted and weighed without data.
+    pub sixteen: BTreeMap<ValueId, QuantParams>,
     /// For nodes on reals that read one operand through codes all the same: which.
     pub skips: BTreeMap<usize, usize>,
     /// What the model itself has quantized.
@@ -642,7 +642,7 @@ impl<'a> Planner<'a> {
     }
 
     /// What goes into the nodes with 16-bit activations, and what they make.
-    fn sixteen(&self) -> BTreeMap<ValueId, Option<QuantParams>> {
+    fn sixteen(&self) -> BTreeMap<ValueId, QuantParams> {
         let real = |id: &ValueId| {
             let dtype = self.graph.value(*id).dtype.unwrap_or(DType::F32);
             dtype == DType::F32 && self.graph.constant(*id).is_none()
@@ -652,7 +652,9 @@ impl<'a> Planner<'a> {
         let used = |id: &ValueId| self.graph.outputs.contains(id) || !self.readers[id.0 as usize].is_empty();
         let nodes = self.graph.nodes.iter().zip(&self.decisions).filter(|(_, d)| **d == Decision::Sixteen);
         let values = nodes.flat_map(|(node, _)| node.inputs.iter().flatten().chain(&node.outputs));
-        values.filter(|id| real(id) && used(id) && !truth.contains(id)).map(|&id| (id, None)).collect()
+        let unseen = QuantParams::per_tensor(1.0, 0, DType::U16);
+        let wanted = values.filter(|id| real(id) && used(id) && !truth.contains(id));
+        wanted.map(|&id| (id, unseen.clone())).collect()
     }
 }
 

@@ -79,6 +79,11 @@ fn a_wrong_recipe_is_refused_with_its_field() {
         (json!({"target": "openvino", "scheme": "dynamic"}), "`target`: other targets than octet"),
         (json!({"target": "tpu"}), "`target`: unknown variant `tpu`"),
         (json!({"scheme": "dynamic", "sixteen_bit": ["a"]}), "`sixteen_bit`: only the static scheme"),
+        (
+            json!({"target": "tensorrt", "sixteen_bit": ["a"]}),
+            "`sixteen_bit`: target tensorrt has activations of 8",
+        ),
+        (json!({"target": "tflite_rules", "sixteen_bit": ["a"]}), "`sixteen_bit`: target tflite_rules has"),
         (json!({"scheme": "magic"}), "`scheme`: unknown variant `magic`"),
         (json!({"ranges": {"percentile": 20}}), "percentile 20 is not above 50"),
         (json!({"ranges": "best"}), "`ranges`: \"best\" is not \"auto\", \"minmax\""),

@@ -67,22 +67,29 @@ pub fn advice(
 /// What to do about nodes that stay in float because eight bits do not hold what they read: `(node, why)`.
 pub fn of_unheld(kept: &[(String, String)], recipe: &Recipe) -> Vec<Advice> {
     let advice = |(node, why): &(String, String)| {
-        let wide = json!({"sixteen_bit": [node]});
-        let alike = json!({"equalize": true});
-        let (remedy, first, others) = match recipe.equalize {
-            true => ("more bits for what it reads", wide, vec![]),
-            false => ("channels that are made alike", alike, vec![wide]),
-        };
+        let mut remedies: Vec<(&str, Value)> = Vec::new();
+        if !recipe.equalize {
+            remedies.push(("channels that are made alike", json!({"equalize": true})));
+        }
+        remedies.extend(wide("more bits for what it reads", node, recipe));
+        if remedies.is_empty() {
+            remedies.push(("float, as it is", json!({"keep_float": [node]})));
+        }
         Advice {
             node: node.clone(),
             cause: Cause::Unheld,
             finding: format!("it stays in float: {why}"),
-            remedy: remedy.to_owned(),
-            recipe: first,
-            alternatives: others,
+            remedy: remedies[0].0.to_owned(),
+            recipe: remedies[0].1.clone(),
+            alternatives: remedies.into_iter().skip(1).map(|(_, recipe)| recipe).collect(),
         }
     };
     kept.iter().take(ADVICE_MAX).map(advice).collect()
+}
+
+/// Activations of 16 bits for a node, where the recipe could ask for them.
+fn wide<'a>(remedy: &'a str, node: &str, recipe: &Recipe) -> Option<(&'a str, Value)> {
+    recipe.takes_sixteen_bits().then(|| (remedy, json!({"sixteen_bit": [node]})))
 }
 
 /// Where no layer stands out and the end is noisy all the same: the layers that add most by themselves.
@@ -140,7 +147,7 @@ fn spread(layer: &LayerRow, layers: &[LayerRow], recipe: &Recipe) -> Option<(f64
     if !recipe.equalize {
         remedies.push(("channels that are made alike", json!({"equalize": true})));
     }
-    remedies.push(("more bits for its result", json!({"sixteen_bit": [layer.node]})));
+    remedies.extend(wide("more bits for its result", &layer.node, recipe));
     remedies.push(("float for it and what reads it", json!({"keep_float": floats})));
     let behind = match &names[..] {
         [] => String::new(),
@@ -180,7 +187,7 @@ fn of_its_own(
     let clipped = activation.map_or(0.0, |a| a.clipped);
     let few = |db: Option<f64>| db.is_some_and(|db| db < few_db);
     let keep = json!({"keep_float": [layer.node]});
-    let wide = json!({"sixteen_bit": [layer.node]});
+    let wide = wide("more bits for its result", &layer.node, recipe);
     let (cause, why, mut remedies) = match () {
         () if layer.raised_channels > 0 && by_weights && few(weights) => (
             Cause::BiasOverflow,
@@ -204,7 +211,7 @@ fn of_its_own(
             let ranges = json!({"ranges": "mse"});
             let narrower = ("a range that leaves outliers out", ranges);
             let tail = activation.is_some_and(|a| a.method == "minmax");
-            let mut remedies = vec![("more bits for its result", wide.clone())];
+            let mut remedies: Vec<_> = wide.clone().into_iter().collect();
             if tail {
                 remedies.insert(0, narrower);
             }
@@ -219,7 +226,7 @@ fn of_its_own(
     };
     remedies.push(("float for it", keep));
     if cause == Cause::Clipping {
-        remedies.push(("more bits for its result", wide));
+        remedies.extend(wide);
     }
     Advice {
         node: layer.node.clone(),

@@ -73,8 +73,7 @@ impl Writer<'_> {
 
     /// `from` through the codes of `value` to `to`.
     fn through_sixteen(&mut self, value: ValueId, from: ValueId, to: ValueId) {
-        let params =
-            self.plan.sixteen[&value].as_ref().expect("calibration gives every value its parameters");
+        let params = &self.plan.sixteen[&value];
         let zero_point = u16::try_from(params.zero_point[0]).expect("zero points are codes");
         let scale = Tensor::scalar(params.scale[0]);
         let scale = self.constant(value, "s", scale);

@@ -182,7 +182,7 @@ fn sixteen_bits_stand_around_the_nodes_that_are_named() {
     let names: Vec<&str> = plan.sixteen.keys().map(|id| graph.value(*id).name.as_str()).collect();
     assert_eq!(names, ["x", "h"]);
     for params in plan.sixteen.values_mut() {
-        *params = Some(sixteen::params(-16.0, 16.0));
+        *params = sixteen::params(-16.0, 16.0);
     }
     let params = plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.1, 128, DType::U8))).collect();
     let result = rewrite(&graph, &plan, &params, &recipe, &Dial::default());

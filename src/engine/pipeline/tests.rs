@@ -1,0 +1,140 @@
+//! Whole jobs on a small model: what a recipe makes, and whether a dry run foresaw it.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use tempfile::NamedTempFile;
+
+use super::dry_run::{DryRun, dry_run};
+use super::{Error, Outcome, Phase, Progress, Request, job};
+use crate::engine::artifact;
+use crate::engine::graph::op::{Op, Sliding, Unary};
+use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::tensor::{DType, Tensor, npy};
+
+/// A caller that waits.
+struct Patient;
+
+impl Progress for Patient {
+    fn update(&self, _: Phase, _: u64, _: u64) {}
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+
+    fn seconds(&self) -> f64 {
+        0.0
+    }
+}
+
+/// Numbers that look random, `-size` to `size`, more of them near zero.
+fn numbers(count: usize, seed: u32, size: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12_345);
+    let mut one = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| size * one() * one()).collect()
+}
+
+/// A model `x [batch, 1, 8, 8] → conv → relu → wide → clamp → flat → gemm → y [batch, 10]`, and samples of it. Those of the
+/// evaluation reach half as far again as those of the calibration.
+struct Files {
+    model: NamedTempFile,
+    calibration: NamedTempFile,
+    evaluation: NamedTempFile,
+}
+
+impl Files {
+    fn new() -> Files {
+        let mut g = Graph { opset: 17, ..Graph::default() };
+        let [x, c, r, w, s, f, y] = ["x", "c", "r", "w", "s", "f", "y"].map(|name| {
+            g.add_value(Value { name: name.to_owned(), dtype: Some(DType::F32), ..Value::default() })
+        });
+        let batch = || Dim::Symbol("batch".to_owned());
+        g.value_mut(x).dims = Some(vec![batch(), Dim::Known(1), Dim::Known(8), Dim::Known(8)]);
+        g.value_mut(y).dims = Some(vec![batch(), Dim::Known(10)]);
+        let mut constant = |name: &str, shape: &[usize], seed, size| {
+            let data = numbers(shape.iter().product(), seed, size);
+            g.add_constant(name, Tensor::from_slice(shape, &data))
+        };
+        let (k1, b1) = (constant("k1", &[8, 1, 3, 3], 1, 0.6), constant("b1", &[8], 2, 0.1));
+        let (k2, b2) = (constant("k2", &[16, 8, 3, 3], 3, 0.3), constant("b2", &[16], 4, 0.1));
+        let (k3, b3) = (constant("k3", &[1024, 10], 5, 0.1), constant("b3", &[10], 6, 0.1));
+        let conv = || {
+            let sliding = Sliding { pads: vec![1; 4], ..Sliding::default() };
+            Op::Conv { sliding, groups: 1 }
+        };
+        let gemm = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
+        let nodes: [(&str, Op, &[ValueId], ValueId); 6] = [
+            ("conv", conv(), &[x, k1, b1], c),
+            ("relu", Op::Unary(Unary::Relu), &[c], r),
+            ("wide", conv(), &[r, k2, b2], w),
+            ("clamp", Op::Unary(Unary::Relu), &[w], s),
+            ("flat", Op::Flatten { axis: 1 }, &[s], f),
+            ("gemm", gemm, &[f, k3, b3], y),
+        ];
+        for (name, op, inputs, output) in nodes {
+            let inputs = inputs.iter().map(|&id| Some(id)).collect();
+            g.nodes.push(Node::new(name.to_owned(), op, inputs, vec![output]));
+        }
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        let file = |bytes: &[u8]| {
+            let file = NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            file
+        };
+        let samples = |seed, size| {
+            let x = Tensor::from_slice(&[96, 1, 8, 8], &numbers(96 * 64, seed, size));
+            file(&npy::write_npz(Cursor::new(Vec::new()), &[("x", &x)]).unwrap().into_inner())
+        };
+        Files {
+            model: file(&artifact::write(&g, &Json::Null)),
+            calibration: samples(7, 1.0),
+            evaluation: samples(8, 1.5),
+        }
+    }
+
+    fn request<'a>(&'a self, recipe: &'a Json, data: Option<&'a Path>) -> Request<'a> {
+        Request {
+            model: self.model.path(),
+            calibration: data,
+            statistics: None,
+            evaluation: data.map(|_| self.evaluation.path()),
+            recipe,
+            threads: 1,
+            beside: false,
+        }
+    }
+
+    fn job(&self, recipe: &Json) -> Outcome {
+        job::quantize(&self.request(recipe, Some(self.calibration.path())), &Patient).unwrap()
+    }
+
+    fn dry_run(&self, recipe: &Json) -> Result<DryRun, Error> {
+        dry_run(&self.request(recipe, None), u64::MAX)
+    }
+}
+
+#[test]
+fn a_dry_run_without_data_foresees_the_size_of_every_artifact() {
+    let files = Files::new();
+    let recipes = [
+        json!({}),
+        json!({"scheme": "static"}),
+        json!({"scheme": "weight_only"}),
+        json!({"sixteen_bit": ["*"]}),
+        json!({"sixteen_bit": ["wide"]}),
+        json!({"sixteen_bit": ["*"], "target": "onnxruntime"}),
+        json!({"sixteen_bit": ["*"], "target": "openvino"}),
+        json!({"sixteen_bit": ["gemm"], "target": "openvino"}),
+    ];
+    for mut recipe in recipes {
+        // Whether channels are worth scaling only data tell.
+        recipe["smooth"] = json!("off");
+        let (told, made) = (files.dry_run(&recipe).unwrap(), files.job(&recipe));
+        let (told, made) = (told.artifact_bytes, made.artifact.len() as u64);
+        assert!(told.abs_diff(made) < 64, "{recipe}: {told} bytes foreseen, {made} made");
+    }
+}
