@@ -138,3 +138,19 @@ fn a_dry_run_without_data_foresees_the_size_of_every_artifact() {
         assert!(told.abs_diff(made) < 64, "{recipe}: {told} bytes foreseen, {made} made");
     }
 }
+
+#[test]
+fn sixteen_bits_are_no_noisier_than_eight() {
+    let files = Files::new();
+    for target in ["octet", "onnxruntime"] {
+        let eight = files.job(&json!({ "target": target }));
+        let sixteen = files.job(&json!({ "target": target, "sixteen_bit": ["*"] }));
+        let (eight, all) = (eight.accuracy.sqnr_db, sixteen.accuracy.sqnr_db);
+        assert!(all >= eight, "{target}: {eight} dB in 8 bits, {all} dB in 16");
+        // Each value has its row, and nothing of it was cut off.
+        let rows = sixteen.report["activations"].as_array().unwrap();
+        let names: Vec<&str> = rows.iter().filter_map(|row| row["value"].as_str()).collect();
+        assert!(["x", "c", "r", "y"].iter().all(|name| names.contains(name)), "{names:?}");
+        assert!(rows.iter().all(|row| row["bits"] == 16 && row["clipped"] == 0.0), "{rows:?}");
+    }
+}

@@ -19,13 +19,13 @@ use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::samples::Samples;
-use crate::engine::quant::schemes::{any, sixteen};
+use crate::engine::quant::schemes::any;
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::targets::settle::settle;
 use crate::engine::tensor::dataset::Dataset;
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Samples over which the noise of one layer's smaller codes is measured, once a layer.
@@ -58,7 +58,7 @@ pub(super) struct Bench<'a> {
 pub(super) struct Planned {
     pub(super) plan: Plan,
     pub(super) params: HashMap<ValueId, QuantParams>,
-    /// Ranges of roots that the plan of the recipe alone does not have.
+    /// The range of each root, and behind them those of the values with 16-bit codes.
     pub(super) choices: Vec<(ValueId, ranges::Choice)>,
 }
 
@@ -69,12 +69,7 @@ impl Bench<'_> {
         all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
         let mut plan = any::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
         let profile = Profile::of(self.recipe);
-        for (id, params) in &mut plan.sixteen {
-            let name = &self.graph.value(*id).name;
-            let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
-            let (min, max) = observed.histogram.range().unwrap_or((0.0, 0.0));
-            *params = sixteen::params(min, max);
-        }
+        let Some(wide) = self.wide(&mut plan) else { return Ok(None) };
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
             let known = self.effects.choices.iter().find(|(root, _)| *root == coded.value);
@@ -95,7 +90,20 @@ impl Bench<'_> {
         let mut params = choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
         settle(self.graph, &plan, &profile, &mut params);
         let params = plan.with_trained(&params);
+        choices.extend(wide);
         Ok(Some(Planned { plan, params, choices }))
+    }
+
+    /// Gives the values with 16-bit codes of a plan their parameters; `None` where one was not counted.
+    fn wide(&self, plan: &mut Plan) -> Option<Vec<(ValueId, ranges::Choice)>> {
+        let mut choices = Vec::new();
+        for (&id, params) in &mut plan.sixteen {
+            let observed = self.statistics.values.get(&self.graph.value(id).name)?;
+            let choice = ranges::choose(observed, Method::Doubled, Codes::U16);
+            *params = choice.params.clone();
+            choices.push((id, choice));
+        }
+        Some(choices)
     }
 
     /// Float against another model on the evaluation data.
