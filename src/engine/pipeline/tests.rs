@@ -124,6 +124,8 @@ fn a_dry_run_without_data_foresees_the_size_of_every_artifact() {
         json!({}),
         json!({"scheme": "static"}),
         json!({"scheme": "weight_only"}),
+        json!({"scheme": "float16"}),
+        json!({"scheme": "float16", "keep_float": ["wide"]}),
         json!({"sixteen_bit": ["*"]}),
         json!({"sixteen_bit": ["wide"]}),
         json!({"sixteen_bit": ["*"], "target": "onnxruntime"}),
