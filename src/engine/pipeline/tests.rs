@@ -156,3 +156,16 @@ fn sixteen_bits_are_no_noisier_than_eight() {
         assert!(rows.iter().all(|row| row["bits"] == 16 && row["clipped"] == 0.0), "{rows:?}");
     }
 }
+
+#[test]
+fn a_search_that_keeps_half_in_integers_says_so() {
+    let files = Files::new();
+    let made = files.job(&json!({"gate": {"min_sqnr_db": 90}, "search": {"trials": 6}}));
+    let why = made.gate_failure.unwrap();
+    assert!(why.contains("less than min_sqnr_db 90; with 3 layers in float the figures would be"), "{why}");
+    assert!(why.contains("a search keeps at least 50 % there"), "{why}");
+    let trials = made.report["trials"].as_array().unwrap();
+    let refused: Vec<&Json> = trials.iter().filter(|t| !t["refused"].is_null()).collect();
+    assert!(!refused.is_empty() && refused.iter().all(|t| t["passes"] == false), "{trials:#?}");
+    assert!(made.report_html.contains("too few integers"));
+}

@@ -38,6 +38,15 @@ const INTEGER_LEAST: f64 = 0.5;
 /// Why a layer is in float that the search has kept.
 pub(super) const KEPT: &str = "kept in float so that the gate holds";
 
+/// What a gate that is not kept says besides its figures: of the trials that were refused for too few integers that with
+/// the most.
+pub(super) fn too_few_integers(trials: &[Trial]) -> Option<String> {
+    let refused = trials.iter().filter(|t| t.refused.is_some());
+    let nearest = refused.max_by(|a, b| a.integer_mac_share.total_cmp(&b.integer_mac_share))?;
+    let (layers, why) = (nearest.keeps_float.len(), nearest.refused.as_ref()?);
+    Some(format!("with {layers} layers in float the figures would be within the limits, but {why}"))
+}
+
 /// What models are made from, and what they are judged by.
 #[derive(Clone, Copy)]
 pub(super) struct Bench<'a> {
@@ -327,6 +336,13 @@ impl FloatTrials<'_> {
         };
         let integer_mac_share = integer as f64 / all.max(1) as f64;
         let enough = kept.is_empty() || integer_mac_share >= INTEGER_LEAST;
+        let refused = (verdict.failure.is_none() && !enough).then(|| {
+            format!(
+                "{:.1} % of the multiply-accumulates stay in integers; a search keeps at least {:.0} % there",
+                100.0 * integer_mac_share,
+                100.0 * INTEGER_LEAST
+            )
+        });
         Ok(Trial {
             keeps_float: self.names(kept),
             metric: gate::metric(&recipe.gate, &e).map_or(e.int8.value, |(_, _, int8)| int8.value),
@@ -335,6 +351,7 @@ impl FloatTrials<'_> {
             integer_mac_share,
             bytes: nodes().map(bytes).sum(),
             passes: verdict.failure.is_none() && enough,
+            refused,
             margin: if enough { verdict.margin } else { f64::NEG_INFINITY },
         })
     }
