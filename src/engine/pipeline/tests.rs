@@ -169,3 +169,9 @@ fn a_search_that_keeps_half_in_integers_says_so() {
     assert!(!refused.is_empty() && refused.iter().all(|t| t["passes"] == false), "{trials:#?}");
     assert!(made.report_html.contains("too few integers"));
 }
+
+#[test]
+fn what_computes_in_float16_is_not_called_int8() {
+    let made = Files::new().job(&json!({"scheme": "float16"}));
+    assert!(made.report_html.contains("in float16</h1>") && !made.report_html.contains("INT8"));
+}

@@ -113,6 +113,16 @@ pub enum Scheme {
     Float16,
 }
 
+impl Scheme {
+    /// What an artifact computes with, for people.
+    pub fn numbers(self) -> &'static str {
+        match self {
+            Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "INT8",
+            Scheme::Float16 => "float16",
+        }
+    }
+}
+
 /// What codes activations have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -16,13 +16,16 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
         return;
     }
     let labelled = f.evaluation.metric != "agreement";
+    let numbers = f.recipe.scheme.numbers();
     let what = match labelled {
         true => {
-            "The dot is INT8 with its 95 % interval, the bar across is float. Where both are low, look at the data; where the dot is left of the bar, INT8 loses."
+            format!(
+                "The dot is {numbers} with its 95 % interval, the bar across is float. Where both are low, look at the data; where the dot is left of the bar, {numbers} loses."
+            )
         }
-        false => "Share on which INT8 decides as float does, with its 95 % interval.",
+        false => format!("Share on which {numbers} decides as float does, with its 95 % interval."),
     };
-    heading(page, title, what);
+    heading(page, title, &what);
     let least = rows.iter().map(|g| g.int8.low.min(g.float)).fold(1.0, f64::min);
     let least = (least * 10.0).floor() / 10.0;
     let mut sorted: Vec<&Group> = rows.iter().collect();
@@ -36,10 +39,10 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
     let few = rows.iter().map(|g| g.samples).sum::<u64>() < 4 * rows.len() as u64;
     let (first, rest) = sorted.split_at(if few { 0 } else { sorted.len().min(SHOWN) });
     put(page, format_args!("<div class=\"box\">"));
-    first.iter().for_each(|g| group(page, g, least, labelled));
+    first.iter().for_each(|g| group(page, g, least, (labelled, numbers)));
     if !rest.is_empty() {
         let mut body = String::new();
-        rest.iter().for_each(|g| group(&mut body, g, least, labelled));
+        rest.iter().for_each(|g| group(&mut body, g, least, (labelled, numbers)));
         let summary = match few {
             true => format!("{} groups of few samples each", rest.len()),
             false => format!("{} more, that lose less", rest.len()),
@@ -56,7 +59,7 @@ fn lost(g: &Group) -> bool {
     g.delta < 0.0 && (g.int8.high < g.float || g.int8.value < float.low)
 }
 
-fn group(page: &mut String, g: &Group, least: f64, labelled: bool) {
+fn group(page: &mut String, g: &Group, least: f64, (labelled, called): (bool, &str)) {
     let at = |share: f64| (100.0 * (share - least) / (1.0 - least).max(1e-9)).clamp(0.0, 100.0);
     let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
     let bad = lost(g);
@@ -75,7 +78,7 @@ fn group(page: &mut String, g: &Group, least: f64, labelled: bool) {
     put(
         page,
         format_args!(
-            "<div class=\"row\" title=\"float {:.1} % ({:.1} to {:.1}), INT8 {:.1} % ({:.1} to {:.1})\"><b>{}</b>\
+            "<div class=\"row\" title=\"float {:.1} % ({:.1} to {:.1}), {called} {:.1} % ({:.1} to {:.1})\"><b>{}</b>\
              <div class=\"{class}\"><i style=\"left:{low:.1}%;width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u>{tick}</div>\
              <div class=\"num\">{numbers} <span class=\"dim\">of {}</span></div></div>",
             100.0 * float.value,
@@ -171,7 +174,8 @@ pub fn worst(page: &mut String, f: &Findings) {
         body.push_str("<th class=\"r\">Label");
     }
     if classed {
-        body.push_str("<th class=\"r\">Float says<th class=\"r\">INT8 says");
+        let numbers = f.recipe.scheme.numbers();
+        put(&mut body, format_args!("<th class=\"r\">Float says<th class=\"r\">{numbers} says"));
     }
     body.push_str("<th>Output");
     let class = |c: Option<i64>| c.map_or("–".to_owned(), |c| c.to_string());
