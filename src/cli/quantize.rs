@@ -124,8 +124,9 @@ fn planned(run: &DryRun) -> String {
         run.size_ratio * 100.0,
     );
     if let Some(s) = &run.seconds {
+        let numbers = run.recipe.scheme.numbers();
         text += &format!(
-            "one run: float {:.3} ms, INT8 {:.3} ms; calibration {:.1} s, evaluation {:.1} s ({})\n",
+            "one run: float {:.3} ms, {numbers} {:.3} ms; calibration {:.1} s, evaluation {:.1} s ({})\n",
             s.float_run * 1e3,
             s.int8_run * 1e3,
             s.calibrate,
@@ -152,10 +153,11 @@ fn make_folder(folder: &Path) -> Result<(), Error> {
 
 fn summary(output: &Path, outcome: &Outcome) -> String {
     let (accuracy, latency) = (&outcome.accuracy, &outcome.latency);
+    let numbers = if outcome.manifest["recipe"]["scheme"] == "float16" { "float16" } else { "INT8" };
     format!(
         "{}: {} bytes, {:.1} % of the float model\n\
-         {}: float {:.4}, INT8 {:.4} ({:+.4}) on {} samples; both choose alike on {:.2} %\n\
-         one run: float {:.3} ms, INT8 {:.3} ms\n",
+         {}: float {:.4}, {numbers} {:.4} ({:+.4}) on {} samples; both choose alike on {:.2} %\n\
+         one run: float {:.3} ms, {numbers} {:.3} ms\n",
         output.display(),
         outcome.artifact.len(),
         outcome.size_ratio * 100.0,

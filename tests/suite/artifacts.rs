@@ -100,3 +100,14 @@ async fn two_artifacts_are_compared_as_json_and_as_a_page() {
     let nobody = "art_00000000000000000000000000000000";
     app.get(&format!("/v1/artifacts/{}/diff/{nobody}", ids[0])).await.problem(404, "not_found", &[nobody]);
 }
+
+#[tokio::test]
+async fn an_artifact_in_float16_is_named_so() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({ "recipe": { "scheme": "float16" } })).await;
+    let id = job["result"]["artifact"]["id"].as_str().unwrap();
+    let file = app.get(&format!("/v1/artifacts/{id}/download")).await.expect(200);
+    assert!(file.header("content-disposition").contains("linear-1.float16.onnx"));
+    let page = app.get(&format!("/artifacts/{id}")).await.expect(200);
+    assert!(String::from_utf8_lossy(&page.body).contains("in float16"));
+}

@@ -192,7 +192,8 @@ pub(crate) async fn file(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let artifact = find(&shared, &id).await?;
-    let file_name = format!("{}-{}.int8.onnx", artifact.model.name, artifact.model.version);
+    let numbers = artifact.numbers().to_lowercase();
+    let file_name = format!("{}-{}.{numbers}.onnx", artifact.model.name, artifact.model.version);
     download(&shared, &headers, Download { digest: artifact.sha256, file_name }).await
 }
 

@@ -17,10 +17,12 @@ use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::report::{Coverage, FloatRow, rows};
-use crate::engine::quant::rewrite::rewrite;
+use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::schemes::any;
+use crate::engine::quant::schemes::float16::{self, Seen};
 use crate::engine::quant::targets::{Profile, simplify_for};
-use crate::engine::quant::{MaxCode, Recipe, statistics};
+use crate::engine::quant::{MaxCode, Recipe, Scheme, statistics};
+use crate::engine::tensor::DType;
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::qparams::QuantParams;
 
@@ -129,20 +131,22 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
         return Err(Error::Data { which, reason });
     }
 
-    let codes = Profile::of(&recipe).codes;
-    // With other parameters the artifact has other bytes, but as many.
-    let params = plan.coded.iter().map(|coded| (coded.root, QuantParams::from_range(codes, 0.0, 1.0)));
-    let params: HashMap<_, _> = params.collect();
-    let dial = Dial::fixed(&dial::layers(&graph, &plan), MaxCode::MOST);
-    let rewritten = rewrite(&graph, &plan, &params, &recipe, &dial);
+    let shapes = shapes(&float, calibration.as_ref().or(evaluation.as_ref()))?;
+    let one: Vec<Vec<usize>> = shapes.iter().map(|(_, shape)| shape.clone()).collect();
+    let (plan, rewritten) = match recipe.scheme {
+        Scheme::Float16 => float16::rewrite(&graph, &recipe, &unseen(&graph, &float, &one))
+            .map_err(|e| Error::Recipe(e.to_string()))?,
+        Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => {
+            let rewritten = coded(&graph, &plan, &recipe);
+            (plan, rewritten)
+        }
+    };
     let written = artifact::write(&rewritten.graph, &serde_json::Value::Null);
     let artifact_bytes = written.len() as u64;
     drop(rewritten);
     let int8 = import::import(&written).map_err(|e| Error::Model(format!("the artifact: {e}")))?;
     let int8 = session(int8)?;
 
-    let shapes = shapes(&float, calibration.as_ref().or(evaluation.as_ref()))?;
-    let one: Vec<Vec<usize>> = shapes.iter().map(|(_, shape)| shape.clone()).collect();
     let steps = float.steps(&one).ok().zip(int8.steps(&one).ok());
     let count = |data: &Option<Dataset>| data.as_ref().map(|data| data.samples() as u64);
     let calibrated = count(&calibration).unwrap_or(SAMPLES);
@@ -195,6 +199,25 @@ pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, E
             if calibration.is_some() { "" } else { " (assumed)" },
         ),
     })
+}
+
+/// The model in codes, with parameters that are not those of the job: its artifact has other bytes, but as many.
+fn coded(graph: &Graph, plan: &Plan, recipe: &Recipe) -> Rewritten {
+    let codes = Profile::of(recipe).codes;
+    let params = plan.coded.iter().map(|coded| (coded.root, QuantParams::from_range(codes, 0.0, 1.0)));
+    let dial = Dial::fixed(&dial::layers(graph, plan), MaxCode::MOST);
+    rewrite(graph, plan, &params.collect(), recipe, &dial)
+}
+
+/// Types of values for float16, as far as they are known without a run. Magnitudes are not: what turns out too large for
+/// float16 stays in float, and takes a few bytes more.
+fn unseen(graph: &Graph, float: &Session, one: &[Vec<usize>]) -> HashMap<String, Seen> {
+    let seen = |dtype| Seen { dtype, largest: 0.0 };
+    let declared = graph.values.iter().map(|v| (v.name.clone(), seen(v.dtype.unwrap_or(DType::F32))));
+    let mut all: HashMap<String, Seen> = declared.collect();
+    let worked_out = float.value_shapes(one).unwrap_or_default();
+    all.extend(worked_out.into_iter().map(|(name, dtype, _)| (name, seen(dtype))));
+    all
 }
 
 fn open(path: Option<&Path>, ports: &[dataset::Port], which: &'static str) -> Result<Option<Dataset>, Error> {

@@ -102,7 +102,7 @@ pub(super) fn judge(gate: &Gate, e: &Evaluation) -> Verdict {
     if let Some(least) = gate.min_agreement {
         limit(e.agreement.value - least, &|| {
             format!(
-                "float and INT8 agree on {:.4} of {} samples ({}), less than min_agreement {least}",
+                "float and the artifact agree on {:.4} of {} samples ({}), less than min_agreement {least}",
                 e.agreement.value,
                 e.samples,
                 interval(&e.agreement)

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::even::Even;
 use super::files::{batch_for, data_error, load_asked, ports, read, run_error};
 use super::running::Job;
-use super::trials::{Bench, DialTrials, FloatTrials, Planned};
+use super::trials::{Bench, DialTrials, FloatTrials, Planned, too_few_integers};
 use super::{Accuracy, Error, Latency, Outcome, Phase, Progress, Request, gate, nothing, trained};
 use crate::engine::artifact::{self, Origin, Source};
 use crate::engine::exec::Port;
@@ -187,6 +187,10 @@ impl Job<'_> {
         self.step(Phase::Export, 0, 1)?;
         let size_ratio = bytes.len() as f64 / model.bytes.max(1) as f64;
         let gate_failure = gate::judge(&recipe.gate, &found).failure;
+        let gate_failure = gate_failure.map(|why| match too_few_integers(&trials) {
+            Some(also) => format!("{why}; {also}"),
+            None => why,
+        });
         let activations: Vec<_> = choices
             .iter()
             .map(|(root, choice)| {

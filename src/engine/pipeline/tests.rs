@@ -125,6 +125,8 @@ fn a_dry_run_without_data_foresees_the_size_of_every_artifact() {
         json!({}),
         json!({"scheme": "static"}),
         json!({"scheme": "weight_only"}),
+        json!({"scheme": "float16"}),
+        json!({"scheme": "float16", "keep_float": ["wide"]}),
         json!({"sixteen_bit": ["*"]}),
         json!({"sixteen_bit": ["wide"]}),
         json!({"sixteen_bit": ["*"], "target": "onnxruntime"}),
@@ -138,4 +140,39 @@ fn a_dry_run_without_data_foresees_the_size_of_every_artifact() {
         let (told, made) = (told.artifact_bytes, made.artifact.len() as u64);
         assert!(told.abs_diff(made) < 64, "{recipe}: {told} bytes foreseen, {made} made");
     }
+}
+
+#[test]
+fn sixteen_bits_are_no_noisier_than_eight() {
+    let files = Files::new();
+    for target in ["octet", "onnxruntime"] {
+        let eight = files.job(&json!({ "target": target }));
+        let sixteen = files.job(&json!({ "target": target, "sixteen_bit": ["*"] }));
+        let (eight, all) = (eight.accuracy.sqnr_db, sixteen.accuracy.sqnr_db);
+        assert!(all >= eight, "{target}: {eight} dB in 8 bits, {all} dB in 16");
+        // Each value has its row, and nothing of it was cut off.
+        let rows = sixteen.report["activations"].as_array().unwrap();
+        let names: Vec<&str> = rows.iter().filter_map(|row| row["value"].as_str()).collect();
+        assert!(["x", "c", "r", "y"].iter().all(|name| names.contains(name)), "{names:?}");
+        assert!(rows.iter().all(|row| row["bits"] == 16 && row["clipped"] == 0.0), "{rows:?}");
+    }
+}
+
+#[test]
+fn a_search_that_keeps_half_in_integers_says_so() {
+    let files = Files::new();
+    let made = files.job(&json!({"gate": {"min_sqnr_db": 90}, "search": {"trials": 6}}));
+    let why = made.gate_failure.unwrap();
+    assert!(why.contains("less than min_sqnr_db 90; with 3 layers in float the figures would be"), "{why}");
+    assert!(why.contains("a search keeps at least 50 % there"), "{why}");
+    let trials = made.report["trials"].as_array().unwrap();
+    let refused: Vec<&Json> = trials.iter().filter(|t| !t["refused"].is_null()).collect();
+    assert!(!refused.is_empty() && refused.iter().all(|t| t["passes"] == false), "{trials:#?}");
+    assert!(made.report_html.contains("too few integers"));
+}
+
+#[test]
+fn what_computes_in_float16_is_not_called_int8() {
+    let made = Files::new().job(&json!({"scheme": "float16"}));
+    assert!(made.report_html.contains("in float16</h1>") && !made.report_html.contains("INT8"));
 }

@@ -19,13 +19,13 @@ use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::samples::Samples;
-use crate::engine::quant::schemes::{any, sixteen};
+use crate::engine::quant::schemes::any;
 use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::targets::settle::settle;
 use crate::engine::tensor::dataset::Dataset;
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Samples over which the noise of one layer's smaller codes is measured, once a layer.
@@ -37,6 +37,15 @@ const SENSITIVITY_BATCHES: usize = 2;
 const INTEGER_LEAST: f64 = 0.5;
 /// Why a layer is in float that the search has kept.
 pub(super) const KEPT: &str = "kept in float so that the gate holds";
+
+/// What a gate that is not kept says besides its figures: of the trials that were refused for too few integers that with
+/// the most.
+pub(super) fn too_few_integers(trials: &[Trial]) -> Option<String> {
+    let refused = trials.iter().filter(|t| t.refused.is_some());
+    let nearest = refused.max_by(|a, b| a.integer_mac_share.total_cmp(&b.integer_mac_share))?;
+    let (layers, why) = (nearest.keeps_float.len(), nearest.refused.as_ref()?);
+    Some(format!("with {layers} layers in float the figures would be within the limits, but {why}"))
+}
 
 /// What models are made from, and what they are judged by.
 #[derive(Clone, Copy)]
@@ -58,7 +67,7 @@ pub(super) struct Bench<'a> {
 pub(super) struct Planned {
     pub(super) plan: Plan,
     pub(super) params: HashMap<ValueId, QuantParams>,
-    /// Ranges of roots that the plan of the recipe alone does not have.
+    /// The range of each root, and behind them those of the values with 16-bit codes.
     pub(super) choices: Vec<(ValueId, ranges::Choice)>,
 }
 
@@ -69,12 +78,7 @@ impl Bench<'_> {
         all.extend(kept.iter().map(|(n, reason)| (*n, reason.clone())));
         let mut plan = any::plan(self.graph, self.recipe, &all).map_err(|e| Error::Recipe(e.to_string()))?;
         let profile = Profile::of(self.recipe);
-        for (id, params) in &mut plan.sixteen {
-            let name = &self.graph.value(*id).name;
-            let Some(observed) = self.statistics.values.get(name) else { return Ok(None) };
-            let (min, max) = observed.histogram.range().unwrap_or((0.0, 0.0));
-            *params = sixteen::params(min, max);
-        }
+        let Some(wide) = self.wide(&mut plan) else { return Ok(None) };
         let mut choices = Vec::new();
         for coded in plan.coded.iter().filter(|c| c.value == c.root) {
             let known = self.effects.choices.iter().find(|(root, _)| *root == coded.value);
@@ -95,7 +99,20 @@ impl Bench<'_> {
         let mut params = choices.iter().map(|(root, choice)| (*root, choice.params.clone())).collect();
         settle(self.graph, &plan, &profile, &mut params);
         let params = plan.with_trained(&params);
+        choices.extend(wide);
         Ok(Some(Planned { plan, params, choices }))
+    }
+
+    /// Gives the values with 16-bit codes of a plan their parameters; `None` where one was not counted.
+    fn wide(&self, plan: &mut Plan) -> Option<Vec<(ValueId, ranges::Choice)>> {
+        let mut choices = Vec::new();
+        for (&id, params) in &mut plan.sixteen {
+            let observed = self.statistics.values.get(&self.graph.value(id).name)?;
+            let choice = ranges::choose(observed, Method::Doubled, Codes::U16);
+            *params = choice.params.clone();
+            choices.push((id, choice));
+        }
+        Some(choices)
     }
 
     /// Float against another model on the evaluation data.
@@ -319,6 +336,13 @@ impl FloatTrials<'_> {
         };
         let integer_mac_share = integer as f64 / all.max(1) as f64;
         let enough = kept.is_empty() || integer_mac_share >= INTEGER_LEAST;
+        let refused = (verdict.failure.is_none() && !enough).then(|| {
+            format!(
+                "{:.1} % of the multiply-accumulates stay in integers; a search keeps at least {:.0} % there",
+                100.0 * integer_mac_share,
+                100.0 * INTEGER_LEAST
+            )
+        });
         Ok(Trial {
             keeps_float: self.names(kept),
             metric: gate::metric(&recipe.gate, &e).map_or(e.int8.value, |(_, _, int8)| int8.value),
@@ -327,6 +351,7 @@ impl FloatTrials<'_> {
             integer_mac_share,
             bytes: nodes().map(bytes).sum(),
             passes: verdict.failure.is_none() && enough,
+            refused,
             margin: if enough { verdict.margin } else { f64::NEG_INFINITY },
         })
     }

@@ -113,6 +113,16 @@ pub enum Scheme {
     Float16,
 }
 
+impl Scheme {
+    /// What an artifact computes with, for people.
+    pub fn numbers(self) -> &'static str {
+        match self {
+            Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "INT8",
+            Scheme::Float16 => "float16",
+        }
+    }
+}
+
 /// What codes activations have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -446,6 +456,10 @@ impl Recipe {
         }
         if !matches!(self.scheme, Scheme::Auto | Scheme::Static) && !self.sixteen_bit.is_empty() {
             return fault("sixteen_bit", "only the static scheme has codes of activations".to_owned());
+        }
+        if !self.takes_sixteen_bits() && !self.sixteen_bit.is_empty() {
+            let text = "has activations of 8 bits only; `keep_float` leaves nodes in float";
+            return fault("sixteen_bit", format!("target {} {text}", self.target.name()));
         }
         if self.target != Target::Octet && !matches!(self.scheme, Scheme::Auto | Scheme::Static) {
             let text = "other targets than octet have a form for the static scheme only";

@@ -312,7 +312,9 @@ impl<'a> Task<'a> {
 
     /// Whether the codes of an operand are of a type and shape that is known here.
     fn fits(&self, Sampled { real, coded, ranges, .. }: &Sampled<'_>) -> bool {
-        let known = |codes: &Tensor| matches!(codes.dtype(), DType::U8 | DType::I8 | DType::F32);
+        let known = |codes: &Tensor| {
+            matches!(codes.dtype(), DType::U8 | DType::I8 | DType::U16 | DType::I16 | DType::F32)
+        };
         match ranges {
             None => known(coded) && known(real),
             Some((low, step)) => {
@@ -337,6 +339,12 @@ impl<'a> Task<'a> {
             (DType::F32, _) => g.gather(codes, rows, groups, 0f32, out, |_, x| x),
             (DType::I8, _) => {
                 g.gather(codes, rows, groups, self.zero_x as i8, out, |_, code| real(code.into()));
+            }
+            (DType::I16, _) => {
+                g.gather(codes, rows, groups, self.zero_x as i16, out, |_, code| real(code.into()));
+            }
+            (DType::U16, _) => {
+                g.gather(codes, rows, groups, self.zero_x as u16, out, |_, code| real(code.into()));
             }
             (_, None) => g.gather(codes, rows, groups, self.zero_x as u8, out, |_, code| real(code.into())),
             (_, Some((low, step))) => {

@@ -44,6 +44,8 @@ pub struct Trial {
     pub bytes: u64,
     /// Whether the gate is kept.
     pub passes: bool,
+    /// Why it counts as not kept although every figure is within its limit.
+    pub refused: Option<String>,
     /// How far the gate is kept: the least distance of a figure from its limit, negative where one is not kept.
     #[serde(skip)]
     pub margin: f64,
@@ -197,6 +199,7 @@ mod tests {
                 integer_mac_share: left.map(|l| l.macs).sum::<u64>() as f64 / all as f64,
                 bytes: 0,
                 passes: noise <= self.limit,
+                refused: None,
                 margin: self.limit - noise,
             }
         }

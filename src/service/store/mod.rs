@@ -751,6 +751,17 @@ pub struct Artifact {
     pub created_at: Timestamp,
 }
 
+impl Artifact {
+    /// What it computes with, for people, by the scheme of its recipe: `INT8` or `float16`.
+    #[must_use]
+    pub fn numbers(&self) -> &'static str {
+        match self.manifest["recipe"]["scheme"].as_str() {
+            Some("float16") => "float16",
+            _ => "INT8",
+        }
+    }
+}
+
 /// In what numbers a version of an endpoint computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -334,8 +334,9 @@ async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> R
     let models = shared.catalog.models(None, &most).await?.items;
     let kept = artifacts.iter().filter(|a| a.gate_failure.is_none()).map(|a| {
         let text = format!(
-            "{} in INT8, {} ({})",
+            "{} in {}, {} ({})",
             a.model,
+            a.numbers(),
             super::percent(a.accuracy.int8),
             super::short(&a.id.to_string())
         );

@@ -186,7 +186,8 @@ fn of_its_own(
         (w, _) => w.is_some(),
     };
     let of_weights = format!("8 bits hold {:.1} dB of its weights", weights.unwrap_or_default());
-    let of_range = format!("8 bits hold {:.1} dB of its result", range.unwrap_or_default());
+    let bits = activation.map_or(8, |a| a.bits);
+    let of_range = format!("{bits} bits hold {:.1} dB of its result", range.unwrap_or_default());
     let clipped = activation.map_or(0.0, |a| a.clipped);
     let few = |db: Option<f64>| db.is_some_and(|db| db < few_db);
     let keep = json!({"keep_float": [layer.node]});
@@ -265,6 +266,7 @@ mod tests {
     use std::borrow::Cow;
 
     use super::*;
+    use crate::engine::quant::Target;
     use crate::engine::quant::evaluate::LayerNoise;
 
     fn row(node: &str, db: f64) -> LayerRow {
@@ -341,9 +343,27 @@ mod tests {
     }
 
     #[test]
+    fn no_recipe_is_advised_that_would_be_refused() {
+        for target in Target::ALL {
+            for equalize in [false, true] {
+                let recipe = Recipe { target, equalize, ..Recipe::default() };
+                let advice = of_unheld(&[("conv".to_owned(), "too wide".to_owned())], &recipe).remove(0);
+                let all: Vec<Value> = [advice.recipe].into_iter().chain(advice.alternatives).collect();
+                let wide = all.contains(&json!({"sixteen_bit": ["conv"]}));
+                assert_eq!(wide, recipe.takes_sixteen_bits(), "{target:?}");
+                for mut part in all {
+                    part["target"] = json!(target);
+                    assert!(Recipe::parse(&part).is_ok(), "{part}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_cause_comes_with_what_the_recipe_leaves_undone() {
         let activation = |sqnr_db, clipped, method| Activation {
             value: "a".to_owned(),
+            bits: 8,
             method: Cow::Borrowed(method),
             min: 0.0,
             max: 1.0,

@@ -150,6 +150,8 @@ pub struct LayerRow {
 pub struct Activation {
     /// Name of the value.
     pub value: String,
+    /// Bits of a code.
+    pub bits: u8,
     /// How its range was chosen.
     pub method: Cow<'static, str>,
     /// Least value seen.

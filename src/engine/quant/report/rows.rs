@@ -74,6 +74,7 @@ pub fn activation(value: &str, observed: &Observed, choice: &Choice) -> Activati
     let (min, max) = histogram.range().unwrap_or((0.0, 0.0));
     Activation {
         value: value.to_owned(),
+        bits: if matches!(choice.params.dtype, DType::U16 | DType::I16) { 16 } else { 8 },
         method: choice.method.name(),
         min: min.into(),
         max: max.into(),

@@ -4,22 +4,7 @@
 
 use crate::engine::graph::{Node, ValueId};
 use crate::engine::quant::rewrite::{Layer, Writer};
-use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor};
-
-/// Codes less one.
-const STEPS: f64 = 65535.0;
-
-/// Parameters of type `u16` that cover a range and zero: nothing is cut off, as sixteen bits have codes enough.
-pub fn params(min: f32, max: f32) -> QuantParams {
-    let (lo, hi) = (f64::from(min.min(0.0)), f64::from(max.max(0.0)));
-    let scale = ((hi - lo) / STEPS) as f32;
-    if scale < f32::MIN_POSITIVE {
-        return QuantParams::per_tensor(1.0, 0, DType::U16);
-    }
-    let zero_point = (-lo / f64::from(scale)).round_ties_even().clamp(0.0, STEPS);
-    QuantParams::per_tensor(scale, zero_point as i32, DType::U16)
-}
 
 impl Writer<'_> {
     /// A node on reals that were 16-bit codes, as what it makes becomes.
@@ -30,7 +15,7 @@ impl Writer<'_> {
                 *input = self.in_sixteen(value, *input);
             }
         }
-        let (weights, _) = self.stored_weights(node, &mut inputs);
+        let (weights, constants) = self.stored_weights(node, &mut inputs);
         let made: Vec<ValueId> = node
             .outputs
             .iter()
@@ -45,7 +30,7 @@ impl Writer<'_> {
             float_value: self.source.value(node.outputs[0]).name.clone(),
             int8_value: self.out.value(made[0]).name.clone(),
             weights,
-            constants: None,
+            constants,
         });
         self.out.nodes.push(Node { inputs, outputs: made.clone(), ..node.clone() });
         for (&output, made) in node.outputs.iter().zip(made) {
@@ -81,24 +66,5 @@ impl Writer<'_> {
         let codes = self.value_like(value, "q", DType::U16);
         self.quantization(true, from, scale, zero, codes);
         self.quantization(false, codes, scale, zero, to);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sixteen_bits_cover_the_range_and_zero() {
-        for (min, max, scale, zero_point) in [
-            (0.0f32, 65535.0f32, 1.0f32, 0),
-            (-1.0, 1.0, 2.0 / 65535.0, 32768),
-            (5.0, 65535.0, 1.0, 0),
-            (-65535.0, -3.0, 1.0, 65535),
-            (0.0, 0.0, 1.0, 0),
-        ] {
-            let got = params(min, max);
-            assert_eq!((got.scale[0], got.zero_point[0]), (scale, zero_point), "{min} {max}");
-        }
     }
 }

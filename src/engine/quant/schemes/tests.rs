@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::json;
 
 use super::float16::{self, Seen};
-use super::{dynamic, sixteen, weight_only};
+use super::{dynamic, weight_only};
 use crate::engine::exec::Options;
 use crate::engine::exec::session::Session;
 use crate::engine::graph::op::{Op, Sliding, Unary};
@@ -14,7 +14,7 @@ use crate::engine::quant::Recipe;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::plan::{self, Kept, Plan};
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
-use crate::engine::tensor::qparams::QuantParams;
+use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Numbers that look random, about -1 to 1.
@@ -182,7 +182,7 @@ fn sixteen_bits_stand_around_the_nodes_that_are_named() {
     let names: Vec<&str> = plan.sixteen.keys().map(|id| graph.value(*id).name.as_str()).collect();
     assert_eq!(names, ["x", "h"]);
     for params in plan.sixteen.values_mut() {
-        *params = sixteen::params(-16.0, 16.0);
+        *params = QuantParams::from_range(Codes::U16, -16.0, 16.0);
     }
     let params = plan.coded.iter().map(|c| (c.root, QuantParams::per_tensor(0.1, 128, DType::U8))).collect();
     let result = rewrite(&graph, &plan, &params, &recipe, &Dial::default());

@@ -16,13 +16,16 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
         return;
     }
     let labelled = f.evaluation.metric != "agreement";
+    let numbers = f.recipe.scheme.numbers();
     let what = match labelled {
         true => {
-            "The dot is INT8 with its 95 % interval, the bar across is float. Where both are low, look at the data; where the dot is left of the bar, INT8 loses."
+            format!(
+                "The dot is {numbers} with its 95 % interval, the bar across is float. Where both are low, look at the data; where the dot is left of the bar, {numbers} loses."
+            )
         }
-        false => "Share on which INT8 decides as float does, with its 95 % interval.",
+        false => format!("Share on which {numbers} decides as float does, with its 95 % interval."),
     };
-    heading(page, title, what);
+    heading(page, title, &what);
     let (least, ticks) = scale(rows.iter().map(|g| g.int8.low.min(g.float)).fold(1.0, f64::min));
     let mut sorted: Vec<&Group> = rows.iter().collect();
     if rows.len() > SHOWN {
@@ -38,11 +41,11 @@ pub fn groups(page: &mut String, f: &Findings, title: &str, rows: &[Group]) {
     if !first.is_empty() {
         axis(page, least, &ticks);
     }
-    first.iter().for_each(|g| group(page, g, least, &ticks, labelled));
+    first.iter().for_each(|g| group(page, g, least, &ticks, (labelled, numbers)));
     if !rest.is_empty() {
         let mut body = String::new();
         axis(&mut body, least, &ticks);
-        rest.iter().for_each(|g| group(&mut body, g, least, &ticks, labelled));
+        rest.iter().for_each(|g| group(&mut body, g, least, &ticks, (labelled, numbers)));
         let summary = match few {
             true => format!("{} groups of few samples each", rest.len()),
             false => format!("{} more, that lose less", rest.len()),
@@ -82,7 +85,7 @@ fn lost(g: &Group) -> bool {
     g.delta < 0.0 && (g.int8.high < g.float || g.int8.value < float.low)
 }
 
-fn group(page: &mut String, g: &Group, least: f64, ticks: &[f64], labelled: bool) {
+fn group(page: &mut String, g: &Group, least: f64, ticks: &[f64], (labelled, called): (bool, &str)) {
     let at = |share: f64| at(share, least);
     let float = wilson((g.float * g.samples as f64).round() as u64, g.samples);
     let bad = lost(g);
@@ -103,7 +106,7 @@ fn group(page: &mut String, g: &Group, least: f64, ticks: &[f64], labelled: bool
     put(
         page,
         format_args!(
-            "<div class=\"row\" title=\"float {:.1} % ({:.1} to {:.1}), INT8 {:.1} % ({:.1} to {:.1})\"><b>{}</b>\
+            "<div class=\"row\" title=\"float {:.1} % ({:.1} to {:.1}), {called} {:.1} % ({:.1} to {:.1})\"><b>{}</b>\
              <div class=\"{class}\">{rules}<i style=\"left:{low:.1}%;width:{:.1}%\"></i><u style=\"left:{:.1}%\"></u>{tick}</div>\
              <div class=\"num\">{numbers} <span class=\"dim\">of {}</span></div></div>",
             100.0 * float.value,
@@ -199,7 +202,8 @@ pub fn worst(page: &mut String, f: &Findings) {
         body.push_str("<th class=\"r\">Label");
     }
     if classed {
-        body.push_str("<th class=\"r\">Float says<th class=\"r\">INT8 says");
+        let numbers = f.recipe.scheme.numbers();
+        put(&mut body, format_args!("<th class=\"r\">Float says<th class=\"r\">{numbers} says"));
     }
     body.push_str("<th>Output");
     let class = |c: Option<i64>| c.map_or("–".to_owned(), |c| c.to_string());

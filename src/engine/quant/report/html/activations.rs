@@ -35,12 +35,13 @@ pub fn section(page: &mut String, rows: &[Activation]) {
 
 fn card(page: &mut String, row: &Activation) {
     let sqnr = row.sqnr_db.map_or("exact".to_owned(), |db| format!("{db:.1} dB"));
+    let wide = if row.bits > 8 { format!(" of {} bits", row.bits) } else { String::new() };
     let clipped = if row.clipped > 0.001 { " class=\"poor\"" } else { "" };
     put(
         page,
         format_args!(
             "<div class=\"act\"><b>{}</b>{}<div class=\"ends\"><span>{}</span><span>{}</span></div>\
-             <p>{} codes {} … {} · {sqnr}</p><p><span{clipped}>{:.3} % clipped</span> · {:.0} % zeros</p></div>",
+             <p>{} codes{wide} {} … {} · {sqnr}</p><p><span{clipped}>{:.3} % clipped</span> · {:.0} % zeros</p></div>",
             name(&row.value),
             picture(row),
             short(row.min.min(row.lo)),
@@ -92,6 +93,7 @@ mod tests {
     fn a_picture_tells_what_is_beyond_the_range() {
         let row = Activation {
             value: "x".to_owned(),
+            bits: 8,
             method: "mse".into(),
             min: -1.0,
             max: 3.0,

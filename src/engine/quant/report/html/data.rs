@@ -16,7 +16,7 @@ pub fn section(page: &mut String, f: &Findings) {
     let what = match serious.len() {
         0 => "Nothing in the calibration and evaluation data looks wrong.",
         _ => {
-            "What looks wrong with the calibration or evaluation data. Float and INT8 read the same samples: what is wrong here, no quantizer can mend."
+            "What looks wrong with the calibration or evaluation data. Both models read the same samples: what is wrong here, no quantizer can mend."
         }
     };
     heading(page, "Data", what);

@@ -16,6 +16,8 @@ use std::fmt::{Arguments, Write};
 pub const ROWS_MAX: usize = 200;
 /// Decibels that fill a bar.
 const BAR_FULL_DB: f64 = 60.0;
+/// Decibels from which on two results are called the same.
+pub const EXACT_DB: f64 = 200.0;
 
 /// Appends text.
 pub fn put(page: &mut String, text: Arguments<'_>) {
@@ -93,7 +95,7 @@ pub fn grade(db: f64) -> &'static str {
 
 /// Decibels in words.
 pub fn decibels(db: f64) -> String {
-    if db >= 200.0 { "exact".to_owned() } else { format!("{db:.1} dB") }
+    if db >= EXACT_DB { "exact".to_owned() } else { format!("{db:.1} dB") }
 }
 
 /// A bar of decibels with its number.

@@ -11,7 +11,8 @@ use crate::engine::quant::report::Findings;
 /// The page.
 pub fn page(f: &Findings) -> String {
     let title = if f.model.name.is_empty() { "model" } else { &f.model.name };
-    let mut page = start(&format!("{title} in INT8"));
+    let numbers = f.recipe.scheme.numbers();
+    let mut page = start(&format!("{title} in {numbers}"));
     let asked = f.recipe.gate != Gate::default();
     let (badge, text) = match f.gate_failure {
         None if asked => ("badge", "gate kept"),
@@ -21,7 +22,7 @@ pub fn page(f: &Findings) -> String {
     put(
         &mut page,
         format_args!(
-            "<div class=\"head\"><div><h1>{} in INT8</h1><p class=\"sub\">{} of {} data · {} · {}{}</p></div>\
+            "<div class=\"head\"><div><h1>{} in {numbers}</h1><p class=\"sub\">{} of {} data · {} · {}{}</p></div>\
              <span class=\"{badge}\">{text}</span></div>",
             escape(title),
             counted(f.evaluation.samples, "sample"),

@@ -1,6 +1,6 @@
 //! The sections on the search: what each layer costs alone, and the models that were tried.
 
-use super::{Plot, bytes, decibels, escape, folded, heading, large, name, percent, put};
+use super::{EXACT_DB, Plot, bytes, decibels, escape, folded, heading, large, name, percent, put};
 use crate::engine::quant::report::Findings;
 use crate::engine::quant::search::{Sensitivity, Trial};
 
@@ -8,6 +8,8 @@ use crate::engine::quant::search::{Sensitivity, Trial};
 const SHOWN: usize = 16;
 /// Decibels that fill a bar.
 const BAR_FULL_DB: f64 = 60.0;
+/// How far above the best figure an exact model is drawn, in dB.
+const EXACT_ROOM_DB: f64 = 6.0;
 
 /// What each layer costs alone, the worst first.
 pub fn sensitivity(page: &mut String, rows: &[Sensitivity]) {
@@ -65,11 +67,20 @@ pub fn trials(page: &mut String, f: &Findings) {
     }
     let (measure, limit) = measure(f);
     let passing = trials.iter().filter(|t| t.passes).count();
-    let what = format!(
+    let mut what = format!(
         "{} models were tried, {passing} keep the gate. Right is cheaper, up is better ({}); the line joins those that none beats in both.",
         trials.len(),
         measure.name()
     );
+    if let Some(why) = trials.iter().find_map(|t| t.refused.as_ref()) {
+        put(
+            &mut what,
+            format_args!(
+                " Too few integers is as bad as a figure beyond its limit, because what is left is the float model: {}.",
+                escape(why)
+            ),
+        );
+    }
     heading(page, "What was tried", &what);
     put(
         page,
@@ -87,7 +98,12 @@ pub fn trials(page: &mut String, f: &Findings) {
 
 /// The trials: what the gate speaks of against what is cheap, with the limit of the gate.
 fn picture(trials: &[Trial], measure: Measure, limit: Option<f64>) -> String {
-    let good = |t: &Trial| measure.of(t);
+    // What is exact has no decibels: it stands a little above the others and the limit.
+    let exact = measure == Measure::Noise;
+    let known = trials.iter().map(|t| measure.of(t)).filter(|&v| !exact || v < EXACT_DB).chain(limit);
+    let top = known.fold(f64::NEG_INFINITY, f64::max);
+    let top = if exact && top.is_finite() { top + EXACT_ROOM_DB } else { EXACT_DB };
+    let good = |t: &Trial| measure.of(t).min(top);
     let unit = measure.unit();
     let cheap = |t: &Trial| 100.0 * t.integer_mac_share;
     let ends = |of: &dyn Fn(&Trial) -> f64| {
@@ -100,7 +116,8 @@ fn picture(trials: &[Trial], measure: Measure, limit: Option<f64>) -> String {
     if let Some(limit) = limit {
         y = (y.0.min(limit - 0.1), y.1.max(limit + 0.1));
     }
-    let (x, y) = ((x.0, x.1.min(100.0)), if unit == "dB" { y } else { (y.0, y.1.min(100.0)) });
+    let share = |(lo, hi): (f64, f64)| (lo.max(0.0), hi.min(100.0));
+    let (x, y) = (share(x), if unit == "dB" { y } else { share(y) });
     let mut plot = Plot::new(x, y);
     for part in [0.0, 0.5, 1.0] {
         let at = y.0 + part * (y.1 - y.0);
@@ -125,7 +142,10 @@ fn picture(trials: &[Trial], measure: Measure, limit: Option<f64>) -> String {
         plot.dot("chosen", cheap(t), good(t), "the cheapest that keeps the gate");
     }
     for t in trials {
-        let title = format!("{} · {:.1} % of MACs in integers · {}", measure.words(t), cheap(t), kept(t));
+        let mut title = format!("{} · {:.1} % of MACs in integers · {}", measure.words(t), cheap(t), kept(t));
+        if let Some(why) = &t.refused {
+            put(&mut title, format_args!(" · not kept: {why}"));
+        }
         plot.dot(if t.passes { "good" } else { "poor" }, cheap(t), good(t), &title);
         if !t.passes {
             plot.dot("ring", cheap(t), good(t), &title);
@@ -141,10 +161,10 @@ fn picture(trials: &[Trial], measure: Measure, limit: Option<f64>) -> String {
 fn table(trials: &[Trial]) -> String {
     let mut body = "<div class=\"wrap\"><table><tr><th>Gate<th class=\"r\">Metric<th class=\"r\">Agreement<th class=\"r\">Signal to noise<th class=\"r\">Integer MACs<th class=\"r\">Weights<th>Stays in float".to_owned();
     for t in trials {
-        let gate = if t.passes {
-            "<span class=\"good\">kept</span>"
-        } else {
-            "<span class=\"poor\">not kept</span>"
+        let gate = match (t.passes, &t.refused) {
+            (true, _) => "<span class=\"good\">kept</span>",
+            (false, None) => "<span class=\"poor\">not kept</span>",
+            (false, Some(_)) => "<span class=\"poor\">too few integers</span>",
         };
         put(
             &mut body,
@@ -240,6 +260,7 @@ mod tests {
             integer_mac_share: share,
             bytes: 1000,
             passes,
+            refused: None,
             margin: 0.0,
         };
         let trials = [trial(0.9, 30.0, 1.0, false), trial(0.9, 45.0, 0.5, true), trial(0.9, 41.0, 0.4, true)];
@@ -253,5 +274,33 @@ mod tests {
             assert!(!svg.contains("<a>") && !svg.contains("NaN"), "{svg}");
         }
         assert!(table(&trials).contains("30.0 dB"));
+    }
+
+    #[test]
+    fn a_model_that_is_exact_stays_on_the_axes_and_says_why_it_does_not_count() {
+        let trial = |sqnr_db: f64, share: f64, refused: Option<&str>| Trial {
+            keeps_float: Vec::new(),
+            metric: 1.0,
+            agreement: 1.0,
+            sqnr_db,
+            integer_mac_share: share,
+            bytes: 1000,
+            passes: false,
+            refused: refused.map(str::to_owned),
+            margin: 0.0,
+        };
+        let trials = [trial(40.0, 1.0, None), trial(200.0, 0.0, Some("0.0 % stay in integers"))];
+        for (measure, limit) in
+            [(Measure::Noise, Some(60.0)), (Measure::Noise, None), (Measure::Metric, None)]
+        {
+            let svg = picture(&trials, measure, limit);
+            let labels = svg.split("%\">").skip(1).filter_map(|rest| rest.split("</span>").next());
+            for label in labels {
+                let number: f64 = label.split(' ').next().unwrap().parse().unwrap();
+                assert!((0.0..=100.0).contains(&number), "{label} of {measure:?}");
+            }
+            assert!(svg.contains("not kept: 0.0 % stay in integers"), "{svg}");
+        }
+        assert!(table(&trials).contains("too few integers"));
     }
 }
