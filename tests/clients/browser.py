@@ -588,7 +588,7 @@ def check_refusals_stand_beside_the_form(server):
         said = browser.text(".problem")
         assert "File" not in said and browser.js("document.querySelector('.problem').getAttribute('role')") == "alert", said
         browser.shoot("refusal")
-        browser.go("/jobs/new")
+        browser.go("/jobs/new?calibration=calib@1")
         for recipe, says in [("{", "not JSON"), ('{"rangs": "mse"}', "rangs")]:
             browser.js("document.querySelector('details').open = true")
             browser.type("#recipe", recipe)
