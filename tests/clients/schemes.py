@@ -113,7 +113,7 @@ def check_sixteen_bits(binary):
     model, calibration = support.model_path("fm_resnet8"), support.calibration_path("fm_resnet8")
     feeds = {"input": support.images()[0][:SAMPLES]}
     with tempfile.TemporaryDirectory() as folder:
-        say, report, artifact = compare(binary, model, calibration, feeds, {"sixteen_bit": ["*"]}, 38, 0.4, 60,
+        say, report, artifact = compare(binary, model, calibration, feeds, {"sixteen_bit": ["*"]}, 48, 0.4, 60,
                                         pathlib.Path(folder))
         types = {i.data_type for i in onnx.load(artifact).graph.initializer}
     assert TensorProto.UINT16 in types, types
