@@ -14,6 +14,8 @@ use crate::engine::quant::Recipe;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::Effects;
 use crate::engine::quant::evaluate::{self, Evaluation};
+use crate::engine::quant::flat;
+use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{self, Decision, Kept, Plan};
 use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
@@ -108,7 +110,13 @@ impl Bench<'_> {
         let mut choices = Vec::new();
         for (&id, params) in &mut plan.sixteen {
             let observed = self.statistics.values.get(&self.graph.value(id).name)?;
-            let choice = ranges::choose(observed, Method::Doubled, Codes::U16);
+            let exponents = flat::only_exponents(self.graph, id);
+            let telling = exponents.then(|| flat::telling_exponents(&observed.histogram)).flatten();
+            let cut = telling.map(|(lo, hi)| Observed {
+                histogram: observed.histogram.clamped(lo, hi),
+                extremes: observed.extremes.clone(),
+            });
+            let choice = ranges::choose(cut.as_ref().unwrap_or(observed), Method::Doubled, Codes::U16);
             *params = choice.params.clone();
             choices.push((id, choice));
         }

@@ -3,12 +3,16 @@
 
 use crate::engine::exec::{self, Options};
 use crate::engine::graph::function::Function;
+use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
+use crate::engine::quant::histogram::{Bin, Histogram};
 use crate::engine::quant::walk::session_of;
 use crate::engine::tensor::{DType, Tensor};
 
 /// Places where the function is looked at.
 const PLACES: usize = 4096;
+/// So far below the largest exponent of a row a term is nothing in f32, also a million times: e⁻³² is 10⁻¹⁴.
+const EXPONENTS: f64 = 32.0;
 /// By so much, as a share of the span of its results, it may change beyond the range: a quarter of a code.
 const TOLERANCE: f32 = 0.25 / 255.0;
 
@@ -63,6 +67,36 @@ fn flat_places(results: &[f32]) -> usize {
     flat
 }
 
+/// The range that tells a Softmax anything, of what it was seen to read. A mask adds −10,000 or less to what is to have no
+/// weight: codes that reach so far are 0.3 apart in 16 bits, where they should tell exponents apart. Beyond a gap of
+/// [`EXPONENTS`] below the other values it does not matter how far: each row with one of the others gives those nothing. A
+/// row without any of them has equal weights. `None` where nothing was seen.
+pub fn telling_exponents(histogram: &Histogram) -> Option<(f32, f32)> {
+    let (min, max) = histogram.range()?;
+    let (mut bins, mut least): (Vec<Bin>, f64) = (histogram.bins().collect(), max.into());
+    if bins.iter().any(|bin| bin.hi - bin.lo > EXPONENTS) {
+        // The bins are too wide to see the gap: exponents are as far below zero as above.
+        return Some((min.max(-max.abs() - EXPONENTS as f32), max));
+    }
+    bins.extend((histogram.zeros() > 0).then_some(Bin { lo: 0.0, hi: 0.0, count: histogram.zeros() }));
+    bins.sort_by(|a, b| b.hi.total_cmp(&a.hi));
+    for bin in bins {
+        if bin.hi < least - EXPONENTS {
+            break;
+        }
+        least = least.min(bin.lo);
+    }
+    Some((min.max((least - EXPONENTS) as f32), max))
+}
+
+/// Whether a Softmax, or several, is all that reads a value.
+pub fn only_exponents(graph: &Graph, value: ValueId) -> bool {
+    let mut readers = graph.nodes.iter().filter(|node| node.inputs.contains(&Some(value))).peekable();
+    readers.peek().is_some()
+        && !graph.outputs.contains(&value)
+        && readers.all(|node| matches!(node.op, Op::Softmax { log: false, .. }))
+}
+
 /// Whether all that reads a value belongs to the function.
 pub fn reads_alone(graph: &Graph, function: &Function, value: ValueId) -> bool {
     let reads = |node: &Node| node.inputs.contains(&Some(value));
@@ -74,7 +108,7 @@ pub fn reads_alone(graph: &Graph, function: &Function, value: ValueId) -> bool {
 mod tests {
     use super::*;
     use crate::engine::graph::Value;
-    use crate::engine::graph::op::{Binary, Op, Unary};
+    use crate::engine::graph::op::{Binary, Unary};
 
     /// `f(x)` of unary operators one after the other, the last times `x` on request.
     fn function(steps: &[Unary], times_x: bool) -> (Graph, Function) {
@@ -114,6 +148,32 @@ mod tests {
             assert!(near(found.0, want.0) && near(found.1, want.1), "{steps:?} {found:?} {want:?}");
             assert!(reads_alone(&graph, &function, function.sources[0]));
         }
+    }
+
+    #[test]
+    fn a_mask_before_a_softmax_takes_no_codes() {
+        for (values, want) in [
+            (&[-10_001.0f32, -9_990.0, -7.5, 0.0, 4.5][..], (-40.0, 4.5)),
+            // A gap is no mask where exponents of the other side may have weight.
+            (&[-40.0, -12.0, 4.5], (-40.0, 4.5)),
+            (&[-3.0, 2.0], (-3.0, 2.0)),
+            (&[f32::MIN, -3.0, 4.5], (-36.5, 4.5)),
+            (&[-500.0, 0.0], (-32.0, 0.0)),
+        ] {
+            let mut histogram = Histogram::default();
+            histogram.observe(values);
+            let (lo, hi) = telling_exponents(&histogram).unwrap();
+            // Ends of bins: of 4 up to 16,384.
+            assert!((lo - want.0).abs() <= 4.0 && hi == want.1, "{values:?}: {lo} to {hi}");
+        }
+        assert_eq!(telling_exponents(&Histogram::default()), None);
+        let mut graph = function(&[Unary::Relu], false).0;
+        let (x, y) = (graph.inputs[0], graph.nodes[0].outputs[0]);
+        let softmax = Op::Softmax { axis: -1, log: false, coerce_2d: false };
+        graph.nodes.push(Node::new("softmax".to_owned(), softmax, vec![Some(y)], vec![]));
+        assert!(only_exponents(&graph, y) && !only_exponents(&graph, x));
+        graph.outputs = vec![y];
+        assert!(!only_exponents(&graph, y));
     }
 
     #[test]
