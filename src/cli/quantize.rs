@@ -196,15 +196,7 @@ impl Bar {
 
 impl Progress for Bar {
     fn update(&self, phase: Phase, done: u64, total: u64) {
-        let name = match phase {
-            Phase::Import => "import",
-            Phase::Calibrate => "calibrate",
-            Phase::Quantize => "quantize",
-            Phase::Evaluate => "evaluate",
-            Phase::Measure => "measure",
-            Phase::Export => "export",
-        };
-        self.bar.set_message(name);
+        self.bar.set_message(phase.name());
         self.bar.set_length(total);
         self.bar.set_position(done);
     }

@@ -215,23 +215,8 @@ pub(super) fn macs(op: &Op, facts: &[Option<Fact>], out: &[usize]) -> u64 {
 mod tests {
     use super::*;
     use crate::engine::graph::Value;
-    use crate::engine::graph::fact::Unfit;
-    use crate::engine::graph::operator::{Operator, Other};
-    use crate::engine::tensor::{DType, TensorView};
-
-    /// Only its name is looked at.
-    #[derive(Debug)]
-    struct Named;
-
-    impl Operator for Named {
-        fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
-            unreachable!("it became a Cast")
-        }
-
-        fn run(&self, _: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
-            unreachable!("it became a Cast")
-        }
-    }
+    use crate::engine::graph::passes::casts::tests::cast_like;
+    use crate::engine::tensor::DType;
 
     #[test]
     fn a_bias_that_is_cast_like_the_input_is_constant() {
@@ -240,13 +225,11 @@ mod tests {
             |name: &str, dtype| g.add_value(Value { name: name.to_owned(), dtype, ..Value::default() });
         let [x, bias, y] = [("x", Some(DType::F32)), ("bias", None), ("y", None)].map(|(n, t)| value(n, t));
         let whole = g.add_constant("whole", Tensor::from_slice(&[2], &[3i64, -4]));
-        let other =
-            Other { name: "CastLike", domain: "", operator: Arc::new(Named), attributes: Default::default() };
         let add = Op::Binary(crate::engine::graph::op::Binary::Add);
         let node = |op, inputs: [ValueId; 2], output| {
             Node::new(String::new(), op, inputs.map(Some).to_vec(), vec![output])
         };
-        g.nodes = vec![node(Op::Other(other), [whole, x], bias), node(add, [x, bias], y)];
+        g.nodes = vec![node(Op::Other(cast_like()), [whole, x], bias), node(add, [x, bias], y)];
         (g.inputs, g.outputs) = (vec![x], vec![y]);
         fold_constants(&mut g);
         assert_eq!(g.nodes.len(), 1);

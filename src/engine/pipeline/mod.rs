@@ -38,6 +38,20 @@ pub enum Phase {
     Export,
 }
 
+impl Phase {
+    /// Its name in the API, the metrics and on the terminal: as it is serialized.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Import => "import",
+            Phase::Calibrate => "calibrate",
+            Phase::Quantize => "quantize",
+            Phase::Evaluate => "evaluate",
+            Phase::Measure => "measure",
+            Phase::Export => "export",
+        }
+    }
+}
+
 /// How the caller hears of the work and stops it. Also the only clock that the engine sees.
 pub trait Progress: Sync {
     /// `done` of `total` units of `phase` are done (samples, layers; `total` 0 where not known).

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::engine::exec::on_this_thread;
-use crate::service::infer::lane::{Lane, Next, TOGETHER, Waiting, lock, next_batch};
+use crate::service::infer::lane::{Lane, Next, Waiting, lock, next_batch};
 use crate::service::infer::{Answer, Error, Inputs, Limits, PRIORITY_DEFAULT};
 
 /// A lane in the background gets a run after so many of the others, even if those are never done.
 const BACKGROUND_EVERY: u32 = 16;
+
+/// A run that takes no longer is not worth the waking of all threads.
+const TOGETHER: Duration = Duration::from_micros(500);
 
 /// Hands runs to a rayon pool: at most [`Limits::runs_max`] at a time, lanes in turn. Each has one thread; one that
 /// begins while there is no other has a pool of its own, with as many threads as it is given.

@@ -22,9 +22,6 @@ pub type Heard = Box<dyn Fn(usize, Duration, Duration, Duration) + Send + Sync>;
 /// A run that takes no longer is made where the request is: to wake another thread takes as long.
 const AT_ONCE: Duration = Duration::from_micros(200);
 
-/// A run that takes no longer is not worth the waking of all threads.
-pub(super) const TOGETHER: Duration = Duration::from_micros(500);
-
 /// The queue of one loaded model in one precision.
 pub struct Lane {
     pub(super) name: String,

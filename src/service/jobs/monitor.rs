@@ -48,7 +48,7 @@ impl Monitor {
         let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
         let (phase, _) = now.phase.filter(|_| now.news)?;
         now.news = false;
-        Some(JobProgress { phase: phase_name(phase).to_owned(), done: now.done, total: now.total })
+        Some(JobProgress { phase: phase.name().to_owned(), done: now.done, total: now.total })
     }
 
     pub(super) fn leave_phase(&self) {
@@ -58,7 +58,7 @@ impl Monitor {
 
     fn count_phase(&self, now: &mut Now) {
         let Some((phase, since)) = now.phase.take() else { return };
-        self.metrics.job_phase(phase_name(phase), since.elapsed().as_secs_f64());
+        self.metrics.job_phase(phase.name(), since.elapsed().as_secs_f64());
         if phase == Phase::Calibrate {
             self.metrics.calibration_samples(now.done);
         }
@@ -96,16 +96,5 @@ pub(super) struct StopEngine(pub(super) Arc<Monitor>);
 impl Drop for StopEngine {
     fn drop(&mut self) {
         self.0.stop();
-    }
-}
-
-fn phase_name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Import => "import",
-        Phase::Calibrate => "calibrate",
-        Phase::Quantize => "quantize",
-        Phase::Evaluate => "evaluate",
-        Phase::Measure => "measure",
-        Phase::Export => "export",
     }
 }

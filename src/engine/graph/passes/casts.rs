@@ -81,10 +81,10 @@ fn made(node: &Node, types: &[Option<DType>]) -> Option<DType> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(in crate::engine) mod tests {
     use std::sync::Arc;
 
+    use super::*;
     use crate::engine::graph::Value;
     use crate::engine::graph::fact::{Fact, Results, Unfit};
     use crate::engine::graph::operator::{Operator, Other};
@@ -96,7 +96,7 @@ mod tests {
 
     impl Operator for Named {
         fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
-            unreachable!("nobody plans it")
+            unreachable!("it becomes a Cast, or nobody plans it")
         }
 
         fn run(&self, _: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {
@@ -104,7 +104,7 @@ mod tests {
         }
     }
 
-    fn cast_like() -> Other {
+    pub(in crate::engine) fn cast_like() -> Other {
         Other { name: "CastLike", domain: "", operator: Arc::new(Named), attributes: Default::default() }
     }
 
