@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 use super::archive::Archive;
-use super::import::{self, decode_outline};
+use super::decode::{self, decode_outline};
 use super::outline::{self, Place};
 use super::path::{self, Source, range};
 
@@ -85,7 +85,7 @@ fn with_data(
     let unchanged = |source: &dyn Source, out| Ok(model.copy(source.file(model.file)?, out)?);
     let mut proto = match decode_outline(&source.file(model.file)?, model) {
         Ok(proto) => proto,
-        Err(import::Error::Read(e)) => return Err(e.into()),
+        Err(decode::Error::Read(e)) => return Err(e.into()),
         // What is no model is told so by the importer.
         Err(_) => return unchanged(source, out),
     };
@@ -203,7 +203,7 @@ mod tests {
 
     use zip::write::SimpleFileOptions;
 
-    use super::super::{StringStringEntryProto, export};
+    use super::super::{StringStringEntryProto, export, import};
     use super::*;
     use crate::engine::graph::op::{Binary, Op};
     use crate::engine::graph::{Dim, Graph, Node, Value};
@@ -234,7 +234,7 @@ mod tests {
 
     /// The same with its data elsewhere.
     fn apart(entries: &[(&str, &str)]) -> Vec<u8> {
-        let mut model = import::decode(&whole().into()).unwrap();
+        let mut model = decode::decode(&whole().into()).unwrap();
         let tensor = &mut model.graph.as_mut().unwrap().initializer[0];
         tensor.raw_data = None;
         tensor.data_location = Some(1);

@@ -1,9 +1,7 @@
-//! ONNX bytes to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `lift`.
+//! ONNX messages to a [`Graph`]: which opsets are taken, and what a file must hold. The operators are in `lift`.
 
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,23 +10,27 @@ use prost::Message;
 
 use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::fact::axis_index;
-use crate::engine::graph::op::{Binary, Op, Scan};
+use crate::engine::graph::op::{Binary, Op};
 use crate::engine::graph::operator::Call;
 use crate::engine::graph::shapes::bounded;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
-use super::bounds::{self, Fault, NODES_MAX};
+use super::bounds::NODES_MAX;
 use super::composites;
+use super::control::control;
+use super::decode::{Data, decode, open};
 use super::flex_attention;
 use super::functions::inlined;
 use super::lift::{Lifted, lift};
-use super::outline::{self, Place, outline};
+use super::order::order;
 use super::parts;
 use super::sequences::{Known, Sequences};
-use super::subgraphs::{bodies, free_names, reads};
+use super::subgraphs::{bodies, free_names};
 use super::tensors::{attributes_from_proto, dtype_from_onnx, tensor_from_outline, tensor_from_proto};
 use super::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto};
+
+pub use super::decode::Error;
 
 /// Opsets of the default domain that are taken.
 pub const OPSETS: std::ops::RangeInclusive<i64> = 1..=27;
@@ -43,44 +45,6 @@ const GRAPH_FACTOR: usize = 16;
 const GRAPH_FREE: usize = 16 << 20;
 /// Most unsupported nodes that one message lists.
 const LISTED_MAX: usize = 20;
-
-/// Why a file is not a model that we can run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The bytes are not an ONNX file.
-    #[error("not an ONNX model: {0}")]
-    NotOnnx(String),
-    /// Operators that are not supported; each with its node.
-    #[error("not supported: {}", .0.join("; "))]
-    Unsupported(Vec<String>),
-    /// A model that contradicts itself.
-    #[error("invalid model: {0}")]
-    Invalid(String),
-    /// The file cannot be read.
-    #[error("reading the model: {0}")]
-    Read(std::io::Error),
-}
-
-/// Where the data of large tensors are.
-#[derive(Clone, Copy)]
-enum Data<'f> {
-    /// With everything else.
-    Inside,
-    /// In the file, whose outline is read.
-    File(&'f File),
-    /// Nowhere: zeros stand for them, which take no memory until they are written.
-    Zeros,
-}
-
-impl Data<'_> {
-    fn read(self, from: u64, bytes: &mut [u8]) -> Result<(), String> {
-        if let Data::File(mut file) = self {
-            let read = file.seek(SeekFrom::Start(from)).and_then(|_| file.read_exact(bytes));
-            read.map_err(|e| format!("its data cannot be read: {e}"))?;
-        }
-        Ok(())
-    }
-}
 
 /// Reads a model.
 ///
@@ -108,7 +72,7 @@ pub fn import_file(path: &Path) -> Result<Graph, Error> {
     graph_of(&model, Data::File(&file), bytes)
 }
 
-/// As [`import_file`], but tensors of [`outline::LARGE_BYTES`] and more are zeros: what can be told of a model without
+/// As [`import_file`], but tensors of [`LARGE_BYTES`](super::outline::LARGE_BYTES) and more are zeros: what can be told of a model without
 /// its weights, in little memory.
 ///
 /// # Errors
@@ -116,13 +80,6 @@ pub fn import_file(path: &Path) -> Result<Graph, Error> {
 pub fn import_outline(path: &Path) -> Result<Graph, Error> {
     let (_, model, bytes) = open(path)?;
     graph_of(&model, Data::Zeros, bytes)
-}
-
-fn open(path: &Path) -> Result<(File, ModelProto, u64), Error> {
-    let file = File::open(path).map_err(Error::Read)?;
-    let bytes = file.metadata().map_err(Error::Read)?.len();
-    let model = decode_outline(&file, Place { file: 0, from: 0, bytes })?;
-    Ok((file, model, bytes))
 }
 
 fn graph_of(model: &ModelProto, data: Data<'_>, file_bytes: u64) -> Result<Graph, Error> {
@@ -146,48 +103,6 @@ fn graph_of(model: &ModelProto, data: Data<'_>, file_bytes: u64) -> Result<Graph
         true => Ok(importer.graph),
         false => Err(Error::Unsupported(importer.refused)),
     }
-}
-
-/// The messages of a file; data stay where they are.
-pub(super) fn decode(bytes: &Bytes) -> Result<ModelProto, Error> {
-    decoded(bytes, bytes.first().copied(), bytes.len() as u64)
-}
-
-/// The messages of the model at a place of a file, as its outline.
-pub(super) fn decode_outline(file: &File, place: Place) -> Result<ModelProto, Error> {
-    let copy = || file.try_clone().map_err(Error::Read);
-    let mut first = Vec::new();
-    let start = Place { bytes: place.bytes.min(1), ..place };
-    start.copy(copy()?, &mut first).map_err(Error::Read)?;
-    match outline(copy()?, place) {
-        Ok(bytes) => decoded(&Bytes::from(bytes), first.first().copied(), place.bytes),
-        Err(outline::Error::Io(e)) => Err(Error::Read(e)),
-        Err(outline::Error::Damaged(e)) if first.is_empty() => Err(Error::NotOnnx(e.to_owned())),
-        Err(outline::Error::Damaged(e)) => Err(broken(first[0], place.bytes, e)),
-    }
-}
-
-fn broken(first: u8, file_bytes: u64, why: &str) -> Error {
-    // A file that starts like a model and breaks off is most often an upload that was cut.
-    let starts_like_a_model = first == 0x08;
-    let kind = if starts_like_a_model { "truncated or damaged" } else { "not protobuf" };
-    Error::NotOnnx(format!("{kind} ({file_bytes} bytes): {why}"))
-}
-
-/// `bytes` are a file that is `file_bytes` long, or its outline.
-fn decoded(bytes: &Bytes, first: Option<u8>, file_bytes: u64) -> Result<ModelProto, Error> {
-    let Some(first) = first else {
-        return Err(Error::NotOnnx("the file is empty".to_owned()));
-    };
-    bounds::check(bytes, file_bytes).map_err(|fault| match fault {
-        Fault::Damaged(e) => broken(first, file_bytes, e),
-        Fault::Excess(e) => Error::Invalid(e),
-    })?;
-    let model = ModelProto::decode(bytes.clone()).map_err(|e| broken(first, file_bytes, &e.to_string()))?;
-    if model.ir_version.is_none() && model.opset_import.is_empty() && model.graph.is_none() {
-        return Err(Error::NotOnnx("no ONNX field was found".to_owned()));
-    }
-    Ok(model)
 }
 
 fn opset(model: &ModelProto) -> Result<i64, Error> {
@@ -757,62 +672,6 @@ fn declared(info: &ValueInfoProto) -> Result<(DType, Option<Vec<Dim>>), String> 
     Ok((dtype, Some(dims.collect::<Result<_, _>>()?)))
 }
 
-/// The operator of a node with bodies; `given` operands are listed in the file.
-fn control(proto: &NodeProto, a: &Attributes, given: usize, bodies: &[Arc<Graph>]) -> Result<Op, String> {
-    let results = proto.output.len();
-    let takes = |body: &Graph, least: usize, gives: usize| match body.inputs.len() >= least
-        && body.outputs.len() == gives
-    {
-        true => Ok(()),
-        false => Err(format!(
-            "its body takes {} values and gives {}; at least {least} and {gives} are needed",
-            body.inputs.len(),
-            body.outputs.len()
-        )),
-    };
-    match proto.op_type.as_str() {
-        "If" => {
-            if given != 1 {
-                return Err(format!("it has {given} inputs, 1 is needed"));
-            }
-            for body in bodies {
-                takes(body, 0, results)?;
-            }
-            Ok(Op::If)
-        }
-        "Loop" => {
-            let carried = given.checked_sub(2).ok_or("it has less than 2 inputs")?;
-            takes(&bodies[0], given, results + 1)?;
-            if results < carried {
-                return Err(format!("it has {results} outputs for {carried} carried values"));
-            }
-            Ok(Op::Loop { carried })
-        }
-        _ => {
-            let scanned = a.int("num_scan_inputs")?.ok_or("attribute `num_scan_inputs` is missing")?;
-            let scanned = usize::try_from(scanned).ok().filter(|&n| n >= 1 && n <= given);
-            let scanned = scanned.ok_or("attribute `num_scan_inputs` does not fit its inputs")?;
-            let states = given - scanned;
-            takes(&bodies[0], given, results)?;
-            let stacked = results.checked_sub(states).ok_or("it has fewer outputs than states")?;
-            let pairs = |kind: &str, count: usize| -> Result<Vec<(i64, bool)>, String> {
-                let axes = a.ints(&format!("scan_{kind}_axes"))?.unwrap_or_else(|| vec![0; count]);
-                let directions =
-                    a.ints(&format!("scan_{kind}_directions"))?.unwrap_or_else(|| vec![0; count]);
-                match axes.len() == count && directions.len() == count {
-                    true => Ok(axes.into_iter().zip(directions.into_iter().map(|d| d != 0)).collect()),
-                    false => Err(format!("its {kind} axes or directions are not {count}")),
-                }
-            };
-            Ok(Op::Scan(Scan {
-                states,
-                inputs: pairs("input", scanned)?,
-                outputs: pairs("output", stacked)?,
-            }))
-        }
-    }
-}
-
 /// How many names of values and nodes stand in a function, bodies included.
 fn names_in(nodes: &[NodeProto]) -> usize {
     let of_graph = |g: &GraphProto| {
@@ -847,46 +706,4 @@ fn constant(a: &Attributes) -> Result<Tensor, String> {
         ("value_ints", Attribute::Ints(values)) => Ok(Tensor::from_slice(&[values.len()], values)),
         _ => Err(format!("a constant given as `{name}` is not supported")),
     }
-}
-
-/// The order in which each node stands after those it reads. ONNX asks for it; some tools do not keep it.
-fn order(nodes: &[NodeProto]) -> Result<Vec<usize>, Error> {
-    let mut maker: HashMap<&str, usize> = HashMap::new();
-    for (i, node) in nodes.iter().enumerate() {
-        maker.extend(node.output.iter().filter(|o| !o.is_empty()).map(|o| (o.as_str(), i)));
-    }
-    let needs = |node: &NodeProto| -> Vec<usize> {
-        let found: HashSet<usize> =
-            reads(node).iter().filter_map(|n| maker.get(n.as_str()).copied()).collect();
-        found.into_iter().collect()
-    };
-    let needs: Vec<Vec<usize>> = nodes.iter().map(needs).collect();
-    if needs.iter().enumerate().all(|(i, made)| made.iter().all(|&m| m < i)) {
-        return Ok((0..nodes.len()).collect());
-    }
-    let mut waiting: Vec<usize> = needs.iter().map(Vec::len).collect();
-    let mut readers = vec![Vec::new(); nodes.len()];
-    for (i, made) in needs.iter().enumerate() {
-        made.iter().for_each(|&m| readers[m].push(i));
-    }
-    let mut ready: std::collections::BTreeSet<usize> =
-        (0..nodes.len()).filter(|&i| waiting[i] == 0).collect();
-    let mut order = Vec::with_capacity(nodes.len());
-    while let Some(i) = ready.pop_first() {
-        order.push(i);
-        for &r in &readers[i] {
-            waiting[r] -= 1;
-            if waiting[r] == 0 {
-                ready.insert(r);
-            }
-        }
-    }
-    if order.len() < nodes.len() {
-        let stuck = (0..nodes.len()).find(|&i| waiting[i] > 0).expect("not all nodes were ordered");
-        let (op, name) = (&nodes[stuck].op_type, &nodes[stuck].name);
-        return Err(Error::Invalid(format!(
-            "node `{name}` ({op}) reads its own result: the graph has a circle"
-        )));
-    }
-    Ok(order)
 }

@@ -279,7 +279,7 @@ mod tests {
     use prost::Message;
 
     use super::super::export::export;
-    use super::super::import;
+    use super::super::{decode, import};
     use super::*;
     use crate::engine::graph::op::{Binary, Op};
     use crate::engine::graph::{Dim, Graph, Node, Value};
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_file_cannot_claim_to_be_an_outline() {
-        let mut model = import::decode(&model().into()).unwrap();
+        let mut model = decode::decode(&model().into()).unwrap();
         let tensor = model.graph.as_mut().unwrap().initializer.iter_mut().find(|t| t.name == "w").unwrap();
         (tensor.raw_data, tensor.data_from, tensor.data_bytes) = (None, Some(0), Some(4 * COUNT as u64));
         let bytes = model.encode_to_vec();
