@@ -16,6 +16,7 @@ use crate::engine::graph::passes::Passes;
 use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::onnx::outline::LARGE_BYTES;
+use crate::engine::quant::nature;
 use crate::engine::quant::plan::{self, Decision};
 use crate::engine::quant::report::{self, rows};
 use crate::engine::quant::statistics::{self, Statistics};
@@ -119,7 +120,7 @@ fn tell(mut graph: Graph, at: Weights, memory_bytes_max: u64) -> Result<Value, E
             session.nodes().filter(|(.., on_codes)| *on_codes).map(|(name, ..)| name.to_owned()).collect();
         let boundary = |op: &Op| matches!(op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
         let left =
-            session.nodes().filter(|(_, op, on_codes)| !on_codes && !boundary(op) && !plan::moves_data(op));
+            session.nodes().filter(|(_, op, on_codes)| !on_codes && !boundary(op) && !nature::moves_data(op));
         float = left.map(|(node, op, _)| report::FloatRow::not_in_codes(node, op.name())).collect();
     }
     let dim = |d: &Dim| match d {

@@ -23,6 +23,7 @@ use crate::engine::quant::checks::normalization::{FirstLayer, first_layers};
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::{self, Effects};
 use crate::engine::quant::evaluate::{self, Evaluation};
+use crate::engine::quant::layer_noise::{self, LayerNoise};
 use crate::engine::quant::plan::{Coded, Kept, Plan};
 use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::html::page;
@@ -544,10 +545,10 @@ impl Job<'_> {
         data: &Dataset,
         which: &'static str,
         rewritten: &Rewritten,
-    ) -> Result<Vec<Option<evaluate::LayerNoise>>, Error> {
+    ) -> Result<Vec<Option<LayerNoise>>, Error> {
         let all = data.samples() + data.samples().min(LAYER_SAMPLES);
         let mut on_samples = |done| self.going(Phase::Evaluate, data.samples() + done, all);
-        let noise = evaluate::layers(float, int8, data, &rewritten.layers, LAYER_SAMPLES, &mut on_samples);
+        let noise = layer_noise::layers(float, int8, data, &rewritten.layers, LAYER_SAMPLES, &mut on_samples);
         noise.map_err(|e| run_error(e, which))
     }
 

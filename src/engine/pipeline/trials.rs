@@ -15,8 +15,9 @@ use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::Effects;
 use crate::engine::quant::evaluate::{self, Evaluation};
 use crate::engine::quant::flat;
+use crate::engine::quant::nature;
 use crate::engine::quant::observed::Observed;
-use crate::engine::quant::plan::{self, Decision, Kept, Plan};
+use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::ranges::{self, Method};
 use crate::engine::quant::reconstruct::Reconstructed;
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
@@ -157,7 +158,7 @@ impl Bench<'_> {
             .filter(|&n| {
                 use Decision::{Dynamic, Integer, Sixteen, Stored};
                 let coded = matches!(plan.decisions[n], Integer | Dynamic | Sixteen | Stored);
-                coded && !plan::passes_codes(&self.graph.nodes[n].op)
+                coded && !nature::passes_codes(&self.graph.nodes[n].op)
             })
             .collect();
         let batches = &self.samples.batches[..self.samples.batches.len().min(SENSITIVITY_BATCHES)];

@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node};
 use crate::engine::quant::MaxCode;
-use crate::engine::quant::plan::{Decision, Plan, weights_of};
+use crate::engine::quant::constants::weights_of;
+use crate::engine::quant::plan::{Decision, Plan};
 
 /// What the search tries for what the least code is too small for.
 const STEPS: [u8; 3] = [MaxCode::LEAST, 96, 112];

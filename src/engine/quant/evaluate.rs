@@ -1,33 +1,24 @@
-//! Float against INT8 on evaluation data: accuracy, agreement, noise, worst samples, classes, slices, layers.
+//! Float against INT8 on evaluation data: accuracy, agreement, noise, worst samples, classes, slices.
 //! Keeps sums and a bounded list of the worst samples, not outputs.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::engine::exec::Tap;
 use crate::engine::exec::session::Session;
-use crate::engine::kernels::isa::Isa;
 use crate::engine::quant::abreast;
 use crate::engine::quant::calibrate::{Error, OnSamples, blame};
 use crate::engine::quant::confusion::Confusion;
-use crate::engine::quant::rewrite::Layer;
-use crate::engine::quant::spread::Channels;
-use crate::engine::tensor::dataset::{self, Batch, Dataset};
-use crate::engine::tensor::{DType, Tensor, TensorView};
+use crate::engine::quant::noise::{Noise, sqnr_db};
+use crate::engine::tensor::dataset::{Batch, Dataset};
+use crate::engine::tensor::{DType, Tensor};
 
 /// Most of the worst samples that are kept.
 const WORST_MAX: usize = 24;
 /// Most classes and slices that get a row of their own.
 const GROUPS_MAX: usize = 1000;
-/// Samples that are run together while layers are compared.
-const LAYERS_BATCH: usize = 4;
-/// Sums that go side by side.
-const LANES: usize = 8;
 /// Where there are no classes, a sample agrees if the cosine of its outputs is at least this.
-pub const AGREEING_COSINE: f64 = 0.99;
-/// What a noise of zero is shown as: JSON has no infinity.
-pub const SQNR_MAX_DB: f64 = 200.0;
+const AGREEING_COSINE: f64 = 0.99;
 
 /// A share with its 95 % interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -111,20 +102,6 @@ pub struct Group {
     pub delta: f64,
 }
 
-/// Noise that a layer's result has gathered.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct LayerNoise {
-    /// Signal to noise of the value in the INT8 model against the float model, in dB; at most 200.
-    pub sqnr_db: f64,
-    /// Cosine of the two.
-    pub cosine: f64,
-    /// Largest difference.
-    pub max_abs_error: f64,
-    /// Size of the channels in the float model.
-    #[serde(skip)]
-    pub channels: Channels,
-}
-
 /// Compares two models on data: on at least the first `samples_min` samples, whole batches being taken.
 ///
 /// # Errors
@@ -140,7 +117,7 @@ pub fn evaluate(
     let output = float.outputs().first().map_or("", |port| &port.name);
     let mut judge = Judge::new(data, output);
     let mut reader = data.reader()?;
-    let batches = up_to(samples_min, reader.batches(batch)?);
+    let batches = abreast::up_to(samples_min, reader.batches(batch)?);
     let outputs = |_, batch: &Batch| {
         let bytes = [float, int8].map(|session| abreast::run_bytes(session, batch));
         let outputs = (first_output(float, data, batch)?, first_output(int8, data, batch)?);
@@ -180,14 +157,6 @@ pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
         Pair { agrees, cosine: noise.cosine(), max_abs_error: noise.max_abs_error }
     };
     Some(a.chunks_exact(width).zip(b.chunks_exact(width)).map(pair).collect())
-}
-
-/// The batches that begin before a number of samples.
-fn up_to(
-    samples: usize,
-    batches: impl Iterator<Item = Result<Batch, dataset::Error>>,
-) -> impl Iterator<Item = Result<Batch, dataset::Error>> {
-    batches.take_while(move |batch| batch.as_ref().map_or(true, |batch| batch.first < samples))
 }
 
 fn first_output(session: &Session, data: &Dataset, batch: &Batch) -> Result<Tensor, Error> {
@@ -457,199 +426,6 @@ pub fn wilson(count: u64, samples: u64) -> Share {
     Share { value: p, low: (centre - half).max(0.0), high: (centre + half).min(1.0), count }
 }
 
-/// Signal and noise sums of a value.
-#[derive(Clone, Copy, Debug, Default)]
-struct Noise {
-    signal: f64,
-    noise: f64,
-    dot: f64,
-    other: f64,
-    max_abs_error: f64,
-}
-
-impl Noise {
-    fn of(float: &[f64], int8: &[f64]) -> Noise {
-        let mut noise = Noise::default();
-        float.iter().zip(int8).for_each(|(&a, &b)| noise.add(a, b));
-        noise
-    }
-
-    /// Of reals, with sums in lanes: in an order of their own on every machine.
-    fn of_reals(float: &[f32], int8: &[f32]) -> Noise {
-        Isa::best().vectorize(
-            #[inline(always)]
-            || {
-                let mut lanes = [Noise::default(); LANES];
-                let ((float, rest), (int8, other)) = (float.as_chunks::<LANES>(), int8.as_chunks::<LANES>());
-                for (float, int8) in float.iter().zip(int8) {
-                    for ((lane, &a), &b) in lanes.iter_mut().zip(float).zip(int8) {
-                        lane.add(a.into(), b.into());
-                    }
-                }
-                rest.iter().zip(other).for_each(|(&a, &b)| lanes[0].add(a.into(), b.into()));
-                lanes.into_iter().fold(Noise::default(), |mut all, lane| {
-                    all.merge(&lane);
-                    all
-                })
-            },
-        )
-    }
-
-    #[inline(always)]
-    fn add(&mut self, a: f64, b: f64) {
-        self.signal += a * a;
-        self.noise += (a - b) * (a - b);
-        self.dot += a * b;
-        self.other += b * b;
-        self.max_abs_error = self.max_abs_error.max((a - b).abs());
-    }
-
-    #[inline(always)]
-    fn merge(&mut self, other: &Noise) {
-        self.signal += other.signal;
-        self.noise += other.noise;
-        self.dot += other.dot;
-        self.other += other.other;
-        self.max_abs_error = self.max_abs_error.max(other.max_abs_error);
-    }
-
-    fn cosine(&self) -> f64 {
-        let product = (self.signal * self.other).sqrt();
-        // Two vectors of zeros are the same; one alone has no direction.
-        if product > 0.0 { self.dot / product } else { f64::from(self.noise == 0.0) }
-    }
-
-    fn sqnr_db(&self) -> f64 {
-        sqnr_db(self.signal, self.noise)
-    }
-}
-
-/// Ten times the decimal logarithm of signal over noise, within ±[`SQNR_MAX_DB`].
-fn sqnr_db(signal: f64, noise: f64) -> f64 {
-    if noise == 0.0 {
-        return SQNR_MAX_DB;
-    }
-    let db = 10.0 * (signal / noise).log10();
-    if db.is_nan() { -SQNR_MAX_DB } else { db.clamp(-SQNR_MAX_DB, SQNR_MAX_DB) }
-}
-
-/// Noise of each layer over the first samples: both models run, and the values of the layers are compared.
-/// `None` for a layer whose value the executor did not show. Memory: the layers' values of the batches that run side by side.
-///
-/// # Errors
-/// [`Error`].
-pub fn layers(
-    float: &Session,
-    int8: &Session,
-    data: &Dataset,
-    layers: &[Layer],
-    samples_max: usize,
-    on_samples: OnSamples<'_>,
-) -> Result<Vec<Option<LayerNoise>>, Error> {
-    let mut sums: Vec<Sums> = vec![None; layers.len()];
-    let mut reader = data.reader()?;
-    let batches = up_to(samples_max, reader.batches(LAYERS_BATCH)?);
-    let run = |_, batch: &Batch| compare(float, int8, layers, batch);
-    abreast::batches(batches, run, |batch, found| {
-        for (sum, found) in sums.iter_mut().zip(found) {
-            match (sum, found) {
-                (_, None) => {}
-                (Some((noise, channels)), Some((more, others))) => {
-                    noise.merge(&more);
-                    channels.merge(others);
-                }
-                (sum, found) => *sum = found,
-            }
-        }
-        if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
-    })?;
-    let noise = |(n, channels): (Noise, Channels)| LayerNoise {
-        sqnr_db: n.sqnr_db(),
-        cosine: n.cosine(),
-        max_abs_error: n.max_abs_error,
-        channels,
-    };
-    Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
-}
-
-/// Noise of a layer and the size of its channels; nothing before the layer was seen.
-type Sums = Option<(Noise, Channels)>;
-
-/// Runs both models on a batch: the bytes that it took, about, and the noise of each layer.
-fn compare(
-    float: &Session,
-    int8: &Session,
-    layers: &[Layer],
-    batch: &Batch,
-) -> Result<(u64, Vec<Sums>), Error> {
-    let failed = |source| Error::Run { sample: batch.first, source };
-    let mut kept = Keeper { values: layers.iter().map(|l| (l.float_value.clone(), None)).collect() };
-    float.run_tapped(&batch.feeds(), &mut kept).map_err(failed)?;
-    let bytes = |values: &Vec<f32>| size_of_val(&values[..]) as u64;
-    let bytes = kept.values.values().flatten().map(bytes).sum::<u64>();
-    let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
-    let mut sums = vec![None; layers.len()];
-    let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
-    int8.run_tapped(&batch.feeds(), &mut comparer).map_err(failed)?;
-    Ok((bytes.saturating_add(abreast::run_bytes(float, batch)), sums))
-}
-
-/// Keeps the values of the float model.
-struct Keeper {
-    values: HashMap<String, Option<Vec<f32>>>,
-}
-
-impl Tap for Keeper {
-    fn wants(&self, value: &str) -> bool {
-        self.values.contains_key(value)
-    }
-
-    fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-        if tensor.dtype == DType::F32
-            && let Some(kept) = self.values.get_mut(value)
-        {
-            *kept = Some(tensor.slice::<f32>().to_vec());
-        }
-    }
-}
-
-/// Compares the values of the INT8 model with them.
-struct Comparer<'a> {
-    layers: &'a [Layer],
-    places: HashMap<&'a str, usize>,
-    float: &'a HashMap<String, Option<Vec<f32>>>,
-    sums: &'a mut [Sums],
-}
-
-impl Tap for Comparer<'_> {
-    fn wants(&self, value: &str) -> bool {
-        self.places.contains_key(value)
-    }
-
-    fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-        let Some(&place) = self.places.get(value) else { return };
-        let Some(Some(float)) = self.float.get(&self.layers[place].float_value) else { return };
-        if tensor.dtype != DType::F32 || tensor.len() != float.len() {
-            return;
-        }
-        let (sum, channels) = self.sums[place].get_or_insert_default();
-        let axis = channel_axis(self.layers[place].op, tensor.shape.len());
-        if let Some(axis) = axis {
-            channels.observe(float, tensor.shape[axis], tensor.shape[axis + 1..].iter().product());
-        }
-        sum.merge(&Noise::of_reals(float, tensor.slice::<f32>()));
-    }
-}
-
-/// Where the channels of a layer's result are; `None` where it has none.
-fn channel_axis(op: &str, rank: usize) -> Option<usize> {
-    match (op, rank) {
-        (_, 0 | 1) => None,
-        ("Gemm" | "MatMul", _) | (_, 2 | 3) => Some(rank - 1),
-        _ => Some(1),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -682,17 +458,6 @@ mod tests {
         }
         assert!(among_five(&[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], 4));
         assert!(!among_five(&[9.0, 8.0, 7.0, 6.0, 5.0, 4.0], 5));
-    }
-
-    #[test]
-    fn noise_is_never_infinite_nor_nan() {
-        for (a, b, db) in
-            [(&[1.0, 2.0][..], &[1.0, 2.0][..], 200.0), (&[0.0], &[1.0], -200.0), (&[10.0], &[9.0], 20.0)]
-        {
-            let noise = Noise::of(a, b);
-            assert!((noise.sqnr_db() - db).abs() < 1e-9, "{a:?} {b:?}: {}", noise.sqnr_db());
-            assert!(noise.cosine().is_finite());
-        }
     }
 
     #[test]

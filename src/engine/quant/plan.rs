@@ -34,12 +34,18 @@ use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::schemes::stored;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::trained::roles::{Role, Trained};
-use crate::engine::quant::{Error, Functions, Recipe, weights};
+use crate::engine::quant::{Error, Functions, Recipe};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::qparams::QuantParams;
 
-/// Elements from which on a table is worth a scale and a zero point a column.
-const TABLE_MIN: usize = 1 << 12;
+use super::constants::{axes_of_weights, multiplies, table_of};
+use super::decision::operands;
+use super::nature::{
+    clamps_around_zero, computes_mean, computes_on_reals, counts, is_data, is_logical, moves_data,
+    passes_codes,
+};
+
+pub use super::decision::{Coded, Decision, Plan, Region};
 
 /// Why a node of a model that comes quantized is in float.
 const LEFT: &str = "left in float by what quantized the model; `complete` quantizes it";
@@ -49,138 +55,6 @@ const MANY_AXES: &str = "windows over more than two spatial axes are computed in
 
 /// Why an average is in float whose last windows reach beyond pads that count.
 const BEYOND_PADS: &str = "with ceil_mode and count_include_pad its windows are divided by different counts";
-
-/// What becomes of a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    /// Computes on codes.
-    Integer,
-    /// Reads rows of a table that is stored in `i8`; the result is real.
-    Lookup,
-    /// Multiplies codes of rows that get their range in each run; the result is real.
-    Dynamic,
-    /// Computes on reals, with weights that are stored in `i8`.
-    Stored,
-    /// What the node before it does before its sums become codes: a Relu or Clip that the codes take over, or a function.
-    Absorbed {
-        /// Position of that node in the graph.
-        into: usize,
-    },
-    /// A step of a function whose result goes to codes: with the others it becomes a table.
-    Inner {
-        /// Position of the last step in the graph.
-        of: usize,
-    },
-    /// Computes on reals that were rounded to 16-bit codes, with weights that are stored in `i8`.
-    Sixteen,
-    /// Computes in float16.
-    Half,
-    /// Stands between codes in the model itself, and stays as it is.
-    Trained,
-    /// Computes on reals, for a reason.
-    Float(String),
-    /// Moves data or computes shapes; there is nothing to gain.
-    Data,
-}
-
-/// Which operators read the codes of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Region {
-    /// Integers flow on: convolutions and the layers of a perceptron.
-    Flow,
-    /// An island among float operators: a matrix product in a transformer.
-    Island,
-}
-
-/// A value that gets codes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Coded {
-    /// The value; after absorption, the result of the absorbed activation.
-    pub value: ValueId,
-    /// The value whose parameters it has: itself, or where its codes were passed on from.
-    pub root: ValueId,
-    /// Whether an integer node makes it. Then every reader sees the codes; otherwise integer nodes only do.
-    pub by_integer: bool,
-    /// Who reads it.
-    pub region: Region,
-}
-
-/// What is quantized and what is not.
-#[derive(Clone, Debug, Default)]
-pub struct Plan {
-    /// One for each node of the graph.
-    pub decisions: Vec<Decision>,
-    /// Values that get codes: graph inputs first, then in execution order.
-    pub coded: Vec<Coded>,
-    /// Values that get 16-bit codes, beside those of 8 bits where they have both, and their parameters: any that are of
-    /// the type until the data have been seen, so that a plan can be written, linted and weighed without data.
-    pub sixteen: BTreeMap<ValueId, QuantParams>,
-    /// For nodes on reals that read one operand through codes all the same: which.
-    pub skips: BTreeMap<usize, usize>,
-    /// What the model itself has quantized.
-    pub trained: Trained,
-    /// For each integer node what it makes in the end: its result, or that of the activation that it absorbs.
-    results: HashMap<usize, ValueId>,
-    /// Functions of one value, by their last node.
-    functions: HashMap<usize, Function>,
-}
-
-impl Plan {
-    /// A plan without codes of activations.
-    pub fn of_decisions(decisions: Vec<Decision>) -> Plan {
-        Plan { decisions, ..Plan::default() }
-    }
-
-    /// The operands of an integer node that it reads as codes of activations.
-    pub fn operands(&self, graph: &Graph, node: usize) -> Vec<ValueId> {
-        operands(&graph.nodes[node], self.functions.get(&node))
-    }
-
-    /// The function that an integer node is the last step of.
-    pub fn function(&self, node: usize) -> Option<&Function> {
-        self.functions.get(&node)
-    }
-
-    /// The value that an integer node makes, after absorption.
-    pub fn result(&self, graph: &Graph, node: usize) -> ValueId {
-        self.results.get(&node).copied().unwrap_or(graph.nodes[node].outputs[0])
-    }
-
-    /// The entry of a value that gets codes.
-    pub fn coded(&self, value: ValueId) -> Option<&Coded> {
-        self.coded.iter().find(|c| c.value == value)
-    }
-
-    /// These parameters, but for roots that the model itself has parameters for: those.
-    pub fn with_trained(&self, params: &HashMap<ValueId, QuantParams>) -> HashMap<ValueId, QuantParams> {
-        let own = |(root, params): (&ValueId, &QuantParams)| {
-            (*root, self.trained.params(*root).unwrap_or(params).clone())
-        };
-        params.iter().map(own).collect()
-    }
-
-    /// Number of nodes that compute on codes or have weights in codes.
-    pub fn quantized_nodes(&self) -> usize {
-        let plain = |d: &&Decision| matches!(d, Decision::Float(_) | Decision::Data);
-        self.decisions.iter().filter(|d| !plain(d)).count()
-    }
-
-    /// For each node that takes over others those, in execution order.
-    pub fn absorbed(&self) -> HashMap<usize, Vec<usize>> {
-        let mut absorbed: HashMap<usize, Vec<usize>> = HashMap::new();
-        for (n, decision) in self.decisions.iter().enumerate() {
-            if let Decision::Absorbed { into } = decision {
-                absorbed.entry(*into).or_default().push(n);
-            }
-        }
-        absorbed
-    }
-
-    /// Number of nodes that compute on codes.
-    pub fn integer_nodes(&self) -> usize {
-        self.decisions.iter().filter(|d| **d == Decision::Integer).count()
-    }
-}
 
 /// Plans a simplified float graph.
 ///
@@ -236,94 +110,6 @@ pub fn names_exist(graph: &Graph, field: &'static str, patterns: &[String]) -> R
         Some(pattern) => Err(Error::NoMatch { field, pattern: pattern.clone() }),
         None => Ok(()),
     }
-}
-
-/// The matrix or kernel of a node that multiplies by constants: `(operand, axis of the output channels, terms of a sum)`.
-///
-/// # Errors
-/// Why the node cannot be computed on integers.
-pub fn weights_of(graph: &Graph, node: &Node) -> Result<(ValueId, usize, usize), String> {
-    let operand = node.input(1).ok_or("it has no weights")?;
-    let weights = graph.constant(operand).ok_or(match node.op {
-        Op::MatMul => "a product of two activations",
-        _ => "its weights are not constant",
-    })?;
-    let shape = weights.shape();
-    if weights.dtype() != DType::F32 {
-        return Err(format!("its weights are {}", weights.dtype()));
-    }
-    if weights.is_empty() {
-        return Err("its weights are empty".to_owned());
-    }
-    if !weights.slice::<f32>().iter().all(|w| w.is_finite()) {
-        return Err("its weights hold NaN or infinity".to_owned());
-    }
-    let (axis, terms) = match node.op {
-        Op::Conv { .. } if shape.len() >= 3 => (0, shape[1..].iter().product()),
-        Op::Gemm { trans_b, .. } if shape.len() == 2 => match trans_b {
-            true => (0, shape[1]),
-            false => (1, shape[0]),
-        },
-        Op::MatMul if shape.len() == 2 => (1, shape[0]),
-        _ => return Err(format!("its weights have shape {shape:?}")),
-    };
-    if terms > weights::terms_max() {
-        return Err(format!("a sum of {terms} products can overflow 32 bits"));
-    }
-    Ok((operand, axis, terms))
-}
-
-/// Whether a node multiplies an activation by constants in a way that integers can.
-///
-/// # Errors
-/// Why it does not.
-pub fn multiplies(graph: &Graph, node: &Node) -> Result<(), String> {
-    if let Op::Gemm { trans_a: true, .. } = node.op {
-        return Err("its first operand is transposed".to_owned());
-    }
-    let x = node.input(0).ok_or("it has no operand")?;
-    if graph.constant(x).is_some() {
-        return Err("its first operand is constant".to_owned());
-    }
-    let real = graph.value(x).dtype.unwrap_or(DType::F32);
-    if real != DType::F32 {
-        return Err(format!("its operand is {real}"));
-    }
-    let (operand, axis, _) = weights_of(graph, node)?;
-    let channels = graph.constant(operand).map_or(0, |w| w.shape()[axis]);
-    bias_of(graph, node, channels).map(|_| ())
-}
-
-/// The constant table `[rows, columns]` of reals that a Gather reads rows of, if it is worth storing in codes.
-pub fn table_of(graph: &Graph, node: &Node) -> Option<ValueId> {
-    let operand = node.input(0).filter(|_| matches!(node.op, Op::Gather { axis: 0 }))?;
-    let table = graph.constant(operand)?;
-    let large = table.shape().len() == 2 && table.len() >= TABLE_MIN && table.dtype() == DType::F32;
-    (large && table.slice::<f32>().iter().all(|x| x.is_finite())).then_some(operand)
-}
-
-/// The bias of a Conv or Gemm, one value for each output channel and times `beta`; `None` where there is none.
-///
-/// # Errors
-/// Why the bias cannot be computed on integers.
-pub fn bias_of(graph: &Graph, node: &Node, channels: usize) -> Result<Option<Vec<f32>>, String> {
-    let Some(operand) = node.input(2) else { return Ok(None) };
-    let bias = graph.constant(operand).ok_or("its bias is not constant")?;
-    if bias.dtype() != DType::F32 {
-        return Err(format!("its bias is {}", bias.dtype()));
-    }
-    let beta = if let Op::Gemm { beta, .. } = node.op { beta } else { 1.0 };
-    let values = bias.slice::<f32>();
-    let one_row = bias.shape().split_last().is_none_or(|(_, rows)| rows.iter().all(|&d| d == 1));
-    let spread = match values.len() {
-        1 => vec![values[0] * beta; channels],
-        n if n == channels && one_row => values.iter().map(|b| b * beta).collect(),
-        _ => return Err(format!("its bias has shape {:?}", bias.shape())),
-    };
-    if !spread.iter().all(|b| b.is_finite()) {
-        return Err("its bias holds NaN or infinity".to_owned());
-    }
-    Ok(Some(spread))
 }
 
 struct Planner<'a> {
@@ -674,123 +460,6 @@ impl<'a> Planner<'a> {
         let unseen = QuantParams::per_tensor(1.0, 0, DType::U16);
         let wanted = values.filter(|id| real(id) && used(id) && !truth.contains(id));
         wanted.map(|&id| (id, unseen.clone())).collect()
-    }
-}
-
-/// Spatial axes of the windows of a convolution with constant weights.
-fn axes_of_weights(graph: &Graph, node: &Node) -> usize {
-    let weights = node.input(1).and_then(|id| graph.constant(id));
-    weights.map_or(0, |weights| weights.shape().len().saturating_sub(2))
-}
-
-/// The operands of an integer node that it reads as codes of activations.
-fn operands(node: &Node, function: Option<&Function>) -> Vec<ValueId> {
-    if let Some(function) = function {
-        return function.sources.clone();
-    }
-    let count = match node.op {
-        Op::Binary(_) => 2,
-        Op::Concat { .. } => node.inputs.len(),
-        _ => 1,
-    };
-    (0..count).filter_map(|i| node.input(i)).collect()
-}
-
-/// Whether an operator gives its input's codes on as they are.
-pub fn passes_codes(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::MaxPool { .. }
-            | Op::Flatten { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Squeeze
-            | Op::Unsqueeze
-            | Op::Split { .. }
-            | Op::Slice
-    ) || takes_nearest(op)
-        || op.lays_blocks()
-}
-
-/// Whether an operator enlarges or shrinks an image by taking elements as they are.
-fn takes_nearest(op: &Op) -> bool {
-    matches!(op, Op::Other(other) if other.name == "Resize"
-        && matches!(other.attributes.text_or("mode", "nearest"), Ok("nearest"))
-        && !matches!(other.attributes.text("coordinate_transformation_mode"), Ok(Some("tf_crop_and_resize"))))
-}
-
-/// Whether an operator computes new codes from those of one input.
-fn computes_mean(op: &Op) -> bool {
-    matches!(op, Op::AveragePool { .. } | Op::GlobalAveragePool)
-}
-
-/// Whether an operator does no arithmetic on reals.
-pub fn moves_data(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Concat { .. }
-            | Op::Split { .. }
-            | Op::Slice
-            | Op::Gather { .. }
-            | Op::Shape { .. }
-            | Op::ConstantOfShape { .. }
-            | Op::Range
-            | Op::Expand
-            | Op::Tile
-            | Op::Where
-            | Op::Pad { .. }
-            | Op::Cast { .. }
-            | Op::Identity
-    )
-}
-
-/// Whether a node computes nothing that could be quantized: it moves data, or computes shapes, indices, masks.
-pub fn is_data(graph: &Graph, node: &Node) -> bool {
-    let passes = passes_codes(&node.op) && !matches!(node.op, Op::MaxPool { .. });
-    moves_data(&node.op) || passes || counts(graph, node)
-}
-
-/// Whether a node certainly takes reals and makes one.
-fn computes_on_reals(graph: &Graph, node: &Node) -> bool {
-    let reals = match &node.op {
-        Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul | Op::LayerNorm { .. } | Op::BatchNorm { .. } => true,
-        Op::Softmax { .. } | Op::Reduce { .. } | Op::AveragePool { .. } | Op::GlobalAveragePool => true,
-        Op::Unary(_) | Op::Binary(_) | Op::Clip => !is_logical(&node.op),
-        _ => !stored::operands(graph, node).is_empty(),
-    };
-    reals && !counts(graph, node)
-}
-
-/// Whether an operator makes truth values.
-fn is_logical(op: &Op) -> bool {
-    matches!(op, Op::Unary(Unary::Not)) || matches!(op, Op::Binary(binary) if binary.is_comparison())
-}
-
-/// Whether a node computes with integers or truth values of the model's own: shapes, indices, masks.
-fn counts(graph: &Graph, node: &Node) -> bool {
-    let whole = |id: &ValueId| graph.value(*id).dtype.is_some_and(|dtype| !is_real(dtype));
-    matches!(&node.op, Op::Binary(binary) if binary.is_comparison())
-        || node.outputs.iter().any(whole)
-        || node.inputs.iter().flatten().any(whole)
-}
-
-fn is_real(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
-}
-
-/// A Relu, or a Clip with constant bounds that has zero within them: codes hold zero, so they can saturate there.
-fn clamps_around_zero(graph: &Graph, node: &Node) -> bool {
-    let bound = |index: usize, default: f64| match node.input(index) {
-        None => Some(default),
-        Some(v) => graph.constant(v).and_then(|t| t.to_f64().first().copied()),
-    };
-    match node.op {
-        Op::Unary(Unary::Relu) => true,
-        Op::Clip => match (bound(1, f64::NEG_INFINITY), bound(2, f64::INFINITY)) {
-            (Some(lo), Some(hi)) => lo <= 0.0 && 0.0 <= hi,
-            _ => false,
-        },
-        _ => false,
     }
 }
 

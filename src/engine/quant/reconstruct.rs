@@ -14,8 +14,8 @@ use crate::engine::exec::Options;
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::calibrate::Error;
+use crate::engine::quant::constants;
 use crate::engine::quant::dense::{Dense, moments};
-use crate::engine::quant::plan;
 use crate::engine::quant::rewrite::{Layer, Rewritten};
 use crate::engine::quant::rounding::{self, Factor, Limits};
 use crate::engine::quant::rows::{Geometry, spread};
@@ -200,11 +200,11 @@ impl<'a> Task<'a> {
     ) -> Option<Task<'a>> {
         let constants = layer.constants.as_ref()?;
         let node = &float.nodes[at_real];
-        let (operand, axis, _) = plan::weights_of(float, node).ok()?;
+        let (operand, axis, _) = constants::weights_of(float, node).ok()?;
         let tensor = float.constant(operand)?;
         let alpha = if let Op::Gemm { alpha, .. } = node.op { alpha } else { 1.0 };
         let channels = tensor.shape()[axis];
-        let bias = plan::bias_of(float, node, channels).ok()?;
+        let bias = constants::bias_of(float, node, channels).ok()?;
         let id = |name: &String| places.values.get(name).copied();
         let scales_id = id(&constants.scales)?;
         let w: Vec<f32> = tensor.slice::<f32>().iter().map(|w| w * alpha).collect();

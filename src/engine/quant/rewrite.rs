@@ -10,8 +10,9 @@ use std::collections::{HashMap, HashSet};
 
 use crate::engine::graph::op::{Op, Unary};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::quant::constants;
 use crate::engine::quant::dial::Dial;
-use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{Recipe, weights};
 use crate::engine::tensor::qparams::{QuantParams, code_range};
@@ -386,14 +387,14 @@ impl Writer<'_> {
     /// Weights and bias of a node as dequantized integers.
     fn weighted(&mut self, node: &Node, max_code: u8) -> (Integers, Option<Bias>, LayerWeights) {
         let (operand, axis, terms) =
-            plan::weights_of(self.source, node).expect("the plan checked the weights");
+            constants::weights_of(self.source, node).expect("the plan checked the weights");
         let mut tensor =
             self.source.constant(operand).expect("the plan checked the weights").as_ref().clone();
         if let Op::Gemm { alpha, .. } = node.op {
             tensor.slice_mut::<f32>().iter_mut().for_each(|w| *w *= alpha);
         }
         let channels = tensor.shape()[axis];
-        let bias = plan::bias_of(self.source, node, channels).expect("the plan checked the bias");
+        let bias = constants::bias_of(self.source, node, channels).expect("the plan checked the bias");
         let may_have_bias = self.with_bias && !self.profile.real_bias && !matches!(node.op, Op::MatMul);
         let bias = bias.or_else(|| may_have_bias.then(|| vec![0.0; channels]));
         let x = node.input(0).expect("the plan checked the operand");
@@ -543,7 +544,7 @@ pub(super) fn compact(mut graph: Graph) -> Graph {
 pub(super) mod tests {
     use super::*;
     use crate::engine::graph::op::{Sliding, Unary};
-    use crate::engine::quant::Target;
+    use crate::engine::quant::{Target, plan};
 
     /// `x → Conv → Relu → Flatten → Gemm → y`, with a second output `r` on request.
     fn small(relu_is_output: bool) -> Graph {

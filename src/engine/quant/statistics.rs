@@ -15,6 +15,7 @@ use crate::engine::graph::{Graph, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::extremes::{ExactSum, Extremes};
 use crate::engine::quant::histogram::{Histogram, State};
+use crate::engine::quant::nature;
 use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{self, Decision};
 
@@ -76,7 +77,8 @@ pub fn wanted(graph: &Graph) -> Vec<ValueId> {
     }
     for node in &graph.nodes {
         // What moves data has codes only where a neighbour that computes has them.
-        if plan::moves_data(&node.op) && !matches!(node.op, Op::Concat { .. }) || takes_shape_only(&node.op) {
+        if nature::moves_data(&node.op) && !matches!(node.op, Op::Concat { .. }) || takes_shape_only(&node.op)
+        {
             continue;
         }
         for &value in node.inputs.iter().flatten().chain(&node.outputs) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, Value, ValueId};
-use crate::engine::quant::plan::moves_data;
+use crate::engine::quant::nature::moves_data;
 use crate::engine::tensor::{DType, Tensor};
 
 /// A graph and the ends of its values.

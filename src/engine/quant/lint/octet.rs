@@ -9,7 +9,7 @@ use crate::engine::tensor::DType;
 
 use super::net::{Net, is_reshape};
 use super::{Finding, Judged};
-use crate::engine::quant::plan::moves_data;
+use crate::engine::quant::nature::moves_data;
 
 /// Judges every node that computes.
 pub(super) fn findings(graph: &Graph) -> Vec<Finding> {

@@ -267,7 +267,7 @@ mod tests {
 
     use super::*;
     use crate::engine::quant::Target;
-    use crate::engine::quant::evaluate::LayerNoise;
+    use crate::engine::quant::layer_noise::LayerNoise;
 
     fn row(node: &str, db: f64) -> LayerRow {
         LayerRow {

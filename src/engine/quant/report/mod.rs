@@ -13,7 +13,8 @@ use serde::Serialize;
 use crate::engine::quant::Recipe;
 use crate::engine::quant::checks::Check;
 use crate::engine::quant::checks::convergence::Convergence;
-use crate::engine::quant::evaluate::{Evaluation, LayerNoise};
+use crate::engine::quant::evaluate::Evaluation;
+use crate::engine::quant::layer_noise::LayerNoise;
 use crate::engine::quant::search::{Sensitivity, Trial};
 use crate::engine::quant::spread::Spread;
 

@@ -4,9 +4,10 @@ use super::{Activation, Coverage, FloatRow, LayerRow};
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::Recipe;
-use crate::engine::quant::evaluate::LayerNoise;
+use crate::engine::quant::constants;
+use crate::engine::quant::layer_noise::LayerNoise;
 use crate::engine::quant::observed::Observed;
-use crate::engine::quant::plan::{self, Decision, Plan};
+use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::ranges::Choice;
 use crate::engine::quant::rewrite::Layer;
 use crate::engine::quant::spread::Channels;
@@ -40,7 +41,7 @@ fn layer_row(layer: &Layer, noise: Option<&LayerNoise>, source: Source<'_>) -> L
     let mut channels = Channels::default();
     if let Some(node) = place.map(|n| &graph.nodes[n])
         && weights.is_some()
-        && let Ok((operand, axis, _)) = plan::weights_of(graph, node)
+        && let Ok((operand, axis, _)) = constants::weights_of(graph, node)
         && let Some(tensor) = graph.constant(operand)
     {
         let shape = tensor.shape();

@@ -16,9 +16,9 @@
 
 use crate::engine::graph::op::{Binary, Op, Reduce, Unary};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
-use crate::engine::quant::plan::{
-    Decision, Kept, Plan, bias_of, is_data, multiplies, plan_each, table_of, weights_of,
-};
+use crate::engine::quant::constants::{bias_of, multiplies, table_of, weights_of};
+use crate::engine::quant::nature::is_data;
+use crate::engine::quant::plan::{Decision, Kept, Plan, plan_each};
 use crate::engine::quant::rewrite::{ByRow, Constants, LayerWeights, Writer, spread};
 use crate::engine::quant::{Error, Recipe, weights};
 use crate::engine::tensor::{DType, Tensor};

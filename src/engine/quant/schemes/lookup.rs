@@ -10,7 +10,7 @@
 
 use crate::engine::graph::op::{Binary, Op};
 use crate::engine::graph::{Node, ValueId};
-use crate::engine::quant::plan;
+use crate::engine::quant::constants;
 use crate::engine::quant::rewrite::{Layer, LayerWeights, Table, Writer, spread};
 use crate::engine::quant::{MaxCode, weights};
 use crate::engine::tensor::{DType, Tensor};
@@ -18,7 +18,7 @@ use crate::engine::tensor::{DType, Tensor};
 impl Writer<'_> {
     /// Rows of a table in codes.
     pub(in crate::engine::quant) fn lookup(&mut self, node: &Node) {
-        let operand = plan::table_of(self.source, node).expect("the plan checked the table");
+        let operand = constants::table_of(self.source, node).expect("the plan checked the table");
         let table = self.source.constant(operand).expect("the plan checked the table").clone();
         let along = |axis| {
             weights::quantize(&table, axis, weights::scales(&table, axis, MaxCode::MOST), MaxCode::MOST)

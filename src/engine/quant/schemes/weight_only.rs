@@ -2,7 +2,9 @@
 //! become reals again before they are used. Nothing is asked of activations, so no calibration data are needed.
 
 use crate::engine::graph::{Graph, Node};
-use crate::engine::quant::plan::{Decision, Kept, Plan, is_data, plan_each, table_of};
+use crate::engine::quant::constants::table_of;
+use crate::engine::quant::nature::is_data;
+use crate::engine::quant::plan::{Decision, Kept, Plan, plan_each};
 use crate::engine::quant::{Error, Recipe};
 
 use super::stored;

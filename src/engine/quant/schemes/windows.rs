@@ -12,7 +12,8 @@ use std::collections::HashSet;
 
 use crate::engine::graph::op::{AutoPad, Binary, Op, PadMode};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
-use crate::engine::quant::plan::{Decision, Plan, bias_of};
+use crate::engine::quant::constants::bias_of;
+use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::tensor::{DType, Tensor};
 
 /// A window of more taps is no longer a row of a product: it would be copied too often.

@@ -2,7 +2,7 @@
 
 use crate::engine::graph::op::Op;
 use crate::engine::graph::{Node, ValueId};
-use crate::engine::quant::plan::weights_of;
+use crate::engine::quant::constants::weights_of;
 use crate::engine::quant::rewrite::{Constants, Integers, Layer, LayerWeights, Writer};
 use crate::engine::quant::{MaxCode, weights};
 use crate::engine::tensor::{DType, Tensor};

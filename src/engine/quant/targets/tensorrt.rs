@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::engine::graph::op::{Binary, Op};
 use crate::engine::graph::{Graph, ValueId};
-use crate::engine::quant::plan::{Coded, Decision, Kept, Plan, Region, is_data, multiplies, names_exist};
+use crate::engine::quant::constants::multiplies;
+use crate::engine::quant::nature::is_data;
+use crate::engine::quant::plan::{Coded, Decision, Kept, Plan, Region, names_exist};
 use crate::engine::quant::{Error, Recipe};
 
 /// Plans a simplified float graph.
