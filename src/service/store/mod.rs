@@ -8,6 +8,7 @@ mod error;
 pub mod partial;
 mod records;
 pub mod remote;
+mod removal;
 pub mod sql;
 
 pub use catalog::*;
