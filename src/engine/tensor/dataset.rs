@@ -11,8 +11,10 @@ use std::collections::HashSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::byte_images::Scale;
+use super::convert::{convert, convertible, first_not_finite, is_integer};
 use super::npy::{self, Archive, Entry, Kind};
-use super::{DType, Element, Tensor, element_count};
+use super::{DType, Tensor, element_count};
 
 /// Largest single sample that is read, in bytes.
 const SAMPLE_BYTES_MAX: usize = 1 << 29;
@@ -514,61 +516,6 @@ fn feed(archive: &mut Archive, entries: &[Entry], source: &Source, port: &Port) 
     Ok(Feed { input, array, index, from, to: port.dtype, shape, scale })
 }
 
-/// What the bytes of an image stand for: `(byte / 255 − mean) / std`, in f32 and in this order, as numpy computes it. The
-/// channel is the first dimension of a sample.
-#[derive(Clone, Debug)]
-struct Scale {
-    /// One value, or one for each channel.
-    mean: Vec<f32>,
-    /// The same.
-    std: Vec<f32>,
-    /// The real of each byte, for each channel; none where channels are so short that a table would be longer than they.
-    tables: Vec<[f32; 256]>,
-}
-
-impl Scale {
-    /// Of samples of `shape`.
-    fn new(mean: Vec<f32>, std: Vec<f32>, shape: &[usize]) -> Scale {
-        let mut scale = Scale { mean, std, tables: Vec::new() };
-        // A sample of a million channels of one byte would have tables of a GiB.
-        if scale.channels() == 1 || scale.plane(shape) >= 256 {
-            let table = |channel| std::array::from_fn(|byte| scale.real(channel, byte as u8));
-            scale.tables = (0..scale.channels()).map(table).collect();
-        }
-        scale
-    }
-
-    /// Channels that are not scaled alike.
-    fn channels(&self) -> usize {
-        self.mean.len().max(self.std.len())
-    }
-
-    /// Values of a channel one after the other; of a sample where all channels are scaled alike.
-    fn plane(&self, shape: &[usize]) -> usize {
-        shape[usize::from(self.channels() > 1)..].iter().product()
-    }
-
-    fn real(&self, channel: usize, byte: u8) -> f32 {
-        let at = |values: &[f32]| values[channel % values.len()];
-        (f32::from(byte) / 255.0 - at(&self.mean)) / at(&self.std)
-    }
-
-    /// Bytes `[samples, elements]` of samples of `shape` to reals.
-    fn reals(&self, stored: &Tensor, shape: &[usize]) -> Tensor {
-        let mut tensor = Tensor::zeros(DType::F32, stored.shape());
-        let plane = self.plane(shape).max(1);
-        let planes = stored.slice::<u8>().chunks_exact(plane);
-        for (n, (from, to)) in planes.zip(tensor.slice_mut::<f32>().chunks_exact_mut(plane)).enumerate() {
-            let channel = n % self.channels();
-            match self.tables.get(channel) {
-                Some(table) => from.iter().zip(to).for_each(|(x, y)| *y = table[usize::from(*x)]),
-                None => from.iter().zip(to).for_each(|(x, y)| *y = self.real(channel, *x)),
-            }
-        }
-        tensor
-    }
-}
-
 /// Mean or deviation: one value, or one for each channel.
 fn per_channel(
     archive: &mut Archive,
@@ -654,85 +601,6 @@ fn integers(archive: &mut Archive, index: usize, dtype: DType, samples: usize) -
     Ok(tensor.slice::<i64>().to_vec())
 }
 
-fn is_integer(dtype: DType) -> bool {
-    !matches!(dtype, DType::F32 | DType::F64 | DType::F16 | DType::BF16 | DType::Bool)
-}
-
-/// Whether elements of one type may stand for another: floats widen, f64 rounds to f32, integers are checked one by
-/// one. The error is what to do instead.
-fn convertible(from: DType, to: DType) -> Result<(), &'static str> {
-    let widens = matches!((from, to), (DType::F16, DType::F32 | DType::F64) | (DType::F32, DType::F64));
-    let rounds = matches!((from, to), (DType::F64, DType::F32));
-    if from == to || widens || rounds || (is_integer(from) && is_integer(to)) {
-        return Ok(());
-    }
-    if from == DType::U8 {
-        return Err("; store byte images as NAME_u8 with NAME_mean and NAME_std");
-    }
-    Err("; convert it with numpy's astype")
-}
-
-/// The same values as another type, or the position of the first that does not fit and why.
-fn convert(tensor: Tensor, to: DType) -> Result<Tensor, (usize, String)> {
-    let from = tensor.dtype();
-    if from == to {
-        return match to {
-            DType::Bool => match tensor.slice::<u8>().iter().position(|&b| b > 1) {
-                Some(at) => Err((at, "holds a truth value that is neither 0 nor 1".to_owned())),
-                None => Ok(tensor),
-            },
-            _ => Ok(tensor),
-        };
-    }
-    if to == DType::F32 || to == DType::F64 {
-        let values = tensor.to_f64();
-        let shape = tensor.shape();
-        return Ok(match to {
-            DType::F32 => Tensor::from_slice(shape, &values.iter().map(|&x| x as f32).collect::<Vec<_>>()),
-            _ => Tensor::from_slice(shape, &values),
-        });
-    }
-    // i128 holds every integer type.
-    let wide: Vec<i128> = match from {
-        DType::I64 => tensor.slice::<i64>().iter().map(|&x| x.into()).collect(),
-        DType::U64 => tensor.slice::<u64>().iter().map(|&x| x.into()).collect(),
-        _ => tensor.to_f64().iter().map(|&x| x as i128).collect(),
-    };
-    match to {
-        DType::I64 => narrow::<i64>(tensor.shape(), &wide),
-        DType::I32 => narrow::<i32>(tensor.shape(), &wide),
-        DType::I16 => narrow::<i16>(tensor.shape(), &wide),
-        DType::I8 => narrow::<i8>(tensor.shape(), &wide),
-        DType::U64 => narrow::<u64>(tensor.shape(), &wide),
-        DType::U32 => narrow::<u32>(tensor.shape(), &wide),
-        DType::U16 => narrow::<u16>(tensor.shape(), &wide),
-        DType::U8 => narrow::<u8>(tensor.shape(), &wide),
-        _ => unreachable!("`convertible` lets only integers become integers"),
-    }
-}
-
-fn narrow<T: Element + TryFrom<i128>>(shape: &[usize], wide: &[i128]) -> Result<Tensor, (usize, String)> {
-    let mut values = Vec::with_capacity(wide.len());
-    for (at, &x) in wide.iter().enumerate() {
-        match T::try_from(x) {
-            Ok(y) => values.push(y),
-            Err(_) => return Err((at, format!("holds {x}, which {} cannot", T::DTYPE))),
-        }
-    }
-    Ok(Tensor::from_slice(shape, &values))
-}
-
-/// Position of the first NaN or infinity.
-fn first_not_finite(tensor: &Tensor) -> Option<usize> {
-    match tensor.dtype() {
-        DType::F32 => tensor.slice::<f32>().iter().position(|x| !x.is_finite()),
-        DType::F64 => tensor.slice::<f64>().iter().position(|x| !x.is_finite()),
-        DType::F16 => tensor.slice::<half::f16>().iter().position(|x| !x.is_finite()),
-        DType::BF16 => tensor.slice::<half::bf16>().iter().position(|x| !x.is_finite()),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::Cursor;
@@ -807,30 +675,6 @@ mod tests {
             let want = [(0.0 - 0.5) / 0.5, (1.0 - 0.5) / 0.5, 51.0 / 255.0 / 0.5, 102.0 / 255.0 / 0.5f32];
             assert_eq!(batch.inputs[0].1.slice::<f32>(), want);
         }
-    }
-
-    /// They had a table of 1 KiB each: a file of some KiB made a GiB of them.
-    #[test]
-    fn short_channels_have_no_tables() {
-        for (plane, tables) in [(1, 0), (255, 0), (256, 3), (300, 3)] {
-            let shape = [3, plane];
-            let (mean, std) = (vec![0.5, 0.0, 0.25], vec![0.5, 2.0, 0.1]);
-            let scale = Scale::new(mean.clone(), std.clone(), &shape);
-            assert_eq!(scale.tables.len(), tables, "{plane}");
-            let bytes: Vec<u8> = (0..6 * plane).map(|i| (i * 7) as u8).collect();
-            let reals = scale.reals(&Tensor::from_slice(&[2, 3 * plane], &bytes), &shape);
-            let want: Vec<f32> = bytes
-                .iter()
-                .enumerate()
-                .map(|(i, &x)| {
-                    let channel = i / plane % 3;
-                    (f32::from(x) / 255.0 - mean[channel]) / std[channel]
-                })
-                .collect();
-            assert_eq!(reals.slice::<f32>(), want, "{plane}");
-        }
-        // One value for all channels is one table, however long they are.
-        assert_eq!(Scale::new(vec![0.5], vec![0.5], &[3, 1]).tables.len(), 1);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Tensors: a data type, a shape and 64-byte aligned bytes. Knows nothing of models.
 
+mod byte_images;
+mod convert;
 pub mod dataset;
 pub mod digest;
 pub mod linear;
