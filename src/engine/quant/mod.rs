@@ -33,6 +33,7 @@ pub mod samples;
 pub mod schemes;
 pub mod search;
 pub mod smooth;
+mod solver;
 pub mod spread;
 pub mod statistics;
 pub mod targets;

@@ -7,7 +7,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use ndarray::{Array1, Array2, ArrayView1, Axis, Zip, s};
+use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use crate::engine::exec::Options;
@@ -15,11 +15,12 @@ use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::calibrate::Error;
 use crate::engine::quant::constants;
-use crate::engine::quant::dense::{Dense, moments};
+use crate::engine::quant::dense::Dense;
 use crate::engine::quant::rewrite::{Layer, Rewritten};
-use crate::engine::quant::rounding::{self, Factor, Limits};
+use crate::engine::quant::rounding;
 use crate::engine::quant::rows::{Geometry, spread};
 use crate::engine::quant::samples::{Samples, is_judged};
+use crate::engine::quant::solver::{Group, Pair, Solver};
 use crate::engine::quant::walk::Walk;
 use crate::engine::quant::{Recipe, Rounding, weights};
 use crate::engine::tensor::{DType, Tensor};
@@ -28,8 +29,6 @@ use crate::engine::tensor::{DType, Tensor};
 const ROWS_PER_TERM: usize = 8;
 const ROWS_MIN: usize = 2048;
 const ROWS_MAX: usize = 8192;
-/// Part of the mean power of an operand that is added to each: what the samples did not show should not matter.
-const DAMPING: f64 = 0.01;
 /// Least part of the scale that fits the float weights.
 const SCALE_LEAST: f32 = 0.5;
 /// Columns that groups of channels are taken together for.
@@ -187,6 +186,29 @@ struct Solved {
     signal: f64,
     weight_noise: f64,
     operand_noise: f64,
+}
+
+impl Solved {
+    /// Puts what was found for a group in its place.
+    fn take(&mut self, g: &Geometry, group: usize, found: &Group) {
+        for n in 0..g.outputs {
+            let channel = group * g.outputs + n;
+            for k in 0..g.terms {
+                self.codes[g.place(group, n, k)] = found.codes[[k, n]] as i8;
+            }
+            if self.scales.len() == g.groups * g.outputs {
+                self.scales[channel] = found.scales[n];
+            }
+            if let Some(bias) = &mut self.bias {
+                bias[channel] += found.shift[n];
+            }
+        }
+        self.optimal += found.optimal;
+        self.judged += g.outputs;
+        self.signal += found.signal;
+        self.weight_noise += found.weight_noise;
+        self.operand_noise += found.operand_noise;
+    }
 }
 
 impl<'a> Task<'a> {
@@ -380,22 +402,27 @@ impl<'a> Task<'a> {
         })
     }
 
-    /// Looks for codes, scales and bias; `None` where there is nothing to look at.
-    fn solve(&self, rows: &Rows<'_>, dense: Dense) -> Option<Solved> {
-        let g = &self.geometry;
-        let channels = g.groups * g.outputs;
+    /// The scales that fit the float weights and leave room for the bias, and the least that each may become.
+    fn scales(&self) -> (Vec<f32>, Vec<f32>) {
         let tensor = Tensor::from_slice(&self.shape, &self.w);
         let mut scales = weights::scales(&tensor, self.axis, self.max_code);
         let mut least = vec![0f32; scales.len()];
         // Room for a bias that is somewhat larger than the model's.
         let coded = self.bias.iter().filter(|_| self.bias_ids.is_some());
         let bias: Vec<f32> = coded.flatten().map(|b| 1.5 * b).collect();
-        weights::raise_for_bias(&mut least, self.scale_x, &bias, g.terms);
+        weights::raise_for_bias(&mut least, self.scale_x, &bias, self.geometry.terms);
         for (scale, least) in scales.iter_mut().zip(&mut least) {
             *scale = scale.max(*least);
             // A scale much below what fits the float weights would only clip; a dead channel has none of its own.
             *least = least.max(SCALE_LEAST * *scale);
         }
+        (scales, least)
+    }
+
+    /// Looks for codes, scales and bias; `None` where there is nothing to look at.
+    fn solve(&self, rows: &Rows<'_>, dense: Dense) -> Option<Solved> {
+        let g = &self.geometry;
+        let (scales, least) = self.scales();
         let own = |scales: &[f32], n: usize| scales[if scales.len() == 1 { 0 } else { n }];
         let mut solved = Solved {
             codes: vec![0; self.w.len()],
@@ -406,6 +433,13 @@ impl<'a> Task<'a> {
             signal: 0.0,
             weight_noise: 0.0,
             operand_noise: 0.0,
+        };
+        let solver = Solver {
+            max_code: self.max_code,
+            rounding: self.rounding,
+            corrects: self.corrects,
+            by_channel: self.axis.is_some(),
+            dense,
         };
         let together = (COLUMNS / g.terms.max(1)).clamp(1, g.groups);
         for first in (0..g.groups).step_by(together) {
@@ -426,139 +460,14 @@ impl<'a> Task<'a> {
                 let of_group: Vec<f32> =
                     (0..g.outputs).map(|n| own(&scales, group * g.outputs + n)).collect();
                 let least: Vec<f32> = (0..g.outputs).map(|n| own(&least, group * g.outputs + n)).collect();
-                self.solve_group(&w, find, judge, &parts, (&of_group, &least), dense)
+                solver.solve(&w, find, judge, &parts, (&of_group, &least))
             };
             let found: Option<Vec<Group>> = (first..first + groups).into_par_iter().map(solve).collect();
             for (group, found) in (first..).zip(found?) {
-                for n in 0..g.outputs {
-                    let channel = group * g.outputs + n;
-                    for k in 0..g.terms {
-                        solved.codes[g.place(group, n, k)] = found.codes[[k, n]] as i8;
-                    }
-                    if solved.scales.len() == channels {
-                        solved.scales[channel] = found.scales[n];
-                    }
-                    if let Some(bias) = &mut solved.bias {
-                        bias[channel] += found.shift[n];
-                    }
-                }
-                solved.optimal += found.optimal;
-                solved.judged += g.outputs;
-                solved.signal += found.signal;
-                solved.weight_noise += found.weight_noise;
-                solved.operand_noise += found.operand_noise;
+                solved.take(g, group, &found);
             }
         }
         Some(solved)
-    }
-
-    fn solve_group(
-        &self,
-        w: &Array2<f32>,
-        find: &Pair,
-        judge: &Pair,
-        parts: &[usize],
-        (scales, least): (&[f32], &[f32]),
-        dense: Dense,
-    ) -> Option<Group> {
-        let most = f32::from(self.max_code);
-        let nearest = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
-            f64::from((w[[k, n]] / scales[n]).round_ties_even().clamp(-most, most))
-        });
-        let mut candidates = vec![(nearest, scales.to_vec())];
-        if self.rounding == Rounding::Optimal {
-            candidates.extend(self.optimal(w, find, scales, least, dense)?);
-        }
-        let weigh = |(codes, scales): &(Array2<f64>, Vec<f32>)| {
-            let scales = ArrayView1::from(scales);
-            Zip::from(codes).and_broadcast(&scales).par_map_collect(|&code, &scale| code as f32 * scale)
-        };
-        let dot = |a: &Array2<f32>, b: &Array2<f32>| dense.dot(&a.view(), &b.view());
-        let judged = if judge.0.nrows() > 0 { judge } else { find };
-        let rows = judged.0.nrows() as f64;
-        let wanted = dot(&judged.0, w);
-        let means = self.corrects.then(|| Means::of(find, parts));
-        // Each as it is, and with its mean error taken out.
-        let errors = |candidate| {
-            let weights = weigh(candidate);
-            let (off, squares) = moments(&(dot(&judged.1, &weights) - &wanted));
-            let corrected = means.as_ref().map(|means| means.error(w, &weights, dense));
-            let shifts = std::iter::once(Array1::zeros(w.ncols())).chain(corrected);
-            let error = |shift: Array1<f32>| {
-                let wide = shift.mapv(f64::from);
-                ((&squares + &(&wide * &(2.0 * &off + &(rows * &wide)))).sum(), shift)
-            };
-            shifts.map(error).collect::<Vec<_>>()
-        };
-        let errors: Vec<Vec<(f64, Array1<f32>)>> = candidates.par_iter().map(errors).collect();
-        let all = errors.into_iter().enumerate().flat_map(|(c, of)| of.into_iter().map(move |e| (c, e)));
-        // The first of equal ones.
-        let (c, (_, shift)) = all.min_by(|(_, (a, _)), (_, (b, _))| a.total_cmp(b))?;
-        let lost = weigh(&candidates[c]) - w;
-        let (sums, squares) = moments(&dot(&judged.0, &lost));
-        let operand = dot(&(&judged.1 - &judged.0), w);
-        let (codes, scales) = candidates.swap_remove(c);
-        Some(Group {
-            shift,
-            optimal: if c > 0 { w.ncols() } else { 0 },
-            signal: moments(&wanted).1.sum(),
-            weight_noise: (squares - &sums * &sums / rows).sum().max(0.0),
-            operand_noise: moments(&operand).1.sum(),
-            codes,
-            scales,
-        })
-    }
-
-    /// Codes and scales for the results of a group: those that also make good for what the operand has lost, and those
-    /// that only look after the weights.
-    fn optimal(
-        &self,
-        w: &Array2<f32>,
-        (real, coded): &Pair,
-        scales: &[f32],
-        least: &[f32],
-        dense: Dense,
-    ) -> Option<Vec<(Array2<f64>, Vec<f32>)>> {
-        let centre = |a: &Array2<f32>| match (self.corrects, a.mean_axis(Axis(0))) {
-            (true, Some(mean)) => a - &mean,
-            _ => a.clone(),
-        };
-        let (x, real) = rayon::join(|| centre(coded), || centre(real));
-        let (terms, outputs) = w.dim();
-        let free = terms <= rounding::BLOCK && self.axis.is_some();
-        let limits = Limits { max_code: self.max_code, scales: if free { least } else { scales }, free };
-        let blocks: Vec<usize> = (0..terms).step_by(rounding::BLOCK).collect();
-        let span = |from: usize| from..(from + rounding::BLOCK).min(terms);
-        let factor = |&from: &usize| Factor::of(&dense.gram(&x.slice(s![.., span(from)])), DAMPING);
-        let factors: Vec<Factor> = blocks.par_iter().map(factor).collect::<Option<_>>()?;
-        let round = |mut missing: Option<Array2<f32>>| {
-            let (mut codes, mut scales) = (Array2::zeros((terms, outputs)), scales.to_vec());
-            for (&from, factor) in blocks.iter().zip(&factors) {
-                let (x, w) = (x.slice(s![.., span(from)]), w.slice(s![span(from), ..]));
-                let wide = w.mapv(f64::from);
-                let target = missing.as_ref().map(|missing| {
-                    rounding::target(factor, &dense.product(&x, &missing.view()), wide.view())
-                });
-                let rounded = rounding::round(target.as_ref().unwrap_or(&wide), factor, limits);
-                if span(from).end < terms {
-                    let off = Array2::from_shape_fn(w.raw_dim(), |(k, n)| {
-                        w[[k, n]] - rounded.codes[[k, n]] as f32 * rounded.scales[n]
-                    });
-                    let made = dense.dot(&x, &off.view());
-                    missing = Some(match missing {
-                        Some(missing) => missing + made,
-                        None => made,
-                    });
-                }
-                codes.slice_mut(s![span(from), ..]).assign(&rounded.codes);
-                scales = rounded.scales;
-            }
-            (codes, scales)
-        };
-        // What the float weights miss on the operand as it comes, where that is looked at.
-        let missed = || dense.dot(&(real - &x).view(), &w.view());
-        let (good, own) = rayon::join(|| round(Some(missed())), || round(None));
-        Some(vec![good, own])
     }
 
     /// Puts what was found into the graph.
@@ -618,78 +527,4 @@ fn put_rowwise(graph: &mut Graph, task: &Task<'_>, solved: &Solved, by_row: &Row
     if let (Some(id), Some(bias)) = (by_row.bias, &solved.bias) {
         put(id, Tensor::from_slice(&[outputs], bias));
     }
-}
-
-/// Rows of the float operand and of its codes.
-type Pair = (Array2<f32>, Array2<f32>);
-
-/// Mean rows of an operand, `[parts + 1, K]`: of each part of the rows that has any, and of all of them at last.
-struct Means {
-    /// What the codes have lost.
-    lost: Array2<f32>,
-    coded: Array2<f32>,
-}
-
-impl Means {
-    fn of((real, coded): &Pair, parts: &[usize]) -> Means {
-        let sums = |a: &Array2<f32>, (from, to): (usize, usize)| {
-            let mut sums = Array1::<f64>::zeros(a.ncols());
-            for row in a.slice(s![from..to, ..]).rows() {
-                sums.zip_mut_with(&row, |sum, &x| *sum += f64::from(x));
-            }
-            sums
-        };
-        let mut from = 0;
-        let spans = parts.iter().filter(|&&rows| rows > 0).map(|rows| {
-            from += rows;
-            (from - rows, from)
-        });
-        let spans: Vec<(usize, usize)> = spans.collect();
-        let of_part = |&span: &(usize, usize)| (sums(real, span), sums(coded, span));
-        let of_parts: Vec<_> = spans.par_iter().map(of_part).collect();
-        let mut means = Means {
-            lost: Array2::zeros((spans.len() + 1, real.ncols())),
-            coded: Array2::zeros((spans.len() + 1, real.ncols())),
-        };
-        let mut all = (Array1::zeros(real.ncols()), Array1::zeros(real.ncols()));
-        let mut put = |i: usize, (real, coded): &(Array1<f64>, Array1<f64>), rows: usize| {
-            let rows = rows.max(1) as f64;
-            means.lost.row_mut(i).assign(&(real - coded).mapv(|sum| (sum / rows) as f32));
-            means.coded.row_mut(i).assign(&coded.mapv(|sum| (sum / rows) as f32));
-        };
-        for (i, (sums, (from, to))) in of_parts.iter().zip(&spans).enumerate() {
-            put(i, sums, to - from);
-            all = (all.0 + &sums.0, all.1 + &sums.1);
-        }
-        put(spans.len(), &all, from);
-        means
-    }
-
-    /// What results of the float weights `w` have over those of `weights` on codes, in the mean over all rows: made smaller
-    /// by as much as it differs from part to part, since what is only seen in some samples is not taken for a rule.
-    fn error(&self, w: &Array2<f32>, weights: &Array2<f32>, dense: Dense) -> Array1<f32> {
-        let missed = dense.dot(&self.coded.view(), &(w - weights).view());
-        let error = dense.dot(&self.lost.view(), &w.view()) + missed;
-        let (parts, mean) = (error.slice(s![..-1, ..]), error.row(error.nrows() - 1));
-        let count = parts.nrows() as f32;
-        if parts.nrows() < 2 {
-            return Array1::zeros(error.ncols());
-        }
-        Array1::from_shape_fn(error.ncols(), |n| {
-            let spread: f32 = parts.column(n).iter().map(|part| (part - mean[n]).powi(2)).sum();
-            let uncertain = spread / (count * (count - 1.0));
-            mean[n] * (1.0 - uncertain / mean[n].powi(2).max(f32::MIN_POSITIVE)).max(0.0)
-        })
-    }
-}
-
-/// What was found for a group of channels.
-struct Group {
-    codes: Array2<f64>,
-    scales: Vec<f32>,
-    shift: Array1<f32>,
-    optimal: usize,
-    signal: f64,
-    weight_noise: f64,
-    operand_noise: f64,
 }
