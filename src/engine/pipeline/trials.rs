@@ -27,7 +27,7 @@ use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::targets::settle::settle;
-use crate::engine::tensor::dataset::Dataset;
+use crate::engine::tensor::dataset::{Dataset, feeds};
 use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
@@ -163,8 +163,7 @@ impl Bench<'_> {
             .collect();
         let batches = &self.samples.batches[..self.samples.batches.len().min(SENSITIVITY_BATCHES)];
         let run = |session: &Session, batch: &[(String, Tensor)]| {
-            let feeds: Vec<_> = batch.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-            let outputs = session.run(&feeds).map_err(|e: exec::Error| Error::Model(e.to_string()))?;
+            let outputs = session.run(&feeds(batch)).map_err(|e: exec::Error| Error::Model(e.to_string()))?;
             Ok::<_, Error>(outputs.into_iter().next())
         };
         let wanted: Vec<Option<Tensor>> =

@@ -12,6 +12,7 @@ use crate::engine::kernels::isa::Isa;
 use crate::engine::quant::abreast;
 use crate::engine::quant::calibrate::Error;
 use crate::engine::quant::nature::passes_codes;
+use crate::engine::quant::noise;
 use crate::engine::quant::observed::Observed;
 use crate::engine::quant::plan::{Decision, Kept, Plan};
 use crate::engine::quant::ranges::{self, Choice, Method};
@@ -448,11 +449,7 @@ fn squares(from: &[f32], to: Option<&[f32]>) -> f64 {
 }
 
 fn db(signal: f64, noise: f64) -> f64 {
-    match (signal > 0.0, noise > 0.0) {
-        (_, false) => f64::INFINITY,
-        (false, true) => f64::NEG_INFINITY,
-        (true, true) => 10.0 * (signal / noise).log10(),
-    }
+    noise::db(signal, noise).unwrap_or(if noise > 0.0 { f64::NEG_INFINITY } else { f64::INFINITY })
 }
 
 #[cfg(test)]

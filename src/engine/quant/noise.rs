@@ -74,6 +74,11 @@ impl Noise {
     }
 }
 
+/// Signal to noise in dB; `None` where there is none of either.
+pub(super) fn db(signal: f64, noise: f64) -> Option<f64> {
+    (signal > 0.0 && noise > 0.0).then(|| 10.0 * (signal / noise).log10())
+}
+
 /// Ten times the decimal logarithm of signal over noise, within ±[`SQNR_MAX_DB`].
 pub(super) fn sqnr_db(signal: f64, noise: f64) -> f64 {
     if noise == 0.0 {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::engine::quant::histogram::{Bin, Histogram};
+use crate::engine::quant::noise;
 use crate::engine::quant::observed::Observed;
 use crate::engine::tensor::qparams::{Codes, QuantParams};
 
@@ -117,7 +118,7 @@ fn judged(histogram: &Histogram, sums: &Sums, params: QuantParams, method: Metho
     let half = 0.5 * f64::from(params.scale[0]);
     let (below, above) = sums.outside(lo - half, hi + half);
     let signal = sums.squares_to(sums.bins());
-    let sqnr_db = (signal > 0.0 && error > 0.0).then(|| 10.0 * (signal / error).log10());
+    let sqnr_db = noise::db(signal, error);
     Choice { params, method, lo, hi, below: below / all, above: above / all, sqnr_db }
 }
 

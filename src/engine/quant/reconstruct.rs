@@ -16,6 +16,7 @@ use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::quant::calibrate::Error;
 use crate::engine::quant::constants;
 use crate::engine::quant::dense::Dense;
+use crate::engine::quant::noise;
 use crate::engine::quant::rewrite::{Layer, Rewritten};
 use crate::engine::quant::rounding;
 use crate::engine::quant::rows::{Geometry, spread};
@@ -472,10 +473,7 @@ impl<'a> Task<'a> {
 
     /// Puts what was found into the graph.
     fn keep(&self, solved: Solved, graph: &mut Graph) -> Reconstructed {
-        let db = |noise: f64| match noise > 0.0 && solved.signal > 0.0 {
-            true => 10.0 * (solved.signal / noise).log10(),
-            false => f64::INFINITY,
-        };
+        let db = |noise: f64| noise::db(solved.signal, noise).unwrap_or(f64::INFINITY);
         let done = Reconstructed {
             node: self.name.to_owned(),
             optimal: solved.optimal as f64 / solved.judged.max(1) as f64,

@@ -29,6 +29,7 @@ use crate::engine::quant::rows::spread;
 use crate::engine::quant::samples::{Feeds, is_judged};
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::{MaxCode, Recipe, Rounding, Smooth, weights};
+use crate::engine::tensor::dataset::feeds;
 use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
@@ -120,8 +121,10 @@ pub fn smooth(graph: &mut Graph, places: &[Link], asked: Asked<'_>) -> Result<Sm
     let taken = if places.is_empty() { 0 } else { all.min(BATCHES) };
     for (i, at) in (0..taken).map(|i| i * all / taken).enumerate() {
         seen.judge = asked.recipe.smooth == Smooth::Auto && is_judged(i, taken);
-        let feeds: Vec<_> = asked.batches[at].iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        asked.float.run_tapped(&feeds, &mut seen).map_err(|source| Error::Run { sample: 0, source })?;
+        asked
+            .float
+            .run_tapped(&feeds(&asked.batches[at]), &mut seen)
+            .map_err(|source| Error::Run { sample: 0, source })?;
     }
     let mut moved = Vec::new();
     for place in places {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::engine::kernels::isa::Isa;
+use crate::engine::quant::noise;
 
 /// Most channels that are told apart.
 const CHANNELS_MAX: usize = 8192;
@@ -111,7 +112,7 @@ impl Channels {
     pub fn median_db(&self, width: f64) -> Option<f64> {
         let channel = |squares: &f64| {
             let square = squares / self.count.max(1) as f64;
-            (square > 0.0).then(|| 10.0 * (square / (width * width / 12.0).min(square)).log10())
+            noise::db(square, (width * width / 12.0).min(square))
         };
         let mut found: Vec<f64> = self.squares.iter().filter_map(channel).collect();
         found.sort_by(f64::total_cmp);

@@ -5,6 +5,7 @@
 //! products beside the bias, so that a sum never overflows 32 bits.
 
 use crate::engine::kernels::round_half_even_small;
+use crate::engine::quant::noise;
 use crate::engine::tensor::{DType, Tensor, qparams::QuantParams};
 
 /// Least room for a bias beside the products, in codes.
@@ -98,7 +99,7 @@ pub fn sqnr_db(weights: &Tensor, quantized: &Weights) -> Option<f64> {
         signal += f64::from(x).powi(2);
         noise += (f64::from(x) - f64::from(back)).powi(2);
     });
-    (signal > 0.0 && noise > 0.0).then(|| 10.0 * (signal / noise).log10())
+    noise::db(signal, noise)
 }
 
 /// Calls `f(position, channel, value)` for every weight.

@@ -180,8 +180,13 @@ pub struct Batch {
 impl Batch {
     /// The inputs as a run takes them.
     pub fn feeds(&self) -> Vec<(&str, &Tensor)> {
-        self.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+        feeds(&self.inputs)
     }
+}
+
+/// Inputs by name as a run takes them.
+pub fn feeds(inputs: &[(String, Tensor)]) -> Vec<(&str, &Tensor)> {
+    inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
 }
 
 impl Dataset {

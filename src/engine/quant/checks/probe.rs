@@ -6,7 +6,7 @@ use super::survey::{Input, Layout, Survey};
 use super::{Check, Severity};
 use crate::engine::exec::session::Session;
 use crate::engine::quant::calibrate::Error;
-use crate::engine::tensor::dataset::Dataset;
+use crate::engine::tensor::dataset::{Dataset, feeds};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Samples that are tried.
@@ -114,8 +114,8 @@ impl Picked {
                 _ => (name.clone(), tensor.clone()),
             };
             let owned: Vec<(String, Tensor)> = inputs.iter().map(feed).collect();
-            let feeds: Vec<_> = owned.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-            let outputs = model.run(&feeds).map_err(|source| Error::Run { sample: *sample, source })?;
+            let outputs =
+                model.run(&feeds(&owned)).map_err(|source| Error::Run { sample: *sample, source })?;
             let Some(class) = outputs.first().and_then(class) else { return Ok(None) };
             right += usize::from(class == *label);
         }
