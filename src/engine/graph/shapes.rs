@@ -216,22 +216,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
     match op {
         Op::Conv { sliding, groups } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
         Op::QConv { sliding, groups, .. } => one(conv(sliding, *groups, x, needed(inputs, 1)?)?),
-        Op::Gemm { trans_a, trans_b, .. } => {
-            let b = needed(inputs, 1)?;
-            same_rank("A", x, 2)?;
-            same_rank("B", b, 2)?;
-            let flip = |s: &[usize], t: bool| if t { (s[1], s[0]) } else { (s[0], s[1]) };
-            let ((m, k), (k_b, n)) = (flip(&x.shape, *trans_a), flip(&b.shape, *trans_b));
-            if k != k_b {
-                return Err(format!("A {:?} and B {:?} do not multiply", x.shape, b.shape).into());
-            }
-            if let Some(c) = operand(inputs, 2)
-                && broadcast(&c.shape, &[m, n])? != [m, n]
-            {
-                return Err(format!("C {:?} does not broadcast to [{m}, {n}]", c.shape).into());
-            }
-            one(vec![m, n])
-        }
+        Op::Gemm { trans_a, trans_b, .. } => one(gemm(x, inputs, *trans_a, *trans_b)?),
         Op::ConvInteger { sliding, groups } => {
             let to = if operand(inputs, 3).is_some() { DType::F32 } else { DType::I32 };
             Ok(vec![(to, conv(sliding, *groups, x, needed(inputs, 1)?)?)])
@@ -254,36 +239,18 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             one(matmul(&x.shape, &shape)?)
         }
         Op::MaxPool { sliding } | Op::AveragePool { sliding, .. } | Op::QAveragePool { sliding, .. } => {
-            if x.shape.len() < 3 {
-                return Err(
-                    format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape).into()
-                );
-            }
-            let mut shape = x.shape.clone();
+            let mut shape = image(x)?;
             let out = windows(sliding, &x.shape[2..], &sliding.kernel)?.out;
             shape[2..].copy_from_slice(&out);
             one(shape)
         }
         Op::GlobalAveragePool | Op::GlobalMaxPool | Op::QGlobalAveragePool => {
-            if x.shape.len() < 3 {
-                return Err(
-                    format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape).into()
-                );
-            }
-            let mut shape = x.shape.clone();
+            let mut shape = image(x)?;
             shape[2..].fill(1);
             one(shape)
         }
         Op::BatchNorm { .. } => {
-            let channels = x.shape.get(1).copied().unwrap_or(1);
-            for index in 1..5 {
-                let p = needed(inputs, index)?;
-                if p.shape != [channels] {
-                    return Err(
-                        format!("input {index} has shape {:?}, [{channels}] is needed", p.shape).into()
-                    );
-                }
-            }
+            batch_norm(x, inputs)?;
             one(x.shape.clone())
         }
         Op::LayerNorm { axis, .. } => {
@@ -313,13 +280,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         Op::QBinary { .. } => one(broadcast(&x.shape, &needed(inputs, 1)?.shape)?),
         Op::Reduce { keep_dims, noop_with_empty_axes, .. } => {
             let axes = reduced_axes(x.shape.len(), inputs, *noop_with_empty_axes)?;
-            let kept =
-                x.shape.iter().enumerate().filter_map(|(i, &d)| match (axes.contains(&i), keep_dims) {
-                    (false, _) => Some(d),
-                    (true, true) => Some(1),
-                    (true, false) => None,
-                });
-            one(kept.collect())
+            one(reduced(&x.shape, &axes, *keep_dims))
         }
         Op::Transpose { perm } => {
             one(permutation(perm, x.shape.len())?.iter().map(|&p| x.shape[p]).collect())
@@ -354,14 +315,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             let want = dimensions(&constant_ints(inputs, 1, "shape")?)?;
             one(broadcast(&x.shape, &want)?)
         }
-        Op::Tile => {
-            let repeats = dimensions(&constant_ints(inputs, 1, "repeats")?)?;
-            if repeats.len() != x.shape.len() {
-                return Err(format!("{} repeats for shape {:?}", repeats.len(), x.shape).into());
-            }
-            let product = x.shape.iter().zip(&repeats).map(|(a, b)| a.checked_mul(*b));
-            one(product.collect::<Option<_>>().ok_or("the tiled shape overflows")?)
-        }
+        Op::Tile => one(tiled(&x.shape, &dimensions(&constant_ints(inputs, 1, "repeats")?)?)?),
         Op::Where => {
             let (a, b) = (needed(inputs, 1)?, needed(inputs, 2)?);
             if a.dtype != b.dtype {
@@ -369,15 +323,7 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
             }
             Ok(vec![(a.dtype, broadcast(&broadcast(&x.shape, &a.shape)?, &b.shape)?)])
         }
-        Op::Pad { .. } => {
-            let pads = pad_amounts(x.shape.len(), inputs)?;
-            let padded = x.shape.iter().zip(&pads).map(|(&d, &(begin, end))| {
-                usize::try_from(i64::try_from(d).ok()?.checked_add(begin)?.checked_add(end)?).ok()
-            });
-            one(padded
-                .collect::<Option<_>>()
-                .ok_or_else(|| format!("pads {pads:?} of shape {:?}", x.shape))?)
-        }
+        Op::Pad { .. } => one(padded(&x.shape, &pad_amounts(x.shape.len(), inputs)?)?),
         Op::Cast { to } => Ok(vec![(*to, x.shape.clone())]),
         Op::QuantizeLinear { .. } => {
             let to = operand(inputs, 2).map_or(DType::U8, |zero_point| zero_point.dtype);
@@ -387,6 +333,69 @@ fn infer_unbounded(op: &Op, inputs: &[Option<&Fact>]) -> Result<Results, Unfit> 
         Op::If | Op::Loop { .. } | Op::Scan(_) => Err(Unfit::AtRun("what the body gives".to_owned())),
         Op::ConstantOfShape { .. } | Op::Other(_) => unreachable!("taken above"),
     }
+}
+
+/// The product of matrices of which either may come transposed, and to which a third may be added.
+fn gemm(x: &Fact, inputs: &[Option<&Fact>], trans_a: bool, trans_b: bool) -> Result<Vec<usize>, Unfit> {
+    let b = needed(inputs, 1)?;
+    same_rank("A", x, 2)?;
+    same_rank("B", b, 2)?;
+    let flip = |s: &[usize], t: bool| if t { (s[1], s[0]) } else { (s[0], s[1]) };
+    let ((m, k), (k_b, n)) = (flip(&x.shape, trans_a), flip(&b.shape, trans_b));
+    if k != k_b {
+        return Err(format!("A {:?} and B {:?} do not multiply", x.shape, b.shape).into());
+    }
+    if let Some(c) = operand(inputs, 2)
+        && broadcast(&c.shape, &[m, n])? != [m, n]
+    {
+        return Err(format!("C {:?} does not broadcast to [{m}, {n}]", c.shape).into());
+    }
+    Ok(vec![m, n])
+}
+
+/// The shape of an input `[N, C, …]`.
+fn image(x: &Fact) -> Result<Vec<usize>, Unfit> {
+    if x.shape.len() < 3 {
+        let text = format!("the input has shape {:?}, at least 3 dimensions are needed", x.shape);
+        return Err(text.into());
+    }
+    Ok(x.shape.clone())
+}
+
+/// Checks that each parameter has a value a channel.
+fn batch_norm(x: &Fact, inputs: &[Option<&Fact>]) -> Result<(), Unfit> {
+    let channels = x.shape.get(1).copied().unwrap_or(1);
+    for index in 1..5 {
+        let p = needed(inputs, index)?;
+        if p.shape != [channels] {
+            return Err(format!("input {index} has shape {:?}, [{channels}] is needed", p.shape).into());
+        }
+    }
+    Ok(())
+}
+
+fn reduced(shape: &[usize], axes: &[usize], keep_dims: bool) -> Vec<usize> {
+    let kept = shape.iter().enumerate().filter_map(|(i, &d)| match (axes.contains(&i), keep_dims) {
+        (false, _) => Some(d),
+        (true, true) => Some(1),
+        (true, false) => None,
+    });
+    kept.collect()
+}
+
+fn tiled(shape: &[usize], repeats: &[usize]) -> Result<Vec<usize>, Unfit> {
+    if repeats.len() != shape.len() {
+        return Err(format!("{} repeats for shape {shape:?}", repeats.len()).into());
+    }
+    let product = shape.iter().zip(repeats).map(|(a, b)| a.checked_mul(*b));
+    Ok(product.collect::<Option<_>>().ok_or("the tiled shape overflows")?)
+}
+
+fn padded(shape: &[usize], pads: &[(i64, i64)]) -> Result<Vec<usize>, Unfit> {
+    let padded = shape.iter().zip(pads).map(|(&d, &(begin, end))| {
+        usize::try_from(i64::try_from(d).ok()?.checked_add(begin)?.checked_add(end)?).ok()
+    });
+    Ok(padded.collect::<Option<_>>().ok_or_else(|| format!("pads {pads:?} of shape {shape:?}"))?)
 }
 
 /// Lengths that a stranger wrote.
