@@ -88,7 +88,7 @@ pub(super) struct Blueprint<'a> {
 
 /// Where a form of a value lies while the plan is made.
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     Given(usize),
     Constant(Arc<Tensor>),
     /// In [`Weights`]: the kernel has them.
@@ -103,50 +103,50 @@ enum Place {
 
 /// A value in one memory order.
 #[derive(Clone)]
-struct Form {
-    place: Place,
-    shape: Vec<usize>,
+pub(super) struct Form {
+    pub(super) place: Place,
+    pub(super) shape: Vec<usize>,
 }
 
 /// What is known of a value while the plan is made.
 #[derive(Clone)]
-struct State {
-    fact: Fact,
-    row_major: Option<Form>,
-    channels_last: Option<Form>,
+pub(super) struct State {
+    pub(super) fact: Fact,
+    pub(super) row_major: Option<Form>,
+    pub(super) channels_last: Option<Form>,
 }
 
-struct Draft {
-    node: usize,
-    what: &'static str,
-    macs: u64,
-    kernel: Kernel,
-    operands: Vec<Option<(Form, DType)>>,
-    buffer: usize,
-    dtype: DType,
-    shape: Vec<usize>,
+pub(super) struct Draft {
+    pub(super) node: usize,
+    pub(super) what: &'static str,
+    pub(super) macs: u64,
+    pub(super) kernel: Kernel,
+    pub(super) operands: Vec<Option<(Form, DType)>>,
+    pub(super) buffer: usize,
+    pub(super) dtype: DType,
+    pub(super) shape: Vec<usize>,
 }
 
-struct DraftSight {
-    after_steps: usize,
-    value: ValueId,
-    form: Form,
-    dtype: DType,
-    layout: Layout,
-    shape: Vec<usize>,
+pub(super) struct DraftSight {
+    pub(super) after_steps: usize,
+    pub(super) value: ValueId,
+    pub(super) form: Form,
+    pub(super) dtype: DType,
+    pub(super) layout: Layout,
+    pub(super) shape: Vec<usize>,
 }
 
-struct Builder<'a> {
-    source: &'a Blueprint<'a>,
-    states: Vec<Option<State>>,
-    drafts: Vec<Draft>,
-    buffers: Vec<Lifetime>,
-    sights: Vec<DraftSight>,
+pub(super) struct Builder<'a> {
+    pub(super) source: &'a Blueprint<'a>,
+    pub(super) states: Vec<Option<State>>,
+    pub(super) drafts: Vec<Draft>,
+    pub(super) buffers: Vec<Lifetime>,
+    pub(super) sights: Vec<DraftSight>,
     /// Nodes that the step of another does.
-    fused: HashSet<usize>,
+    pub(super) fused: HashSet<usize>,
     /// What may still be computed while the plan is made.
-    budget: Budget,
-    consumers: Vec<Vec<usize>>,
+    pub(super) budget: Budget,
+    pub(super) consumers: Vec<Vec<usize>>,
 }
 
 /// Compiles the nodes of a graph for operands of the given shapes, as far as shapes can be told.
@@ -225,47 +225,13 @@ fn at(node: &Node, reason: String) -> Error {
     Error::Node { node: node.name.clone(), op: node.op.name(), reason }
 }
 
-fn constant_state(tensor: Arc<Tensor>) -> State {
+pub(super) fn constant_state(tensor: Arc<Tensor>) -> State {
     let form = Form { place: Place::Constant(tensor.clone()), shape: tensor.shape().to_vec() };
     State { fact: Fact::constant(tensor), row_major: Some(form), channels_last: None }
 }
 
 impl Builder<'_> {
-    fn state(&self, id: ValueId) -> Result<&State, String> {
-        let state = self.states[id.0 as usize].as_ref();
-        state.ok_or_else(|| {
-            format!("value `{}` is made by no node before it", self.source.graph.value(id).name)
-        })
-    }
-
-    fn set(&mut self, id: ValueId, fact: Fact, row_major: Option<Form>, channels_last: Option<Form>) {
-        let shown = row_major.as_ref().map(|f| (f, Layout::RowMajor));
-        let shown = shown.or(channels_last.as_ref().map(|f| (f, Layout::ChannelsLast)));
-        if self.source.wanted.contains(&id)
-            && let Some((form, layout)) = shown
-        {
-            let (form, done) = (form.clone(), self.drafts.len());
-            self.touch(&form, done.saturating_sub(1));
-            self.sights.push(DraftSight {
-                after_steps: done,
-                value: id,
-                form,
-                dtype: fact.dtype,
-                layout,
-                shape: fact.shape.clone(),
-            });
-        }
-        self.states[id.0 as usize] = Some(State { fact, row_major, channels_last });
-    }
-
-    /// Keeps the buffer of a form alive up to a step.
-    fn touch(&mut self, form: &Form, step: usize) {
-        if let Place::Buffer { index, .. } = form.place {
-            self.buffers[index].last = self.buffers[index].last.max(step);
-        }
-    }
-
-    fn emit(
+    pub(super) fn emit(
         &mut self,
         (node, what, macs): (usize, &'static str, u64),
         kernel: Kernel,
@@ -280,42 +246,6 @@ impl Builder<'_> {
         let buffer = self.buffers.len() - 1;
         self.drafts.push(Draft { node, what, macs, kernel, operands, buffer, dtype, shape: shape.clone() });
         Form { place: Place::Buffer { index: buffer, start: 0, len: bytes }, shape }
-    }
-
-    /// A value in a given memory order; converts it where it has only the other.
-    fn form(&mut self, node: usize, id: ValueId, layout: Layout) -> Result<Form, String> {
-        let state = self.state(id)?;
-        let (have, other) = match layout {
-            Layout::RowMajor => (&state.row_major, &state.channels_last),
-            Layout::ChannelsLast => (&state.channels_last, &state.row_major),
-        };
-        if let Some(form) = have {
-            return Ok(form.clone());
-        }
-        let from = other.clone().ok_or("a value has no form")?;
-        let (dtype, logical) = (state.fact.dtype, state.fact.shape.clone());
-        let shape = layout.shape(&logical);
-        let form = if layout::same_memory(&logical) {
-            Form { place: from.place.clone(), shape }
-        } else {
-            let kernel = layout::convert(self.source.context, layout, dtype, &logical);
-            match &from.place {
-                Place::Constant(tensor) => {
-                    let folded =
-                        fold(&kernel, &[Some(constant_operand(tensor.clone(), &from.shape))], dtype, &shape)?;
-                    Form { place: Place::Constant(Arc::new(folded)), shape }
-                }
-                _ => {
-                    self.emit((node, layout.conversion(), 0), kernel, vec![Some((from, dtype))], dtype, shape)
-                }
-            }
-        };
-        let state = self.states[id.0 as usize].as_mut().expect("read above");
-        match layout {
-            Layout::RowMajor => state.row_major = Some(form.clone()),
-            Layout::ChannelsLast => state.channels_last = Some(form.clone()),
-        }
-        Ok(form)
     }
 
     fn node(&mut self, index: usize, node: &Node) -> Result<(), Unfit> {
@@ -425,20 +355,6 @@ impl Builder<'_> {
         Ok(true)
     }
 
-    /// The memory order that a computed value has already.
-    fn found(&self, id: ValueId) -> Result<Layout, String> {
-        let state = self.state(id)?;
-        let last_only = state.row_major.is_none() && state.channels_last.is_some();
-        Ok(if last_only { Layout::ChannelsLast } else { Layout::RowMajor })
-    }
-
-    fn set_in(&mut self, id: ValueId, fact: Fact, form: Form, layout: Layout) {
-        match layout {
-            Layout::RowMajor => self.set(id, fact, Some(form), None),
-            Layout::ChannelsLast => self.set(id, fact, None, Some(form)),
-        }
-    }
-
     /// An operator that is one object, over constants.
     fn folded_other(
         &mut self,
@@ -454,70 +370,6 @@ impl Builder<'_> {
             self.set_constant(id, Arc::new(tensor));
         }
         Ok(())
-    }
-
-    /// Operators that only rename the shape: no step.
-    fn alias(
-        &mut self,
-        node: &Node,
-        facts: &[Option<Fact>],
-        results: &[(DType, Vec<usize>)],
-    ) -> Result<bool, String> {
-        let renames = match &node.op {
-            Op::Reshape { .. } | Op::Flatten { .. } | Op::Squeeze | Op::Unsqueeze | Op::Identity => true,
-            Op::Cast { to } => facts[0].as_ref().is_some_and(|x| x.dtype == *to),
-            _ => false,
-        };
-        let Some(x) = node.input(0).filter(|_| renames) else { return Ok(false) };
-        let (dtype, shape) = results[0].clone();
-        if let Some(tensor) = self.state(x)?.fact.constant.clone() {
-            let tensor = (*tensor).clone().reshaped(&shape).ok_or("the number of elements changes")?;
-            self.set_constant(node.outputs[0], Arc::new(tensor));
-            return Ok(true);
-        }
-        let mut channels_last = None;
-        if matches!(node.op, Op::Identity) || self.state(x)?.fact.shape == shape {
-            channels_last = self.state(x)?.channels_last.clone();
-        }
-        let have_row_major = self.state(x)?.row_major.is_some();
-        let row_major = if have_row_major || channels_last.is_none() {
-            let form = self.form(self.drafts.last().map_or(0, |d| d.node), x, Layout::RowMajor)?;
-            Some(Form { place: form.place, shape: shape.clone() })
-        } else {
-            None
-        };
-        self.set(node.outputs[0], Fact::computed(dtype, shape), row_major, channels_last);
-        Ok(true)
-    }
-
-    /// A Transpose between `[N, C, …]` and `[N, …, C]` is the same memory in the other order: no step.
-    fn turn(&mut self, node: &Node, results: &Results) -> Result<bool, String> {
-        let (Op::Transpose { perm }, Some(x)) = (&node.op, node.input(0)) else { return Ok(false) };
-        let rank = perm.len();
-        if rank < 3 || !self.source.passes.has(Pass::ChannelsLast) || self.state(x)?.fact.constant.is_some() {
-            return Ok(false);
-        }
-        let channels_first = [0, rank - 1].into_iter().chain(1..rank - 1);
-        let channels_last = std::iter::once(0).chain(2..rank).chain([1]);
-        let state = self.state(x)?;
-        let (row_major, last) = if perm.iter().copied().eq(channels_first) {
-            (None, state.row_major.clone())
-        } else if perm.iter().copied().eq(channels_last) {
-            (state.channels_last.clone(), None)
-        } else {
-            return Ok(false);
-        };
-        if row_major.is_none() && last.is_none() {
-            return Ok(false);
-        }
-        let (dtype, shape) = results[0].clone();
-        self.set(node.outputs[0], Fact::computed(dtype, shape), row_major, last);
-        Ok(true)
-    }
-
-    fn set_constant(&mut self, id: ValueId, tensor: Arc<Tensor>) {
-        let state = constant_state(tensor);
-        self.set(id, state.fact, state.row_major, None);
     }
 
     /// The shape of a value is known once the shapes of the inputs are.
@@ -744,32 +596,6 @@ impl Builder<'_> {
         }
     }
 
-    /// An operand of a broadcast in channels-last order: missing leading axes are put in first.
-    fn widened(&mut self, index: usize, id: ValueId, fact: &Fact, rank: usize) -> Result<Form, String> {
-        if fact.shape.len() == rank {
-            return self.form(index, id, Layout::ChannelsLast);
-        }
-        let from = self.form(index, id, Layout::RowMajor)?;
-        let logical = [vec![1; rank - fact.shape.len()], fact.shape.clone()].concat();
-        let shape = Layout::ChannelsLast.shape(&logical);
-        if layout::same_memory(&logical) {
-            return Ok(Form { place: from.place, shape });
-        }
-        let kernel = layout::convert(self.source.context, Layout::ChannelsLast, fact.dtype, &logical);
-        match &from.place {
-            Place::Constant(tensor) => {
-                let tensor =
-                    fold(&kernel, &[Some(constant_operand(tensor.clone(), &logical))], fact.dtype, &shape)?;
-                Ok(Form { place: Place::Constant(Arc::new(tensor)), shape })
-            }
-            place => {
-                let from = Form { place: place.clone(), shape: logical };
-                let what = Layout::ChannelsLast.conversion();
-                Ok(self.emit((index, what, 0), kernel, vec![Some((from, fact.dtype))], fact.dtype, shape))
-            }
-        }
-    }
-
     /// Nodes of `rest` are done later, with the values in `later`.
     fn finish(mut self, rest: Vec<usize>, later: &HashSet<ValueId>) -> Result<Plan, Error> {
         let graph = self.source.graph;
@@ -831,12 +657,12 @@ impl Builder<'_> {
     }
 }
 
-fn constant_operand(tensor: Arc<Tensor>, shape: &[usize]) -> Operand {
+pub(super) fn constant_operand(tensor: Arc<Tensor>, shape: &[usize]) -> Operand {
     Operand { dtype: tensor.dtype(), shape: shape.to_vec(), source: Source::Constant(tensor) }
 }
 
 /// Runs a kernel on constants.
-fn fold(
+pub(super) fn fold(
     kernel: &Kernel,
     operands: &[Option<Operand>],
     dtype: DType,

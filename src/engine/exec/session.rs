@@ -20,10 +20,10 @@ use super::compile::packs;
 use super::fold::{fold_constants, fold_weights};
 use super::layout::{Layout, bring};
 use super::lower::{Lowered, lower};
-use super::plan::{Blueprint, Plan, Sight, Start, Step, build, facts};
+use super::plan::{Blueprint, Plan, Sight, Start, build};
 use super::step::{Context, Operands};
 use super::weights::Weights;
-use super::{Error, Layer, Options, Port, ShapesOf, Tap, control, others, symbolic};
+use super::{Error, Options, Port, Tap, control, others, symbolic};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
 const PLANS_MAX: usize = 16;
@@ -32,7 +32,7 @@ const KNOWN_ELEMENTS_MAX: usize = 1024;
 
 /// A loaded model. Many threads may call `run` at once; plans and packed weights are shared.
 pub struct Session {
-    graph: Graph,
+    pub(super) graph: Graph,
     /// For the codes of a quantized value the name of the real value that the model gives them.
     real_names: HashMap<ValueId, String>,
     /// Values whose channels do not stand as the model has them.
@@ -51,7 +51,7 @@ pub struct Session {
 
 /// What a plan was made for.
 #[derive(Clone, PartialEq)]
-struct Key {
+pub(super) struct Key {
     /// The plan that ran before, 0 for the first: it says which nodes are left.
     after: u64,
     /// Type and shape of what is given, and its data where shapes depend on it.
@@ -375,80 +375,7 @@ impl Session {
         }
     }
 
-    /// Runs the model `runs` times and gives for each step its median time; `seconds` is the clock.
-    ///
-    /// # Errors
-    /// As [`Session::run`].
-    pub fn layers(
-        &self,
-        inputs: &[(&str, &Tensor)],
-        runs: usize,
-        seconds: &(dyn Fn() -> f64 + Sync),
-    ) -> Result<Vec<Layer>, Error> {
-        let given = self.arrange(inputs)?;
-        let ready = self.ready(self.key(&given, &[]), || self.all_nodes())?;
-        let mut times = vec![Vec::new(); ready.plan.steps.len()];
-        for _ in 0..runs.max(1) {
-            let mut before = seconds();
-            self.execute(&ready, &given, |index, _, _| {
-                let now = seconds();
-                times[index].push(now - before);
-                before = now;
-            })?;
-        }
-        let layer = |(step, mut times): (&Step, Vec<f64>)| {
-            times.sort_by(f64::total_cmp);
-            let node = &self.graph.nodes[step.node];
-            Layer {
-                node: node.name.clone(),
-                op: step.what.to_owned(),
-                integer: node.op.is_integer(),
-                macs: step.macs,
-                shape: step.shape.clone(),
-                seconds: times.get(times.len() / 2).copied().unwrap_or(0.0),
-            }
-        };
-        Ok(ready.plan.steps.iter().zip(times).map(layer).collect())
-    }
-
-    /// The steps that a run over these inputs takes, untimed, up to where a shape depends on the data.
-    ///
-    /// # Errors
-    /// Shapes that do not fit the model.
-    pub fn steps(&self, shapes: &[Vec<usize>]) -> Result<Vec<Layer>, Error> {
-        let ready = self.first(shapes)?;
-        let layer = |step: &Step| {
-            let node = &self.graph.nodes[step.node];
-            Layer {
-                node: node.name.clone(),
-                op: step.what.to_owned(),
-                integer: node.op.is_integer(),
-                macs: step.macs,
-                shape: step.shape.clone(),
-                seconds: 0.0,
-            }
-        };
-        Ok(ready.plan.steps.iter().map(layer).collect())
-    }
-
-    /// Bytes of the arena that a run over these shapes takes.
-    ///
-    /// # Errors
-    /// Shapes that do not fit the model.
-    pub fn arena_bytes(&self, shapes: &[Vec<usize>]) -> Result<u64, Error> {
-        Ok(self.first(shapes)?.plan.arena_bytes as u64)
-    }
-
-    /// The nodes that the session runs: name, operator, and whether it computes on codes.
-    pub fn nodes(&self) -> impl Iterator<Item = (&str, &Op, bool)> {
-        self.graph.nodes.iter().map(|node| {
-            let boundary = matches!(node.op, Op::QuantizeLinear { .. } | Op::DequantizeLinear { .. });
-            let reads_codes = node.input(0).is_some_and(|id| self.graph.value(id).qparams.is_some());
-            (node.name.as_str(), &node.op, node.op.is_integer() || (reads_codes && !boundary))
-        })
-    }
-
-    fn real_name(&self, id: ValueId) -> &str {
+    pub(super) fn real_name(&self, id: ValueId) -> &str {
         self.real_names.get(&id).unwrap_or(&self.graph.value(id).name)
     }
 
@@ -479,12 +406,12 @@ impl Session {
         Ok(given)
     }
 
-    fn all_nodes(&self) -> Vec<usize> {
+    pub(super) fn all_nodes(&self) -> Vec<usize> {
         (0..self.graph.nodes.len()).collect()
     }
 
     /// What the first plan for these inputs is made for.
-    fn key(&self, given: &[&Tensor], wanted: &[ValueId]) -> Key {
+    pub(super) fn key(&self, given: &[&Tensor], wanted: &[ValueId]) -> Key {
         let entry = |(&id, t): (&ValueId, &&Tensor)| (id, t.dtype(), t.shape().to_vec(), None);
         Key {
             after: 0,
@@ -494,7 +421,7 @@ impl Session {
     }
 
     /// The first plan for inputs of these shapes, of the types that the model declares.
-    fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
+    pub(super) fn first(&self, shapes: &[Vec<usize>]) -> Result<Ready, Error> {
         let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
         for (&id, shape) in self.graph.inputs.iter().zip(shapes) {
             let wrong = |reason| Error::Node { node: self.graph.value(id).name.clone(), op: "input", reason };
@@ -505,7 +432,7 @@ impl Session {
         self.ready(Key { after: 0, given, wanted: Vec::new() }, || self.all_nodes())
     }
 
-    fn blueprint<'a>(&'a self, wanted: &'a HashSet<ValueId>) -> Blueprint<'a> {
+    pub(super) fn blueprint<'a>(&'a self, wanted: &'a HashSet<ValueId>) -> Blueprint<'a> {
         Blueprint {
             graph: &self.graph,
             weights: &self.weights,
@@ -517,7 +444,7 @@ impl Session {
     }
 
     /// The plan for a key; compiled the first time, for the nodes that `todo` gives.
-    fn ready(&self, key: Key, todo: impl FnOnce() -> Vec<usize>) -> Result<Ready, Error> {
+    pub(super) fn ready(&self, key: Key, todo: impl FnOnce() -> Vec<usize>) -> Result<Ready, Error> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = plans.iter().position(|r| *r.key == key) {
             let ready = plans.remove(at);
@@ -545,7 +472,7 @@ impl Session {
         Ok(ready)
     }
 
-    fn execute(
+    pub(super) fn execute(
         &self,
         ready: &Ready,
         given: &[&Tensor],
@@ -641,26 +568,6 @@ impl Session {
             }
             _ => tap.observe(name, view),
         }
-    }
-}
-
-impl ShapesOf for Session {
-    fn inputs(&self) -> &[Port] {
-        &self.inputs
-    }
-
-    fn value_shapes(&self, shapes: &[Vec<usize>]) -> Result<Vec<(String, DType, Vec<usize>)>, Error> {
-        let dtype = |id: ValueId| self.graph.value(id).dtype.unwrap_or(DType::F32);
-        let given = self.graph.inputs.iter().zip(shapes);
-        let given = given.map(|(&id, shape)| (id, Fact::computed(dtype(id), shape.clone()))).collect();
-        let start = Start { given, nodes: self.all_nodes() };
-        let wanted = HashSet::new();
-        let facts = facts(&self.blueprint(&wanted), start)?;
-        let named = facts.into_iter().enumerate().filter_map(|(i, fact)| {
-            let (dtype, shape) = fact?;
-            Some((self.real_name(ValueId(i as u32)).to_owned(), dtype, shape))
-        });
-        Ok(named.collect())
     }
 }
 
