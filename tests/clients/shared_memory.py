@@ -8,7 +8,6 @@ import numpy as np
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 import tritonclient.utils.shared_memory as shm
-from tritonclient.utils import InferenceServerException
 
 import support
 
@@ -28,15 +27,6 @@ def region(name, size):
         yield handle, handle._mpsm_handle.name.lstrip("/")
     finally:
         shm.destroy_shared_memory_region(handle)
-
-
-def refused(text, call):
-    try:
-        call()
-    except InferenceServerException as error:
-        assert text in str(error), error
-    else:
-        raise AssertionError(f"not refused: {text}")
 
 
 def status(client):
@@ -74,7 +64,7 @@ def check_inputs_and_outputs_go_through_shared_memory(binary):
                 shm.set_shared_memory_region(handle, [np.ascontiguousarray(batch[::-1])], offset=256)
                 assert np.array_equal(client.infer("lenet", [x]).as_numpy(out), want[::-1]), module
                 client.unregister_system_shared_memory("tensors")
-                refused("no region `tensors`", lambda: client.infer("lenet", [x]))
+                support.refused(lambda: client.infer("lenet", [x]), "no region `tensors`")
                 client.unregister_system_shared_memory()
 
 
@@ -88,13 +78,13 @@ def check_what_does_not_fit_is_refused_by_name(binary):
             with region("r", 16384) as (handle, key):
                 def register(name, key, size, offset=0):
                     return lambda: client.register_system_shared_memory(name, key, size, offset)
-                refused("`../passwd` is not a key", register("r", "../passwd", 1))
-                refused("`/` is not a key", register("r", "/", 1))
-                refused("`octet-nobody` cannot be opened", register("r", "octet-nobody", 1))
-                refused("has 16384 bytes: there are no 16384 from byte 1 on", register("r", key, 16384, 1))
+                support.refused(register("r", "../passwd", 1), "`../passwd` is not a key")
+                support.refused(register("r", "/", 1), "`/` is not a key")
+                support.refused(register("r", "octet-nobody", 1), "`octet-nobody` cannot be opened")
+                support.refused(register("r", key, 16384, 1), "has 16384 bytes: there are no 16384 from byte 1 on")
                 register("r", key, 16384)()
-                refused("`r` of shared memory is registered already", register("r", key, 16384))
-                refused("no region `s`", lambda: client.get_system_shared_memory_status("s"))
+                support.refused(register("r", key, 16384), "`r` of shared memory is registered already")
+                support.refused(lambda: client.get_system_shared_memory_status("s"), "no region `s`")
                 shm.set_shared_memory_region(handle, [batch])
 
                 def infer(input_size=batch.nbytes, output_size=40, offset=0, samples=1):
@@ -104,15 +94,19 @@ def check_what_does_not_fit_is_refused_by_name(binary):
                     y.set_shared_memory("r", output_size, 16384 - 40)
                     return lambda: client.infer("lenet", [x], outputs=[y])
                 infer()()
-                refused("input `input`: 3135 bytes of shared memory, but FP32 of shape [1, 1, 28, 28] takes 3136",
-                        infer(input_size=3135))
-                refused("input `input`: region `r` of shared memory has 16384 bytes: there are no 3136 from byte 16000 on",
-                        infer(offset=16000))
-                refused(f"output `{out}`: it has 40 bytes, shared_memory_byte_size is 39", infer(output_size=39))
-                refused("longer than the limit of 10000 bytes", infer(input_size=4 * batch.nbytes, samples=4))
+                support.refused(
+                    infer(input_size=3135),
+                    "input `input`: 3135 bytes of shared memory, but FP32 of shape [1, 1, 28, 28] takes 3136")
+                support.refused(
+                    infer(offset=16000),
+                    "input `input`: region `r` of shared memory has 16384 bytes: there are no 3136 from byte 16000 on")
+                support.refused(
+                    infer(output_size=39),
+                    f"output `{out}`: it has 40 bytes, shared_memory_byte_size is 39")
+                support.refused(infer(input_size=4 * batch.nbytes, samples=4), "longer than the limit of 10000 bytes")
                 # The client takes its memory away: an error, and the server lives.
                 os.truncate(f"/dev/shm/{key}", 100)
-                refused("input `input`: region `r` of shared memory cannot be used", infer())
+                support.refused(infer(), "input `input`: region `r` of shared memory cannot be used")
                 client.unregister_system_shared_memory("r")
                 assert status(client) == {}
         assert server.get("/v2/health/ready").status == 200
@@ -122,8 +116,8 @@ def check_it_is_off_unless_asked_for(binary):
     with support.Server(binary) as server:
         assert "system_shared_memory" not in server.get("/v2").json()["extensions"]
         for _, client in clients(server):
-            refused("serving.shared_memory", lambda: client.register_system_shared_memory("r", "r", 1))
-            refused("serving.shared_memory", lambda: client.get_system_shared_memory_status())
+            support.refused(lambda: client.register_system_shared_memory("r", "r", 1), "serving.shared_memory")
+            support.refused(lambda: client.get_system_shared_memory_status(), "serving.shared_memory")
 
 
 if __name__ == "__main__":

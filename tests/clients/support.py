@@ -257,6 +257,18 @@ class Server:
         raise AssertionError(f"no output {output} in {outputs}")
 
 
+def refused(call, *says):
+    """A call of one of Triton's clients is refused, in a sentence that names all of `says`."""
+    from tritonclient.utils import InferenceServerException
+    try:
+        call()
+    except InferenceServerException as error:
+        missing = [text for text in says if text not in error.message()]
+        assert not missing, f"«{error.message()}» does not name {missing}"
+        return
+    raise AssertionError(f"was not refused with {says}")
+
+
 def run_octet(binary, *arguments, **more):
     """Runs the program to its end; gives its standard output."""
     command = [str(a) for a in (binary, *arguments)]
