@@ -10,7 +10,7 @@ use figment::{Figment, Provider};
 use serde::{Deserialize, Serialize};
 
 /// The defaults, with every key commented: the reference of the settings.
-pub const DEFAULT: &str = include_str!("../config/default.toml");
+const DEFAULT: &str = include_str!("../config/default.toml");
 
 /// All settings. `config/default.toml` has the default of each, with its unit and range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -422,7 +422,7 @@ impl Settings {
     ///
     /// # Errors
     /// [`Error`] with all faults.
-    pub fn assemble(
+    fn assemble(
         file: Option<(String, String)>,
         env: impl IntoIterator<Item = (String, String)>,
         flags: &Flags,

@@ -146,7 +146,7 @@ pub struct Outside {
 ///
 /// # Errors
 /// [`Error`]; nothing runs then.
-pub async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Error> {
+async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Error> {
     let isa = isa(&settings.isa)?;
     refuse_public(settings)?;
     let tls = tls(&settings.tls)?;

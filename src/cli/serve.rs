@@ -76,7 +76,7 @@ pub(crate) struct Demo {
     exit: bool,
 }
 
-pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
+fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("must be KEY=VALUE")?;
     Ok((key.trim().to_owned(), value.trim().to_owned()))
 }

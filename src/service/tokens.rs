@@ -296,8 +296,7 @@ impl Tokens {
 }
 
 /// Whether a URL may be asked for keys: nobody in between can change the answer.
-#[must_use]
-pub fn may_ask(url: &str) -> bool {
+fn may_ask(url: &str) -> bool {
     let Ok(url) = url::Url::parse(url) else { return false };
     let loopback = match url.host() {
         Some(url::Host::Domain(name)) => name == "localhost",

@@ -192,7 +192,7 @@ impl Finder<'_> {
     }
 
     /// The activation that nodes after `value` compute of it; the values between have no other readers.
-    pub(super) fn activation_of(&self, value: ValueId) -> Option<Pattern> {
+    fn activation_of(&self, value: ValueId) -> Option<Pattern> {
         match *self.readers(value) {
             [n] => {
                 let activation = match self.graph.nodes[n].op {

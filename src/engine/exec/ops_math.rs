@@ -47,7 +47,7 @@ fn elu(x: f32, alpha: f32) -> f32 {
 }
 
 /// A unary operator on one `f32`.
-pub(super) fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
+fn unary_f32(op: Unary) -> impl Fn(f32) -> f32 + Send + Sync + Copy {
     move |x| match op {
         Unary::Relu => math::relu(x),
         Unary::LeakyRelu { alpha } => leaky_relu(x, alpha),

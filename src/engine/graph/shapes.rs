@@ -605,7 +605,7 @@ pub fn shape_range(rank: usize, start: i64, end: Option<i64>) -> std::ops::Range
 }
 
 /// `ceil((limit − start) / delta)`, not under 0.
-pub fn range_count(inputs: &[Option<&Fact>]) -> Result<usize, Unfit> {
+fn range_count(inputs: &[Option<&Fact>]) -> Result<usize, Unfit> {
     let value = |index: usize| -> Result<f64, Unfit> {
         let tensor = constant(inputs, index, ["start", "limit", "delta"][index])?;
         tensor.to_f64().first().copied().ok_or_else(|| "a limit of Range is empty".into())

@@ -39,7 +39,7 @@ pub(super) enum Fault {
 }
 
 /// What the decoder may allocate for a file of so many bytes.
-pub(super) fn decoded_bytes_max(file_bytes: u64) -> u64 {
+fn decoded_bytes_max(file_bytes: u64) -> u64 {
     let small = file_bytes.saturating_add(FILE_BYTES_MIN).saturating_mul(DECODED_FACTOR);
     small.min(DECODED_FREE.saturating_add(file_bytes.saturating_mul(DECODED_FACTOR_LARGE)))
 }

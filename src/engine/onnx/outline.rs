@@ -12,8 +12,8 @@ use super::bounds::{self, DEPTH_MAX, Fault, Holds, Kind, holds};
 pub const LARGE_BYTES: u64 = 1 << 16;
 
 /// Fields of a `TensorProto` that only outlines have: where its data begin, and how many bytes they are.
-pub(super) const DATA_FROM: u32 = 1001;
-pub(super) const DATA_BYTES: u32 = 1002;
+const DATA_FROM: u32 = 1001;
+const DATA_BYTES: u32 = 1002;
 /// `TensorProto.raw_data`.
 const RAW_DATA: u64 = 9;
 

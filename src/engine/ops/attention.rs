@@ -14,6 +14,24 @@ use super::matrix::multiply;
 /// Scores that a thread holds at a time, where one query does not have more: a megabyte.
 const SCORES_MAX: usize = 1 << 18;
 
+/// How many keys of earlier calls, of shape `[N, heads, length, size]`, go before keys `k` and values `v` of such shapes; `None`
+/// where they do not fit these.
+pub(super) fn past_length(
+    key: Option<&[usize]>,
+    value: Option<&[usize]>,
+    k: [usize; 4],
+    v: [usize; 4],
+) -> Option<usize> {
+    match (key, value) {
+        (None, None) => Some(0),
+        (Some(&[kb, kh, length, ks]), Some(&[vb, vh, also, vs])) => {
+            let fits = [kb, kh, ks] == [k[0], k[1], k[3]] && [vb, vh, vs] == [v[0], v[1], v[3]];
+            (fits && length == also).then_some(length)
+        }
+        _ => None,
+    }
+}
+
 /// Rows of `size` numbers, `length` for each of `heads` heads of each of `batch` samples, in a larger tensor.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows<'a> {

@@ -6,7 +6,7 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, needed, operand};
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
-use super::attention::{Attention, Rows};
+use super::attention::{Attention, Rows, past_length};
 use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("com.microsoft", "MultiHeadAttention", multi_head)];
@@ -89,19 +89,9 @@ impl MultiHead {
                 return Err(format!("bias has shape {bias:?}, query {q:?}, key {k:?} and value {v:?}"));
             }
         }
-        let past = match (shape(6), shape(7)) {
-            (None, None) => 0,
-            (Some(&[kb, kh, length, ks]), Some(&[vb, vh, also, vs]))
-                if [kb, kh, ks] == [k[0], k[1], k[3]]
-                    && [vb, vh, vs] == [v[0], v[1], v[3]]
-                    && length == also =>
-            {
-                length
-            }
-            (key, value) => {
-                return Err(format!("past_key and past_value of shapes {key:?} and {value:?} do not fit"));
-            }
-        };
+        let (key, value) = (shape(6), shape(7));
+        let past = past_length(key, value, k, v)
+            .ok_or_else(|| format!("past_key and past_value of shapes {key:?} and {value:?} do not fit"))?;
         let keys = past.checked_add(k[2]).ok_or("the number of keys overflows")?;
         if let Some(mask) = shape(4)
             && mask != [q[0]]

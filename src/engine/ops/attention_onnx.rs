@@ -4,7 +4,7 @@ use crate::engine::graph::fact::{Fact, Results, Unfit, needed, operand};
 use crate::engine::graph::operator::{Call, Operator};
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
-use super::attention::{Attention, Rows, Stage};
+use super::attention::{Attention, Rows, Stage, past_length};
 use super::{Entry, Made};
 
 pub(super) const OPERATORS: &[Entry] = &[("", "Attention", attention)];
@@ -89,21 +89,10 @@ impl OnnxAttention {
         if q[0] != k[0] || k[..3] != v[..3] || q[3] != k[3] || k[1] == 0 || q[1] % k[1] != 0 {
             return Err(format!("heads of Q {q:?}, K {k:?} and V {v:?} do not fit each other"));
         }
-        let past = match (shape(4), shape(5)) {
-            (None, None) => 0,
-            (Some(&[kb, kh, length, ks]), Some(&[vb, vh, also, vs]))
-                if [kb, kh, ks] == [k[0], k[1], k[3]]
-                    && [vb, vh, vs] == [v[0], v[1], v[3]]
-                    && length == also =>
-            {
-                length
-            }
-            (key, value) => {
-                return Err(format!(
-                    "past_key and past_value of shapes {key:?} and {value:?} do not fit K and V"
-                ));
-            }
-        };
+        let (key, value) = (shape(4), shape(5));
+        let past = past_length(key, value, k, v).ok_or_else(|| {
+            format!("past_key and past_value of shapes {key:?} and {value:?} do not fit K and V")
+        })?;
         if let Some(lengths) = shape(6) {
             if lengths != [q[0]] {
                 return Err(format!("nonpad_kv_seqlen has shape {lengths:?}, [{}] is needed", q[0]));

@@ -39,7 +39,7 @@ const SENSITIVITY_BATCHES: usize = 2;
 /// what is left is the float model.
 const INTEGER_LEAST: f64 = 0.5;
 /// Why a layer is in float that the search has kept.
-pub(super) const KEPT: &str = "kept in float so that the gate holds";
+const KEPT: &str = "kept in float so that the gate holds";
 
 /// What a gate that is not kept says besides its figures: of the trials that were refused for too few integers that with
 /// the most.
@@ -224,7 +224,7 @@ fn weight_bytes(graph: &Graph, node: usize) -> u64 {
 
 /// Gives the layers of a graph the weights and biases that were found for them in another one, where what they read has
 /// the same scale in both.
-pub(super) fn take_over(from: &Rewritten, to: &mut Rewritten) {
+fn take_over(from: &Rewritten, to: &mut Rewritten) {
     let by_name: HashMap<String, usize> =
         to.graph.values.iter().enumerate().map(|(i, v)| (v.name.clone(), i)).collect();
     let from_by_name: HashMap<&str, usize> =

@@ -309,7 +309,7 @@ pub enum Ranges {
 
 impl Ranges {
     /// The share of values within the range, in per cent, where nothing else is said.
-    pub const PERCENTILE: f64 = 99.999;
+    const PERCENTILE: f64 = 99.999;
 }
 
 /// What the result must keep; without a field, nothing is asked.

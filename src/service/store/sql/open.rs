@@ -34,8 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const ROUNDS_OF_THE_CLOCK: u32 = 20;
 
 /// The channels that processes notify each other over.
-pub(super) const ENDPOINTS_CHANNEL: &str = "octet_endpoints";
-pub(super) const JOBS_CHANNEL: &str = "octet_jobs";
+const ENDPOINTS_CHANNEL: &str = "octet_endpoints";
+const JOBS_CHANNEL: &str = "octet_jobs";
 
 /// A catalog in one SQLite file, or in a Postgres database that several processes share.
 ///
