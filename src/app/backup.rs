@@ -3,7 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{clock, database, missing_database};
+use super::database::{database, missing_database};
+use super::process::clock;
 use crate::config::Settings;
 use crate::service::store::blobs::hashed;
 use crate::service::store::sql::open::Sql;

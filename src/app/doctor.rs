@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Instant;
 
-use super::{clock, isa, open_files, refuse_public, s3};
+use super::parts::{isa, refuse_public, s3};
+use super::process::{clock, open_files};
 use crate::config::Settings;
 use crate::engine::kernels::isa::Isa;
 use crate::service::jobs::webhooks;

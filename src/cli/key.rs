@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use octet::app;
+use octet::app::{database, process};
 use octet::service::keys::Token;
 use octet::service::store::{Key as Record, KeyId, Name, NewKey, Scopes, Timestamp};
 
@@ -55,13 +55,13 @@ impl Key {
             let catalog = match &self.command {
                 // Before the first start too: a server that others reach does not start without keys.
                 Command::Create { .. } => {
-                    let missing = app::missing_database(&settings);
-                    let catalog = app::open_catalog(&settings).await.map_err(start_error)?;
+                    let missing = database::missing_database(&settings);
+                    let catalog = database::open_catalog(&settings).await.map_err(start_error)?;
                     tell_of_new_database(missing);
                     catalog
                 }
                 Command::List | Command::Revoke { .. } => {
-                    app::open_existing_catalog(&settings).await.map_err(start_error)?
+                    database::open_existing_catalog(&settings).await.map_err(start_error)?
                 }
             };
             let failed = |error: octet::service::store::Error| start_error(error.into());
@@ -74,7 +74,7 @@ impl Key {
                     eprintln!("Key `{}` ({}) may {}. It is shown only now:", key.name, key.id, key.scopes);
                     print(&format!("{}\n", token.reveal()))
                 }
-                Command::List => print(&listing(&catalog.keys().await.map_err(failed)?, app::now())),
+                Command::List => print(&listing(&catalog.keys().await.map_err(failed)?, process::now())),
                 Command::Revoke { id } => {
                     let key = catalog.revoke_key(id).await.map_err(failed)?;
                     eprintln!("Key `{}` ({id}) is revoked", key.name);

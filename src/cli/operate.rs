@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use octet::app::{self, backup, doctor};
+use octet::app::{backup, database, doctor};
 
 use crate::cli::serve::{Where, runtime, start_error, tell_of_new_database};
 use crate::cli::{Error, print};
@@ -37,8 +37,8 @@ impl Migrate {
     /// Brings the database to what this program knows. A server does the same when it starts.
     pub(crate) fn run(self) -> Result<(), Error> {
         let settings = self.place.settings()?;
-        let missing = app::missing_database(&settings);
-        let (version, applied) = runtime()?.block_on(app::migrate(&settings)).map_err(start_error)?;
+        let missing = database::missing_database(&settings);
+        let (version, applied) = runtime()?.block_on(database::migrate(&settings)).map_err(start_error)?;
         tell_of_new_database(missing);
         print(&match applied.as_slice() {
             [] => format!("schema version {version}: nothing to do\n"),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use octet::api::{Answered, Call, Phases, Traces};
-use octet::app;
+use octet::app::process;
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{
     Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _, TraceId, Tracer as _, TracerProvider as _,
@@ -82,7 +82,7 @@ struct Spans {
 impl Traces for Spans {
     fn record(&self, request: &Answered<'_>) -> Option<String> {
         // Both clocks now, so that a clock that was set since changes no duration.
-        let (now, wall) = (Instant::now(), app::wall_clock());
+        let (now, wall) = (Instant::now(), process::wall_clock());
         let at = |instant: Instant| wall - now.saturating_duration_since(instant);
         let parent = self.propagator.extract_with_context(&Context::new(), &Headers(request));
         let span = SpanBuilder::from_name(name(&request.call))

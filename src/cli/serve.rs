@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use octet::api::{LogLevel, Logs, Traces};
-use octet::app::{self, Outside};
+use octet::app::{self, Outside, process, server};
 use octet::config::{Flags, LogFormat, Settings};
 use octet::service::store::chain;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -90,7 +90,7 @@ impl Serve {
             Settings::load(self.config.as_deref(), &flags).map_err(|e| Error::Usage(e.to_string()))?;
         let logs = Some(log(&settings)?);
         with_traces(&settings, |traces| {
-            runtime()?.block_on(app::serve(&settings, Outside { logs, traces })).map_err(start_error)
+            runtime()?.block_on(server::serve(&settings, Outside { logs, traces })).map_err(start_error)
         })
     }
 }
@@ -118,12 +118,12 @@ impl Demo {
         let settings = Settings::load(None, &flags).map_err(|e| Error::Usage(e.to_string()))?;
         log(&settings)?;
         let runtime = runtime()?;
-        let server = runtime.block_on(app::start(&settings)).map_err(start_error)?;
+        let server = runtime.block_on(server::start(&settings)).map_err(start_error)?;
         let url = format!("http://{}", server.address());
         let shown = demo::show(&url, folder).map_err(|e| Error::Work(e.to_string()));
         if shown.is_ok() && !self.exit {
             println!("\nThe server stays until Ctrl-C.");
-            runtime.block_on(app::asked_to_end());
+            runtime.block_on(process::asked_to_end());
         }
         runtime.block_on(server.stop());
         shown

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use octet::app;
+use octet::app::{database, server};
 use octet::config::{Flags, Settings};
 use octet::service::keys::Token;
 use octet::service::store::NewKey;
@@ -38,7 +38,7 @@ async fn key(app: &TestApp, scopes: &str, rate: Option<u32>) -> Token {
 
 async fn catalog(app: &TestApp) -> std::sync::Arc<dyn octet::service::store::Catalog> {
     let flags = Flags { data_dir: Some(app.folder().to_owned()), ..Flags::default() };
-    app::open_catalog(&Settings::load(None, &flags).unwrap()).await.unwrap()
+    database::open_catalog(&Settings::load(None, &flags).unwrap()).await.unwrap()
 }
 
 fn with(request: RequestBuilder, key: &Token) -> RequestBuilder {
@@ -305,13 +305,13 @@ async fn an_address_that_others_reach_needs_keys_or_a_word() {
         Settings::load(None, &flags).unwrap()
     };
     for (listen, grpc) in [("0.0.0.0:0", "off"), ("[::]:0", "off"), ("127.0.0.1:0", "0.0.0.0:0")] {
-        let error = app::start(&settings(listen, grpc, &[])).await.err().expect("it is refused");
+        let error = server::start(&settings(listen, grpc, &[])).await.err().expect("it is refused");
         let text = error.to_string();
         assert!(text.contains("auth.mode = \"keys\"") && text.contains("auth.allow_public = true"), "{text}");
     }
     assert!(!folder.path().join("data").exists(), "nothing is made before");
     for set in [("auth.mode", "keys"), ("auth.allow_public", "true")] {
-        app::start(&settings("0.0.0.0:0", "off", &[set])).await.unwrap().stop().await;
+        server::start(&settings("0.0.0.0:0", "off", &[set])).await.unwrap().stop().await;
     }
 }
 

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use octet::app;
+use octet::app::database;
 use octet::config::{Flags, Settings};
 use octet::service::keys::Token;
 use octet::service::store::NewKey;
@@ -144,7 +144,7 @@ async fn a_key_stores_no_more_than_its_quota() {
     let (id, sha256) = (token.id(), token.sha256());
     let (name, scopes) = ("small".parse().unwrap(), "read,write".parse().unwrap());
     let flags = Flags { data_dir: Some(app.folder().to_owned()), ..Flags::default() };
-    let catalog = app::open_catalog(&Settings::load(None, &flags).unwrap()).await.unwrap();
+    let catalog = database::open_catalog(&Settings::load(None, &flags).unwrap()).await.unwrap();
     let new = NewKey { id, name, sha256, scopes, rate: None, quota: Some(quota), lifetime: None };
     catalog.create_key(new).await.unwrap();
     let with = |request: RequestBuilder| send(request.bearer_auth(token.reveal()));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use octet::app::{self, Server};
+use octet::app::server::{self, Server};
 use octet::config::{Flags, Settings};
 use reqwest::{Client, Method, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
@@ -119,7 +119,7 @@ impl TestApp {
             set: self.settings.clone(),
         };
         let settings = Settings::load(None, &flags).unwrap();
-        let server = app::start(&settings).await.unwrap();
+        let server = server::start(&settings).await.unwrap();
         self.url = format!("http://{}", server.address());
         self.server = Some(server);
         while self.get("/v2/health/ready").await.status != 200 {
