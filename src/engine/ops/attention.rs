@@ -14,8 +14,8 @@ use super::matrix::multiply;
 /// Scores that a thread holds at a time, where one query does not have more: a megabyte.
 const SCORES_MAX: usize = 1 << 18;
 
-/// How many keys of earlier calls, of shape `[N, heads, length, size]`, go before keys `k` and values `v` of such shapes; `None`
-/// where they do not fit these.
+/// How many keys of earlier calls go before those of this one; `None` where they do not fit. Every shape is
+/// `[N, heads, length, size]`.
 pub(super) fn past_length(
     key: Option<&[usize]>,
     value: Option<&[usize]>,
