@@ -12,6 +12,7 @@ use crate::engine::kernels::channel_order::{Matrix, best_order};
 use crate::engine::kernels::isa::Isa;
 use crate::engine::tensor::{DType, Tensor};
 
+use super::layout::Layout;
 use super::ops_product::{is_depthwise, taps_first};
 
 /// Where the channels of a value are.
@@ -32,17 +33,18 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// A value as the model has it.
-    pub(super) fn undone(&self, tensor: &Tensor) -> Tensor {
+    /// A value as the model has it, in the same layout.
+    pub(super) fn undone(&self, tensor: &Tensor, layout: Layout) -> Tensor {
         let mut back = vec![0; self.channels.len()];
         for (at, &channel) in self.channels.iter().enumerate() {
             back[channel as usize] = at as u32;
         }
+        let rank = tensor.shape().len();
         let axis = match self.axis {
             Axis::Second => 1,
-            Axis::Last => tensor.shape().len() - 1,
+            Axis::Last => rank - 1,
         };
-        reordered(tensor, axis, &back)
+        reordered(tensor, layout.axis(axis, rank), &back)
     }
 }
 
@@ -516,6 +518,13 @@ mod tests {
         assert_ne!(graph.nodes[0].input(1), Some(seen[0]));
     }
 
+    /// Of weights `[24, 12, 1, 1]`, as `[12, 24]`.
+    fn transposed(weights: &Tensor) -> Tensor {
+        let codes = weights.slice::<i8>();
+        let column = |i: usize| codes.iter().skip(i).step_by(12).copied();
+        Tensor::from_slice(&[12, 24], &(0..12).flat_map(column).collect::<Vec<i8>>())
+    }
+
     #[test]
     fn weights_that_two_nodes_read_are_ordered_for_each() {
         let mut graph = Graph::default();
@@ -534,9 +543,13 @@ mod tests {
         let now = graph.constant(graph.nodes[0].input(1).unwrap()).unwrap();
         assert_ne!(*now, before);
         assert_eq!(reordered(&before, 0, &orders[&first].channels), **now);
+        let rows = now.as_ref().clone().reshaped(&[1, 24, 12, 1]).unwrap();
+        assert_eq!(orders[&first].undone(&rows, Layout::RowMajor).slice::<i8>(), before.slice::<i8>());
+        let columns = reordered(&transposed(&before), 1, &orders[&first].channels);
+        let columns = columns.reshaped(&[1, 12, 1, 24]).unwrap();
         assert_eq!(
-            orders[&first].undone(&now.as_ref().clone().reshaped(&[1, 24, 12, 1]).unwrap()).slice::<i8>(),
-            before.slice::<i8>()
+            orders[&first].undone(&columns, Layout::ChannelsLast).slice::<i8>(),
+            transposed(&before).slice::<i8>()
         );
     }
 }

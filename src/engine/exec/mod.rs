@@ -158,11 +158,25 @@ pub trait Tap: Send {
     /// One value of one run, in the shape the model gives it (`[N, C, H, W]` even where the memory order
     /// was another). Called in execution order.
     fn observe(&mut self, value: &str, tensor: TensorView<'_>);
-    /// Whether the order of the elements matters to it. Where it does not, `observe` gets them in the order in memory with
-    /// the shape of that order, which keeps the first axis: this saves moving them.
-    fn wants_order(&self, _value: &str) -> bool {
-        true
+    /// The same of a value whose channels come last, with the shape `[N, H, W, C]`: only where `order` says so.
+    fn observe_channels_last(&mut self, value: &str, tensor: TensorView<'_>) {
+        self.observe(value, tensor);
     }
+    /// In which order of its elements it takes a value: less than that of the model saves moving them.
+    fn order(&self, _value: &str) -> ElementOrder {
+        ElementOrder::Model
+    }
+}
+
+/// Orders of the elements of a value that a [`Tap`] takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ElementOrder {
+    /// That of the model.
+    Model,
+    /// That of the model, or with the channels last where they are so in memory.
+    ChannelsLast,
+    /// Whatever is in memory, with the shape of that order, which keeps the first axis.
+    Any,
 }
 
 /// Why a model cannot be loaded or run.

@@ -12,6 +12,7 @@ use crate::engine::graph::passes::simplify::simplify;
 use crate::engine::graph::shapes::{bounded, infer};
 use crate::engine::graph::{Dim, Graph, ValueId};
 use crate::engine::kernels::parallel::in_company;
+use crate::engine::kernels::requant::dequantize;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::arena::{Arena, Arenas};
@@ -23,7 +24,7 @@ use super::lower::{Lowered, lower};
 use super::plan::{Blueprint, Plan, Sight, Start, build};
 use super::step::{Context, Operands};
 use super::weights::Weights;
-use super::{Error, Options, Port, Tap, control, others, symbolic};
+use super::{ElementOrder, Error, Options, Port, Tap, control, others, symbolic};
 
 /// Plans that a session keeps, one for each set of input shapes; the least recently used goes first.
 const PLANS_MAX: usize = 16;
@@ -538,34 +539,41 @@ impl Session {
     fn show(&self, sight: &Sight, given: &[&Tensor], arena: &[u8], tap: &mut dyn Tap) {
         let operands = [sight.operand.clone()];
         let view = Operands::read(&operands, given, arena).need(0);
-        let name = self.real_name(sight.value);
+        let (name, context) = (self.real_name(sight.value), Context::new(&self.options));
+        let wanted = tap.order(name);
+        let last = sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape);
+        let layout = if last && wanted != ElementOrder::Model { sight.layout } else { Layout::RowMajor };
         let moved;
-        let other = sight.layout == Layout::ChannelsLast && !super::layout::same_memory(&sight.shape);
-        let view = if other && tap.wants_order(name) {
-            let mut tensor = Tensor::zeros(view.dtype, &sight.shape);
-            let context = Context::new(&self.options);
-            bring(context, Layout::RowMajor, view.dtype, &sight.shape, view.bytes, tensor.view_mut().bytes);
-            moved = tensor;
-            moved.view()
-        } else if other {
-            view
-        } else {
-            TensorView { shape: &sight.shape, ..view }
+        let view = match (last, layout) {
+            (true, Layout::RowMajor) => {
+                let mut tensor = Tensor::zeros(view.dtype, &sight.shape);
+                bring(context, layout, view.dtype, &sight.shape, view.bytes, tensor.view_mut().bytes);
+                moved = tensor;
+                moved.view()
+            }
+            (true, Layout::ChannelsLast) => view,
+            (false, _) => TensorView { shape: &sight.shape, ..view },
         };
         let in_order;
-        let view = match self.orders.get(&sight.value).filter(|_| tap.wants_order(name)) {
+        let view = match self.orders.get(&sight.value).filter(|_| wanted != ElementOrder::Any) {
             Some(order) => {
-                in_order = order.undone(&view.to_tensor());
+                in_order = order.undone(&view.to_tensor(), layout);
                 in_order.view()
             }
             None => view,
         };
-        match &self.graph.value(sight.value).qparams {
+        let mut reals = Vec::new();
+        let view = match &self.graph.value(sight.value).qparams {
             Some(q) if q.axis.is_none() && view.dtype == DType::U8 => {
-                let real: Vec<f32> =
-                    view.slice::<u8>().iter().map(|&code| q.dequantize(code.into(), 0)).collect();
-                tap.observe(name, Tensor::from_slice(view.shape, &real).view());
+                reals.resize(view.len(), 0.0);
+                let (scale, zero_point) = (q.scale[0], q.zero_point[0] as u8);
+                dequantize(context.isa, view.slice(), scale, zero_point, &mut reals, context.threads);
+                TensorView { dtype: DType::F32, bytes: bytemuck::cast_slice(&reals), ..view }
             }
+            _ => view,
+        };
+        match (layout, wanted) {
+            (Layout::ChannelsLast, ElementOrder::ChannelsLast) => tap.observe_channels_last(name, view),
             _ => tap.observe(name, view),
         }
     }

@@ -7,10 +7,11 @@ use crate::engine::graph::op::{Binary, Op, PadMode, Sliding, Unary};
 use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::layout;
 use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::session::Session;
-use super::{Error, Options, Tap};
+use super::{ElementOrder, Error, Options, Tap};
 
 /// Makes graphs of random weights, with or without Q and DQ around every operator.
 struct Maker {
@@ -280,6 +281,47 @@ fn a_tap_sees_values_in_the_shape_of_the_model() {
     assert!(with.iter().any(|(_, t)| t.shape() == [2, 8, 5, 6]));
     for (name, tensor) in &with {
         assert_eq!(without.iter().find(|(n, _)| n == name).map(|(_, t)| t), Some(tensor), "{name}");
+    }
+}
+
+/// Takes channels last where they are so in memory, and brings them back; counts these values.
+#[derive(Default)]
+struct Moved(Seen, usize);
+
+impl Tap for Moved {
+    fn wants(&self, _: &str) -> bool {
+        true
+    }
+
+    fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
+        self.0.observe(value, tensor);
+    }
+
+    fn observe_channels_last(&mut self, value: &str, tensor: TensorView<'_>) {
+        let &[n, h, w, c] = tensor.shape else { panic!("{value}: {:?}", tensor.shape) };
+        let mut moved = vec![0f32; tensor.len()];
+        layout::nhwc_to_nchw(Isa::Scalar, tensor.slice(), n, c, h * w, &mut moved, 1);
+        self.0.observe(value, Tensor::from_slice(&[n, c, h, w], &moved).view());
+        self.1 += 1;
+    }
+
+    fn order(&self, _: &str) -> ElementOrder {
+        ElementOrder::ChannelsLast
+    }
+}
+
+#[test]
+fn a_tap_can_take_channels_last() {
+    for codes in [false, true] {
+        let graph = Maker::new(codes).network();
+        for isa in Isa::available() {
+            let options = Options { isa, ..Options::default() };
+            let session = Session::new(graph.clone(), options.clone()).unwrap();
+            let mut tap = Moved::default();
+            session.run_tapped(&[("v1", &image(2))], &mut tap).unwrap();
+            assert!(tap.1 > 3, "{isa:?}: {} values", tap.1);
+            assert_eq!(tap.0.0, seen(&graph, options), "{isa:?}");
+        }
     }
 }
 

@@ -22,8 +22,8 @@ use crate::engine::quant::checks::convergence::SampleRanges;
 use crate::engine::quant::checks::normalization::{FirstLayer, first_layers};
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::{self, Effects};
-use crate::engine::quant::evaluate::{self, Evaluation};
-use crate::engine::quant::layer_noise::{self, LayerNoise};
+use crate::engine::quant::evaluate::{Evaluation, Reference};
+use crate::engine::quant::layer_noise::{self, Compared, LayerNoise};
 use crate::engine::quant::plan::{Coded, Kept, Plan};
 use crate::engine::quant::reconstruct::{self, Reconstructed};
 use crate::engine::quant::report::html::page;
@@ -147,6 +147,7 @@ impl Job<'_> {
         };
 
         let (effects, unsafe_) = self.choose(graph, plan, &recipe, &statistics, &samples)?;
+        let reference = Reference::new(&float, judged);
         let bench = Bench {
             job: self,
             float: &float,
@@ -155,7 +156,7 @@ impl Job<'_> {
             statistics: &statistics,
             effects: &effects,
             kept: &unsafe_,
-            data: judged,
+            reference: &reference,
             which,
             samples: &samples,
         };
@@ -179,8 +180,8 @@ impl Job<'_> {
         let int8 = import::import(&bytes)
             .map_err(|e| Error::Model(format!("the artifact does not read back: {e}")))?;
         let int8 = self.session(int8)?;
-        let found = self.evaluate(&float, &int8, judged, which)?;
-        let noise = self.layers(own, &int8, judged, which, &rewritten)?;
+        let compared = Compared { int8: &int8, float: own, layers: &rewritten.layers };
+        let (found, noise) = self.evaluate(&reference, compared, which)?;
         let checked = around::after(before, &ranges, &float, judged, &found);
         let (data_checks, convergence) = checked.map_err(|e| run_error(e, which))?;
         let latency = self.measure(&float, &int8, judged, which)?;
@@ -485,17 +486,18 @@ impl Job<'_> {
         Ok(artifact::Samples { sha256: hex::encode(digests.finish()), samples })
     }
 
+    /// Judges the artifact, and the first samples layer by layer.
     fn evaluate(
         &self,
-        float: &Session,
-        int8: &Session,
-        data: &Dataset,
+        reference: &Reference<'_>,
+        compared: Compared<'_>,
         which: &'static str,
-    ) -> Result<Evaluation, Error> {
-        let total = data.samples() + data.samples().min(LAYER_SAMPLES);
+    ) -> Result<(Evaluation, Vec<Option<LayerNoise>>), Error> {
+        let total = reference.samples();
         self.step(Phase::Evaluate, 0, total)?;
         let mut on_samples = |done| self.going(Phase::Evaluate, done, total);
-        evaluate::evaluate(float, int8, data, usize::MAX, batch_for(float), &mut on_samples)
+        let batch = batch_for(compared.float);
+        layer_noise::evaluate(reference, compared, LAYER_SAMPLES, batch, &mut on_samples)
             .map_err(|e| run_error(e, which))
     }
 
@@ -536,20 +538,6 @@ impl Job<'_> {
             tried = anew;
         }
         Ok(Made { planned, rewritten: tried, sensitivities, trials: found.trials })
-    }
-
-    fn layers(
-        &self,
-        float: &Session,
-        int8: &Session,
-        data: &Dataset,
-        which: &'static str,
-        rewritten: &Rewritten,
-    ) -> Result<Vec<Option<LayerNoise>>, Error> {
-        let all = data.samples() + data.samples().min(LAYER_SAMPLES);
-        let mut on_samples = |done| self.going(Phase::Evaluate, data.samples() + done, all);
-        let noise = layer_noise::layers(float, int8, data, &rewritten.layers, LAYER_SAMPLES, &mut on_samples);
-        noise.map_err(|e| run_error(e, which))
     }
 
     /// Times both models on the first sample, in turns, so that what else the machine does hits both.

@@ -13,7 +13,7 @@ use crate::engine::graph::{Graph, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::dial::{self, Dial};
 use crate::engine::quant::effect::Effects;
-use crate::engine::quant::evaluate::{self, Evaluation};
+use crate::engine::quant::evaluate::{Evaluation, Reference};
 use crate::engine::quant::flat;
 use crate::engine::quant::nature;
 use crate::engine::quant::observed::Observed;
@@ -27,7 +27,7 @@ use crate::engine::quant::search::{Judge, Sensitivity, Trial};
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::quant::targets::Profile;
 use crate::engine::quant::targets::settle::settle;
-use crate::engine::tensor::dataset::{Dataset, feeds};
+use crate::engine::tensor::dataset::feeds;
 use crate::engine::tensor::qparams::{Codes, QuantParams};
 use crate::engine::tensor::{DType, Tensor};
 
@@ -61,7 +61,7 @@ pub(super) struct Bench<'a> {
     pub(super) effects: &'a Effects,
     /// Nodes that stay in float because eight bits do not hold their operands.
     pub(super) kept: &'a Kept,
-    pub(super) data: &'a Dataset,
+    pub(super) reference: &'a Reference<'a>,
     pub(super) which: &'static str,
     pub(super) samples: &'a Samples,
 }
@@ -126,12 +126,12 @@ impl Bench<'_> {
 
     /// Float against another model on the evaluation data.
     fn evaluate(&self, graph: Graph, samples: usize) -> Result<Evaluation, Error> {
-        let Bench { job, float, data, which, .. } = *self;
+        let Bench { job, float, reference, which, .. } = *self;
         let int8 = job.session(graph)?;
-        let total = data.samples().min(samples);
+        let total = reference.samples().min(samples);
         let mut on_samples = |done| job.going(Phase::Quantize, done, total);
-        evaluate::evaluate(float, &int8, data, samples, batch_for(float), &mut on_samples)
-            .map_err(|e| run_error(e, which))
+        let found = reference.evaluate(&int8, samples, batch_for(float), &mut on_samples);
+        found.map_err(|e| run_error(e, which))
     }
 
     /// Multiply-accumulates of one sample, by the name of the node; none where shapes are not known before a run.

@@ -63,14 +63,6 @@ pub(super) fn batches<R: Send, E: From<dataset::Error> + Send>(
     }
 }
 
-/// The batches that begin before a number of samples.
-pub(super) fn up_to(
-    samples: usize,
-    batches: impl Iterator<Item = Result<Batch, dataset::Error>>,
-) -> impl Iterator<Item = Result<Batch, dataset::Error>> {
-    batches.take_while(move |batch| batch.as_ref().map_or(true, |batch| batch.first < samples))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{self, ShapesOf, Tap};
+use crate::engine::exec::{self, ElementOrder, ShapesOf, Tap};
 use crate::engine::graph::Dim;
 use crate::engine::quant::abreast;
 use crate::engine::quant::checks::convergence::SampleRanges;
@@ -266,9 +266,10 @@ impl Tap for Counter<'_> {
     }
 
     /// Counts know no order, and samples along the first axis stay where they are.
-    fn wants_order(&self, value: &str) -> bool {
+    fn order(&self, value: &str) -> ElementOrder {
         let axis = self.axes.as_ref().and_then(|axes| axes.get(value));
-        self.count.is_some() && axis.is_some_and(|&axis| axis > 0)
+        let inner = self.count.is_some() && axis.is_some_and(|&axis| axis > 0);
+        if inner { ElementOrder::Model } else { ElementOrder::Any }
     }
 }
 

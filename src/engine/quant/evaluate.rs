@@ -1,22 +1,26 @@
 //! Float against INT8 on evaluation data: accuracy, agreement, noise, worst samples, classes, slices.
 //! Keeps sums and a bounded list of the worst samples, not outputs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
+use crate::engine::exec;
 use crate::engine::exec::session::Session;
 use crate::engine::quant::abreast;
 use crate::engine::quant::calibrate::{Error, OnSamples, blame};
 use crate::engine::quant::confusion::Confusion;
 use crate::engine::quant::noise::{Noise, sqnr_db};
-use crate::engine::tensor::dataset::{Batch, Dataset};
+use crate::engine::tensor::dataset::{self, Batch, Dataset};
 use crate::engine::tensor::{DType, Tensor};
 
 /// Most of the worst samples that are kept.
 const WORST_MAX: usize = 24;
 /// Most classes and slices that get a row of their own.
 const GROUPS_MAX: usize = 1000;
+/// Most bytes of outputs that are kept.
+const KEPT_BYTES: usize = 64 << 20;
 /// Where there are no classes, a sample agrees if the cosine of its outputs is at least this.
 const AGREEING_COSINE: f64 = 0.99;
 
@@ -102,32 +106,78 @@ pub struct Group {
     pub delta: f64,
 }
 
-/// Compares two models on data: on at least the first `samples_min` samples, whole batches being taken.
-///
-/// # Errors
-/// [`Error`]; labels that are no class of the model are one.
-pub fn evaluate(
-    float: &Session,
-    int8: &Session,
-    data: &Dataset,
-    samples_min: usize,
-    batch: usize,
-    on_samples: OnSamples<'_>,
-) -> Result<Evaluation, Error> {
-    let output = float.outputs().first().map_or("", |port| &port.name);
-    let mut judge = Judge::new(data, output);
-    let mut reader = data.reader()?;
-    let batches = abreast::up_to(samples_min, reader.batches(batch)?);
-    let outputs = |_, batch: &Batch| {
-        let bytes = [float, int8].map(|session| abreast::run_bytes(session, batch));
-        let outputs = (first_output(float, data, batch)?, first_output(int8, data, batch)?);
-        Ok((bytes[0].saturating_add(bytes[1]), outputs))
-    };
-    abreast::batches(batches, outputs, |batch, (float, int8)| {
-        judge.batch(batch, &float, &int8)?;
-        if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
-    })?;
-    Ok(judge.finish())
+/// What other models are judged by: the float model on evaluation data. Its outputs are kept from one comparison to the
+/// next, as long as they are small.
+pub struct Reference<'a> {
+    pub(super) float: &'a Session,
+    pub(super) data: &'a Dataset,
+    /// The first output of the batch that begins with a sample.
+    kept: Mutex<HashMap<usize, Tensor>>,
+}
+
+impl<'a> Reference<'a> {
+    /// A model that was not run yet.
+    pub fn new(float: &'a Session, data: &'a Dataset) -> Reference<'a> {
+        Reference { float, data, kept: Mutex::default() }
+    }
+
+    /// Samples of the data.
+    pub fn samples(&self) -> usize {
+        self.data.samples()
+    }
+
+    /// Compares a model with it: on at least the first `samples_min` samples, whole batches being taken.
+    ///
+    /// # Errors
+    /// [`Error`]; labels that are no class of the model are one.
+    pub fn evaluate(
+        &self,
+        int8: &Session,
+        samples_min: usize,
+        batch: usize,
+        on_samples: OnSamples<'_>,
+    ) -> Result<Evaluation, Error> {
+        let mut judge = Judge::new(self);
+        let mut reader = self.data.reader()?;
+        self.judge(int8, reader.batches(batch)?.before(samples_min), &mut judge, on_samples)?;
+        Ok(judge.finish())
+    }
+
+    /// Runs both models on batches.
+    pub(super) fn judge(
+        &self,
+        int8: &Session,
+        batches: impl Iterator<Item = Result<Batch, dataset::Error>>,
+        judge: &mut Judge<'_>,
+        on_samples: OnSamples<'_>,
+    ) -> Result<(), Error> {
+        let outputs = |_, batch: &Batch| {
+            let bytes = [self.float, int8].map(|session| abreast::run_bytes(session, batch));
+            let int8 = first_output(int8, self.data, batch, int8.run(&batch.feeds()))?;
+            Ok((bytes[0].saturating_add(bytes[1]), (self.output(batch)?, int8)))
+        };
+        abreast::batches(batches, outputs, |batch, (float, int8)| {
+            judge.batch(batch, &float, &int8)?;
+            if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
+        })
+    }
+
+    /// The first output of the float model.
+    pub(super) fn output(&self, batch: &Batch) -> Result<Tensor, Error> {
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples = |output: &Tensor| output.shape().first().copied().filter(|_| !self.data.whole_runs());
+        if let Some(output) = kept().get(&batch.first)
+            && samples(output).is_none_or(|samples| samples == batch.samples)
+        {
+            return Ok(output.clone());
+        }
+        let output = first_output(self.float, self.data, batch, self.float.run(&batch.feeds()))?;
+        let share = output.view().bytes.len() / batch.samples;
+        if share.saturating_mul(self.data.samples()) <= KEPT_BYTES {
+            kept().insert(batch.first, output.clone());
+        }
+        Ok(output)
+    }
 }
 
 /// One sample in float and in INT8.
@@ -159,15 +209,19 @@ pub fn pairs(float: &Tensor, int8: &Tensor, whole: bool) -> Option<Vec<Pair>> {
     Some(a.chunks_exact(width).zip(b.chunks_exact(width)).map(pair).collect())
 }
 
-fn first_output(session: &Session, data: &Dataset, batch: &Batch) -> Result<Tensor, Error> {
-    let outputs = session.run(&batch.feeds());
-    let outputs =
-        outputs.map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))?;
+/// The first of the outputs that a run over a batch gave.
+pub(super) fn first_output(
+    session: &Session,
+    data: &Dataset,
+    batch: &Batch,
+    ran: Result<Vec<Tensor>, exec::Error>,
+) -> Result<Tensor, Error> {
+    let outputs = ran.map_err(|source| blame(data, batch, source, |feeds| session.run(feeds).map(drop)))?;
     outputs.into_iter().next().ok_or_else(|| Error::Outputs("the model has no output".to_owned()))
 }
 
 /// Sums over samples.
-struct Judge<'a> {
+pub(super) struct Judge<'a> {
     data: &'a Dataset,
     /// Name of the output that is looked at.
     output: &'a str,
@@ -251,7 +305,9 @@ fn samples_not_first(output: &str, shape: &[usize], batch: &Batch) -> String {
 }
 
 impl<'a> Judge<'a> {
-    fn new(data: &'a Dataset, output: &'a str) -> Judge<'a> {
+    pub(super) fn new(reference: &Reference<'a>) -> Judge<'a> {
+        let Reference { float, data, .. } = *reference;
+        let output = float.outputs().first().map_or("", |port| &port.name);
         Judge {
             data,
             output,
@@ -269,7 +325,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn batch(&mut self, batch: &Batch, float: &Tensor, int8: &Tensor) -> Result<(), Error> {
+    pub(super) fn batch(&mut self, batch: &Batch, float: &Tensor, int8: &Tensor) -> Result<(), Error> {
         if float.shape() != int8.shape() {
             let (a, b) = (float.shape(), int8.shape());
             return Err(Error::Outputs(format!("the float output has shape {a:?}, the INT8 output {b:?}")));
@@ -350,7 +406,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    fn finish(self) -> Evaluation {
+    pub(super) fn finish(self) -> Evaluation {
         let n = self.samples;
         let by = self.by.unwrap_or(By::Cosine);
         let labelled = self.data.labels().is_some() && by != By::Cosine;

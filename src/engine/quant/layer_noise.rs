@@ -1,16 +1,20 @@
 //! Noise of each layer: both models run on some samples, and the values of the layers are compared.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::engine::exec::Tap;
 use crate::engine::exec::session::Session;
-use crate::engine::tensor::dataset::{Batch, Dataset};
-use crate::engine::tensor::{DType, TensorView};
+use crate::engine::exec::{ElementOrder, Tap};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::layout::nhwc_to_nchw;
+use crate::engine::tensor::dataset::Batch;
+use crate::engine::tensor::{DType, Tensor, TensorView};
 
 use super::abreast;
 use super::calibrate::{Error, OnSamples};
+use super::evaluate::{Evaluation, Judge, Reference, first_output};
 use super::noise::Noise;
 use super::rewrite::Layer;
 use super::spread::Channels;
@@ -32,24 +36,36 @@ pub struct LayerNoise {
     pub channels: Channels,
 }
 
-/// Noise of each layer over the first samples: both models run, and the values of the layers are compared.
-/// `None` for a layer whose value the executor did not show. Memory: the layers' values of the batches that run side by side.
+/// A model whose layers are compared.
+#[derive(Clone, Copy)]
+pub struct Compared<'a> {
+    /// The model.
+    pub int8: &'a Session,
+    /// The float model that it was made of; its layers are named there.
+    pub float: &'a Session,
+    /// The layers.
+    pub layers: &'a [Layer],
+}
+
+/// Compares a model on all data, and its layers on the first `closely` samples: `None` for a layer whose value the executor
+/// did not show. Memory: the layers' values of the batches that run side by side.
 ///
 /// # Errors
-/// [`Error`].
-pub fn layers(
-    float: &Session,
-    int8: &Session,
-    data: &Dataset,
-    layers: &[Layer],
-    samples_max: usize,
+/// As [`Reference::evaluate`].
+pub fn evaluate(
+    reference: &Reference<'_>,
+    compared: Compared<'_>,
+    closely: usize,
+    batch: usize,
     on_samples: OnSamples<'_>,
-) -> Result<Vec<Option<LayerNoise>>, Error> {
-    let mut sums: Vec<Sums> = vec![None; layers.len()];
-    let mut reader = data.reader()?;
-    let batches = abreast::up_to(samples_max, reader.batches(LAYERS_BATCH)?);
-    let run = |_, batch: &Batch| compare(float, int8, layers, batch);
-    abreast::batches(batches, run, |batch, found| {
+) -> Result<(Evaluation, Vec<Option<LayerNoise>>), Error> {
+    let mut judge = Judge::new(reference);
+    let mut sums: Vec<Sums> = vec![None; compared.layers.len()];
+    let mut reader = reference.data.reader()?;
+    let mut batches = reader.batches(LAYERS_BATCH)?;
+    let run = |_, batch: &Batch| compared.run(reference, batch);
+    abreast::batches(batches.before(closely), run, |batch, (outputs, found)| {
+        judge.batch(batch, &outputs[0], &outputs[1])?;
         for (sum, found) in sums.iter_mut().zip(found) {
             match (sum, found) {
                 (_, None) => {}
@@ -62,40 +78,71 @@ pub fn layers(
         }
         if on_samples(batch.first + batch.samples) { Ok(()) } else { Err(Error::Cancelled) }
     })?;
+    batches.at_most(batch);
+    reference.judge(compared.int8, batches, &mut judge, on_samples)?;
     let noise = |(n, channels): (Noise, Channels)| LayerNoise {
         sqnr_db: n.sqnr_db(),
         cosine: n.cosine(),
         max_abs_error: n.max_abs_error,
         channels,
     };
-    Ok(sums.into_iter().map(|sum| sum.map(noise)).collect())
+    Ok((judge.finish(), sums.into_iter().map(|sum| sum.map(noise)).collect()))
 }
 
 /// Noise of a layer and the size of its channels; nothing before the layer was seen.
 type Sums = Option<(Noise, Channels)>;
 
-/// Runs both models on a batch: the bytes that it took, about, and the noise of each layer.
-fn compare(
-    float: &Session,
-    int8: &Session,
-    layers: &[Layer],
-    batch: &Batch,
-) -> Result<(u64, Vec<Sums>), Error> {
-    let failed = |source| Error::Run { sample: batch.first, source };
-    let mut kept = Keeper { values: layers.iter().map(|l| (l.float_value.clone(), None)).collect() };
-    float.run_tapped(&batch.feeds(), &mut kept).map_err(failed)?;
-    let bytes = |values: &Vec<f32>| size_of_val(&values[..]) as u64;
-    let bytes = kept.values.values().flatten().map(bytes).sum::<u64>();
-    let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
-    let mut sums = vec![None; layers.len()];
-    let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
-    int8.run_tapped(&batch.feeds(), &mut comparer).map_err(failed)?;
-    Ok((bytes.saturating_add(abreast::run_bytes(float, batch)), sums))
+/// The first outputs of the float model and of the other one, and the noise of each layer.
+type Found = ([Tensor; 2], Vec<Sums>);
+
+impl Compared<'_> {
+    /// Runs both models on a batch: the bytes that it took, about, and what was found.
+    fn run(&self, reference: &Reference<'_>, batch: &Batch) -> Result<(u64, Found), Error> {
+        let Compared { int8, float, layers } = *self;
+        let (feeds, data) = (batch.feeds(), reference.data);
+        let mut kept = Keeper { values: layers.iter().map(|l| (l.float_value.clone(), None)).collect() };
+        let own = first_output(float, data, batch, float.run_tapped(&feeds, &mut kept))?;
+        // Channels may have been scaled in the model that the other one was made of.
+        let own = if std::ptr::eq(float, reference.float) { own } else { reference.output(batch)? };
+        let bytes = |kept: &Kept| size_of_val(&kept.values[..]) as u64;
+        let bytes = kept.values.values().flatten().map(bytes).sum::<u64>();
+        let places = layers.iter().enumerate().map(|(i, l)| (l.int8_value.as_str(), i)).collect();
+        let mut sums = vec![None; layers.len()];
+        let mut comparer = Comparer { layers, places, float: &kept.values, sums: &mut sums };
+        let other = first_output(int8, data, batch, int8.run_tapped(&feeds, &mut comparer))?;
+        Ok((bytes.saturating_add(abreast::run_bytes(float, batch)), ([own, other], sums)))
+    }
+}
+
+/// A value of the float model.
+struct Kept {
+    values: Vec<f32>,
+    channels_last: bool,
+}
+
+impl Kept {
+    fn of(tensor: TensorView<'_>, channels_last: bool) -> Option<Kept> {
+        let values = (tensor.dtype == DType::F32).then(|| tensor.slice::<f32>().to_vec())?;
+        Some(Kept { values, channels_last })
+    }
+
+    /// As the model has a value of this shape.
+    fn in_order(&self, shape: &[usize]) -> Cow<'_, [f32]> {
+        match shape {
+            [batch, channels, inner @ ..] if self.channels_last => {
+                let mut moved = vec![0.0; self.values.len()];
+                let pixels = inner.iter().product();
+                nhwc_to_nchw(Isa::best(), &self.values, *batch, *channels, pixels, &mut moved, 1);
+                Cow::Owned(moved)
+            }
+            _ => Cow::Borrowed(&self.values),
+        }
+    }
 }
 
 /// Keeps the values of the float model.
 struct Keeper {
-    values: HashMap<String, Option<Vec<f32>>>,
+    values: HashMap<String, Option<Kept>>,
 }
 
 impl Tap for Keeper {
@@ -104,11 +151,19 @@ impl Tap for Keeper {
     }
 
     fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-        if tensor.dtype == DType::F32
-            && let Some(kept) = self.values.get_mut(value)
-        {
-            *kept = Some(tensor.slice::<f32>().to_vec());
+        if let Some(kept) = self.values.get_mut(value) {
+            *kept = Kept::of(tensor, false);
         }
+    }
+
+    fn observe_channels_last(&mut self, value: &str, tensor: TensorView<'_>) {
+        if let Some(kept) = self.values.get_mut(value) {
+            *kept = Kept::of(tensor, true);
+        }
+    }
+
+    fn order(&self, _: &str) -> ElementOrder {
+        ElementOrder::ChannelsLast
     }
 }
 
@@ -116,8 +171,25 @@ impl Tap for Keeper {
 struct Comparer<'a> {
     layers: &'a [Layer],
     places: HashMap<&'a str, usize>,
-    float: &'a HashMap<String, Option<Vec<f32>>>,
+    float: &'a HashMap<String, Option<Kept>>,
     sums: &'a mut [Sums],
+}
+
+impl<'a> Comparer<'a> {
+    /// The place of a layer, and its value in the float model.
+    fn layer(&self, value: &str) -> Option<(usize, &'a Kept)> {
+        let &place = self.places.get(value)?;
+        Some((place, self.float.get(&self.layers[place].float_value)?.as_ref()?))
+    }
+}
+
+/// Compares the reals of a layer, in the order of `shape`, whose channels lie along `axis`.
+fn compare(sums: &mut Sums, float: &[f32], int8: &[f32], shape: &[usize], axis: Option<usize>) {
+    let (sum, channels) = sums.get_or_insert_default();
+    if let Some(axis) = axis {
+        channels.observe(float, shape[axis], shape[axis + 1..].iter().product());
+    }
+    sum.merge(&Noise::of_reals(float, int8));
 }
 
 impl Tap for Comparer<'_> {
@@ -126,17 +198,29 @@ impl Tap for Comparer<'_> {
     }
 
     fn observe(&mut self, value: &str, tensor: TensorView<'_>) {
-        let Some(&place) = self.places.get(value) else { return };
-        let Some(Some(float)) = self.float.get(&self.layers[place].float_value) else { return };
-        if tensor.dtype != DType::F32 || tensor.len() != float.len() {
-            return;
+        let Some((place, kept)) = self.layer(value) else { return };
+        if tensor.dtype == DType::F32 && tensor.len() == kept.values.len() {
+            let float = kept.in_order(tensor.shape);
+            let axis = channel_axis(self.layers[place].op, tensor.shape.len());
+            compare(&mut self.sums[place], &float, tensor.slice(), tensor.shape, axis);
         }
-        let (sum, channels) = self.sums[place].get_or_insert_default();
-        let axis = channel_axis(self.layers[place].op, tensor.shape.len());
-        if let Some(axis) = axis {
-            channels.observe(float, tensor.shape[axis], tensor.shape[axis + 1..].iter().product());
+    }
+
+    fn observe_channels_last(&mut self, value: &str, tensor: TensorView<'_>) {
+        let Some((place, kept)) = self.layer(value) else { return };
+        if tensor.dtype == DType::F32 && tensor.len() == kept.values.len() {
+            let rank = tensor.shape.len();
+            let axis = channel_axis(self.layers[place].op, rank);
+            let axis = axis.map(|axis| if axis == 1 { rank - 1 } else { axis - 1 });
+            compare(&mut self.sums[place], &kept.values, tensor.slice(), tensor.shape, axis);
         }
-        sum.merge(&Noise::of_reals(float, tensor.slice::<f32>()));
+    }
+
+    fn order(&self, value: &str) -> ElementOrder {
+        match self.layer(value) {
+            Some((_, kept)) if kept.channels_last => ElementOrder::ChannelsLast,
+            _ => ElementOrder::Model,
+        }
     }
 }
 

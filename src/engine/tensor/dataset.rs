@@ -279,18 +279,12 @@ impl Reader<'_> {
     /// Where the file cannot be read; each batch has errors of its own.
     pub fn batches(&mut self, batch_max: usize) -> Result<Batches<'_>, Error> {
         let dataset = self.dataset;
-        let batch = match dataset.form {
-            Form::Runs => 1,
-            Form::Batches(Some(fixed)) => fixed,
-            Form::Batches(None) => {
-                let largest = dataset.feeds.iter().map(Feed::sample_bytes).max().unwrap_or(1).max(1);
-                batch_max.min(SAMPLE_BYTES_MAX / largest).max(1)
-            }
-        };
         let streams =
             dataset.feeds.iter().zip(&mut self.archives).map(|(feed, archive)| archive.stream(feed.index));
         let streams = streams.collect::<Result<_, _>>()?;
-        Ok(Batches { dataset, streams, next: 0, batch, failed: false })
+        let mut batches = Batches { dataset, streams, next: 0, batch: 1, failed: false };
+        batches.at_most(batch_max);
+        Ok(batches)
     }
 }
 
@@ -301,6 +295,26 @@ pub struct Batches<'a> {
     next: usize,
     batch: usize,
     failed: bool,
+}
+
+impl Batches<'_> {
+    /// From now on at most so many samples at a time, as [`Reader::batches`] takes them.
+    pub fn at_most(&mut self, batch_max: usize) {
+        let dataset = self.dataset;
+        self.batch = match dataset.form {
+            Form::Runs => 1,
+            Form::Batches(Some(fixed)) => fixed,
+            Form::Batches(None) => {
+                let largest = dataset.feeds.iter().map(Feed::sample_bytes).max().unwrap_or(1).max(1);
+                batch_max.min(SAMPLE_BYTES_MAX / largest).max(1)
+            }
+        };
+    }
+
+    /// Those that begin before a number of samples; the others can be taken after them.
+    pub fn before(&mut self, samples: usize) -> impl Iterator<Item = Result<Batch, Error>> {
+        std::iter::from_fn(move || if self.next < samples { self.next() } else { None })
+    }
 }
 
 impl Iterator for Batches<'_> {
