@@ -50,14 +50,12 @@ pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &m
                     #[inline(always)]
                     || {
                         for (line, out) in lines.zip(out.chunks_exact_mut(out_line)) {
-                            let inside =
-                                |ox| Inside::new(window, line / window.out_h, line % window.out_h, ox);
-                            largest(scratch, inside(0).lines().map(|y| &x[y * in_line..][..in_line]));
+                            let inside = Inside::new(window, line / window.out_h, line % window.out_h, 0);
+                            largest(scratch, inside.lines().map(|y| &x[y * in_line..][..in_line]));
                             for (ox, out) in out.chunks_exact_mut(channels).enumerate() {
-                                largest(
-                                    out,
-                                    inside(ox).columns().map(|x| &scratch[x * channels..][..channels]),
-                                );
+                                let inside = Inside { x0: ox * window.stride_w, ..inside };
+                                let pixel = |x| &scratch[x * channels..][..channels];
+                                largest(out, inside.columns().map(pixel));
                             }
                         }
                     },
@@ -70,27 +68,35 @@ pub fn max_pool_u8(isa: Isa, x: &[u8], channels: usize, window: &Window, out: &m
 /// The largest of each code of some lists, 0 if there are none.
 #[inline(always)]
 fn largest<'x>(out: &mut [u8], mut lists: impl Iterator<Item = &'x [u8]>) {
-    match lists.next() {
-        Some(first) => out.copy_from_slice(first),
-        None => out.fill(0),
-    }
+    let Some(first) = lists.next() else { return out.fill(0) };
+    // The first two at once: copying one of them takes as long as comparing both.
+    larger(out, first, lists.next().unwrap_or(first));
     for list in lists {
-        raise(out, list);
+        let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+        let (others, other_rest) = list.as_chunks::<BLOCK>();
+        for (block, other) in blocks.iter_mut().zip(others) {
+            for i in 0..BLOCK {
+                block[i] = block[i].max(other[i]);
+            }
+        }
+        for (code, &other) in rest.iter_mut().zip(other_rest) {
+            *code = (*code).max(other);
+        }
     }
 }
 
-/// Brings codes to others where those are larger.
+/// The larger of two codes each.
 #[inline(always)]
-fn raise(codes: &mut [u8], others: &[u8]) {
-    let ((blocks, rest), (other_blocks, other_rest)) =
-        (codes.as_chunks_mut::<BLOCK>(), others.as_chunks::<BLOCK>());
-    for (block, other) in blocks.iter_mut().zip(other_blocks) {
+fn larger(out: &mut [u8], a: &[u8], b: &[u8]) {
+    let (blocks, rest) = out.as_chunks_mut::<BLOCK>();
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+    for ((block, a), b) in blocks.iter_mut().zip(a).zip(b) {
         for i in 0..BLOCK {
-            block[i] = block[i].max(other[i]);
+            block[i] = a[i].max(b[i]);
         }
     }
-    for (code, &other) in rest.iter_mut().zip(other_rest) {
-        *code = (*code).max(other);
+    for ((code, &a), &b) in rest.iter_mut().zip(a_rest).zip(b_rest) {
+        *code = a.max(b);
     }
 }
 
@@ -238,27 +244,33 @@ struct Inside<'a> {
     image: usize,
     y0: usize,
     x0: usize,
-    rows: Range<usize>,
-    columns: Range<usize>,
 }
 
 impl<'a> Inside<'a> {
     fn new(window: &'a Window, image: usize, oy: usize, ox: usize) -> Self {
-        let (y0, x0) = (oy * window.stride_h, ox * window.stride_w);
-        let rows = taps_inside(y0, window.pad_top, window.in_h, window.kernel_h, window.dilation_h);
-        let columns = taps_inside(x0, window.pad_left, window.in_w, window.kernel_w, window.dilation_w);
-        Inside { window, image, y0, x0, rows, columns }
+        Inside { window, image, y0: oy * window.stride_h, x0: ox * window.stride_w }
     }
 
     fn count(&self) -> usize {
-        self.rows.len() * self.columns.len()
+        self.rows().len() * self.column_taps().len()
+    }
+
+    fn rows(&self) -> Range<usize> {
+        let Window { pad_top, in_h, kernel_h, dilation_h, .. } = *self.window;
+        taps_inside(self.y0, pad_top, in_h, kernel_h, dilation_h)
+    }
+
+    fn column_taps(&self) -> Range<usize> {
+        let Window { pad_left, in_w, kernel_w, dilation_w, .. } = *self.window;
+        taps_inside(self.x0, pad_left, in_w, kernel_w, dilation_w)
     }
 
     /// Calls `f` with the input pixel of each tap, in the order of the taps.
     #[inline(always)]
     fn for_each(&self, mut f: impl FnMut(usize)) {
+        let columns = self.columns();
         for line in self.lines() {
-            for column in self.columns() {
+            for column in columns.clone() {
                 f(line * self.window.in_w + column);
             }
         }
@@ -266,17 +278,16 @@ impl<'a> Inside<'a> {
 
     /// The lines of the input, through all images, that taps lie on.
     #[inline(always)]
-    fn lines(&self) -> impl Iterator<Item = usize> {
+    fn lines(&self) -> impl Iterator<Item = usize> + Clone + use<'a> {
         let Inside { window, image, y0, .. } = *self;
-        let rows = self.rows.clone();
-        rows.map(move |ky| image * window.in_h + y0 + ky * window.dilation_h - window.pad_top)
+        self.rows().map(move |ky| image * window.in_h + y0 + ky * window.dilation_h - window.pad_top)
     }
 
     /// The columns of the input that taps lie on.
     #[inline(always)]
-    fn columns(&self) -> impl Iterator<Item = usize> {
+    fn columns(&self) -> impl Iterator<Item = usize> + Clone + use<'a> {
         let Inside { window, x0, .. } = *self;
-        self.columns.clone().map(move |kx| x0 + kx * window.dilation_w - window.pad_left)
+        self.column_taps().map(move |kx| x0 + kx * window.dilation_w - window.pad_left)
     }
 }
 

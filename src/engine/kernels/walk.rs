@@ -150,7 +150,12 @@ pub(super) fn taps_inside(
     taps: usize,
     dilation: usize,
 ) -> Range<usize> {
-    let before = |end: usize| end.saturating_sub(start).div_ceil(dilation).min(taps);
+    let before = |end: usize| {
+        let distance = end.saturating_sub(start);
+        // A division takes as long as the largest of a window is looked for.
+        let tap = if dilation == 1 { distance } else { distance.div_ceil(dilation) };
+        tap.min(taps)
+    };
     before(pad)..before(pad + len).max(before(pad))
 }
 
