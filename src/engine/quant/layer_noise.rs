@@ -19,9 +19,6 @@ use super::noise::Noise;
 use super::rewrite::Layer;
 use super::spread::Channels;
 
-/// Samples that are run together while layers are compared.
-const LAYERS_BATCH: usize = 4;
-
 /// Noise that a layer's result has gathered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LayerNoise {
@@ -62,7 +59,8 @@ pub fn evaluate(
     let mut judge = Judge::new(reference);
     let mut sums: Vec<Sums> = vec![None; compared.layers.len()];
     let mut reader = reference.data.reader()?;
-    let mut batches = reader.batches(LAYERS_BATCH)?;
+    // One sample at a time: the values of all layers of a batch are kept.
+    let mut batches = reader.batches(1)?;
     let run = |_, batch: &Batch| compared.run(reference, batch);
     abreast::batches(batches.before(closely), run, |batch, (outputs, found)| {
         judge.batch(batch, &outputs[0], &outputs[1])?;

@@ -3,7 +3,7 @@
 use crate::engine::kernels::isa::Isa;
 
 /// Sums that go side by side.
-const LANES: usize = 8;
+const LANES: usize = 16;
 /// What a noise of zero is shown as: JSON has no infinity.
 const SQNR_MAX_DB: f64 = 200.0;
 
@@ -29,18 +29,28 @@ impl Noise {
         Isa::best().vectorize(
             #[inline(always)]
             || {
-                let mut lanes = [Noise::default(); LANES];
-                let ((float, rest), (int8, other)) = (float.as_chunks::<LANES>(), int8.as_chunks::<LANES>());
+                // An array for each sum: a list of `Noise` would be added up one by one.
+                let [mut signal, mut noise, mut dot, mut other, mut most] = [[0f64; LANES]; 5];
+                let ((float, rest), (int8, int8_rest)) =
+                    (float.as_chunks::<LANES>(), int8.as_chunks::<LANES>());
                 for (float, int8) in float.iter().zip(int8) {
-                    for ((lane, &a), &b) in lanes.iter_mut().zip(float).zip(int8) {
-                        lane.add(a.into(), b.into());
+                    for i in 0..LANES {
+                        let (a, b) = (f64::from(float[i]), f64::from(int8[i]));
+                        let error = a - b;
+                        signal[i] += a * a;
+                        noise[i] += error * error;
+                        dot[i] += a * b;
+                        other[i] += b * b;
+                        most[i] = if error.abs() > most[i] { error.abs() } else { most[i] };
                     }
                 }
-                rest.iter().zip(other).for_each(|(&a, &b)| lanes[0].add(a.into(), b.into()));
-                lanes.into_iter().fold(Noise::default(), |mut all, lane| {
-                    all.merge(&lane);
-                    all
-                })
+                let mut all = Noise::default();
+                rest.iter().zip(int8_rest).for_each(|(&a, &b)| all.add(a.into(), b.into()));
+                for i in 0..LANES {
+                    let (signal, noise, dot, other) = (signal[i], noise[i], dot[i], other[i]);
+                    all.merge(&Noise { signal, noise, dot, other, max_abs_error: most[i] });
+                }
+                all
             },
         )
     }
