@@ -665,6 +665,20 @@ mod tests {
     }
 
     #[test]
+    fn the_first_samples_can_be_taken_apart_from_the_others() {
+        let data = file(&[("x", &floats(&[7, 2]))]);
+        let data = Dataset::open(data.path(), &[port("x", DType::F32, &[None, Some(2)])]).unwrap();
+        let mut reader = data.reader().unwrap();
+        let mut batches = reader.batches(2).unwrap();
+        let place = |batch: Result<Batch, Error>| batch.map(|b| (b.first, b.samples)).unwrap();
+        // Whole batches: the second begins before the third sample.
+        assert_eq!(batches.before(3).map(place).collect::<Vec<_>>(), [(0, 2), (2, 2)]);
+        assert_eq!(batches.before(4).map(place).count(), 0);
+        batches.at_most(9);
+        assert_eq!(batches.map(place).collect::<Vec<_>>(), [(4, 3)]);
+    }
+
+    #[test]
     fn one_dimension_more_is_a_whole_run_a_sample() {
         let data = file(&[("x", &floats(&[3, 4, 2])), ("h", &floats(&[3, 1, 1, 2]))]);
         let ports =
