@@ -58,8 +58,8 @@ pub fn import(bytes: &[u8]) -> Result<Graph, Error> {
 ///
 /// # Errors
 /// As [`import`].
-pub fn import_owned(bytes: Vec<u8>) -> Result<Graph, Error> {
-    let bytes = Bytes::from(bytes);
+pub fn import_owned(bytes: impl Into<Bytes>) -> Result<Graph, Error> {
+    let bytes = bytes.into();
     graph_of(&decode(&bytes)?, Data::Inside, bytes.len() as u64)
 }
 

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::{Error, Request};
 use crate::engine::artifact;
 use crate::engine::exec::session::Session;
@@ -67,8 +69,9 @@ pub(super) fn load_asked(request: &Request<'_>) -> Result<(Graph, artifact::Sour
             rayon::join(|| load_file(request.model), || artifact::Source::of_file(request.model));
         return Ok((graph?, source.map_err(failed)?));
     }
-    let bytes = read_own(request.model)?;
-    let (graph, source) = rayon::join(|| load(&bytes), || artifact::Source::of(&bytes));
+    let bytes = Bytes::from(read_own(request.model)?);
+    let graph = || import::import_owned(bytes.clone()).map_err(|e| Error::Model(e.to_string()));
+    let (graph, source) = rayon::join(graph, || artifact::Source::of(&bytes));
     Ok((graph?, source))
 }
 
