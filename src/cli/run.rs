@@ -39,6 +39,10 @@ pub(crate) struct Run {
     /// Run so many samples at a time and join the outputs [default: all at once].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     batch: Option<u64>,
+    /// Bytes of memory that the values of a run may take: what takes more is refused. As `limits.model_memory_bytes` of the
+    /// server.
+    #[arg(long, value_name = "BYTES", default_value_t = 8 << 30)]
+    memory_bytes_max: u64,
 }
 
 impl Run {
@@ -50,6 +54,7 @@ impl Run {
             threads,
             passes: self.passes.passes(),
             integers: !self.no_integers,
+            memory_bytes_max: self.memory_bytes_max,
             ..Options::default()
         };
         let pool = pool(threads)?;

@@ -141,5 +141,33 @@ def check_fm_vit(binary):
     return one_model(binary, "fm_vit")
 
 
+def check_weights_alone(binary):
+    """Products with weights in codes: with the option that the linter names, ONNX Runtime rounds no activation."""
+    images = {"input": support.images()[0][:50]}
+
+    def run(path, optimize, level=None):
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if not optimize:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if level:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]).run(None, images)[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        path, recipe = folder / "fm_vit_weights.onnx", folder / "recipe.json"
+        recipe.write_text(json.dumps({"scheme": "weight_only"}))
+        support.run_octet(binary, "quantize", support.model_path("fm_vit"), "--calibration",
+                          support.calibration_path("fm_vit"), "--recipe", recipe, "-o", path)
+        say = compare(binary, path, folder)
+        [note] = [n for n in lint(binary, path)["notes"] if n["rule"] == "rounded_activations"]
+        assert "session.qdq_matmulnbits_accuracy_level" in note["remedy"], note
+        want = run(path, False)
+        far = {level: float(np.abs(run(path, True, level) - want).max()) for level in (None, "1")}
+    assert far["1"] < 1e-4 < 1e-3 < far[None], far
+    return f"{say}; logits are off by {far[None]:.1g}, with the option by {far['1']:.1g}"
+
+
 if __name__ == "__main__":
     support.main(sys.modules[__name__])

@@ -276,6 +276,42 @@ def check_signed_activations_run_here(binary):
     return ", ".join(says)
 
 
+def check_shared_weights(binary):
+    """Weights that three layers share: ONNX Runtime opens the artifact in its exact mode too, and says what we say."""
+    random = np.random.default_rng(7)
+    weights = {"k": (random.standard_normal((8, 8, 3, 3)) / 8).astype(np.float32),
+               "w": (random.standard_normal((8, 8)) / 3).astype(np.float32)}
+    nodes = [onnx.helper.make_node("Conv", [a, "k"], [b], b, pads=[1] * 4) for a, b in zip("xcd", "cde")]
+    nodes += [onnx.helper.make_node("GlobalAveragePool", ["e"], ["p"], "p"),
+              onnx.helper.make_node("Flatten", ["p"], ["f"], "f"),
+              onnx.helper.make_node("MatMul", ["f", "w"], ["g"], "g"),
+              onnx.helper.make_node("Tanh", ["g"], ["t"], "t"),
+              onnx.helper.make_node("MatMul", ["t", "w"], ["y"], "y")]
+    given = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 8, 12, 12])
+    made = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 8])
+    initializers = [numpy_helper.from_array(v, n) for n, v in weights.items()]
+    graph = onnx.helper.make_graph(nodes, "shared", [given], [made], initializers)
+    samples = random.standard_normal((64, 8, 12, 12)).astype(np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        model, data, recipe, path = (folder / n for n in ("m.onnx", "x.npz", "recipe.json", "a.onnx"))
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), model)
+        np.savez(data, x=samples)
+        recipe.write_text(json.dumps({"target": "onnxruntime"}))
+        support.run_octet(binary, "quantize", model, "--calibration", data, "--recipe", recipe, "-o", path)
+        say = lint.compare(binary, path, folder)
+        notes = [n["rule"] for n in lint.lint(binary, path)["notes"]]
+        assert "shared_weights" not in notes, notes
+        options = ort.SessionOptions()
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        ours, theirs = octet_run(binary, path, samples, folder), session.run(None, {"x": samples})[0]
+        types = {i.data_type for i in onnx.load(path).graph.initializer if len(i.dims) > 1}
+        assert types == {onnx.TensorProto.UINT8}, types
+        assert np.abs(ours - theirs).max() < 1e-5, np.abs(ours - theirs).max()
+    return say
+
+
 def check_the_rules_find_faults(binary):
     """A file for this program breaks most rules of TensorRT, and says so."""
     with tempfile.TemporaryDirectory() as folder:

@@ -71,21 +71,10 @@ impl Budget {
 pub fn fold_constants(graph: &mut Graph) {
     // What is cast like a value that is no constant may be constant all the same: exporters write biases so.
     settle_casts(graph);
-    let mut folded: HashSet<usize> = HashSet::new();
     let mut budget = Budget::of(graph, &Weights::default());
-    for index in 0..graph.nodes.len() {
-        let node = graph.nodes[index].clone();
-        let tensor = known_shape(graph, &node).or_else(|| compute(graph, index, &node, &mut budget));
-        if let Some(tensor) = tensor {
-            let value = graph.value_mut(node.outputs[0]);
-            value.dtype = Some(tensor.dtype());
-            value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
-            value.constant = Some(Arc::new(tensor));
-            folded.insert(index);
-        }
-    }
-    let kept = graph.nodes.drain(..).enumerate().filter(|(i, _)| !folded.contains(i)).map(|(_, n)| n);
-    graph.nodes = kept.collect();
+    replace(graph, |graph, index, node| {
+        known_shape(graph, node).or_else(|| compute(graph, index, node, &mut budget))
+    });
     graph.remove_unused_nodes();
 }
 
@@ -106,24 +95,42 @@ fn known_shape(graph: &Graph, node: &Node) -> Option<Tensor> {
 /// them on where nodes only turn or reshape them. Reals are at most so many times longer than codes, so there is no
 /// budget.
 pub(super) fn fold_weights(graph: &mut Graph) {
-    let mut folded: HashSet<usize> = HashSet::new();
-    for index in 0..graph.nodes.len() {
-        let node = graph.nodes[index].clone();
+    replace(graph, |graph, index, node| {
         let turns = matches!(
             node.op,
             Op::Reshape { .. } | Op::Transpose { .. } | Op::Squeeze | Op::Unsqueeze | Op::Flatten { .. }
         );
         let is_weight = matches!(node.op, Op::DequantizeLinear { .. });
-        if !(is_weight || turns) {
-            continue;
-        }
-        if let Some(tensor) = computed(graph, index, &node, |_, _, _| true) {
-            graph.value_mut(node.outputs[0]).constant = Some(Arc::new(tensor));
-            folded.insert(index);
-        }
+        (is_weight || turns).then(|| computed(graph, index, node, |_, _, _| true))?
+    });
+}
+
+/// Makes codes of weights that a QuantizeLinear makes codes of before every run: what training with quantization in mind
+/// leaves behind. Gives how many those were. What they read is left to the writer of the file, which leaves out what nobody
+/// reads.
+pub fn fold_quantized(graph: &mut Graph) -> usize {
+    replace(graph, |graph, index, node| {
+        let makes_codes =
+            matches!(node.op, Op::QuantizeLinear { .. }) && !graph.outputs.contains(&node.outputs[0]);
+        makes_codes.then(|| computed(graph, index, node, |_, _, _| true))?
+    })
+}
+
+/// Puts constants in the place of nodes whose one result is known; gives how many those were.
+fn replace(graph: &mut Graph, mut known: impl FnMut(&Graph, usize, &Node) -> Option<Tensor>) -> usize {
+    let mut folded: HashSet<usize> = HashSet::new();
+    for index in 0..graph.nodes.len() {
+        let Some(tensor) = known(graph, index, &graph.nodes[index]) else { continue };
+        let output = graph.nodes[index].outputs[0];
+        let value = graph.value_mut(output);
+        value.dtype = Some(tensor.dtype());
+        value.dims = Some(tensor.shape().iter().map(|&d| Dim::Known(d)).collect());
+        value.constant = Some(Arc::new(tensor));
+        folded.insert(index);
     }
     let kept = graph.nodes.drain(..).enumerate().filter(|(i, _)| !folded.contains(i)).map(|(_, n)| n);
     graph.nodes = kept.collect();
+    folded.len()
 }
 
 fn compute(graph: &Graph, index: usize, node: &Node, budget: &mut Budget) -> Option<Tensor> {

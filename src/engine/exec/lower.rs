@@ -7,6 +7,7 @@ use crate::engine::graph::op::{Binary, Clamp, Op};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::tensor::{DType, Tensor};
 
+use super::fold::fold_quantized;
 use super::lower_qoperator::{integer_matmul, operator_form};
 use super::lowering::{Codes, FULL, Lowering, Target, Weight};
 
@@ -26,9 +27,10 @@ impl Lowered {
 }
 
 /// Brings a graph to integer operators where it can.
-pub(super) fn lower(graph: Graph) -> Lowered {
+pub(super) fn lower(mut graph: Graph) -> Lowered {
+    fold_quantized(&mut graph);
     let mut pass = Lowering::new(graph);
-    pass.fold_quantized_constants();
+    pass.fold_clipped_codes();
     for index in 0..pass.graph.nodes.len() {
         pass.current = index;
         if let Some(node) = pass.integer_form() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::engine::graph::op::{Clamp, Op, Unary};
 use crate::engine::graph::{Graph, Node, Value, ValueId};
-use crate::engine::tensor::linear::{Spread, codes, quantize, tensor_of_codes};
+use crate::engine::tensor::linear::{codes, tensor_of_codes};
 use crate::engine::tensor::qparams::{QuantParams, code_range};
 use crate::engine::tensor::{DType, Tensor};
 
@@ -97,29 +97,13 @@ impl Lowering {
         (graph, real_names)
     }
 
-    /// Constant weights that a QuantizeLinear makes codes of become those codes: what training with quantization in
-    /// mind leaves behind.
-    pub(super) fn fold_quantized_constants(&mut self) {
+    /// Constant codes that a Clip cuts off become what is left: training leaves out the lowest code so.
+    pub(super) fn fold_clipped_codes(&mut self) {
         for index in 0..self.graph.nodes.len() {
             if let Some((output, tensor)) = self.clipped_codes(index) {
                 self.graph.value_mut(output).constant = Some(Arc::new(tensor));
                 self.absorbed.insert(index);
             }
-            let node = &self.graph.nodes[index];
-            let Op::QuantizeLinear { axis } = node.op else { continue };
-            let real = node.input(0).and_then(|id| self.graph.constant(id)).cloned();
-            let Some(real) = real.filter(|t| t.dtype() == DType::F32) else { continue };
-            let (output, scale) = (node.outputs[0], node.input(1).and_then(|id| self.graph.constant(id)));
-            let Some(params) = self.params_of(node, real.shape().len(), None) else { continue };
-            let Some(spread) = scale.and_then(|s| Spread::new(real.shape(), s.shape(), axis, 0).ok()) else {
-                continue;
-            };
-            let made = quantize(real.slice(), &params.scale, &params.zero_point, spread, params.dtype);
-            let tensor = tensor_of_codes(params.dtype, real.shape(), &made);
-            let value = self.graph.value_mut(output);
-            value.dtype = Some(params.dtype);
-            value.constant = Some(Arc::new(tensor));
-            self.absorbed.insert(index);
         }
     }
 

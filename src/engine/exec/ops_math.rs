@@ -6,7 +6,7 @@ use crate::engine::graph::fact::{Fact, axis_index};
 use crate::engine::graph::op::{Binary, Op, Reduce, Unary};
 use crate::engine::kernels::parallel::{parts, split_rows};
 use crate::engine::kernels::{clamp_f32, math};
-use crate::engine::tensor::{DType, Element};
+use crate::engine::tensor::{DType, Element, Tensor};
 
 use super::ops_typed;
 use super::step::{Context, Kernel};
@@ -233,6 +233,10 @@ pub(super) fn element(op: &Op, operands: &[Option<f32>]) -> Option<f32> {
         Op::Binary(Binary::Pow) => power(x, operand(1)?),
         Op::Binary(Binary::Min) => least(x, operand(1)?),
         Op::Binary(Binary::Max) => greatest(x, operand(1)?),
+        Op::Other(other) => {
+            let x = Tensor::scalar(x);
+            *other.operator.run(&[Some(x.view())], 1).ok()?.first()?.slice::<f32>().first()?
+        }
         _ => return None,
     })
 }

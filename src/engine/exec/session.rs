@@ -123,6 +123,9 @@ impl Session {
         };
         let mut bodies = HashMap::new();
         for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| !n.bodies.is_empty()) {
+            // A round is in memory beside what the one before it made.
+            let share = if matches!(node.op, Op::If) { 1 } else { 2 };
+            let options = Options { memory_bytes_max: options.memory_bytes_max / share, ..options.clone() };
             let all = node.bodies.iter().map(|body| Session::new((**body).clone(), options.clone()));
             bodies.insert(index, all.collect::<Result<_, _>>()?);
         }

@@ -279,6 +279,52 @@ fn scan_goes_over_slices_and_stacks_what_it_gives() {
 }
 
 #[test]
+fn a_loop_that_doubles_what_it_carries_ends_at_half_the_memory_of_a_run() {
+    let mut b = Maker::default();
+    b.input("round", DType::I64, vec![]);
+    let on = b.input("on", DType::Bool, vec![]);
+    let x = b.input("x", DType::F32, vec![Dim::Unknown]);
+    let goes_on = b.node("goes_on", Op::Identity, &[on]);
+    let twice = b.node("twice", Op::Concat { axis: 0 }, &[x, x]);
+    let body = b.done(&[goes_on, twice]);
+    let mut g = Maker::default();
+    let (rounds, on) = (g.input("rounds", DType::I64, vec![]), g.input("on", DType::Bool, vec![]));
+    let x = g.input("x", DType::F32, vec![Dim::Unknown]);
+    let outputs = g.with_bodies(&["y"], Op::Loop { carried: 1 }, &[rounds, on, x], vec![body]);
+    let options = Options { memory_bytes_max: 64 << 10, ..Options::default() };
+    let session = Session::new(g.done(&outputs), options).unwrap();
+    let on = Tensor::scalar(1u8).retyped(DType::Bool);
+    let x = Tensor::from_slice(&[256], &[1f32; 256]);
+    let run = |rounds: i64| session.run(&[("rounds", &Tensor::scalar(rounds)), ("on", &on), ("x", &x)]);
+    assert_eq!(run(5).unwrap()[0].shape(), [32 * 256]);
+    let refused = run(6).unwrap_err().to_string();
+    assert!(refused.contains("limit of 32768"), "{refused}");
+}
+
+#[test]
+fn a_cast_to_halves_and_back_rounds_to_even_and_overflows() {
+    let mut g = Maker::default();
+    let x = g.input("x", DType::F32, vec![Dim::Unknown]);
+    let h = g.node("h", Op::Cast { to: DType::F16 }, &[x]);
+    let y = g.node("y", Op::Cast { to: DType::F32 }, &[h]);
+    // What ONNX Runtime 1.32 gives for them.
+    let values = [0.1f32, 2049.0, 2051.0, 65_519.0, 65_520.0, -1e6, 2e-8, 3e-8, f32::INFINITY];
+    let want = [
+        0.099_975_586f32,
+        2048.0,
+        2052.0,
+        65_504.0,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        0.0,
+        5.960_464_5e-8,
+        f32::INFINITY,
+    ];
+    let made = run(g.done(&[y]), &[("x", Tensor::from_slice(&[9], &values))]);
+    assert_eq!(made[0].slice::<f32>(), want);
+}
+
+#[test]
 fn halves_run_in_float32_and_are_rounded_after_each_operator() {
     let mut g = Maker::default();
     let x = g.input("x", DType::F16, vec![Dim::Unknown]);

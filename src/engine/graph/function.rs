@@ -114,6 +114,7 @@ fn is_elementwise(op: &Op) -> bool {
     match op {
         Op::Unary(unary) => *unary != Unary::Not,
         Op::Clip | Op::Identity => true,
+        Op::Other(other) => other.operator.is_elementwise(),
         Op::Binary(binary) => matches!(
             binary,
             Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Pow | Binary::Min | Binary::Max

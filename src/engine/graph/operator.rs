@@ -42,6 +42,11 @@ pub trait Operator: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Whether it makes one result of one operand of reals, by the same function for every element.
+    fn is_elementwise(&self) -> bool {
+        false
+    }
+
     /// The opset from which on the operator has this form.
     fn opset(&self) -> i64 {
         13

@@ -145,6 +145,10 @@ impl Operator for Curve {
         }])
     }
 
+    fn is_elementwise(&self) -> bool {
+        true
+    }
+
     fn opset(&self) -> i64 {
         Curve::opset(*self)
     }
@@ -172,6 +176,10 @@ impl Operator for Shrink {
             _ => 0.0,
         };
         with_number!(x.dtype, T => Ok(vec![map::<T>(&x, |v| T::from_f64(shrunk(v.to_f64())))]))
+    }
+
+    fn is_elementwise(&self) -> bool {
+        true
     }
 }
 

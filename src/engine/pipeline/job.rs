@@ -1,5 +1,6 @@
 //! A job from its files to its outcome. Decides nothing about numbers: it asks `quant` and keeps the order.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -33,8 +34,9 @@ use crate::engine::quant::samples::{self, Samples};
 use crate::engine::quant::schemes::{any, float16, windows};
 use crate::engine::quant::search::{self, Sensitivity, Trial};
 use crate::engine::quant::statistics::{self, Statistics};
+use crate::engine::quant::targets::shared::unsign_shared;
 use crate::engine::quant::targets::{Profile, simplify_for};
-use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme};
+use crate::engine::quant::{MaxCode, Ranges, Recipe, Rounding, Scheme, Target};
 use crate::engine::tensor::dataset::{self, Dataset};
 use crate::engine::tensor::digest::SampleDigests;
 use crate::engine::tensor::qparams::QuantParams;
@@ -470,7 +472,11 @@ impl Job<'_> {
             values: &values,
             max_codes: &max_codes,
         });
-        Ok((artifact::write(&rewritten.graph, &manifest), manifest))
+        let mut graph = Cow::Borrowed(&rewritten.graph);
+        if recipe.target == Target::Onnxruntime && plan.trained.is_empty() {
+            unsign_shared(graph.to_mut());
+        }
+        Ok((artifact::write(&graph, &manifest), manifest))
     }
 
     /// The digest of data.

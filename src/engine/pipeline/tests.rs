@@ -9,8 +9,11 @@ use tempfile::NamedTempFile;
 use super::dry_run::{DryRun, dry_run};
 use super::{Error, Named, Outcome, Phase, Progress, Request, job};
 use crate::engine::artifact;
+use crate::engine::exec::integers::forms;
 use crate::engine::graph::op::{Op, Sliding, Unary};
+use crate::engine::graph::passes::casts::tests::named;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
+use crate::engine::onnx::import::import;
 use crate::engine::tensor::{DType, Tensor, npy};
 
 /// A caller that waits.
@@ -48,6 +51,11 @@ struct Files {
 
 impl Files {
     fn new() -> Files {
+        Files::with(Op::Unary(Unary::Relu))
+    }
+
+    /// With another function behind the first convolution.
+    fn with(function: Op) -> Files {
         let mut g = Graph { opset: 17, ..Graph::default() };
         let [x, c, r, w, s, f, y] = ["x", "c", "r", "w", "s", "f", "y"].map(|name| {
             g.add_value(Value { name: name.to_owned(), dtype: Some(DType::F32), ..Value::default() })
@@ -69,7 +77,7 @@ impl Files {
         let gemm = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: false };
         let nodes: [(&str, Op, &[ValueId], ValueId); 6] = [
             ("conv", conv(), &[x, k1, b1], c),
-            ("relu", Op::Unary(Unary::Relu), &[c], r),
+            ("relu", function, &[c], r),
             ("wide", conv(), &[r, k2, b2], w),
             ("clamp", Op::Unary(Unary::Relu), &[w], s),
             ("flat", Op::Flatten { axis: 1 }, &[s], f),
@@ -169,6 +177,18 @@ fn a_search_that_keeps_half_in_integers_says_so() {
     let refused: Vec<&Json> = trials.iter().filter(|t| !t["refused"].is_null()).collect();
     assert!(!refused.is_empty() && refused.iter().all(|t| t["passes"] == false), "{trials:#?}");
     assert!(made.report_html.contains("too few integers"));
+}
+
+#[test]
+fn every_function_of_one_value_is_a_table() {
+    for name in ["Celu", "Selu", "Softsign", "Shrink", "Atan"] {
+        let made = Files::with(Op::Other(named(name))).job(&json!({}));
+        let float = made.report["float_nodes"].as_array().unwrap();
+        assert!(float.is_empty(), "{name}: {float:?}");
+        let forms = forms(import(&made.artifact).unwrap());
+        assert!(forms.iter().any(|form| form.op == "QTable"), "{name}: {forms:?}");
+        assert!(made.accuracy.sqnr_db > 25.0, "{name}: {} dB", made.accuracy.sqnr_db);
+    }
 }
 
 #[test]

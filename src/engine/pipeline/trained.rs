@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use crate::engine::artifact::Source;
-use crate::engine::exec::fold::fold_constants;
+use crate::engine::exec::fold::{fold_constants, fold_quantized};
 use crate::engine::graph::Graph;
+use crate::engine::graph::op::Op;
 use crate::engine::quant::plan::{Decision, Plan};
 use crate::engine::quant::report::Advice;
 use crate::engine::quant::statistics::Statistics;
 use crate::engine::quant::trained::roles::{Role, Trained};
-use crate::engine::quant::trained::{fold, is_quantized, reference};
+use crate::engine::quant::trained::{is_quantized, reference};
 use crate::engine::quant::{self, Activations, Recipe, Scheme, Smooth, Target};
 use crate::engine::tensor::DType;
 use crate::engine::tensor::digest::SampleDigests;
@@ -25,8 +26,8 @@ pub(super) fn take(graph: &mut Graph, recipe: &mut Recipe) -> Result<Option<Grap
     if !is_quantized(graph) {
         return Ok(None);
     }
-    fold::fold_quantized(graph);
-    fold::declare_codes(graph);
+    fold_quantized(graph);
+    declare_codes(graph);
     fold_constants(graph);
     check(graph, recipe).map_err(|e| Error::Recipe(e.to_string()))?;
     let mut reference = reference::without_quantization(graph).map_err(|reason| {
@@ -34,6 +35,22 @@ pub(super) fn take(graph: &mut Graph, recipe: &mut Recipe) -> Result<Option<Grap
     })?;
     fold_constants(&mut reference);
     Ok(Some(reference))
+}
+
+/// Tells the type of codes where the file does not: parts of a graph that begin with them cannot be run without.
+fn declare_codes(graph: &mut Graph) {
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let zero_point = node.input(2).and_then(|id| graph.constant(id)).map(|tensor| tensor.dtype());
+        let (codes, dtype) = match node.op {
+            Op::QuantizeLinear { .. } => (node.outputs.first().copied(), zero_point.or(Some(DType::U8))),
+            Op::DequantizeLinear { .. } => (node.input(0), zero_point),
+            _ => continue,
+        };
+        if let (Some(codes), Some(dtype)) = (codes, dtype) {
+            graph.value_mut(codes).dtype.get_or_insert(dtype);
+        }
+    }
 }
 
 /// What a recipe may not ask of a model that comes quantized.

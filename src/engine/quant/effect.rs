@@ -314,7 +314,7 @@ impl Reader<'_> {
         options: &Options,
     ) -> Result<(f64, Vec<Sums>), exec::Error> {
         let mut found = (0.0, vec![Sums::default(); tried.len()]);
-        let (session, inputs) = session_of(graph, &self.nodes, &[self.result], options.clone())?;
+        let (session, inputs) = session_of(graph, &self.nodes, &[self.result], Some(walk), options.clone())?;
         let names: Vec<&str> = inputs.iter().map(|&input| graph.value(input).name.as_str()).collect();
         let Some(operands) = inputs.iter().map(|&input| walk.value(input)).collect::<Option<Vec<_>>>() else {
             return Ok(found);

@@ -30,7 +30,7 @@ pub fn telling_range(
     let &[source] = &function.sources[..] else { return Ok(None) };
     let nodes: Vec<&Node> = function.nodes.iter().map(|&n| &graph.nodes[n]).collect();
     let Some(result) = nodes.last().and_then(|last| last.outputs.first()) else { return Ok(None) };
-    let (session, inputs) = session_of(graph, &nodes, &[*result], options.clone())?;
+    let (session, inputs) = session_of(graph, &nodes, &[*result], None, options.clone())?;
     if inputs != [source] {
         return Ok(None);
     }

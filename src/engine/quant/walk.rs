@@ -64,8 +64,7 @@ impl Walk {
             .filter(|v| self.last.get(v).is_some_and(|&last| last >= self.at))
             .collect();
         if !wanted.is_empty() {
-            let dtype = |v: ValueId| self.values.get(&v).and_then(|all| all.first()).map(Tensor::dtype);
-            let part = part(graph, &own, &made, &wanted, &dtype);
+            let part = part(graph, &own, &made, &wanted, &|v| self.dtype(v));
             let session = Session::new(part.graph, self.options.clone())?;
             let names: Vec<String> = part.inputs.iter().map(|&v| graph.value(v).name.clone()).collect();
             let run = |batch: usize| {
@@ -82,6 +81,11 @@ impl Walk {
         let (last, at) = (&self.last, self.at);
         self.values.retain(|v, _| last.get(v).is_some_and(|&last| last >= at));
         Ok(())
+    }
+
+    /// The type of a value that is there.
+    fn dtype(&self, id: ValueId) -> Option<DType> {
+        self.values.get(&id)?.first().map(Tensor::dtype)
     }
 
     /// A value that is there, one tensor a batch. What codes stand for has the name of the codes here.
@@ -176,7 +180,8 @@ impl Cutter<'_> {
     }
 }
 
-/// Some nodes of a graph as a session: it takes the values that they read from others, by name, and gives `wanted`.
+/// Some nodes of a graph as a session: it takes the values that they read from others, by name, and gives `wanted`. The
+/// types of those that are `there` are told by them: files need not declare what a size in between is.
 ///
 /// # Errors
 /// Where the nodes cannot be run.
@@ -184,9 +189,39 @@ pub fn session_of(
     graph: &Graph,
     nodes: &[&Node],
     wanted: &[ValueId],
+    there: Option<&Walk>,
     options: Options,
 ) -> Result<(Session, Vec<ValueId>), exec::Error> {
     let made: HashSet<ValueId> = nodes.iter().flat_map(|n| n.outputs.iter().copied()).collect();
-    let Part { graph, inputs } = part(graph, nodes, &made, wanted, &|_| None);
+    let Part { graph, inputs } = part(graph, nodes, &made, wanted, &|v| there?.dtype(v));
     Ok((Session::new(graph, options)?, inputs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_that_are_there_tell_their_types() {
+        let mut g = Graph::default();
+        // The file declares nothing about the shape in between.
+        let [x, shape, y] =
+            ["x", "shape", "y"].map(|name| g.add_value(Value { name: name.to_owned(), ..Value::default() }));
+        let node = |op, inputs: &[ValueId], output| {
+            Node::new(String::new(), op, inputs.iter().map(|&id| Some(id)).collect(), vec![output])
+        };
+        g.nodes = vec![
+            node(Op::Shape { start: 0, end: None }, &[x], shape),
+            node(Op::Reshape { allow_zero: false }, &[x, shape], y),
+        ];
+        (g.inputs, g.outputs) = (vec![x], vec![y]);
+        let samples = Tensor::from_slice(&[2, 3], &[1f32; 6]);
+        let mut walk = Walk::new(&g, &[vec![("x".to_owned(), samples.clone())]], Options::default());
+        walk.advance(&g, 1).unwrap();
+        let (session, inputs) =
+            session_of(&g, &[&g.nodes[1]], &[y], Some(&walk), Options::default()).unwrap();
+        assert_eq!(inputs, [x, shape]);
+        let made = session.run(&[("x", &samples), ("shape", &walk.value(shape).unwrap()[0])]).unwrap();
+        assert_eq!(made[0], samples);
+    }
 }

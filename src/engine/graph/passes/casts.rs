@@ -104,8 +104,13 @@ pub(in crate::engine) mod tests {
         }
     }
 
+    /// An operator of ONNX's own of which nobody asks more than the name.
+    pub(in crate::engine) fn named(name: &'static str) -> Other {
+        Other { name, domain: "", operator: Arc::new(Named), attributes: Default::default() }
+    }
+
     pub(in crate::engine) fn cast_like() -> Other {
-        Other { name: "CastLike", domain: "", operator: Arc::new(Named), attributes: Default::default() }
+        named("CastLike")
     }
 
     #[test]

@@ -1,25 +1,24 @@
-//! What is to say of a file as a whole, for one target: opsets, weights that are there in float, scales that do not
-//! fit, and sums that may saturate.
+//! What is to say of a file as a whole, for one target: opsets, weights that are there in float, and scales that do not
+//! fit.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
-use crate::engine::graph::op::Op;
 use crate::engine::graph::{Graph, ValueId};
 use crate::engine::quant::Target;
 use crate::engine::tensor::DType;
 
 use super::net::Net;
-use super::{Finding, Note, Severity, Verdict};
+use super::{Note, Severity};
 
 /// How many names one note lists.
 const LISTED_MAX: usize = 5;
-/// Largest weight code with which two products with `u8` fit 16 bits.
-const SAFE_CODE: i64 = 64;
+/// Elements beyond which constant reals are taken for weights.
+const REALS_MIN: usize = 64;
 /// Most pairs of tensors that are compared.
 const PAIRS_MAX: usize = 1 << 16;
 
-/// The notes for a target, which finds this of the nodes.
-pub(super) fn notes(graph: &Graph, target: Target, findings: &[Finding]) -> Vec<Note> {
+/// The notes for a target.
+pub(super) fn notes(graph: &Graph, target: Target) -> Vec<Note> {
     let net = Net::new(graph);
     let checks: [fn(&Net, Target) -> Option<Note>; 7] = [
         not_quantized,
@@ -30,16 +29,15 @@ pub(super) fn notes(graph: &Graph, target: Target, findings: &[Finding]) -> Vec<
         quantized_while_running,
         bodies,
     ];
-    let notes = checks.iter().filter_map(|check| check(&net, target));
-    notes.chain(saturation(&net, target, findings)).collect()
+    checks.iter().filter_map(|check| check(&net, target)).collect()
 }
 
-fn note(severity: Severity, rule: &'static str, reason: String, remedy: &str) -> Option<Note> {
+pub(super) fn note(severity: Severity, rule: &'static str, reason: String, remedy: &str) -> Option<Note> {
     Some(Note { severity, rule, reason, remedy: remedy.to_owned() })
 }
 
 /// Some names, and how many more.
-fn listed(names: &[String]) -> String {
+pub(super) fn listed(names: &[String]) -> String {
     let some: Vec<String> = names.iter().take(LISTED_MAX).map(|n| format!("`{n}`")).collect();
     match names.len().saturating_sub(LISTED_MAX) {
         0 => some.join(", "),
@@ -180,7 +178,7 @@ fn float_weights(net: &Net, _: Target) -> Option<Note> {
             DType::I8 | DType::U8 if read_by(Net::is_dequantizer) => {
                 coded.entry(tensor.len()).or_default().push(id)
             }
-            DType::F32 if tensor.len() > SAFE_CODE as usize => real.entry(tensor.len()).or_default().push(id),
+            DType::F32 if tensor.len() > REALS_MIN => real.entry(tensor.len()).or_default().push(id),
             _ => {}
         }
     }
@@ -251,48 +249,6 @@ fn quantized_while_running(net: &Net, _: Target) -> Option<Note> {
             "weights_in_float",
             format!("weights are stored in float and quantized when the file is loaded: {}", listed(&names)),
             "store their codes: a quarter of the bytes",
-        ),
-    }
-}
-
-/// The 16-bit sums of ONNX Runtime's default mode on processors without VNNI: of what it computes on codes, for a node
-/// that stays in float multiplies reals.
-fn saturation(net: &Net, target: Target, findings: &[Finding]) -> Option<Note> {
-    if target != Target::Onnxruntime {
-        return None;
-    }
-    let fused = findings.iter().filter(|f| f.verdict == Verdict::Fuses);
-    let fused: HashSet<&str> = fused.map(|f| f.node.as_str()).collect();
-    let mut nodes = Vec::new();
-    for n in net.nodes().into_iter().filter(|&n| fused.contains(net.name(n))) {
-        let node = net.node(n);
-        let codes = match &node.op {
-            Op::Conv { .. } | Op::Gemm { .. } | Op::MatMul => {
-                net.dequantizer(n, 1).and_then(|dq| net.node(dq).input(0))
-            }
-            Op::Other(o) if ["QLinearConv", "QLinearMatMul", "QGemm"].contains(&o.name) => node.input(3),
-            Op::Other(o) if ["MatMulInteger", "ConvInteger", "MatMulIntegerToFloat"].contains(&o.name) => {
-                node.input(1)
-            }
-            _ => None,
-        };
-        let Some(tensor) = net.constant(codes).filter(|t| t.dtype() == DType::I8) else { continue };
-        if tensor.slice::<i8>().iter().any(|&w| i64::from(w).abs() > SAFE_CODE) {
-            nodes.push(net.name(n).to_owned());
-        }
-    }
-    match nodes.is_empty() {
-        true => None,
-        false => note(
-            Severity::Warning,
-            "saturation",
-            format!(
-                "on x86 without VNNI ONNX Runtime's default mode adds two products in 16 bits: weights above {SAFE_CODE} \
-                 may saturate ({} nodes have some: {})",
-                nodes.len(),
-                listed(&nodes)
-            ),
-            "set the session option session.x64quantprecision to 1, or quantize with \"max_code\": 64",
         ),
     }
 }

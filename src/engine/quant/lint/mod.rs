@@ -7,6 +7,7 @@ mod net;
 mod octet;
 mod onnxruntime;
 mod onnxruntime_codes;
+mod onnxruntime_notes;
 mod onnxruntime_passes;
 mod openvino;
 mod shapes;

@@ -447,7 +447,9 @@ impl Judge<'_> {
     /// A product of reals with 8-bit weights.
     fn weights_only(&self, n: usize) -> Option<Judged> {
         let (net, node) = (self.net(), self.net().node(n));
-        let dq = net.dequantizer(n, 1)?;
+        // It moves a Transpose into the codes.
+        let turned = node.input(1).and_then(|id| net.maker(id)).filter(|&t| turns(&net.node(t).op));
+        let dq = turned.map_or_else(|| net.dequantizer(n, 1), |t| net.dequantizer(t, 0))?;
         let plain = match node.op {
             Op::Gemm { alpha, beta, trans_a, trans_b } => {
                 alpha == 1.0 && !trans_a && !trans_b && (node.input(2).is_none() || beta == 1.0)
@@ -456,9 +458,15 @@ impl Judge<'_> {
         };
         let weights = net.constant(net.node(dq).input(0))?;
         let params = net.params(dq)?;
-        let columns = params.shape.is_empty() || params.shape[..] == weights.shape()[1..] && params.axis == 1;
+        let along = usize::from(turned.is_none());
+        let columns = params.shape.is_empty()
+            || params.axis == along as i64
+                && weights.shape().get(along).is_some_and(|&d| params.shape == [d]);
+        let all = [Some(dq), turned].into_iter().flatten().flat_map(|maker| &net.node(maker).outputs);
+        let alone = all.chain(net.node(dq).inputs.iter().flatten()).all(|&id| net.only_reader(id).is_some());
         let quantized = node.outputs.iter().any(|&o| !net.quantizers(o).is_empty());
-        let fits = weights.shape().len() == 2 && matches!(params.dtype, DType::I8 | DType::U8) && columns;
+        let eight = matches!(params.dtype, DType::I8 | DType::U8);
+        let fits = weights.shape().len() == 2 && eight && columns && alone;
         let real = net.dequantizer(n, 0).is_none() && self.clamp_behind(n).is_none() && !quantized;
         (plain && fits && real).then(|| Judged::fuses("MatMulNBits"))
     }
@@ -529,4 +537,9 @@ impl Judge<'_> {
             Some(_) => Ok(Judged::fuses("ArgMax")),
         }
     }
+}
+
+/// Whether an operator exchanges rows and columns.
+fn turns(op: &Op) -> bool {
+    matches!(op, Op::Transpose { perm } if perm.is_empty() || perm[..] == [1, 0])
 }

@@ -1,20 +1,13 @@
 //! TensorRT with explicit quantization: symmetric int8, real biases, Q and DQ before what multiplies.
 
-use crate::engine::graph::Graph;
 use crate::engine::graph::op::{Binary, Op, Unary};
 use crate::engine::tensor::DType;
 
 use super::net::{Net, is_reshape, on_codes};
-use super::{Finding, Judged, Verdict};
+use super::{Judged, Verdict};
 
-/// Judges every node that computes.
-pub(super) fn findings(graph: &Graph) -> Vec<Finding> {
-    let net = Net::new(graph);
-    let of = |n: usize| judge(&net, n).of(net.name(n), net.node(n).op.name());
-    (0..graph.nodes.len()).filter(|&n| net.is_of_interest(n)).map(of).collect()
-}
-
-fn judge(net: &Net, n: usize) -> Judged {
+/// What becomes of a node that computes.
+pub(super) fn judge(net: &Net, n: usize) -> Judged {
     let node = net.node(n);
     if net.moves_codes(n) {
         return Judged::absorbed("it moves codes");

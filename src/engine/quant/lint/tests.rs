@@ -456,6 +456,69 @@ fn a_file_is_judged_as_a_whole() {
 }
 
 #[test]
+fn onnxruntime_rounds_activations_beside_codes_of_weights() {
+    let product = |shape: [usize; 2], axis: Option<usize>, op: Op| {
+        move |s: &mut Sketch| {
+            let (x, w) = (s.rows("x"), s.w(&shape, axis));
+            vec![s.node("m", op, &[x, w])]
+        }
+    };
+    let gemm = |alpha, trans_b| Op::Gemm { alpha, beta: 1.0, trans_a: false, trans_b };
+    let found = [(Severity::Warning, "rounded_activations")];
+    for (shape, axis, op, want) in [
+        ([8, 8], Some(1), Op::MatMul, &found[..]),
+        ([8, 8], None, Op::MatMul, &found),
+        ([8, 8], Some(1), gemm(1.0, false), &found),
+        ([8, 8], Some(0), Op::MatMul, &[]),
+        ([8, 8], Some(1), gemm(0.5, false), &[]),
+        ([8, 8], Some(0), gemm(1.0, true), &[]),
+    ] {
+        assert_eq!(notes(Target::Onnxruntime, product(shape, axis, op.clone())), want, "{axis:?} {op:?}");
+        assert_eq!(notes(Target::Octet, product(shape, axis, op)), []);
+    }
+    // Behind a Transpose rows have the scales, and the codes of an activation make an integer product of it.
+    let turned = |coded: bool| {
+        move |s: &mut Sketch| {
+            let (x, w) = (s.rows("x"), s.w(&[8, 8], Some(0)));
+            let x = if coded { s.pair(x, U8) } else { x };
+            let w = s.node("t", Op::Transpose { perm: vec![1, 0] }, &[w]);
+            vec![s.node("m", Op::MatMul, &[x, w])]
+        }
+    };
+    assert_eq!(notes(Target::Onnxruntime, turned(false)), found);
+    assert!(notes(Target::Onnxruntime, turned(true)).iter().all(|(_, rule)| *rule != "rounded_activations"));
+}
+
+#[test]
+fn onnxruntime_does_not_open_shared_weights_in_its_exact_mode() {
+    let twice = |dtype: DType, share: bool| {
+        move |s: &mut Sketch| {
+            s.weights = dtype;
+            let x = s.rows("x");
+            let w = s.w(&[8, 8], Some(1));
+            let other = if share { w } else { s.w(&[8, 8], Some(1)) };
+            let y = s.node("m", Op::MatMul, &[x, w]);
+            vec![s.node("n", Op::MatMul, &[y, other])]
+        }
+    };
+    let found = (Severity::Warning, "shared_weights");
+    assert_eq!(notes(Target::Onnxruntime, twice(DType::I8, true)), [found]);
+    assert_eq!(notes(Target::Onnxruntime, twice(DType::U8, true)), []);
+    assert!(!notes(Target::Onnxruntime, twice(DType::I8, false)).contains(&found));
+    let on_codes = |s: &mut Sketch| {
+        let x = s.rows("x");
+        let x = s.q(x, U8);
+        let [scale, zero] = [Tensor::scalar(0.1f32), Tensor::scalar(0u8)].map(|t| s.constant(t));
+        let (w, zeros) = (s.constant(Tensor::zeros(DType::I8, &[8, 8])), s.constant(Tensor::scalar(0i8)));
+        let op = || Op::Other(crate::engine::graph::passes::casts::tests::named("QLinearMatMul"));
+        let y = s.node("m", op(), &[x, scale, zero, w, scale, zeros, scale, zero]);
+        let y = s.node("n", op(), &[y, scale, zero, w, scale, zeros, scale, zero]);
+        vec![s.dq(y, U8)]
+    };
+    assert!(notes(Target::Onnxruntime, on_codes).contains(&found));
+}
+
+#[test]
 fn onnxruntime_convolves_codes_of_any_sign_with_one_zero_point() {
     let conv = |x: DType, w: DType, zeros: usize| {
         move |s: &mut Sketch| {

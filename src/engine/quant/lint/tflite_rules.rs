@@ -1,24 +1,17 @@
 //! The quantization specification of TensorFlow Lite, which Arm NN and Ethos-U take: int8 throughout, one scale across
 //! what moves values, fixed scales behind some functions.
 
-use crate::engine::graph::Graph;
 use crate::engine::graph::op::{Binary, Op, PadMode, Reduce, Unary};
 use crate::engine::tensor::DType;
 
+use super::Judged;
 use super::net::{Net, Params, on_codes};
-use super::{Finding, Judged};
 
 /// How far apart, relatively, two scales may be that should be one.
 const TOLERANCE: f32 = 1e-6;
 
-/// Judges every node that computes.
-pub(super) fn findings(graph: &Graph) -> Vec<Finding> {
-    let net = Net::new(graph);
-    let of = |n: usize| judge(&net, n).of(net.name(n), net.node(n).op.name());
-    (0..graph.nodes.len()).filter(|&n| net.is_of_interest(n)).map(of).collect()
-}
-
-fn judge(net: &Net, n: usize) -> Judged {
+/// What becomes of a node that computes.
+pub(super) fn judge(net: &Net, n: usize) -> Judged {
     let node = net.node(n);
     if net.moves_codes(n) {
         return Judged::absorbed("it moves codes");

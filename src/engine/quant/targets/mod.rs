@@ -1,8 +1,10 @@
 //! What the targets of an artifact ask of a plan and of the file: whose rules of fusion it follows. Here is the
-//! vocabulary; `planner` plans for a target, `settle` gives values one scale where the target wants it.
+//! vocabulary; `planner` plans for a target, `settle` gives values one scale where the target wants it, `shared` stores
+//! weights as the target can share them.
 
 pub mod planner;
 pub mod settle;
+pub mod shared;
 mod tensorrt;
 
 use super::{Activations, Functions, Recipe, Target};

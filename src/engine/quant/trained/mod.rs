@@ -1,8 +1,7 @@
 //! Models that come quantized: from training with quantization in mind, or from another tool. Here is how they are told
-//! and what their Q and DQ nodes say; `fold` writes weights as the codes that they stand for, `roles` tells what the
-//! training did to each node, `reference` takes the quantization away again, with `operators` for those on codes.
+//! and what their Q and DQ nodes say; `roles` tells what the training did to each node, `reference` takes the quantization
+//! away again, with `operators` for those on codes.
 
-pub mod fold;
 mod operators;
 pub mod reference;
 pub mod roles;

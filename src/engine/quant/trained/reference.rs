@@ -102,9 +102,13 @@ impl Reference<'_> {
             Op::Split { .. } => {}
             Op::Gather { .. } if node.input(0).is_some_and(|v| self.reals.contains(&v)) => {}
             op if op.lays_blocks() => {}
+            // Means of codes stand for means of reals, whatever the zero point; a filling does not.
             Op::Other(o)
-                if o.name == "Resize" && matches!(o.attributes.text_or("mode", "nearest"), Ok("nearest")) => {
-            }
+                if o.name == "Resize"
+                    && !matches!(
+                        o.attributes.text("coordinate_transformation_mode"),
+                        Ok(Some("tf_crop_and_resize"))
+                    ) => {}
             _ => {
                 return Err(refused(
                     node,

@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::json;
 
-use super::fold::fold_quantized;
 use super::reference::without_quantization;
 use super::roles::{Role, Trained};
 use crate::engine::exec::Options;
-use crate::engine::exec::fold::fold_constants;
+use crate::engine::exec::fold::{fold_constants, fold_quantized};
 use crate::engine::exec::session::Session;
+use crate::engine::graph::attributes::{Attribute, Attributes};
 use crate::engine::graph::op::{Op, Sliding, Unary};
+use crate::engine::graph::operator::Other;
+use crate::engine::graph::passes::casts::tests::named;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::quant::Recipe;
 use crate::engine::quant::dial::Dial;
@@ -269,4 +271,30 @@ fn what_counts_with_codes_has_no_float_model() {
     g.graph.nodes.retain(|n| n.name != "cast");
     let refused = without_quantization(&g.graph).unwrap_err();
     assert!(refused.contains("its output `x.q` is codes"), "{refused}");
+}
+
+#[test]
+fn an_image_of_codes_that_is_resized_has_a_float_model() {
+    for (mode, place, taken) in [
+        ("nearest", "asymmetric", true),
+        ("linear", "half_pixel", true),
+        ("cubic", "half_pixel", true),
+        ("linear", "tf_crop_and_resize", false),
+    ] {
+        let text = |name: &str, text: &str| (name.to_owned(), Attribute::Text(text.to_owned()));
+        let attributes =
+            Attributes::new(vec![text("mode", mode), text("coordinate_transformation_mode", place)]);
+        let resize = Other { attributes, ..named("Resize") };
+        let mut g = Builder::new();
+        let x = g.graph.inputs[0];
+        g.pair(x, 0.1, Tensor::scalar(3u8));
+        let [codes, scale, zero] = ["x.q", "x.scale", "x.zero"].map(|name| value(&g.graph, name));
+        let resized = g.node("resized", Op::Other(resize), &[codes]);
+        let y = g.node("y", Op::DequantizeLinear { axis: 1 }, &[resized, scale, zero]);
+        g.graph.outputs = vec![y];
+        let float = without_quantization(&g.graph);
+        assert_eq!(float.is_ok(), taken, "{mode} {place}: {float:?}");
+        let refused = float.map_or_else(|reason| reason.contains("node `resized` (Resize)"), |_| true);
+        assert!(refused, "{mode} {place}");
+    }
 }
