@@ -114,7 +114,15 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// What an artifact computes with, for people.
+    /// What an artifact computes with, for programs.
+    pub fn precision(self) -> &'static str {
+        match self {
+            Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "int8",
+            Scheme::Float16 => "fp16",
+        }
+    }
+
+    /// The same for people.
     pub fn numbers(self) -> &'static str {
         match self {
             Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "INT8",

@@ -83,7 +83,7 @@ impl Metrics {
         for reason in ["missing", "unknown", "token", "expired", "revoked", "scope", "origin", "rate"] {
             self.auth_refused.with_label_values(&[reason]);
         }
-        for precision in ["fp32", "int8"] {
+        for precision in ["fp32", "fp16", "int8"] {
             self.models_loaded.with_label_values(&[precision]);
             self.model_load.with_label_values(&[precision]);
         }

@@ -752,13 +752,10 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// What it computes with, for people, by the scheme of its recipe: `INT8` or `float16`.
+    /// In what numbers it computes, by its manifest.
     #[must_use]
-    pub fn numbers(&self) -> &'static str {
-        match self.manifest["recipe"]["scheme"].as_str() {
-            Some("float16") => "float16",
-            _ => "INT8",
-        }
+    pub fn precision(&self) -> Precision {
+        Precision::of_artifact(Precision::deserialize(&self.manifest["precision"]).ok())
     }
 }
 
@@ -768,7 +765,9 @@ impl Artifact {
 pub enum Precision {
     /// The float model.
     Fp32,
-    /// The artifact.
+    /// An artifact with half as many bits.
+    Fp16,
+    /// Any other artifact.
     Int8,
 }
 
@@ -778,8 +777,14 @@ impl Precision {
     pub fn as_str(self) -> &'static str {
         match self {
             Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
             Precision::Int8 => "int8",
         }
+    }
+
+    /// That of an artifact; the manifests of old ones do not tell.
+    fn of_artifact(told: Option<Precision>) -> Precision {
+        told.unwrap_or(Precision::Int8)
     }
 }
 
@@ -790,6 +795,8 @@ pub struct EndpointVersion {
     pub version: Version,
     /// The artifact that is served; `None` serves the float `model` itself.
     pub artifact: Option<ArtifactId>,
+    /// What the manifest of the artifact tells.
+    pub artifact_precision: Option<Precision>,
     /// The float model: the twin of the artifact, or what is served.
     pub model: Pinned,
 }
@@ -798,7 +805,7 @@ impl EndpointVersion {
     /// In what numbers it computes.
     #[must_use]
     pub fn precision(&self) -> Precision {
-        if self.artifact.is_some() { Precision::Int8 } else { Precision::Fp32 }
+        self.artifact.map_or(Precision::Fp32, |_| Precision::of_artifact(self.artifact_precision))
     }
 }
 
