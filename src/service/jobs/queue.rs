@@ -355,6 +355,21 @@ impl Queue {
     pub async fn tend(&self) -> Result<Vec<Digest>, Error> {
         let jobs = self.catalog.reap_jobs(self.options.retry_wait).await?;
         self.expired(&jobs);
+        self.look().await?;
+        let census = self.catalog.census().await?;
+        for (state, count) in JobState::ALL.into_iter().zip(census.jobs) {
+            self.metrics.set_jobs(state.as_str(), count);
+        }
+        self.metrics.set_oldest_queued(census.oldest_queued_s);
+        self.metrics.set_stored_bytes(census.float_bytes, census.int8_bytes, census.dataset_bytes);
+        Ok(jobs.into_iter().flat_map(|job| job.freed).collect())
+    }
+
+    /// Tells watchers of changes that another process has made.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`].
+    pub async fn look(&self) -> Result<(), Error> {
         let watched: Vec<JobId> = {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             watched.retain(|_, sender| sender.receiver_count() > 0);
@@ -367,13 +382,7 @@ impl Queue {
                 Err(error) => return Err(error.into()),
             }
         }
-        let census = self.catalog.census().await?;
-        for (state, count) in JobState::ALL.into_iter().zip(census.jobs) {
-            self.metrics.set_jobs(state.as_str(), count);
-        }
-        self.metrics.set_oldest_queued(census.oldest_queued_s);
-        self.metrics.set_stored_bytes(census.float_bytes, census.int8_bytes, census.dataset_bytes);
-        Ok(jobs.into_iter().flat_map(|job| job.freed).collect())
+        Ok(())
     }
 
     fn expired(&self, jobs: &[Job]) {

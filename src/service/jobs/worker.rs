@@ -128,6 +128,7 @@ impl Workers {
     }
 
     async fn tend(self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.queue.changes();
         loop {
             self.metrics.set_uploads_incomplete(self.blobs.incomplete());
             match self.queue.tend().await {
