@@ -454,7 +454,9 @@ impl From<infer::Error> for Problem {
             infer::Error::UnknownEndpoint { .. } | infer::Error::UnknownVersion { .. } => {
                 Problem::new(Code::NotFound, detail)
             }
-            infer::Error::NotReady { .. } => Problem::new(Code::NotReady, detail).retry_after(2),
+            infer::Error::Starting | infer::Error::NotReady { .. } => {
+                Problem::new(Code::NotReady, detail).retry_after(2)
+            }
             infer::Error::UnknownPrecision { .. } => Problem::bad_request(detail),
             // In the words of the protocol that the caller speaks.
             infer::Error::InputType { name, got, want } => {
