@@ -15,6 +15,7 @@ pub mod blobs;
 mod endpoint;
 pub mod partial;
 pub mod remote;
+pub mod reserve;
 pub mod sql;
 
 /// Tells the time. Handed in by `app`, so that tests can set it; only sensible within one host.
