@@ -128,6 +128,7 @@ async fn an_endpoint_is_unloaded_and_loaded_again() {
     app.post_json(load, &json!({ "parameters": { "config": "{}" } })).await.expect(200);
     let config = json!({ "parameters": { "config": r#"{"ensemble_scheduling": {}}"# } });
     app.post_json(load, &config).await.error(400, "bad_request", &["ensemble_scheduling"]);
+    app.post(load, "\"x\"").await.error(400, "bad_request", &["expected an object"]);
     app.post("/v2/repository/index", "{").await.error(400, "malformed_json", &["line 1"]);
 }
 
