@@ -437,7 +437,9 @@ impl From<queue::Error> for Problem {
         let detail = error.to_string();
         match error {
             queue::Error::BadRecipe(_) => Problem::new(Code::BadRecipe, detail),
-            queue::Error::BadAttempts { .. } | queue::Error::BadWebhook(_) => Problem::bad_request(detail),
+            queue::Error::BadAttempts { .. } | queue::Error::BadWebhook(_) | queue::Error::NoCalibration => {
+                Problem::bad_request(detail)
+            }
             queue::Error::BadStatistics(_) => Problem::new(Code::BadData, detail),
             queue::Error::TooManyWatched { .. } => Problem::new(Code::QueueFull, detail).retry_after(10),
             queue::Error::Store(error) => error.into(),
@@ -452,7 +454,9 @@ impl From<infer::Error> for Problem {
             infer::Error::UnknownEndpoint { .. } | infer::Error::UnknownVersion { .. } => {
                 Problem::new(Code::NotFound, detail)
             }
-            infer::Error::NotReady { .. } => Problem::new(Code::NotReady, detail).retry_after(2),
+            infer::Error::Starting | infer::Error::NotReady { .. } => {
+                Problem::new(Code::NotReady, detail).retry_after(2)
+            }
             infer::Error::UnknownPrecision { .. } => Problem::bad_request(detail),
             // In the words of the protocol that the caller speaks.
             infer::Error::InputType { name, got, want } => {

@@ -153,7 +153,7 @@ fn make_folder(folder: &Path) -> Result<(), Error> {
 
 fn summary(output: &Path, outcome: &Outcome) -> String {
     let (accuracy, latency) = (&outcome.accuracy, &outcome.latency);
-    let numbers = if outcome.manifest["recipe"]["scheme"] == "float16" { "float16" } else { "INT8" };
+    let numbers = outcome.manifest["precision"].as_str().unwrap_or_default().to_uppercase();
     format!(
         "{}: {} bytes, {:.1} % of the float model\n\
          {}: float {:.4}, {numbers} {:.4} ({:+.4}) on {} samples; both choose alike on {:.2} %\n\

@@ -95,6 +95,7 @@ pub fn manifest(origin: &Origin<'_>) -> Value {
     json!({
         "engine": ENGINE,
         "contract": CONTRACT,
+        "precision": origin.recipe.scheme.precision(),
         "model": origin.model,
         "calibration": origin.calibration,
         "evaluation": origin.evaluation,
@@ -143,6 +144,7 @@ mod tests {
         };
         assert_eq!(make().to_string(), make().to_string());
         assert_eq!(make()["values"][0]["zero_point"], 3);
+        assert_eq!(make()["precision"], "int8");
         assert_eq!(write(&Graph::default(), &make()), write(&Graph::default(), &make()));
     }
 }

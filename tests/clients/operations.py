@@ -77,6 +77,24 @@ def check_a_full_disk_while_uploading(binary):
         assert server.put("/v1/models/m", support.model_path("fm_lenet")).status == 201
 
 
+def check_a_full_disk_is_emptied_by_deleting(binary):
+    """The disk is full as long as the room that is put by is not given away."""
+    with server_on_a_disk_that_fills(binary) as (server, _):
+        for name in ("a", "b"):
+            assert server.put(f"/v1/models/{name}", support.model_path("fm_lenet")).status in (200, 201)
+        reserve = server.data_dir / "reserve"
+        server.until(reserve.exists, "room is put by")
+        server.stop()
+        server.settings["FULL_DISK_FLAG"] = str(reserve)
+        server.start()
+        assert server.put("/v1/datasets/d", support.EVALUATION_PATH).status == 507
+        for name in ("a", "b"):
+            gone = server.request("DELETE", f"/v1/models/{name}")
+            assert gone.status == 204, f"{gone.status} {gone.text()}"
+        # Nobody refers to the file any more.
+        server.until(lambda: not [p for p in (server.data_dir / "blobs").rglob("*") if p.is_file()], "the file is gone")
+
+
 def fill_in(binary, phase):
     with server_on_a_disk_that_fills(binary) as (server, fill):
         server.serve("resnet8", "fm_resnet8")

@@ -5,6 +5,7 @@ KILLS and JOBS make the test of deaths longer: 200 and 50 are what we hold to.
 """
 
 import contextlib
+import datetime
 import hashlib
 import http.client
 import json
@@ -60,6 +61,20 @@ def check_what_one_replica_takes_another_serves(binary):
         assert gone.status == 200, gone.text()
         a.until(lambda: digest not in c.store.digests(), "the data are gone", 10)
         return f"served by the other replica {converged:.2f} s after the end of the job"
+
+
+def check_the_end_of_a_job_is_heard_at_another_replica(binary):
+    """The round in which all watched jobs are looked at comes every two seconds: six ends in a row come before it."""
+    with cluster.Cluster(binary, api=1, workers=1) as c:
+        api, late = c.api[0], []
+        upload(api)
+        for _ in range(6):
+            job = api.submit(model=MODEL, calibration=f"{MODEL}-calib", keep=True)
+            ended = api.get(f"/v1/jobs/{job}?wait=50").json()
+            late.append(time.time() - datetime.datetime.fromisoformat(ended["finished_at"]).timestamp())
+            assert ended["state"] == "succeeded", ended
+        assert max(late) < 1.2, late
+    return f"{max(late):.2f} s after the end at most"
 
 
 def check_a_worker_that_was_paused_cannot_write(binary):

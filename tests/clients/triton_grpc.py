@@ -409,6 +409,19 @@ def check_the_asynchronous_client(server):
     asyncio.run(work())
 
 
+def check_calls_are_counted(server):
+    def calls():
+        return [server.metric("octet_grpc_requests_total", method=method, code=code)
+                for method, code in (("ServerMetadata", "Ok"), ("ModelMetadata", "NotFound"), ("_other", "Unimplemented"))]
+
+    client, before = client_of(server), calls()
+    client.get_server_metadata()
+    refused("NOT_FOUND", "nobody", lambda: client.get_model_metadata("nobody"))
+    other = grpc.insecure_channel(server.grpc_address).unary_unary("/inference.Other/Call")
+    refused("UNIMPLEMENTED", "/inference.Other/Call", lambda: other(b""))
+    assert [now - then for now, then in zip(calls(), before)] == [1, 1, 1], (before, calls())
+
+
 def check_it_can_be_switched_off(binary):
     for off in ("off", ""):
         with support.Server(binary, settings={"OCTET_GRPC_LISTEN": "127.0.0.1:1"}, grpc=off) as server:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import hmac
 import http.server
+import io
 import ipaddress
 import json
 import queue
@@ -13,6 +14,8 @@ import socket
 import sys
 import threading
 import time
+
+import numpy as np
 
 import support
 
@@ -228,6 +231,28 @@ def check_nothing_is_sent_inside_without_the_setting(binary):
             assert "nor-this" not in answer.text()
         assert server.get("/v1/jobs").json()["items"] == [], "no job was made"
         assert got.empty()
+
+
+def check_a_receiver_that_hangs_keeps_no_other_waiting(binary):
+    """As many messages as may be under way at a time wait at one that does not answer."""
+    end, odd = threading.Event(), io.BytesIO()
+    np.savez(odd, input=np.zeros((2, 3), np.float32))
+    with receiver(*[end] * 100) as (dead, hung), receiver() as (origin, got), \
+            support.Server(binary, settings=SETTINGS) as server:
+        prepare(server)
+        server.put("/v1/datasets/odd", odd.getvalue())
+
+        def submit_odd(origin):
+            """A job that ends at once: its data are of another shape."""
+            return server.submit(model="mlp", calibration="odd", keep=True, webhook_url=origin + PATH)
+
+        for _ in range(64):
+            submit_odd(dead)
+        job = submit_odd(origin)
+        identity, _ = opened(got.get(timeout=8))
+        assert identity == job, identity
+        assert hung.qsize() == 4, f"{hung.qsize()} messages are under way to one receiver"
+        end.set()
 
 
 def inside_names():

@@ -107,7 +107,24 @@ async fn an_artifact_in_float16_is_named_so() {
     let job = app.quantize(json!({ "recipe": { "scheme": "float16" } })).await;
     let id = job["result"]["artifact"]["id"].as_str().unwrap();
     let file = app.get(&format!("/v1/artifacts/{id}/download")).await.expect(200);
-    assert!(file.header("content-disposition").contains("linear-1.float16.onnx"));
+    assert!(file.header("content-disposition").contains("linear-1.fp16.onnx"));
     let page = app.get(&format!("/artifacts/{id}")).await.expect(200);
     assert!(String::from_utf8_lossy(&page.body).contains("in float16"));
+
+    let view = app.put_json("/v1/endpoints/half", &json!({ "artifact": id })).await.expect(201).json();
+    assert_eq!(view["versions"][0]["precision"], "fp16", "{view:#}");
+    let config = app.get("/v2/models/half/config").await.expect(200).json();
+    assert_eq!(config["parameters"]["precision"]["string_value"], "fp16", "{config:#}");
+    let infer = |precision: &str| {
+        json!({ "parameters": { "precision": precision },
+            "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 0, 0, 0] }] })
+    };
+    let path = "/v2/models/half/infer";
+    app.post_json(path, &infer("int8")).await.error(400, "bad_request", &["int8", "fp16", "fp32"]);
+    let answer = app.post_json(path, &infer("fp16")).await.expect(200).json();
+    assert_eq!(answer["outputs"][0]["data"][0], 1.0);
+    let metrics = app.get("/metrics").await.text();
+    assert!(
+        metrics.contains("octet_model_accuracy{endpoint=\"half\",metric=\"agreement\",precision=\"fp16\"")
+    );
 }

@@ -128,7 +128,31 @@ async fn an_endpoint_is_unloaded_and_loaded_again() {
     app.post_json(load, &json!({ "parameters": { "config": "{}" } })).await.expect(200);
     let config = json!({ "parameters": { "config": r#"{"ensemble_scheduling": {}}"# } });
     app.post_json(load, &config).await.error(400, "bad_request", &["ensemble_scheduling"]);
+    app.post(load, "\"x\"").await.error(400, "bad_request", &["expected an object"]);
     app.post("/v2/repository/index", "{").await.error(400, "malformed_json", &["line 1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_answers_while_a_setting_has_it_loaded_again() {
+    let app = TestApp::start().await;
+    app.quantize(json!({ "endpoint": "int8" })).await;
+    let infer =
+        json!({ "inputs": [{ "name": "x", "shape": [1, 4], "datatype": "FP32", "data": [1, 0, 0, 0] }] });
+    let infer = infer.to_string();
+    let ask = || app.request(Method::POST, "/v2/models/int8/infer").body(infer.clone());
+    for n in 0..20 {
+        let shadow = json!({ "shadow": { "fraction": 0.5, "statistics": n % 2 == 0 } });
+        let mut change = std::pin::pin!(app.put_json("/v1/endpoints/int8", &shadow));
+        let changed = loop {
+            tokio::select! {
+                biased;
+                answer = send(ask()) => _ = answer.expect(200),
+                changed = &mut change => break changed,
+            }
+        };
+        let statistics = &changed.expect(200).json()["settings"]["shadow"]["statistics"];
+        assert_eq!(*statistics, json!(n % 2 == 0));
+    }
 }
 
 #[tokio::test]

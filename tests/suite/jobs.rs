@@ -36,6 +36,59 @@ async fn a_job_makes_an_artifact_and_tells_what_was_lost() {
     app.get(&format!("/v1/jobs/{id}")).await.problem(404, "not_found", &[id]);
 }
 
+#[tokio::test]
+async fn nodes_that_a_recipe_names_are_looked_for_before_a_job_is_made() {
+    let app = TestApp::start().await;
+    app.upload().await;
+    let body = |recipe: Value| json!({ "kind": "quantize", "model": "linear", "calibration": "samples", "recipe": recipe });
+    for (recipe, words) in [
+        (json!({ "keep_float": ["gemm", "gem1"] }), &["`keep_float`", "`gem1`", "near it are `gemm`"][..]),
+        (json!({ "sixteen_bit": ["conv*"] }), &["`sixteen_bit`", "no node matches `conv*`"]),
+    ] {
+        app.post_json("/v1/jobs", &body(recipe)).await.problem(422, "bad_recipe", words);
+    }
+    assert_eq!(app.get("/v1/jobs").await.json()["items"], json!([]));
+    app.post_json("/v1/jobs", &body(json!({ "sixteen_bit": ["g*m"] }))).await.expect(202);
+    // What was taken once is not looked at again, whatever the model is by now.
+    let ask = || {
+        let body = body(json!({ "sixteen_bit": ["gemm"] })).to_string();
+        send(app.request(Method::POST, "/v1/jobs").header("idempotency-key", "k").body(body))
+    };
+    let job = ask().await.expect(202).json();
+    app.put("/v1/models/linear", files::with_node_named("other")).await.expect(201);
+    assert_eq!(ask().await.json()["id"], job["id"]);
+}
+
+#[tokio::test]
+async fn a_model_that_comes_quantized_needs_no_calibration_data() {
+    let app = TestApp::start().await;
+    let job = app.quantize(json!({})).await;
+    let artifact = job["result"]["artifact"]["id"].as_str().unwrap();
+    let file = app.get(&format!("/v1/artifacts/{artifact}/download")).await.expect(200).body;
+    app.put("/v1/models/trained", file).await.expect(201);
+    app.put("/v1/datasets/held_out", files::samples(16)).await.expect(201);
+    let ask = |more: Value| {
+        let mut body = json!({ "kind": "quantize", "model": "trained", "evaluation": "held_out" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    for more in [
+        json!({ "evaluation": null }),
+        json!({ "recipe": { "complete": true } }),
+        json!({ "model": "linear" }),
+    ] {
+        app.post_json("/v1/jobs", &ask(more)).await.problem(
+            400,
+            "bad_request",
+            &["`calibration`", "quantized"],
+        );
+    }
+    let asked = app.post_json("/v1/jobs", &ask(json!({}))).await.expect(202).json();
+    let job = app.wait(asked["id"].as_str().unwrap()).await;
+    assert_eq!((&job["state"], &job["deleted"]), (&json!("succeeded"), &json!([])), "{job:#}");
+    app.get("/v1/datasets/held_out").await.expect(200);
+}
+
 const NO_JOB: &str = "job_00000000000000000000000000000000";
 
 #[tokio::test]

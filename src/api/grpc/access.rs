@@ -30,6 +30,33 @@ pub(crate) fn scope_of(path: &str) -> Option<Scope> {
     }
 }
 
+/// The calls of the inference protocol that there are here.
+const CALLS: [&str; 17] = [
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelInfer",
+    "ModelStreamInfer",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+    "RepositoryModelLoad",
+    "RepositoryModelUnload",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+];
+
+/// The call of the inference protocol that a path names.
+pub(crate) fn call_of(path: &str) -> Option<&'static str> {
+    let call = path.trim_start_matches('/').strip_prefix(crate::api::grpc::INFERENCE)?.strip_prefix('/')?;
+    CALLS.into_iter().find(|&known| known == call)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,7 +70,9 @@ mod tests {
         let mut count = 0;
         for call in calls {
             count += 1;
-            let scope = scope_of(&format!("/{}/{call}", crate::api::grpc::INFERENCE));
+            let path = format!("/{}/{call}", crate::api::grpc::INFERENCE);
+            assert_eq!(call_of(&path), Some(call));
+            let scope = scope_of(&path);
             match scope {
                 None => assert!(["ServerLive", "ServerReady"].contains(&call), "{call} is open"),
                 Some(Scope::Infer) => {
@@ -63,7 +92,7 @@ mod tests {
             assert!(admin.contains(&call), "{call}");
         }
         for unknown in ["/", "", "/x/y", "/inference.GRPCInferenceService/Later"] {
-            assert_eq!(scope_of(unknown), Some(Scope::Admin), "{unknown}");
+            assert_eq!((scope_of(unknown), call_of(unknown)), (Some(Scope::Admin), None), "{unknown}");
         }
     }
 }

@@ -81,9 +81,9 @@ pub(crate) fn statistics(served: &Served) -> ModelStatistics {
     let tally = |t: Tally| Some(StatisticDuration { count: t.count, ns: t.ns });
     let batch = |(size, batch): (&usize, &BatchTally)| InferBatchStatistics {
         batch_size: *size as u64,
-        compute_input: tally(batch.merge),
+        compute_input: tally(batch.input),
         compute_infer: tally(batch.compute),
-        compute_output: tally(batch.split),
+        compute_output: tally(batch.output),
     };
     ModelStatistics {
         name: served.name.to_string(),

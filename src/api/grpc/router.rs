@@ -106,10 +106,11 @@ async fn around(State(shared): State<Arc<Context>>, mut request: Request, next: 
         response.headers_mut().insert(REQUEST_ID, value);
     }
     // Where an answer comes, its status follows in the trailers: it is OK.
-    let status = Status::from_header_map(response.headers()).map_or(0, |status| status.code() as i32);
+    let code = code_of(&response);
+    shared.metrics.grpc_request(access::call_of(&path), &format!("{code:?}"), start.elapsed().as_secs_f64());
     let answered = Answered {
         request_id: &id,
-        call: Call::Grpc { path: &path, status },
+        call: Call::Grpc { path: &path, status: code as i32 },
         endpoint: trail.endpoint(),
         parent: parents[0].as_deref(),
         state: parents[1].as_deref(),
@@ -137,11 +138,15 @@ async fn admitted(shared: &Context, path: &str, id: &str, mut request: Request, 
     let trail = request.extensions().get::<Trail>().cloned().unwrap_or_default();
     let noted = Noted::begin(shared, caller.as_ref(), id, "gRPC", path, path);
     let response = bounded(shared, path, request, next).await;
-    let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
+    let code = code_of(&response);
     // The path of a call does not say it, as that of a request does.
     let record = trail.endpoint().filter(|name| !name.is_empty()).map(|name| format!("/v1/endpoints/{name}"));
     noted.end(record, format!("{code:?}")).await;
     response
+}
+
+fn code_of(response: &Response) -> Code {
+    Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code())
 }
 
 async fn bounded(shared: &Context, path: &str, request: Request, next: Next) -> Response {

@@ -192,7 +192,7 @@ pub(crate) async fn file(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let artifact = find(&shared, &id).await?;
-    let numbers = artifact.numbers().to_lowercase();
+    let numbers = artifact.precision().as_str();
     let file_name = format!("{}-{}.{numbers}.onnx", artifact.model.name, artifact.model.version);
     download(&shared, &headers, Download { digest: artifact.sha256, file_name }).await
 }

@@ -148,7 +148,7 @@ pub(crate) struct EndpointView {
 pub(crate) struct EndpointVersionView {
     /// Its number in the endpoint; not the version of the model.
     version: u32,
-    /// `int8` or `fp32`.
+    /// `int8`, `fp16` or `fp32`.
     precision: &'static str,
     /// The artifact that is served; `null` where it is the float model.
     artifact: Option<String>,

@@ -59,7 +59,7 @@ pub(crate) struct BatchFigures {
 /// What one precision of a version has done.
 #[derive(Serialize, ToSchema)]
 pub(crate) struct PrecisionFigures {
-    /// `int8` or `fp32`.
+    /// `int8`, `fp16` or `fp32`.
     precision: &'static str,
     /// Requests by how they ended: `ok`, `rejected`, `cancelled`, `deadline`, `invalid`, `error`.
     #[schema(value_type = std::collections::BTreeMap<String, u64>)]

@@ -246,10 +246,10 @@ fn respond(encoded: Encoded, spent: &Spent) -> Response {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
     let timing = format!(
         "decode;dur={:.3}, queue;dur={:.3}, compute;dur={:.3}, encode;dur={:.3}",
-        ms(spent.input),
-        ms(spent.queue),
-        ms(spent.compute),
-        ms(spent.output)
+        ms(spent.input()),
+        ms(spent.run.queue),
+        ms(spent.run.compute),
+        ms(spent.output())
     );
     let kind = match encoded.json_bytes {
         None => "application/json",
@@ -407,9 +407,9 @@ fn figures(served: &Served) -> Value {
     let batch = |(size, b): (&usize, &BatchTally)| {
         json!({
             "batch_size": size,
-            "compute_input": tally(b.merge),
+            "compute_input": tally(b.input),
             "compute_infer": tally(b.compute),
-            "compute_output": tally(b.split),
+            "compute_output": tally(b.output),
         })
     };
     json!({

@@ -24,7 +24,9 @@ use crate::api::http::dry_run::DryRunView;
 use crate::api::http::fields::Query;
 use crate::api::http::{
     Listing, ProblemBody, Shared, dry_run, etag, header_text, listing, located, page, parse_json, read_body,
+    uploads,
 };
+use crate::engine::pipeline;
 use crate::service::jobs::{Calibration, JobSpec, webhooks};
 use crate::service::store::{
     Digest, IdempotencyKey, Job, JobFilter, JobId, JobKind, JobState, Name, Pinned, Scope, Timestamp, Wanted,
@@ -40,8 +42,9 @@ pub(crate) struct JobRequest {
     /// The float model: `NAME` is the newest version, `NAME@2` that one.
     #[schema(value_type = String)]
     model: Wanted,
-    /// The dataset that ranges are taken from. Deleted when the job has ended, unless `keep` says otherwise or the request
-    /// was at fault (`bad_recipe`, `bad_data`, `bad_model`, `unsupported_op`).
+    /// The dataset that ranges are taken from; not needed where the model comes quantized, is not completed and there is
+    /// an `evaluation`. Deleted when the job has ended, unless `keep` says otherwise or the request was at fault
+    /// (`bad_recipe`, `bad_data`, `bad_model`, `unsupported_op`).
     #[schema(value_type = Option<String>)]
     calibration: Option<Wanted>,
     /// In place of `calibration`: an earlier job on the same version of the model. Its statistics are used, the data are
@@ -328,7 +331,7 @@ pub(crate) async fn post(
     let calibration = match (request.calibration, request.calibration_of) {
         (Some(data), None) => Calibration::Data(data),
         (None, Some(job)) => Calibration::Of(job),
-        (None, None) => return Err(Problem::bad_request("give `calibration`, or `calibration_of` a job")),
+        (None, None) => Calibration::Model,
         (Some(_), Some(_)) => {
             return Err(Problem::bad_request("`calibration` and `calibration_of` exclude each other"));
         }
@@ -344,6 +347,7 @@ pub(crate) async fn post(
         attempts_max: request.attempts_max,
     };
     let key = idempotency_key(&headers, &bytes)?;
+    check_nodes(&shared, &spec, key.as_ref()).await?;
     let created = shared.queue.enqueue(spec, key).await?;
     let mut job = Arc::new(created.record);
     if created.new {
@@ -354,6 +358,23 @@ pub(crate) async fn post(
     }
     let status = if job.state.is_final() { StatusCode::OK } else { StatusCode::ACCEPTED };
     Ok(located(status, &format!("/v1/jobs/{}", job.id), one(&shared, &job).await?))
+}
+
+/// Checks that the nodes that a recipe names are in the model; what else may be wrong with a job the queue finds out.
+async fn check_nodes(shared: &Shared, spec: &JobSpec, key: Option<&IdempotencyKey>) -> Result<(), Problem> {
+    let names = |field: &str| spec.recipe[field].as_array().is_some_and(|names| !names.is_empty());
+    if !names("keep_float") && !names("sixteen_bit") {
+        return Ok(());
+    }
+    // A request that comes again is answered with the job of then, whatever became of the model.
+    if let Some(key) = key
+        && shared.catalog.job_of_key(key).await?.is_some()
+    {
+        return Ok(());
+    }
+    let file = shared.blobs.pin(shared.catalog.model(&spec.model).await?.sha256).await?;
+    let recipe = spec.recipe.clone();
+    uploads::blocking(move || pipeline::dry_run::check_nodes(file.path(), &recipe)).await
 }
 
 /// `Idempotency-Key`, bare or as a quoted string.

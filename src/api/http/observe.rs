@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -101,6 +102,22 @@ pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
 pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
     until::in_time(limit, request, next).await.unwrap_or_else(IntoResponse::into_response)
+}
+
+/// Tries a deletion that a full disk has no room for once more, with the room that is put by for that.
+pub(crate) async fn with_reserve(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    if request.method() != Method::DELETE {
+        return next.run(request).await;
+    }
+    let (parts, body) = request.into_parts();
+    // No deletion has a body.
+    let again = Request::from_parts(parts.clone(), Body::empty());
+    let response = next.clone().run(Request::from_parts(parts, body)).await;
+    let full = response.status() == StatusCode::INSUFFICIENT_STORAGE;
+    if full && shared.blobs.reserve().is_some_and(|reserve| reserve.give()) {
+        return next.run(again).await;
+    }
+    response
 }
 
 /// The answer to a panic in a handler.

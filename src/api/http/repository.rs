@@ -149,6 +149,7 @@ impl Load {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct LoadBody<'a> {
     #[serde(borrow)]
     parameters: Option<BTreeMap<String, Parameter<'a>>>,

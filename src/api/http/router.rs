@@ -231,7 +231,8 @@ fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Ro
     let in_time = from_fn_with_state(shared.limits.request_timeout, observe::in_time);
     let mut all = axum::Router::new();
     for Group { needs, kind, routes } in groups {
-        let (mut routes, _) = routes.split_for_parts();
+        let (routes, _) = routes.split_for_parts();
+        let mut routes = routes.layer(from_fn_with_state(Arc::clone(shared), observe::with_reserve));
         if kind != Kind::Inference {
             routes = routes.layer(from_fn(observe::uncompressed));
         }

@@ -106,7 +106,7 @@ pub(crate) struct Configuration {
     pub(crate) inputs: Vec<ConfiguredPort>,
     /// What a caller gets back.
     pub(crate) outputs: Vec<ConfiguredPort>,
-    /// `int8` or `fp32`.
+    /// `int8`, `fp16` or `fp32`.
     pub(crate) precision: &'static str,
     /// Microseconds that a sample waits for others; `None` where requests are not run together.
     pub(crate) batch_delay_us: Option<u64>,

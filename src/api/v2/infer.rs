@@ -68,13 +68,7 @@ impl Ran {
         if let Some(trail) = trail {
             trail.set_phases(self.phases(ticket, encode));
         }
-        Spent {
-            total: self.start.elapsed(),
-            queue: self.timing.queue,
-            input: self.decode + self.timing.merge,
-            compute: self.timing.compute,
-            output: self.timing.split + encode,
-        }
+        Spent { total: self.start.elapsed(), decode: self.decode, run: self.timing, encode }
     }
 
     fn phases(&self, ticket: &Ticket, encode: Duration) -> Phases {

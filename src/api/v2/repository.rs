@@ -104,7 +104,7 @@ fn check_path(path: &str) -> Result<(), Problem> {
 }
 
 /// What a configuration may say: it is held against the model, or of no consequence here.
-const CONFIG_KEYS: [&str; 12] = [
+const CONFIG_KEYS: [&str; 17] = [
     "name",
     "platform",
     "backend",
@@ -117,14 +117,42 @@ const CONFIG_KEYS: [&str; 12] = [
     "instance_group",
     "default_model_filename",
     "parameters",
+    "optimization",
+    "model_warmup",
+    "response_cache",
+    "metric_tags",
+    "model_transaction_policy",
 ];
+
+/// Ways to run a model that there are not here; each is asked for by being there.
+const SCHEDULERS: [&str; 2] = ["sequence_batching", "ensemble_scheduling"];
+
+/// Whether a value says nothing: what Triton tells of a model has every key, and clients hand that back.
+fn says_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(yes) => !yes,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(fields) => fields.values().all(says_nothing),
+    }
+}
 
 /// Reads a configuration.
 fn read_config(name: &str, text: &str, depth_max: usize) -> Result<Map<String, Value>, Problem> {
     let config: Map<String, Value> = parse_json(text.as_bytes(), depth_max)
         .map_err(|problem| Problem { detail: format!("`config`: {}", problem.detail), ..problem })?;
-    if let Some(key) = config.keys().find(|key| !CONFIG_KEYS.contains(&key.as_str())) {
+    let unknown = |(key, value): &(&String, &Value)| {
+        let empty = says_nothing(value) && !SCHEDULERS.contains(&key.as_str());
+        !CONFIG_KEYS.contains(&key.as_str()) && !empty
+    };
+    if let Some((key, _)) = config.iter().find(unknown) {
         return Err(Problem::bad_request(format!("`config`: `{key}` is not part of this server")));
+    }
+    if config.get("model_transaction_policy").is_some_and(|policy| !says_nothing(policy)) {
+        let text = "`config`: `model_transaction_policy`: a request has one answer here";
+        return Err(Problem::bad_request(text));
     }
     let one_of = |key: &str, known: &[&str]| match config.get(key).and_then(Value::as_str) {
         Some(text) if !text.is_empty() && !known.contains(&text) => {
@@ -210,6 +238,8 @@ mod tests {
             "{}",
             r#"{"name": "m", "backend": "onnxruntime", "max_batch_size": 8, "input": [{"name": "x",
                 "data_type": "TYPE_FP32", "dims": [4]}], "output": [{"name": "y"}]}"#,
+            r#"{"optimization": {"priority": "PRIORITY_DEFAULT"}, "batch_input": [], "cc_model_filenames": {},
+                "model_transaction_policy": {"decoupled": false}, "model_warmup": [{"name": "w"}]}"#,
         ] {
             assert_eq!(check(text), Ok(()), "{text}");
         }
@@ -218,6 +248,8 @@ mod tests {
             (r#"{"name": "n"}"#, "`name` is `n`"),
             (r#"{"platform": "tensorrt_plan"}"#, "`platform` is `tensorrt_plan`"),
             (r#"{"sequence_batching": {}}"#, "`sequence_batching` is not part"),
+            (r#"{"batch_input": [{"kind": "BATCH_ELEMENT_COUNT"}]}"#, "`batch_input` is not part"),
+            (r#"{"model_transaction_policy": {"decoupled": true}}"#, "one answer"),
             (r#"{"input": [{"name": "z"}]}"#, "no input `z`, only [\"x\"]"),
             (
                 r#"{"output": [{"name": "y", "data_type": "TYPE_INT64"}]}"#,

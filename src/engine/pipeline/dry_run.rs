@@ -5,8 +5,9 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
-use super::files::{batch_for, data_error, load_asked, ports};
+use super::files::{batch_for, data_error, is_large, load_asked, load_file, load_outline, ports};
 use super::{Error, Request, gate, trained};
 use crate::engine::artifact;
 use crate::engine::exec::fold::fold_constants;
@@ -15,7 +16,7 @@ use crate::engine::exec::{Layer, Options, ShapesOf};
 use crate::engine::graph::Graph;
 use crate::engine::onnx::import;
 use crate::engine::quant::dial::{self, Dial};
-use crate::engine::quant::plan::{Decision, Kept, Plan};
+use crate::engine::quant::plan::{Decision, Kept, Plan, names_exist};
 use crate::engine::quant::report::{Coverage, FloatRow, rows};
 use crate::engine::quant::rewrite::{Rewritten, rewrite};
 use crate::engine::quant::schemes::any;
@@ -104,6 +105,38 @@ pub struct Seconds {
     pub evaluate: f64,
 }
 
+/// Readies a model as a job does; gives the float model behind one that comes quantized.
+fn ready(graph: &mut Graph, recipe: &mut Recipe) -> Result<Option<Graph>, Error> {
+    let reference = trained::take(graph, recipe)?;
+    fold_constants(graph);
+    if reference.is_none() || recipe.complete {
+        simplify_for(graph, recipe);
+    }
+    Ok(reference)
+}
+
+/// Checks that the nodes that a recipe names are in a model. Of a large model whose file has them all the weights are not
+/// read: one that becomes a part of another node is found out by the job then.
+///
+/// # Errors
+/// [`Error::Recipe`] names the field and what it may have meant; else as [`dry_run`].
+pub fn check_nodes(model: &Path, recipe: &Value) -> Result<(), Error> {
+    let mut recipe = Recipe::parse(recipe).map_err(|e| Error::Recipe(e.to_string()))?;
+    if recipe.keep_float.is_empty() && recipe.sixteen_bit.is_empty() {
+        return Ok(());
+    }
+    let exist = |graph: &Graph, recipe: &Recipe| {
+        names_exist(graph, "keep_float", &recipe.keep_float)?;
+        names_exist(graph, "sixteen_bit", &recipe.sixteen_bit)
+    };
+    if is_large(model)? && exist(&load_outline(model)?, &recipe).is_ok() {
+        return Ok(());
+    }
+    let mut graph = load_file(model)?;
+    ready(&mut graph, &mut recipe)?;
+    exist(&graph, &recipe).map_err(|e| Error::Recipe(e.to_string()))
+}
+
 /// Plans the job of a request; data are looked at for their number and shapes, if there are any.
 ///
 /// # Errors
@@ -111,12 +144,8 @@ pub struct Seconds {
 pub fn dry_run(request: &Request<'_>, memory_bytes_max: u64) -> Result<DryRun, Error> {
     let mut recipe = Recipe::parse(request.recipe).map_err(|e| Error::Recipe(e.to_string()))?;
     let (mut graph, model) = load_asked(request)?;
-    let reference = trained::take(&mut graph, &mut recipe)?;
+    let reference = ready(&mut graph, &mut recipe)?;
     let as_trained = reference.is_some() && !recipe.complete;
-    fold_constants(&mut graph);
-    if !as_trained {
-        simplify_for(&mut graph, &recipe);
-    }
     let plan = any::plan(&graph, &recipe, &Kept::new()).map_err(|e| Error::Recipe(e.to_string()))?;
     let options = Options { threads: request.threads.max(1), memory_bytes_max, ..Options::default() };
     let session = |graph| Session::new(graph, options.clone()).map_err(|e| Error::Model(e.to_string()));

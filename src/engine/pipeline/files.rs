@@ -61,6 +61,14 @@ pub(super) fn load_outline(path: &Path) -> Result<Graph, Error> {
     import::import_outline(path).map_err(|e| import_error(e, path))
 }
 
+/// From so many bytes on, a float model is looked into by its outline: its weights stay on the disk.
+const OUTLINE_BYTES: u64 = 256 << 20;
+
+pub(super) fn is_large(model: &Path) -> Result<bool, Error> {
+    let failed = |source| Error::Io { path: model.display().to_string(), source };
+    Ok(std::fs::metadata(model).map_err(failed)?.len() >= OUTLINE_BYTES)
+}
+
 /// The model that a job asks for, and the file that it is.
 pub(super) fn load_asked(request: &Request<'_>) -> Result<(Graph, artifact::Source), Error> {
     if !request.beside {

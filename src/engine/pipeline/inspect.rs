@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::Error;
-use super::files::{data_error, load, load_file, load_outline, read};
+use super::files::{data_error, is_large, load, load_file, load_outline, read};
 use crate::engine::exec::fold::fold_constants;
 use crate::engine::exec::session::Session;
 use crate::engine::exec::{self, Options, Port};
@@ -24,9 +24,6 @@ use crate::engine::quant::trained::is_quantized;
 use crate::engine::quant::{self, Recipe};
 use crate::engine::tensor::{Tensor, npy};
 
-/// From so many bytes on, a float model is looked into by its outline: its weights stay on the disk.
-const OUTLINE_BYTES: u64 = 256 << 20;
-
 /// Whether a file is a model that can be run, and what it is: what an upload is checked with. Gives `inputs`, `outputs`
 /// (`{name, dtype, shape}`, numbers or names), `operators` (counts), `parameters`, `macs` (of one sample, `null` where
 /// the shapes are not fixed but for the batch), `quantized`, and what a job with the default recipe would do: `integer`
@@ -39,8 +36,7 @@ const OUTLINE_BYTES: u64 = 256 << 20;
 /// # Errors
 /// [`Error::Model`] or [`Error::Io`].
 pub fn inspect(model: &Path, memory_bytes_max: u64) -> Result<Value, Error> {
-    let failed = |source| Error::Io { path: model.display().to_string(), source };
-    if std::fs::metadata(model).map_err(failed)?.len() >= OUTLINE_BYTES {
+    if is_large(model)? {
         let graph = load_outline(model)?;
         // Codes say with their values what can run on them.
         if !is_quantized(&graph) {

@@ -120,7 +120,15 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// What an artifact computes with, for people.
+    /// What an artifact computes with, for programs.
+    pub fn precision(self) -> &'static str {
+        match self {
+            Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "int8",
+            Scheme::Float16 => "fp16",
+        }
+    }
+
+    /// The same for people.
     pub fn numbers(self) -> &'static str {
         match self {
             Scheme::Auto | Scheme::Static | Scheme::Dynamic | Scheme::WeightOnly => "INT8",
@@ -363,12 +371,14 @@ pub enum Error {
         reason: String,
     },
     /// A pattern that matches no node.
-    #[error("`{field}`: no node matches `{pattern}`")]
+    #[error("`{field}`: no node matches `{pattern}`{}", and_near(near))]
     NoMatch {
         /// The field.
         field: &'static str,
         /// The pattern.
         pattern: String,
+        /// Nodes with names that are like it.
+        near: Vec<String>,
     },
 }
 
@@ -617,6 +627,41 @@ fn object<'v>(field: &str, value: &'v Value) -> Result<&'v Value, Error> {
         true => Ok(value),
         false => Err(Error::Field { field: field.to_owned(), reason: format!("{value} is not an object") }),
     }
+}
+
+fn and_near(near: &[String]) -> String {
+    if near.is_empty() { String::new() } else { format!("; near it are `{}`", near.join("`, `")) }
+}
+
+/// The names that are most like `wanted`, three at most: a third of its letters may be others.
+fn near<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    // A pattern of any length comes with a request; a name that is near it is no longer than that.
+    const LETTERS_MAX: usize = 256;
+    if wanted.len() > LETTERS_MAX {
+        return Vec::new();
+    }
+    let most = wanted.chars().count() / 3;
+    let names = names.filter(|name| name.len().abs_diff(wanted.len()) <= 4 * most);
+    let mut near: Vec<(usize, &str)> = names.map(|name| (distance(wanted, name), name)).collect();
+    near.retain(|&(apart, _)| apart <= most);
+    near.sort_unstable();
+    near.dedup();
+    near.into_iter().take(3).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// How many letters have to be put in, left out or changed to make one text the other (Levenshtein, 1965), case aside.
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.to_lowercase().chars().enumerate() {
+        let mut before = std::mem::replace(&mut row[0], i + 1);
+        for (j, &b) in b.iter().enumerate() {
+            let changed = before + usize::from(a != b);
+            before = row[j + 1];
+            row[j + 1] = changed.min(before + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// Whether a name fits a pattern in which `*` stands for any letters, also none.

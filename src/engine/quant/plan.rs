@@ -107,7 +107,10 @@ pub fn plan_each(
 pub fn names_exist(graph: &Graph, field: &'static str, patterns: &[String]) -> Result<(), Error> {
     let unknown = |pattern: &&String| !graph.nodes.iter().any(|n| super::matches(pattern, &n.name));
     match patterns.iter().find(unknown) {
-        Some(pattern) => Err(Error::NoMatch { field, pattern: pattern.clone() }),
+        Some(pattern) => {
+            let near = super::near(pattern, graph.nodes.iter().map(|n| n.name.as_str()));
+            Err(Error::NoMatch { field, pattern: pattern.clone(), near })
+        }
         None => Ok(()),
     }
 }

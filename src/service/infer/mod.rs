@@ -128,6 +128,9 @@ pub enum Error {
         /// What was asked for.
         name: String,
     },
+    /// The process has just begun: which endpoints there are is not known yet.
+    #[error("the endpoints are being read")]
+    Starting,
     /// The endpoint does not serve that version.
     #[error("endpoint `{name}` has no version {version}; it serves {served:?}")]
     UnknownVersion {

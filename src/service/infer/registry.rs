@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ pub struct Registry {
     // Counts loads and requests: what has the lowest number was not used for the longest.
     uses: AtomicU64,
     entries: RwLock<HashMap<String, Arc<Entry>>>,
+    // Whether the catalog was read once: an endpoint that is not among the entries does not exist.
+    read: AtomicBool,
     unloaded: RwLock<HashSet<String>>,
     // One follower at a time; loads are slow and must not run twice.
     following: tokio::sync::Mutex<()>,
@@ -91,6 +93,7 @@ impl Registry {
             memory_bytes,
             uses: AtomicU64::new(0),
             entries: RwLock::default(),
+            read: AtomicBool::new(false),
             unloaded: RwLock::default(),
             following: tokio::sync::Mutex::default(),
         })
@@ -128,7 +131,7 @@ impl Registry {
     /// # Errors
     /// As [`Registry::find`].
     pub async fn admit(
-        &self,
+        self: &Arc<Registry>,
         name: &str,
         version: Option<&str>,
         protocol: Protocol,
@@ -147,7 +150,12 @@ impl Registry {
         Ok(Ticket::new(served, Arc::clone(&self.batcher), protocol, compared))
     }
 
-    async fn load_again(&self, name: &str, number: u32) -> Result<Arc<Served>, Error> {
+    async fn load_again(self: &Arc<Registry>, name: &str, number: u32) -> Result<Arc<Served>, Error> {
+        let (this, name) = (Arc::clone(self), name.to_owned());
+        to_its_end(async move { this.load_evicted(&name, number).await }).await
+    }
+
+    async fn load_evicted(&self, name: &str, number: u32) -> Result<Arc<Served>, Error> {
         let _one = self.following.lock().await;
         let (entry, _) = self.entry(name, None)?;
         if matches!(entry.versions.get(&number), Some(State::Evicted)) {
@@ -205,10 +213,14 @@ impl Registry {
     /// An endpoint, and the number of the version that is meant.
     ///
     /// # Errors
-    /// [`Error::UnknownEndpoint`], [`Error::UnknownVersion`].
+    /// [`Error::UnknownEndpoint`], [`Error::UnknownVersion`], [`Error::Starting`].
     pub fn entry(&self, name: &str, version: Option<&str>) -> Result<(Arc<Entry>, u32), Error> {
         let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        let entry = entries.get(name).ok_or_else(|| Error::UnknownEndpoint { name: name.to_owned() })?;
+        let unknown = || match self.read.load(Ordering::Relaxed) {
+            true => Error::UnknownEndpoint { name: name.to_owned() },
+            false => Error::Starting,
+        };
+        let entry = entries.get(name).ok_or_else(unknown)?;
         let number = match version {
             None => entry.endpoint.default_version.0,
             // Triton takes leading zeros in a version; so do we, here.
@@ -264,7 +276,7 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Registry::follow`].
-    pub async fn reload(&self, name: &str) -> Result<(), store::Error> {
+    pub async fn reload(self: &Arc<Registry>, name: &str) -> Result<(), store::Error> {
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         if let Ok((entry, _)) = self.entry(name, None) {
             let mut entry = Entry::clone(&entry);
@@ -294,7 +306,12 @@ impl Registry {
     ///
     /// # Errors
     /// Where the catalog does not answer. A version that cannot be loaded is [`State::Failed`] and no error.
-    pub async fn follow(&self) -> Result<(), store::Error> {
+    pub async fn follow(self: &Arc<Registry>) -> Result<(), store::Error> {
+        let this = Arc::clone(self);
+        to_its_end(async move { this.follow_all().await }).await
+    }
+
+    async fn follow_all(&self) -> Result<(), store::Error> {
         let _one = self.following.lock().await;
         let mut names = HashSet::new();
         let mut page = Page::first(Page::LIMIT_MAX);
@@ -311,6 +328,7 @@ impl Registry {
         }
         self.entries.write().unwrap_or_else(PoisonError::into_inner).retain(|name, _| names.contains(name));
         self.unloaded.write().unwrap_or_else(PoisonError::into_inner).retain(|name| names.contains(name));
+        self.read.store(true, Ordering::Relaxed);
         self.make_room(None);
         Ok(())
     }
@@ -329,6 +347,11 @@ impl Registry {
                 Some(State::Ready(served))
                     if served.source == *source && served.live.is_some() == collects(&endpoint, source) =>
                 {
+                    State::Ready(served)
+                }
+                // It answers until it is there once more, loaded as the settings have it now.
+                Some(State::Ready(served)) => {
+                    to_load.push(source.clone());
                     State::Ready(served)
                 }
                 Some(State::Evicted) => State::Evicted,
@@ -359,7 +382,11 @@ impl Registry {
         }
         for source in to_load {
             let state = self.load_or_say(&endpoint, &source).await;
-            entry.versions.insert(source.version.0, state);
+            let slot = entry.versions.entry(source.version.0).or_insert(State::Loading);
+            // One that answers is better than none.
+            if !matches!((&*slot, &state), (State::Ready(_), State::Failed(..))) {
+                *slot = state;
+            }
         }
         self.configure(&entry);
         self.set(entry);
@@ -416,10 +443,6 @@ impl Registry {
         let metrics = Arc::clone(&self.metrics);
         let (tell, loaded) = tokio::sync::oneshot::channel();
         self.loader.spawn(move || {
-            // Who asked may be gone by the time that the loader comes to it.
-            if tell.is_closed() {
-                return;
-            }
             // A bit that has fallen over would give other answers and say nothing.
             let damaged =
                 [Some(&float), int8.as_ref()].into_iter().flatten().find_map(|pin| pin.check().err());
@@ -463,6 +486,19 @@ impl Registry {
             entry.versions.values_mut().for_each(|state| *state = State::Unloaded);
         }
         self.entries.write().unwrap_or_else(PoisonError::into_inner).insert(name, Arc::new(entry));
+    }
+}
+
+/// Does work that goes on when nobody waits for it any more: a client that has gone must not cost the next one the same
+/// load again.
+async fn to_its_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime stops, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
     }
 }
 
@@ -536,5 +572,53 @@ impl Entry {
     #[must_use]
     pub fn default_version(&self) -> Version {
         self.endpoint.default_version
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::service::infer::batcher::tests::batcher;
+    use crate::service::store::sql::tests::{Scratch, name, new_model};
+    use crate::service::store::{EndpointChange, Expect};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_load_goes_on_when_who_asked_for_it_has_gone() {
+        let scratch = Scratch::new().await;
+        let blobs = Blobs::open(scratch.folder.path()).unwrap();
+        let pin = blobs.put(b"no model").await.unwrap();
+        let model = scratch.catalog.create_model(new_model("m", pin.digest())).await.unwrap().record.pinned();
+        let change = EndpointChange { add: Some((None, model)), ..EndpointChange::default() };
+        scratch.catalog.change_endpoint(&name("e"), change, Expect::Any).await.unwrap();
+        let loader = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap());
+        let (go, wait) = mpsc::channel::<()>();
+        loader.spawn(move || _ = wait.recv());
+        let metrics = Arc::new(Metrics::new("0", "scalar"));
+        let (catalog, batcher) = (scratch.catalog.clone(), batcher(Limits::default()));
+        let registry = Registry::new(catalog, blobs, batcher, metrics, Options::default(), loader, 0);
+        let until = async |wanted: fn(&State) -> bool| {
+            let state = || registry.entry("e", None).ok().and_then(|(e, _)| e.versions.get(&1).cloned());
+            let is_so = async {
+                while !state().is_some_and(|state| wanted(&state)) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), is_so).await.expect("in time");
+        };
+        assert!(matches!(registry.find("nobody", None), Err(Error::Starting)));
+        let asked = tokio::spawn({
+            let registry = Arc::clone(&registry);
+            async move { registry.follow().await }
+        });
+        until(|state| matches!(state, State::Loading)).await;
+        asked.abort();
+        assert!(asked.await.unwrap_err().is_cancelled());
+        drop(go);
+        // What it came to is kept: that the file is no model.
+        until(|state| matches!(state, State::Failed(..))).await;
+        registry.follow().await.unwrap();
+        assert!(matches!(registry.find("nobody", None), Err(Error::UnknownEndpoint { .. })));
     }
 }

@@ -238,7 +238,7 @@ impl Catalog for Faulty {
         keys() -> Vec<ApiKey>;
         revoke_key(id: KeyId) -> ApiKey;
         webhook(job: JobId) -> Option<Webhook>;
-        claim_webhook(lease: Duration) -> Option<WebhookClaim>;
+        claim_webhook(lease: Duration, busy: &'a [String]) -> Option<WebhookClaim>;
         settle_webhook(claim: &'a WebhookClaim, outcome: WebhookOutcome, status: Option<u16>) -> bool;
     }
 

@@ -43,6 +43,8 @@ pub enum Calibration {
     Data(Wanted),
     /// The statistics that an earlier job on the same model has kept.
     Of(JobId),
+    /// The model: it comes quantized, and only the evaluation needs data.
+    Model,
 }
 
 /// What can happen to a job.

@@ -36,6 +36,12 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// There is nothing to take ranges from.
+    #[error(
+        "give `calibration`, or `calibration_of` a job; only a model that comes quantized and is not completed needs \
+         no more than `evaluation`"
+    )]
+    NoCalibration,
     /// The statistics of a job cannot be used.
     #[error("calibration_of: {0}")]
     BadStatistics(String),
@@ -130,7 +136,9 @@ impl Queue {
         attempts_max: u32,
         key: Option<IdempotencyKey>,
     ) -> Result<NewJob, Error> {
-        let model = self.catalog.model(&spec.model).await?.pinned();
+        let found = self.catalog.model(&spec.model).await?;
+        let model = found.pinned();
+        let mut keep = spec.keep;
         let mut evaluation = match &spec.evaluation {
             None => None,
             Some(wanted) => Some(self.catalog.dataset(wanted).await?.pinned()),
@@ -144,6 +152,13 @@ impl Queue {
                 }
                 (earlier.calibration, Some(id))
             }
+            Calibration::Model => {
+                let as_trained = found.info["quantized"] == true && spec.recipe["complete"] != true;
+                let data = evaluation.clone().filter(|_| as_trained).ok_or(Error::NoCalibration)?;
+                // They are calibration data by name only: not those that go with the job.
+                keep = true;
+                (data, None)
+            }
         };
         Ok(NewJob {
             kind: JobKind::Quantize,
@@ -151,7 +166,7 @@ impl Queue {
             calibration,
             calibration_of,
             evaluation,
-            keep: spec.keep,
+            keep,
             recipe: spec.recipe,
             endpoint: spec.endpoint,
             webhook_url: spec.webhook_url,
@@ -355,6 +370,21 @@ impl Queue {
     pub async fn tend(&self) -> Result<Vec<Digest>, Error> {
         let jobs = self.catalog.reap_jobs(self.options.retry_wait).await?;
         self.expired(&jobs);
+        self.look().await?;
+        let census = self.catalog.census().await?;
+        for (state, count) in JobState::ALL.into_iter().zip(census.jobs) {
+            self.metrics.set_jobs(state.as_str(), count);
+        }
+        self.metrics.set_oldest_queued(census.oldest_queued_s);
+        self.metrics.set_stored_bytes(census.float_bytes, census.int8_bytes, census.dataset_bytes);
+        Ok(jobs.into_iter().flat_map(|job| job.freed).collect())
+    }
+
+    /// Tells watchers of changes that another process has made.
+    ///
+    /// # Errors
+    /// [`store::Error::Database`].
+    pub async fn look(&self) -> Result<(), Error> {
         let watched: Vec<JobId> = {
             let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
             watched.retain(|_, sender| sender.receiver_count() > 0);
@@ -367,13 +397,7 @@ impl Queue {
                 Err(error) => return Err(error.into()),
             }
         }
-        let census = self.catalog.census().await?;
-        for (state, count) in JobState::ALL.into_iter().zip(census.jobs) {
-            self.metrics.set_jobs(state.as_str(), count);
-        }
-        self.metrics.set_oldest_queued(census.oldest_queued_s);
-        self.metrics.set_stored_bytes(census.float_bytes, census.int8_bytes, census.dataset_bytes);
-        Ok(jobs.into_iter().flat_map(|job| job.freed).collect())
+        Ok(())
     }
 
     fn expired(&self, jobs: &[Job]) {

@@ -3,6 +3,7 @@
 //! An address comes from a stranger and the request from inside: only public addresses are connected to, unless the
 //! settings say otherwise. Names are resolved here, so that what was checked is what is connected to.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,7 +36,9 @@ const BEGIN: Duration = Duration::from_secs(10);
 /// More of an answer is not read: only its status counts.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// Attempts that run at a time.
-const SIDE_BY_SIDE: usize = 16;
+const SIDE_BY_SIDE: usize = 64;
+/// Of those, to one receiver: one that does not answer keeps no other from hearing.
+const SIDE_BY_SIDE_EACH: usize = 4;
 /// Attempts until a message is given up.
 const ATTEMPTS_MAX: u32 = 5;
 /// A receiver that answers this wants no further attempt (RFC 9110, 15.5.11; Standard Webhooks, "Responding to webhooks").
@@ -119,6 +122,13 @@ pub fn check(url: &str, receivers: Receivers) -> Result<Url, BadUrl> {
 #[must_use]
 pub fn origin(url: &str) -> String {
     url.parse::<Url>().map_or_else(|_| "null".to_owned(), |url| url.origin().ascii_serialization())
+}
+
+/// What all addresses at one receiver begin with, as they were written: another spelling counts as another receiver.
+fn receiver(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |at| at + 3);
+    let end = url[host..].find(['/', '?', '#']).map_or(url.len(), |at| host + at + 1);
+    &url[..end]
 }
 
 /// Whether anybody in the internet has this address, so that sending there tells nothing that only we can reach.
@@ -260,6 +270,30 @@ pub struct Webhooks {
     client: reqwest::Client,
 }
 
+/// The attempts that run now.
+#[derive(Default)]
+struct Attempts {
+    running: JoinSet<()>,
+    // Each attempt holds one of its receiver, and lets go of it however it ends.
+    receivers: HashMap<String, Arc<()>>,
+}
+
+impl Attempts {
+    /// Gives how many run still.
+    fn forget_ended(&mut self) -> usize {
+        while self.running.try_join_next().is_some() {}
+        self.receivers.retain(|_, counted| Arc::strong_count(counted) > 1);
+        self.running.len()
+    }
+
+    /// The receivers that have as many as one may have.
+    fn busy(&self) -> Vec<String> {
+        let full =
+            self.receivers.iter().filter(|(_, counted)| Arc::strong_count(counted) > SIDE_BY_SIDE_EACH);
+        full.map(|(receiver, _)| receiver.clone()).collect()
+    }
+}
+
 /// Why an attempt failed.
 struct Failure {
     status: Option<u16>,
@@ -298,31 +332,33 @@ impl Webhooks {
     /// aborted, they are due again when their leases have run out.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut changes = self.catalog.job_changes();
-        let mut attempts = JoinSet::new();
+        let mut attempts = Attempts::default();
         while goes_on(&stop) {
-            while attempts.try_join_next().is_some() {}
-            let full = attempts.len() >= SIDE_BY_SIDE;
+            let full = attempts.forget_ended() >= SIDE_BY_SIDE;
             if !full && self.begin(&mut attempts).await {
                 continue;
             }
             tokio::select! {
                 () = stopped(&mut stop) => {}
-                _ = attempts.join_next(), if full => {}
+                Some(_) = attempts.running.join_next() => {}
                 _ = changes.changed(), if !full => {}
                 () = tokio::time::sleep(POLL), if !full => {}
             }
         }
-        while attempts.join_next().await.is_some() {}
+        while attempts.running.join_next().await.is_some() {}
     }
 
     /// Begins an attempt, where one is due.
-    async fn begin(self: &Arc<Self>, attempts: &mut JoinSet<()>) -> bool {
+    async fn begin(self: &Arc<Self>, attempts: &mut Attempts) -> bool {
         let asked = Instant::now();
-        match self.catalog.claim_webhook(LEASE).await {
+        match self.catalog.claim_webhook(LEASE, &attempts.busy()).await {
             Ok(None) => false,
             Ok(Some(claim)) => {
                 let this = Arc::clone(self);
-                attempts.spawn(async move {
+                let url = claim.job.webhook_url.as_deref().unwrap_or_default();
+                let counted = Arc::clone(attempts.receivers.entry(receiver(url).to_owned()).or_default());
+                attempts.running.spawn(async move {
+                    let _counted = counted;
                     // Else another process might send it at the same time. It is due again when the lease has run out.
                     if asked.elapsed() <= BEGIN {
                         this.attempt(&claim).await;
@@ -457,6 +493,18 @@ mod tests {
         let signatures = sign(&both);
         let (first, second) = signatures.split_once(' ').unwrap();
         assert!(first.starts_with("v1,") && first != known && second == known, "{signatures}");
+    }
+
+    #[test]
+    fn a_receiver_is_what_its_addresses_begin_with() {
+        for (url, want) in [
+            ("https://ci.example/a/b?c", "https://ci.example/"),
+            ("http://ci.example:80?c=/", "http://ci.example:80?"),
+            ("HTTPS://ci.example", "HTTPS://ci.example"),
+            ("", ""),
+        ] {
+            assert_eq!(receiver(url), want, "{url}");
+        }
     }
 
     #[test]

@@ -128,6 +128,7 @@ impl Workers {
     }
 
     async fn tend(self, mut stop: watch::Receiver<bool>) {
+        let mut changes = self.queue.changes();
         loop {
             self.metrics.set_uploads_incomplete(self.blobs.incomplete());
             match self.queue.tend().await {
@@ -137,11 +138,25 @@ impl Workers {
             if let Err(error) = self.blobs.discard_doomed(&*self.catalog).await {
                 warn!(error = %chain(&error), "Blobs are left for the next look");
             }
+            if let Some(reserve) = self.blobs.reserve() {
+                // A disk that has no room for it is full: who writes there is told, and this comes again.
+                let _ = tokio::task::spawn_blocking(move || reserve.keep()).await;
+            }
             tokio::select! {
                 () = stopped(&mut stop) => return,
-                () = tokio::time::sleep(TEND) => {}
+                _ = tokio::time::timeout(TEND, self.listen(&mut changes)) => {}
             }
         }
+    }
+
+    /// Tells watchers at once of what other processes do, where there are any.
+    async fn listen(&self, changes: &mut watch::Receiver<u64>) {
+        while self.blobs.is_shared() && changes.changed().await.is_ok() {
+            if let Err(error) = self.queue.look().await {
+                warn!(error = %chain(&error), "Those who watch jobs hear of them later");
+            }
+        }
+        std::future::pending().await
     }
 
     async fn work(self, owner: String, mut stop: watch::Receiver<bool>) {

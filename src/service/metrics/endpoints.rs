@@ -141,7 +141,7 @@ impl EndpointMetrics {
             }
             entry.accuracy_metrics.insert(metric.to_owned());
         }
-        for (precision, value) in [("fp32", float), ("int8", int8)] {
+        for (precision, value) in [("fp32", float), (labels.precision, int8)] {
             shared
                 .accuracy
                 .with_label_values(&[labels.endpoint.as_str(), &labels.version, precision, metric])
@@ -360,7 +360,7 @@ impl Drop for EndpointSeries {
             let _ = shared.memory.remove_label_values(&[endpoint, version, *precision, kind]);
         }
         for metric in accuracy_metrics {
-            for precision in ["fp32", "int8"] {
+            for precision in ["fp32", precision] {
                 let _ = shared.accuracy.remove_label_values(&[endpoint, version, precision, &metric]);
             }
             let _ = shared.accuracy_delta.remove_label_values(&[endpoint, version, &metric]);

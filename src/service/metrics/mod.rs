@@ -105,6 +105,11 @@ declare! {
         "Time from the request head to the end of the answer.", "Which route is slow?";
     "http_requests_in_flight" Gauge, "requests", [], "HTTP requests being answered.",
         "Is the server idle, busy, or draining?";
+    "grpc_requests_total" Counter, "calls", ["method", "code"],
+        "gRPC calls answered, by the call of the inference protocol; those of other services under `_other`.",
+        "How much is asked over gRPC, and what share fails?";
+    "grpc_request_duration_seconds" Histo(Request), "seconds", ["method"],
+        "Time to the answer of a gRPC call; of a stream, to its beginning.", "Which call is slow?";
     "auth_refused_total" Counter, "requests", ["reason"],
         "Requests refused for want of a key that allows them, over HTTP and gRPC.",
         "Does somebody try keys, or has one run out?";

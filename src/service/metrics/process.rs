@@ -18,6 +18,8 @@ pub struct Metrics {
     http_requests: IntCounterVec,
     http_duration: HistogramVec,
     http_in_flight: IntGauge,
+    grpc_requests: IntCounterVec,
+    grpc_duration: HistogramVec,
     auth_refused: IntCounterVec,
     routes: Mutex<HashSet<(&'static str, String)>>,
     endpoints: Arc<Endpoints>,
@@ -52,6 +54,8 @@ impl Metrics {
             http_requests: make.counters("octet_http_requests_total"),
             http_duration: make.histograms("octet_http_request_duration_seconds"),
             http_in_flight: make.int_gauge("octet_http_requests_in_flight"),
+            grpc_requests: make.counters("octet_grpc_requests_total"),
+            grpc_duration: make.histograms("octet_grpc_request_duration_seconds"),
             auth_refused: make.counters("octet_auth_refused_total"),
             routes: Mutex::default(),
             endpoints: Arc::new(Endpoints::new(&make)),
@@ -83,7 +87,7 @@ impl Metrics {
         for reason in ["missing", "unknown", "token", "expired", "revoked", "scope", "origin", "rate"] {
             self.auth_refused.with_label_values(&[reason]);
         }
-        for precision in ["fp32", "int8"] {
+        for precision in ["fp32", "fp16", "int8"] {
             self.models_loaded.with_label_values(&[precision]);
             self.model_load.with_label_values(&[precision]);
         }
@@ -126,6 +130,13 @@ impl Metrics {
         let route = self.route_label(method, route);
         self.http_requests.with_label_values(&[method, route, &status.to_string()]).inc();
         self.http_duration.with_label_values(&[method, route]).observe(seconds);
+    }
+
+    /// A gRPC call was answered; `None` is a call of another service than inference.
+    pub fn grpc_request(&self, method: Option<&'static str>, code: &str, seconds: f64) {
+        let method = method.unwrap_or(OTHER);
+        self.grpc_requests.with_label_values(&[method, code]).inc();
+        self.grpc_duration.with_label_values(&[method]).observe(seconds);
     }
 
     fn route_label<'a>(&self, method: &'static str, route: &'a str) -> &'a str {
@@ -260,6 +271,7 @@ pub(super) mod tests {
     pub(in crate::service::metrics) fn full() -> (Metrics, EndpointMetrics) {
         let metrics = Metrics::new("0.1.0", "avx2");
         metrics.http_request("GET", "/v1/jobs/{id}", 200, 0.01);
+        metrics.grpc_request(Some("ModelInfer"), "Ok", 0.01);
         metrics.webhook_tried("delivered");
         let endpoint = metrics.load_endpoint("resnet", 1, "int8", 0.5);
         endpoint.set_accuracy("top1", 0.75, 0.74, -0.01);

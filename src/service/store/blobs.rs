@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use super::remote::{self, Remote};
+use super::reserve::Reserve;
 use super::{Digest, HoldId};
 
 /// Why bytes could not be kept or found.
@@ -218,6 +219,12 @@ impl Blobs {
             turns: Mutex::default(),
         };
         Ok(Blobs { shared: Arc::new(shared) })
+    }
+
+    /// The room that is put by for what makes room; `None` where the records are kept elsewhere.
+    #[must_use]
+    pub fn reserve(&self) -> Option<Reserve> {
+        (!self.is_shared()).then(|| Reserve::of(&self.shared.root))
     }
 
     /// Begins a blob of at most `bytes_max` bytes.

@@ -137,8 +137,9 @@ pub trait Catalog: Send + Sync {
 
     /// How far the message about the end of a job is; `None` where it has not ended or nobody wants to know.
     fn webhook(&self, job: JobId) -> Answer<'_, Option<Webhook>>;
-    /// Gives one attempt to tell the end of a job, where one is due. It is due again after `lease`, unless settled.
-    fn claim_webhook(&self, lease: Duration) -> Answer<'_, Option<WebhookClaim>>;
+    /// Gives one attempt to tell the end of a job, where one is due whose address begins with none of `busy`. It is due
+    /// again after `lease`, unless settled.
+    fn claim_webhook<'a>(&'a self, lease: Duration, busy: &'a [String]) -> Answer<'a, Option<WebhookClaim>>;
     /// Notes what came of an attempt, and the status that was answered; `false` where another attempt has begun.
     fn settle_webhook<'a>(
         &'a self,

@@ -28,7 +28,9 @@ pub(super) fn change(
     let mut default_version = before.map(|b| b.default_version);
     if let Some((artifact, model)) = &change.add {
         let version = Version(last + 1);
-        versions.push(EndpointVersion { version, artifact: *artifact, model: model.clone() });
+        let (artifact, model) = (*artifact, model.clone());
+        // Read with the artifact, once the version is written.
+        versions.push(EndpointVersion { version, artifact, artifact_precision: None, model });
         // An endpoint that is new has nobody else to answer.
         let weight = if routes.is_empty() { 100 } else { change.weight.unwrap_or(100) };
         if weight > 100 {

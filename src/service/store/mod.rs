@@ -9,6 +9,7 @@ pub mod partial;
 mod records;
 pub mod remote;
 mod removal;
+pub mod reserve;
 pub mod sql;
 
 pub use catalog::*;

@@ -18,6 +18,15 @@ pub(crate) fn linear() -> Vec<u8> {
 
 /// The same with other weights, so other bytes.
 pub(crate) fn linear_with(factor: f32) -> Vec<u8> {
+    linear_as("gemm", factor)
+}
+
+/// The same with another name for its node.
+pub(crate) fn with_node_named(node: &str) -> Vec<u8> {
+    linear_as(node, 1.0)
+}
+
+fn linear_as(node: &str, factor: f32) -> Vec<u8> {
     let mut graph = Graph { name: "linear".to_owned(), ..Graph::default() };
     let batch = |n| vec![Dim::Symbol("batch".to_owned()), Dim::Known(n)];
     let x = port(&mut graph, "x", batch(4));
@@ -25,7 +34,7 @@ pub(crate) fn linear_with(factor: f32) -> Vec<u8> {
     let w = graph.add_constant("w", Tensor::from_slice(&[3, 4], &weights));
     let y = port(&mut graph, "y", batch(3));
     let op = Op::Gemm { alpha: 1.0, beta: 1.0, trans_a: false, trans_b: true };
-    graph.nodes.push(Node::new("gemm".to_owned(), op, vec![Some(x), Some(w)], vec![y]));
+    graph.nodes.push(Node::new(node.to_owned(), op, vec![Some(x), Some(w)], vec![y]));
     graph.inputs.push(x);
     graph.outputs.push(y);
     export::export(&graph, &[])

@@ -104,7 +104,12 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
         delete.button()
     );
     let sub = format!("<code>{id}</code> made {}", ago(artifact.created_at, now));
-    frame::head(&mut html, &format!("{} in {}", artifact.model, artifact.numbers()), &sub, &actions);
+    frame::head(
+        &mut html,
+        &format!("{} in {}", artifact.model, frame::precision(artifact.precision())),
+        &sub,
+        &actions,
+    );
     let recipe = &artifact.manifest["recipe"];
     verdict(&mut html, artifact.gate_failure.as_deref(), recipe);
     figures(&mut html, &artifact);
@@ -139,7 +144,11 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
         }
         html.push_str("</ul>");
     }
-    Ok(frame::page("/artifacts", &format!("{} in {}", artifact.model, artifact.numbers()), &html))
+    Ok(frame::page(
+        "/artifacts",
+        &format!("{} in {}", artifact.model, frame::precision(artifact.precision())),
+        &html,
+    ))
 }
 
 /// The form that serves the artifact.

@@ -336,7 +336,7 @@ async fn change(html: &mut String, shared: &Shared, name: &Name, tag: &str) -> R
         let text = format!(
             "{} in {}, {} ({})",
             a.model,
-            a.numbers(),
+            frame::precision(a.precision()),
             super::percent(a.accuracy.int8),
             super::short(&a.id.to_string())
         );

@@ -211,6 +211,7 @@ pub(crate) fn state_chip(state: &Loaded) -> String {
 pub(crate) fn precision(precision: Precision) -> &'static str {
     match precision {
         Precision::Fp32 => "FP32",
+        Precision::Fp16 => "float16",
         Precision::Int8 => "INT8",
     }
 }

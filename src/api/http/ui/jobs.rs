@@ -347,7 +347,7 @@ async fn result(html: &mut String, shared: &Shared, job: &Job) {
             "<div class=\"row\"><a class=\"button primary\" href=\"/v1/artifacts/{id}/report.html\">Open the report</a>\
              <a class=\"button\" href=\"/artifacts/{id}\">Artifact</a>\
              <a class=\"button\" href=\"/v1/artifacts/{id}/download\">Download {} ONNX</a>",
-            artifact.numbers()
+            frame::precision(artifact.precision())
         ),
     );
     let served = job.result.as_ref().and_then(|r| r.pointer("/endpoint/name")?.as_str());

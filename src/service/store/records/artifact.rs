@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::endpoint::Precision;
 use super::names::{ArtifactId, Digest, JobId, Name, Pinned};
 use super::time::Timestamp;
 
@@ -40,13 +41,10 @@ pub struct Artifact {
 }
 
 impl Artifact {
-    /// What it computes with, for people, by the scheme of its recipe: `INT8` or `float16`.
+    /// In what numbers it computes, by its manifest.
     #[must_use]
-    pub fn numbers(&self) -> &'static str {
-        match self.manifest["recipe"]["scheme"].as_str() {
-            Some("float16") => "float16",
-            _ => "INT8",
-        }
+    pub fn precision(&self) -> Precision {
+        Precision::of_artifact(Precision::deserialize(&self.manifest["precision"]).ok())
     }
 }
 

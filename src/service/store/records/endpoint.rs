@@ -38,6 +38,8 @@ pub struct EndpointVersion {
     pub version: Version,
     /// The artifact that is served; `None` serves the float `model` itself.
     pub artifact: Option<ArtifactId>,
+    /// What the manifest of the artifact tells.
+    pub artifact_precision: Option<Precision>,
     /// The float model: the twin of the artifact, or what is served.
     pub model: Pinned,
 }
@@ -46,7 +48,7 @@ impl EndpointVersion {
     /// In what numbers it computes.
     #[must_use]
     pub fn precision(&self) -> Precision {
-        if self.artifact.is_some() { Precision::Int8 } else { Precision::Fp32 }
+        self.artifact.map_or(Precision::Fp32, |_| Precision::of_artifact(self.artifact_precision))
     }
 }
 
@@ -60,7 +62,9 @@ pub const ENDPOINT_VERSIONS_MAX: usize = 4;
 pub enum Precision {
     /// The float model.
     Fp32,
-    /// The artifact.
+    /// An artifact with half as many bits.
+    Fp16,
+    /// Any other artifact.
     Int8,
 }
 
@@ -70,8 +74,14 @@ impl Precision {
     pub fn as_str(self) -> &'static str {
         match self {
             Precision::Fp32 => "fp32",
+            Precision::Fp16 => "fp16",
             Precision::Int8 => "int8",
         }
+    }
+
+    /// That of an artifact; the manifests of old ones do not tell.
+    pub(super) fn of_artifact(told: Option<Precision>) -> Precision {
+        told.unwrap_or(Precision::Int8)
     }
 }
 

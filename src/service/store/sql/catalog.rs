@@ -682,8 +682,8 @@ impl Catalog for Sql {
         answer(format!("finding the webhook of job `{job}`"), webhooks::of(&self.readers, job))
     }
 
-    fn claim_webhook(&self, lease: Duration) -> Answer<'_, Option<WebhookClaim>> {
-        answer("claiming a webhook", webhooks::claim(&self.writer, self.dialect, self.now(), lease))
+    fn claim_webhook<'a>(&'a self, lease: Duration, busy: &'a [String]) -> Answer<'a, Option<WebhookClaim>> {
+        answer("claiming a webhook", webhooks::claim(&self.writer, self.dialect, self.now(), lease, busy))
     }
 
     fn settle_webhook<'a>(

@@ -14,9 +14,11 @@ use super::{Dialect, Fault, Work, to_json};
 /// Begins every SELECT of endpoints: versions and routes come as JSON.
 pub(super) fn select_endpoint(dialect: Dialect) -> String {
     let (array, object) = dialect.json();
+    let precision = dialect.json_text("manifest", "precision");
     format!(
         "SELECT endpoints.*, (SELECT coalesce(CAST({array}({object}(
              'version', version, 'artifact', artifact,
+             'artifact_precision', (SELECT {precision} FROM artifacts WHERE id = artifact),
              'model', {object}('name', model_name, 'version', model_version))) AS TEXT), '[]')
          FROM endpoint_versions WHERE endpoint = endpoints.name) AS versions,
          (SELECT coalesce(CAST({array}({object}('version', version, 'weight', weight)) AS TEXT), '[]')

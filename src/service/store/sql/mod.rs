@@ -58,6 +58,14 @@ impl Dialect {
         }
     }
 
+    /// Reads a text in the JSON object of a column; NULL where it is not there.
+    fn json_text(self, column: &str, key: &str) -> String {
+        match self {
+            Dialect::Sqlite => format!("{column} ->> '{key}'"),
+            Dialect::Postgres => format!("CAST({column} AS JSON) ->> '{key}'"),
+        }
+    }
+
     /// After a SELECT whose rows will be written: nobody else writes them until the transaction ends.
     fn for_update(self) -> &'static str {
         match self {

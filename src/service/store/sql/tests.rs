@@ -60,6 +60,7 @@ on_both! {
     a_webhook_whose_sender_died_is_due_again,
     a_webhook_is_given_up_and_stays_so,
     a_webhook_is_sent_by_one_of_many,
+    the_webhooks_of_a_busy_receiver_wait,
 }
 
 /// A catalog of its own, with a clock that stands still until it is moved.
@@ -700,7 +701,7 @@ async fn queued_with_webhook(catalog: &Sql) -> Job {
 }
 
 async fn claimed(catalog: &Sql) -> WebhookClaim {
-    catalog.claim_webhook(LEASE).await.unwrap().expect("an attempt is due")
+    catalog.claim_webhook(LEASE, &[]).await.unwrap().expect("an attempt is due")
 }
 
 async fn the_webhook_of_a_job_is_told_once_however_often_it_ends(scratch: Scratch) {
@@ -714,7 +715,7 @@ async fn the_webhook_of_a_job_is_told_once_however_often_it_ends(scratch: Scratc
     let (_, lease) = leased(catalog, "a").await;
     // An attempt that failed, or was handed back, is no end.
     catalog.finish_job(&lease, Finish::HandBack).await.unwrap();
-    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    assert!(catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none());
     let (_, lease) = leased(catalog, "a").await;
     catalog.finish_job(&lease, Finish::Done(Box::new(new_artifact(None)))).await.unwrap();
     assert_eq!(catalog.webhook(silent.id).await.unwrap(), None, "nobody wants to know");
@@ -732,7 +733,7 @@ async fn the_webhook_of_a_job_is_told_once_however_often_it_ends(scratch: Scratc
     assert_eq!(again.state, JobState::Failed);
     transaction.commit().await.unwrap();
     scratch.pass(3_600_000);
-    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    assert!(catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none());
     assert_eq!(catalog.webhook(job.id).await.unwrap(), Some(told));
 }
 
@@ -742,11 +743,11 @@ async fn a_webhook_whose_sender_died_is_due_again(mut scratch: Scratch) {
     // What is deleted meanwhile has ended all the same.
     scratch.catalog.delete_job(job.id).await.unwrap();
     let first = claimed(&scratch.catalog).await;
-    assert!(scratch.catalog.claim_webhook(LEASE).await.unwrap().is_none(), "somebody sends it");
+    assert!(scratch.catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none(), "somebody sends it");
     scratch.reopen().await;
     let catalog = &scratch.catalog;
     scratch.pass(29_999);
-    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none(), "the lease still holds");
+    assert!(catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none(), "the lease still holds");
     scratch.pass(1);
     let second = claimed(catalog).await;
     assert_eq!((second.job.id, second.job.state, second.attempt), (job.id, JobState::Cancelled, 2));
@@ -767,15 +768,32 @@ async fn a_webhook_is_given_up_and_stays_so(scratch: Scratch) {
     let told = |state, attempts, last_status| Some(Webhook { state, attempts, last_status });
     assert_eq!(catalog.webhook(job.id).await.unwrap(), told(WebhookState::Pending, 1, Some(503)));
     scratch.pass(13_999);
-    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none(), "it waits");
+    assert!(catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none(), "it waits");
     scratch.pass(1);
     let claim = claimed(catalog).await;
     assert_eq!(claim.attempt, 2);
     assert!(catalog.settle_webhook(&claim, WebhookOutcome::GivenUp, None).await.unwrap());
     assert!(!catalog.settle_webhook(&claim, WebhookOutcome::Delivered, Some(200)).await.unwrap());
     scratch.pass(3_600_000);
-    assert!(catalog.claim_webhook(LEASE).await.unwrap().is_none());
+    assert!(catalog.claim_webhook(LEASE, &[]).await.unwrap().is_none());
     assert_eq!(catalog.webhook(job.id).await.unwrap(), told(WebhookState::GivenUp, 2, None));
+}
+
+async fn the_webhooks_of_a_busy_receiver_wait(scratch: Scratch) {
+    let catalog = &scratch.catalog;
+    for _ in 0..2 {
+        let job = queued_with_webhook(catalog).await;
+        catalog.cancel_job(job.id).await.unwrap();
+    }
+    let other = "https://hooks.example.org/x";
+    let new = NewJob { webhook_url: Some(other.to_owned()), ..new_job(catalog).await };
+    let job = catalog.create_job(new).await.unwrap().record;
+    catalog.cancel_job(job.id).await.unwrap();
+    let busy = ["https://hooks.example/".to_owned(), "https://nobody.example/".to_owned()];
+    let claim = catalog.claim_webhook(LEASE, &busy).await.unwrap().expect("that of another receiver");
+    assert_eq!((claim.job.id, claim.attempt), (job.id, 1));
+    assert!(catalog.claim_webhook(LEASE, &busy).await.unwrap().is_none());
+    assert_eq!(claimed(catalog).await.job.webhook_url.as_deref(), Some(HOOK));
 }
 
 async fn a_webhook_is_sent_by_one_of_many(scratch: Scratch) {
@@ -794,7 +812,7 @@ async fn a_webhook_is_sent_by_one_of_many(scratch: Scratch) {
         };
         senders.spawn(async move {
             let mut claims = Vec::new();
-            while let Some(claim) = catalog.claim_webhook(LEASE).await.unwrap() {
+            while let Some(claim) = catalog.claim_webhook(LEASE, &[]).await.unwrap() {
                 assert_eq!(claim.attempt, 1, "{} is claimed twice", claim.job.id);
                 claims.push(claim.job.id);
             }

@@ -24,22 +24,32 @@ pub(super) async fn add(connection: &mut AnyConnection, job: &Job, now: Timestam
     Ok(())
 }
 
-/// Gives the attempt that is due longest to the caller, until the lease runs out.
+/// Gives the attempt that is due longest to the caller, until the lease runs out; none whose address begins with one
+/// of `busy`.
 pub(super) async fn claim(
     writer: &AnyPool,
     dialect: Dialect,
     now: Timestamp,
     lease: Duration,
+    busy: &[String],
 ) -> Work<Option<WebhookClaim>> {
+    let free: String = (3..3 + busy.len())
+        .map(|n| {
+            format!(
+                "AND NOT EXISTS (SELECT 1 FROM jobs WHERE id = webhooks.job
+                                 AND substr(webhook_url, 1, length(${n})) = ${n}) "
+            )
+        })
+        .collect();
     let sql = format!(
         "UPDATE webhooks SET attempts = attempts + 1, due_at = $2
-         WHERE job = (SELECT job FROM webhooks WHERE state = 'pending' AND due_at <= $1
+         WHERE job = (SELECT job FROM webhooks WHERE state = 'pending' AND due_at <= $1 {free}
                       ORDER BY due_at, job LIMIT 1 {})
          RETURNING job, attempts",
         dialect.skip_locked()
     );
-    let row =
-        sqlx::query(AssertSqlSafe(sql)).bind(now.0).bind(now.plus(lease).0).fetch_optional(writer).await?;
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(now.0).bind(now.plus(lease).0);
+    let row = busy.iter().fold(query, |query, busy| query.bind(busy)).fetch_optional(writer).await?;
     let Some(row) = row else { return Ok(None) };
     let id: JobId = text(&row, "job")?;
     // A job that is deleted by now has a row all the same, and its end is told.
