@@ -96,7 +96,7 @@ pub(in crate::engine) mod tests {
 
     impl Operator for Named {
         fn infer(&self, _: &[Option<&Fact>], _: usize) -> Result<Results, Unfit> {
-            unreachable!("it becomes a Cast, or nobody plans it")
+            Err(Unfit::AtRun("x".to_owned()))
         }
 
         fn run(&self, _: &[Option<TensorView<'_>>], _: usize) -> Result<Vec<Tensor>, String> {

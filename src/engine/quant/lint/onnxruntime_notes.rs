@@ -24,7 +24,8 @@ pub(super) fn notes(graph: &Graph, findings: &[Finding]) -> Vec<Note> {
 /// The 16-bit sums of ONNX Runtime's default mode on processors without VNNI: of what it computes on codes, for a node
 /// that stays in float multiplies reals.
 fn saturation(net: &Net, findings: &[Finding]) -> Option<Note> {
-    let fused = findings.iter().filter(|f| f.verdict == Verdict::Fuses);
+    // MatMulNBits has kernels of its own, which that mode does not change.
+    let fused = findings.iter().filter(|f| f.verdict == Verdict::Fuses && f.becomes != Some("MatMulNBits"));
     let fused: HashSet<&str> = fused.map(|f| f.node.as_str()).collect();
     let mut nodes = Vec::new();
     for n in net.nodes().into_iter().filter(|&n| fused.contains(net.name(n))) {
