@@ -58,12 +58,13 @@ fn text(found: &Value) -> String {
     }
     for figure in rows("figures") {
         let number = |key: &str| figure[key].as_f64().unwrap_or_default();
-        let change = compare::change_of(number("delta"));
+        let path = figure["figure"].as_str().unwrap_or_default();
+        let change = compare::change_of(path, number("delta"));
         line(format!(
             "{}: {} -> {} ({})",
             word(&figure["name"]),
-            compare::figure(number("a")),
-            compare::figure(number("b")),
+            compare::figure(path, number("a")),
+            compare::figure(path, number("b")),
             change.as_deref().unwrap_or("the same")
         ));
     }
@@ -98,7 +99,7 @@ mod tests {
         let same = said(&side("1"), &side("1"));
         assert!(!same.contains("not the same") && !same.contains("different data"), "{same}");
         for line in
-            ["samples: 500 -> 500 (the same)", "cosine: 0.9990 -> 0.9990", "artifact: 125285 -> 125285"]
+            ["samples: 500 -> 500 (the same)", "cosine: 0.99900 -> 0.99900", "artifact: 125 kB -> 125 kB"]
         {
             assert!(same.contains(line), "{same}");
         }

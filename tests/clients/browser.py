@@ -65,6 +65,27 @@ FAINT = """
 })()
 """.replace("LEAST", str(CONTRAST_MIN))
 
+# What is wrong with ids, headings, tables and regions, in sentences.
+OUTLINE = """
+(() => {
+  const all = (selector) => [...document.querySelectorAll(selector)];
+  const twice = (list) => [...new Set(list.filter((x, i) => list.indexOf(x) !== i))];
+  const wrong = twice(all('[id]').map((e) => e.id)).map((id) => `the id ${id} is there twice`);
+  const levels = all('h1, h2, h3, h4').map((e) => Number(e.tagName[1]));
+  if (levels.some((level, i) => level > (levels[i - 1] ?? 0) + 1)) wrong.push(`headings leave a level out: ${levels}`);
+  for (const table of all('table')) {
+    if (!table.tHead || !table.querySelector('tbody tr')) wrong.push('a table without head and body');
+    if (table.querySelector('thead th:not([scope=col])')) wrong.push('a heading that does not say it is of a column');
+  }
+  // People who are told of a page go from region to region.
+  const named = (e) => e.ariaLabel ?? e.getAttribute('aria-labelledby')?.split(' ').map((id) => document.getElementById(id)?.textContent).join(' ');
+  const regions = all('section[aria-labelledby], section[aria-label], form[aria-labelledby], form[aria-label], [role=region]');
+  for (const name of twice(regions.map((e) => `${e.tagName === 'FORM' ? 'form' : 'region'} ${named(e)}`))) wrong.push(`two are called ${name}`);
+  if (regions.some((e) => !named(e))) wrong.push('a region without a name');
+  return wrong;
+})()
+"""
+
 FOCUSABLE = "a[href], button:enabled, input:enabled, select:enabled, textarea:enabled, summary, [tabindex='0']"
 
 
@@ -236,9 +257,12 @@ class Browser:
                 wrong.append(f"no {landmark}")
         if self.js("document.querySelectorAll('nav a[aria-current=page]').length") != current:
             wrong.append("the navigation does not say where one is")
-        if twice := self.js("""[...document.querySelectorAll('[id]')].map((e) => e.id)
-                .filter((id, i, all) => all.indexOf(id) !== i)"""):
-            wrong.append(f"ids that are there twice: {twice}")
+        self.looks_well(where, wrong)
+
+    def looks_well(self, where, wrong=()):
+        """What every page must have that people read, a report as well as those with a frame."""
+        wrong = list(wrong)
+        wrong += self.js(OUTLINE)
         wrong += [f"a control without a name: {node}" for node in self.nameless()]
         for width in WIDTHS.values():
             for scheme in ("light", "dark"):
@@ -249,6 +273,15 @@ class Browser:
         self.look(WIDTHS["wide"], "light")
         assert not wrong, f"{where}: " + "; ".join(wrong)
         assert not self.errors, f"{where}: {self.errors}"
+
+    def prints_light(self, where):
+        """Paper is white, whatever the screen is."""
+        dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+        self.send("Emulation.setEmulatedMedia", media="print", features=dark)
+        ground, ink = self.js("(({backgroundColor: b, color: c}) => [b, c])(getComputedStyle(document.body))")
+        self.send("Emulation.setEmulatedMedia", media="", features=[])
+        luminance = lambda colour: sum(int(part) for part in colour.strip("rgb()").split(",")[:3]) / 765
+        assert luminance(ground) > 0.9 and luminance(ink) < 0.3, f"{where} prints {ink} on {ground}"
 
     def nameless(self):
         roles = {"button", "link", "textbox", "combobox", "checkbox", "spinbutton", "progressbar", "image", "dialog"}
@@ -340,6 +373,11 @@ def check_a_model_from_upload_to_answer(server):
         browser.click("main a[href$='report.html']")
         browser.until("location.pathname.endsWith('report.html') && document.readyState === 'complete'")
         assert "in INT8" in browser.text("h1") and "gate kept" in browser.text()
+        assert "One model was tried, and it keeps the gate." in browser.text(), browser.text()
+        browser.looks_well("a report")
+        browser.tabs_through("a report")
+        browser.prints_light("a report")
+        browser.shoot("report")
         browser.go(job)
         browser.click("main a[href='/endpoints/lenet']")
         browser.until("location.pathname === '/endpoints/lenet' && document.readyState === 'complete'")
@@ -406,6 +444,37 @@ def check_a_job_is_watched_and_cancelled(server):
         assert not browser.errors, browser.errors
 
 
+# Notes the streams of events of a page, and gives the first one an address that answers 404.
+STREAMS = """
+window.streams = [];
+const Stream = window.EventSource;
+window.EventSource = class extends Stream {
+  constructor(url) {
+    super(window.streams.length ? url : '/v1/nothing');
+    window.streams.push(this);
+  }
+};
+"""
+
+
+def check_a_job_is_watched_again_after_a_stream_was_refused(server):
+    """A proxy, a server that stops: after an answer that is no stream a browser does not try again by itself."""
+    with Browser(server.url) as browser:
+        browser.send("Page.addScriptToEvaluateOnNewDocument", source=STREAMS)
+        job = server.submit(model="lenet", calibration="calib", evaluation="many", keep=True)
+        browser.go(f"/jobs/{job}")
+        browser.until("streams.length === 2 && streams[0].readyState === 2")
+        # A tab that nobody sees leaves its connection to others.
+        seen = """Object.defineProperty(document, 'hidden', {{ value: {}, configurable: true }});
+            document.dispatchEvent(new Event('visibilitychange'))"""
+        browser.js(seen.format("true"))
+        assert browser.js("streams.every((stream) => stream.readyState === 2)")
+        browser.js(seen.format("false"))
+        browser.until("streams.length === 3 && document.querySelector('.phases .now')")
+        assert server.request("POST", f"/v1/jobs/{job}/cancel").status in (200, 202)
+        browser.until("document.querySelector('[data-state]').innerText === 'cancelled'", timeout=60)
+
+
 def check_a_job_from_what_an_earlier_one_found(server):
     with Browser(server.url) as browser:
         browser.go("/jobs/new?model=lenet@1")
@@ -447,12 +516,46 @@ def check_lists_after_a_job(server):
         browser.sound("an artifact")
         browser.tabs_through("an artifact")
         browser.shoot("artifact")
+        browser.go("/jobs/job_0")
+        assert "job_0" in browser.text("main"), browser.text()
+
+
+def check_every_operation_is_found_and_its_command_works(server):
+    with Browser(server.url) as browser:
         browser.go("/docs")
         browser.sound("/docs")
         browser.shoot("docs")
-        assert browser.js("document.querySelectorAll('article.op').length") > 40
-        browser.go("/jobs/job_0")
-        assert "job_0" in browser.text("main"), browser.text()
+        count = "[...document.querySelectorAll('article.op')].filter((e) => e.checkVisibility()).length"
+        all_of_them = browser.js(count)
+        assert all_of_them > 50, all_of_them
+        for words, least, most, first in [("canary", 0, 3, None), ("delete model", 1, 3, "/v1/models/{name}"),
+                                          ("Idempotency-Key", 1, 2, "/v1/jobs"), ("zebra", 0, 0, None)]:
+            browser.type("#find", words)
+            found = browser.js(count)
+            assert least <= found <= most and f"{found} of {all_of_them}" in browser.text("[data-found]"), f"{words}: {found}"
+            if first:
+                assert first in browser.text("article.op:not([hidden]) h3"), words
+        browser.js("document.querySelector('#find').value = ''")
+        browser.press("Backspace", 8)
+        commands = browser.js("[...document.querySelectorAll('article.op [data-curl]')].map((e) => e.textContent)")
+    # With the names of the README there is something behind them.
+    for kind, name, path in [("models", "resnet8", support.model_path("fm_lenet")), ("datasets", "calib", support.calibration_path("fm_lenet")),
+                             ("datasets", "eval", support.calibration_path("fm_lenet")),
+                             ("datasets", "resnet8", support.calibration_path("fm_lenet"))]:
+        assert server.put(f"/v1/{kind}/{name}", path).status in (200, 201)
+    tried = 0
+    # An endpoint is made before it is asked, and unloaded when all have asked it.
+    for command in sorted(commands, key=lambda command: ("-X PUT" not in command) + 2 * ("/unload" in command)):
+        # What needs an id, a file, or shared memory cannot be tried as it stands; a stream has no end.
+        if any(word in command for word in ("/ID", "FILE", "sharedmemory", "/OTHER", " -N", "DELETE", "Upload-", "/statistics")):
+            continue
+        command = command.replace("NAME", "resnet8").replace("VERSION", "1")
+        done = subprocess.run(["bash", "-c", f"{command} -sS -o /dev/null -w '%{{http_code}}'"], capture_output=True, text=True, timeout=60)
+        # The tensor of the example is no picture.
+        want = ("400",) if command.endswith("/infer") else ("200", "201", "202", "204")
+        assert done.stdout in want, f"{command}: {done.stdout} {done.stderr}"
+        tried += 1
+    return f"{tried} of {len(commands)} commands"
 
 
 def check_a_canary_is_watched_promoted_and_taken_back(server):
@@ -581,6 +684,7 @@ def check_refusals_stand_beside_the_form(server):
         browser.click("form[data-upload] [type=submit]")
         browser.until("!document.querySelector('.problem').hidden")
         assert browser.js("document.activeElement.id") == "file"
+        assert browser.js("document.activeElement.getAttribute('aria-describedby').split(' ')[0] === document.querySelector('.problem').id")
         browser.file("#file", no_model)
         browser.until("document.querySelector('#name').value === 'no-model'")
         browser.click("form[data-upload] [type=submit]")
@@ -594,6 +698,8 @@ def check_refusals_stand_beside_the_form(server):
             browser.type("#recipe", recipe)
             browser.click("form[data-job] [type=submit]")
             browser.until(f"document.querySelector('.problem').innerText.includes({json.dumps(says)})")
+            if recipe == "{":
+                assert browser.js("document.activeElement.matches('#recipe[aria-invalid=true]')")
         # Names that a stranger chose are text.
         evil = "<img src=x onerror=\"document.title='pwned'\">"
         npz = io.BytesIO()

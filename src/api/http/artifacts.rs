@@ -220,7 +220,19 @@ pub(crate) async fn report_html(
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let artifact = find(&shared, &id).await?;
-    document(&shared, &headers, artifact.report_html, "text/html; charset=utf-8").await
+    let mut response = document(&shared, &headers, artifact.report_html, "text/html; charset=utf-8").await?;
+    response.headers_mut().extend(report_fields());
+    Ok(response)
+}
+
+/// What keeps a report to itself, whatever names of strangers are in it: it has its style, runs nothing, loads nothing.
+fn report_fields() -> [(header::HeaderName, HeaderValue); 2] {
+    const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; base-uri 'none'; form-action 'none'; \
+                          frame-ancestors 'none'";
+    [
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    ]
 }
 
 /// The statistics of the calibration: counts and extremes of the values of the model, no sample.
@@ -258,7 +270,11 @@ pub(crate) async fn diff(
     let html =
         header_text(&headers, "accept").is_some_and(|accept| accept.trim_start().starts_with("text/html"));
     let vary = (header::VARY, HeaderValue::from_static("accept"));
-    Ok(if html { ([vary], Html(page)).into_response() } else { ([vary], Json(found)).into_response() })
+    Ok(if html {
+        (report_fields(), [vary], Html(page)).into_response()
+    } else {
+        ([vary], Json(found)).into_response()
+    })
 }
 
 /// The report of an artifact.

@@ -273,7 +273,7 @@ const REASON_CHARS_MAX: usize = 500;
         ("If-Match" = Option<String>, Header, description = "The ETag that the endpoint must have; `*`: it must exist"),
         ("If-None-Match" = Option<String>, Header, description = "`*`: the endpoint must not exist"),
         ("Octet-Reason" = Option<String>, Header, description = "Why: kept with the change. UTF-8, at most 500 characters")),
-    request_body = EndpointRequest,
+    request_body(content = EndpointRequest, example = json!({"model": "resnet8"})),
     responses((status = 201, description = "A new endpoint", body = EndpointView),
         (status = 200, description = "A new version of the endpoint", body = EndpointView),
         (status = 404, description = "No such model or artifact", body = ProblemBody),

@@ -97,7 +97,8 @@ pub(crate) struct InferResponse {
 #[utoipa::path(post, path = "/v2/models/{name}/infer", operation_id = "model_infer", tag = "inference",
     params(("name" = String, Path),
         ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of the JSON part")),
-    request_body(content((InferBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    request_body(content((InferBody = "application/json",
+        example = json!({"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [0.5, -1.25, 0.0, 3.0]}]})), (Vec<u8> = "application/octet-stream"))),
     responses((status = 200, description = "The outputs", body = InferResponse),
         (status = 400, description = "The tensors do not fit", body = ErrorBody),
         (status = 404, description = "No such endpoint or version", body = ErrorBody),
@@ -119,7 +120,9 @@ pub(crate) async fn infer(
 
 /// Runs a version of an endpoint.
 #[utoipa::path(post, path = "/v2/models/{name}/versions/{version}/infer", operation_id = "model_version_infer", tag = "inference",
-    params(("name" = String, Path), ("version" = String, Path)), request_body = InferBody,
+    params(("name" = String, Path), ("version" = String, Path)),
+    request_body(content = InferBody,
+        example = json!({"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [0.5, -1.25, 0.0, 3.0]}]})),
     responses((status = 200, description = "The outputs", body = InferResponse),
         (status = 404, description = "No such endpoint or version", body = ErrorBody)))]
 pub(crate) async fn infer_version(

@@ -305,7 +305,8 @@ pub(crate) enum JobAnswer {
 #[utoipa::path(post, path = "/v1/jobs", operation_id = "create_job", tag = "jobs",
     params(("Idempotency-Key" = Option<String>, Header, description = "At most 255 visible characters"),
         ("Prefer" = Option<String>, Header, description = "`wait=SECONDS`")),
-    request_body = JobRequest,
+    request_body(content = JobRequest,
+        example = json!({"kind": "quantize", "model": "resnet8", "calibration": "calib", "evaluation": "eval"})),
     responses(
         (status = 202, description = "Queued; `Location` says where to look", body = JobView),
         (status = 200, description = "Ended within the time of `Prefer: wait`; or what a job would do (`dry_run`)",

@@ -109,7 +109,7 @@ pub(crate) struct LintFinding {
 /// `{"artifact": "art_…"}` or `{"model": "NAME@2"}`. For each target: which nodes become integer operators, which
 /// stay in float or are refused, why, and what would change it.
 #[utoipa::path(post, path = "/v1/lint", operation_id = "lint", tag = "models", params(LintQuery),
-    request_body(content((Vec<u8> = "application/octet-stream"), (LintOf = "application/json"))),
+    request_body(content((Vec<u8> = "application/octet-stream"), (LintOf = "application/json", example = json!({"model": "resnet8"})))),
     responses(
         (status = 200, description = "What was found", body = LintView),
         (status = 400, description = "Unknown target, or both or neither of `artifact` and `model`", body = ProblemBody),

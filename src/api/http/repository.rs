@@ -30,7 +30,8 @@ pub(crate) struct IndexRequest {
 }
 
 /// Lists what there is to serve. The body may be empty.
-#[utoipa::path(post, path = "/v2/repository/index", operation_id = "repository_index", tag = "repository", request_body = Option<IndexRequest>,
+#[utoipa::path(post, path = "/v2/repository/index", operation_id = "repository_index", tag = "repository",
+    request_body(content = Option<IndexRequest>, example = json!({"ready": true})),
     responses((status = 200, description = "All versions of all endpoints", body = Vec<IndexEntry>)))]
 pub(crate) async fn index(
     State(shared): State<Shared>,
@@ -59,7 +60,7 @@ pub(crate) struct LoadRequest {
 /// With a file it stores that as a model of the same name, and serves it in float: as `PUT /v1/models/{name}` and
 /// `PUT /v1/endpoints/{name}` do. The same file again makes no new version.
 #[utoipa::path(post, path = "/v2/repository/models/{name}/load", operation_id = "load_model", tag = "repository", params(("name" = String, Path)),
-    request_body = Option<LoadRequest>,
+    request_body(content = Option<LoadRequest>, example = json!({"parameters": {}})),
     responses((status = 200, description = "It answers requests"),
         (status = 400, description = "A file without `config`, or a `config` that is not of the model", body = ErrorBody),
         (status = 404, description = "No such endpoint", body = ErrorBody),

@@ -21,7 +21,8 @@ pub(crate) async fn log(State(shared): State<Shared>) -> Result<Json<Value>, Pro
 ///
 /// The log has one level: `log_verbose_level` 1 and 2 are `debug` and `trace` of this program; `log_info`,
 /// `log_warning` and `log_error` switch off what is not worse. `log_file` and `log_format` are fixed.
-#[utoipa::path(post, path = "/v2/logging", operation_id = "update_log_settings", tag = "settings", request_body = Value,
+#[utoipa::path(post, path = "/v2/logging", operation_id = "update_log_settings", tag = "settings",
+    request_body(content = Value, example = json!({"log_verbose_level": 1})),
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody)))]
 pub(crate) async fn update_log(
@@ -67,7 +68,8 @@ pub(crate) async fn trace(State(shared): State<Shared>) -> Result<Json<Value>, P
 }
 
 /// Takes settings of traces that are so already; `null` clears one.
-#[utoipa::path(post, path = "/v2/trace/setting", operation_id = "update_trace_settings", tag = "settings", request_body = Value,
+#[utoipa::path(post, path = "/v2/trace/setting", operation_id = "update_trace_settings", tag = "settings",
+    request_body(content = Value, example = json!({"trace_level": null})),
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody)))]
 pub(crate) async fn update_trace(
@@ -92,7 +94,7 @@ pub(crate) async fn trace_model(
 
 /// Takes settings of traces of an endpoint that are so already; `null` clears one.
 #[utoipa::path(post, path = "/v2/models/{name}/trace/setting", operation_id = "update_model_trace_settings", tag = "settings", params(("name" = String, Path)),
-    request_body = Value,
+    request_body(content = Value, example = json!({"trace_level": null})),
     responses((status = 200, description = "All settings", body = Value),
         (status = 400, description = "There is no such setting, or it is fixed", body = ErrorBody),
         (status = 404, description = "No such endpoint", body = ErrorBody)))]

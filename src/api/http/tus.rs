@@ -78,9 +78,10 @@ pub(crate) async fn options(State(shared): State<Shared>) -> Response {
 /// `Upload-Metadata` has `kind` (`model` or `dataset`) and `name`, each followed by its value as base64; other keys are
 /// given back and mean nothing. A body of type `application/offset+octet-stream` is the first part.
 #[utoipa::path(post, path = "/v1/uploads", operation_id = "create_upload", tag = "uploads",
-    params(("Tus-Resumable" = String, Header, description = "`1.0.0`"),
-        ("Upload-Length" = u64, Header, description = "Bytes of the file"),
-        ("Upload-Metadata" = String, Header, description = "`kind bW9kZWw=,name cmVzbmV0OA==`"),
+    params(("Tus-Resumable" = String, Header, description = "`1.0.0`", example = "1.0.0"),
+        ("Upload-Length" = u64, Header, description = "Bytes of the file", example = 1_000_000),
+        ("Upload-Metadata" = String, Header, description = "`kind bW9kZWw=,name cmVzbmV0OA==`",
+            example = "kind bW9kZWw=,name cmVzbmV0OA=="),
         ("Upload-Checksum" = Option<String>, Header, description = "Of the body: `sha256 BASE64` or `sha1 BASE64`")),
     responses(
         (status = 201, description = "Begun; `Location` is where the parts go. Where the body was the whole file, \
@@ -136,7 +137,7 @@ pub(crate) async fn head(State(shared): State<Shared>, Path(id): Path<String>) -
 
 /// Adds a part to an upload. The last one makes the model or dataset.
 #[utoipa::path(patch, path = "/v1/uploads/{id}", operation_id = "append_upload", tag = "uploads",
-    params(("id" = String, Path), ("Upload-Offset" = u64, Header, description = "Where the part begins"),
+    params(("id" = String, Path), ("Upload-Offset" = u64, Header, description = "Where the part begins", example = 0),
         ("Upload-Checksum" = Option<String>, Header, description = "Of the part: `sha256 BASE64` or `sha1 BASE64`")),
     request_body(content = Vec<u8>, content_type = "application/offset+octet-stream"),
     responses(

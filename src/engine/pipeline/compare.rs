@@ -18,14 +18,14 @@ pub fn compare(a: &Value, b: &Value, names: [&str; 2]) -> (Value, String) {
     (serde_json::to_value(&found).expect("figures of JSON are finite"), page)
 }
 
-/// A figure of a comparison with the digits that matter.
-pub fn figure(x: f64) -> String {
-    diff::figure(x)
+/// A figure of a comparison, by its path, in its unit and with the digits that matter.
+pub fn figure(path: &str, x: f64) -> String {
+    diff::figure(path, x)
 }
 
 /// Its change with its sign; nothing where it shows none.
-pub fn change_of(delta: f64) -> Option<String> {
-    diff::change_of(delta)
+pub fn change_of(path: &str, delta: f64) -> Option<String> {
+    diff::change_of(path, delta)
 }
 
 /// What a comparison says of the data that both were judged on; nothing where they are the same or not known.

@@ -39,7 +39,7 @@ const SENSITIVITY_BATCHES: usize = 2;
 /// what is left is the float model.
 const INTEGER_LEAST: f64 = 0.5;
 /// Why a layer is in float that the search has kept.
-const KEPT: &str = "kept in float so that the gate holds";
+pub(super) const KEPT: &str = "kept in float for the gate";
 
 /// What a gate that is not kept says besides its figures: of the trials that were refused for too few integers that with
 /// the most.

@@ -137,7 +137,7 @@ pub fn smooth(graph: &mut Graph, places: &[Link], asked: Asked<'_>) -> Result<Sm
         };
         if let Some((alpha, gain)) = found {
             moved.push(match gain {
-                Some(gain) => format!("`{name}` (alpha {alpha}, {gain:.1} dB)"),
+                Some(gain) => format!("`{name}` (alpha {alpha}, {gain:.1} dB better)"),
                 None => format!("`{name}`"),
             });
             done.scaled.extend(place.scale(graph, &task.factors(alpha), "smoothed"));

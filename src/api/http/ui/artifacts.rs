@@ -24,7 +24,7 @@ async fn listed(shared: &Shared, query: &PageQuery) -> Result<Response, Problem>
     let Slice { items: artifacts, next } =
         shared.catalog.artifacts(&ArtifactFilter::default(), &page).await?;
     let mut html = String::new();
-    let says = "INT8 models as jobs made them: standard QDQ ONNX files, each with its report.";
+    let says = "What jobs made: standard ONNX files, each with its report.";
     frame::head(&mut html, "Artifacts", says, "");
     table(&mut html, &artifacts, (shared.clock)());
     frame::older(&mut html, "/artifacts", next.as_ref());
@@ -42,7 +42,11 @@ pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
         let name = short(&id.to_string());
         vec![
             format!("<a class=\"name\" href=\"/artifacts/{id}\">{name}</a>"),
-            escape(&artifact.model.to_string()),
+            format!(
+                "<span class=\"long\">{}</span> <span class=\"dim\">in {}</span>",
+                escape(&artifact.model.to_string()),
+                artifact.numbers()
+            ),
             accuracy_line(artifact.accuracy.float, artifact.accuracy.int8),
             format!("{:.0} %", artifact.size_ratio * 100.0),
             times(artifact.latency.float_ms, artifact.latency.int8_ms),
@@ -55,7 +59,7 @@ pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
     let columns = [
         ("Artifact", false),
         ("Model", false),
-        ("Accuracy, float → INT8", false),
+        ("Accuracy, float → artifact", false),
         ("Size", true),
         ("Speed", true),
         ("Gate", false),
@@ -129,14 +133,15 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
     result::recipe(&mut html, recipe);
     let others: Vec<&Artifact> = siblings.iter().filter(|other| other.id != id).collect();
     if !others.is_empty() {
-        html.push_str("<h2>Compare with</h2><ul class=\"plain-list\">");
+        html.push_str("<h2>Compare with</h2><ul class=\"plain-list spaced\">");
         for other in others {
             put(
                 &mut html,
                 format_args!(
-                    "<li><a href=\"/v1/artifacts/{}/diff/{id}\">{}</a> {} <span class=\"dim\">made {}</span></li>",
+                    "<li><a href=\"/v1/artifacts/{}/diff/{id}\">{}</a> <span>in {}</span> <span>{}</span> <span class=\"dim\">made {}</span></li>",
                     other.id,
                     short(&other.id.to_string()),
+                    other.numbers(),
                     accuracy_line(other.accuracy.float, other.accuracy.int8),
                     ago(other.created_at, now)
                 ),

@@ -35,6 +35,7 @@ assets! {
     "rollout.js" "text/javascript; charset=utf-8";
     "endpoint.js" "text/javascript; charset=utf-8";
     "tryit.js" "text/javascript; charset=utf-8";
+    "docs.js" "text/javascript; charset=utf-8";
     "icon.svg" "image/svg+xml";
 }
 

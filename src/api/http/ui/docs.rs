@@ -10,8 +10,15 @@ use crate::api::http::ui::{escape, frame, prose, put};
 /// Schemas inside each other are shown so deep; further ones are named.
 const DEPTH_MAX: usize = 3;
 
+/// The methods of the document, in the order of the page.
+const METHODS: [&str; 7] = ["get", "head", "options", "put", "post", "patch", "delete"];
+
 /// The media type of a file.
 const BYTES: &str = "application/octet-stream";
+/// The media type of most bodies.
+const JSON: &str = "application/json";
+/// The media type of a form with a file.
+const FORM: &str = "multipart/form-data";
 
 /// The page, made once of the document.
 pub(crate) fn page(document: fn() -> Value) -> Response {
@@ -24,8 +31,18 @@ fn render(document: &Value) -> String {
     let about = prose(document["info"]["description"].as_str().unwrap_or_default());
     let download = "<a class=\"button\" href=\"/openapi.yaml\">openapi.yaml</a>";
     frame::head(&mut html, "API reference", "", download);
-    put(&mut html, format_args!("<div class=\"about\">{about}</div><div class=\"docs\">"));
-    html.push_str("<nav class=\"toc\" aria-label=\"Operations\">");
+    put(
+        &mut html,
+        format_args!(
+            "<div class=\"about\">{about}<p>Capitals in a command stand for names and files of yours. Where the server asks \
+             for keys, add <code>-H &#39;Authorization: Bearer KEY&#39;</code>.</p></div><div class=\"docs\">"
+        ),
+    );
+    html.push_str(
+        "<nav class=\"toc\" aria-label=\"Operations\"><div class=\"find field\" hidden><label for=\"find\">Find an operation</label>\
+         <input id=\"find\" type=\"search\" data-find autocomplete=\"off\" spellcheck=\"false\">\
+         <span class=\"hint\" role=\"status\" data-found></span></div>",
+    );
     let tags: Vec<(&str, &str)> = document["tags"]
         .as_array()
         .into_iter()
@@ -76,7 +93,7 @@ struct Operation<'a> {
 fn operations<'a>(document: &'a Value, tag: &str) -> Vec<Operation<'a>> {
     let mut found = Vec::new();
     for (path, methods) in document["paths"].as_object().into_iter().flatten() {
-        for method in ["get", "put", "post", "delete", "patch"] {
+        for method in METHODS {
             let told = &methods[method];
             if told["tags"].as_array().is_some_and(|tags| tags.iter().any(|t| t == tag)) {
                 found.push(Operation { method, path, told });
@@ -216,21 +233,51 @@ impl Operation<'_> {
             .collect::<Vec<_>>()
             .join("/");
         let content = self.told["requestBody"]["content"].as_object();
-        let media = content.and_then(|c| c.keys().next()).map(String::as_str);
-        let method = match (self.method, media) {
-            ("get", _) => String::new(),
-            // With `-T` and `-d` curl chooses the method itself.
-            ("put", Some(BYTES)) => return format!("curl -T FILE $OCTET{path}"),
-            ("post", Some("application/json")) => String::new(),
-            (method, _) => format!("-X {} ", method.to_ascii_uppercase()),
-        };
-        let data = match media {
-            Some("application/json") => " -d '{…}'",
-            Some("multipart/form-data") => return format!("curl -F name=NAME -F file=@FILE $OCTET{path}"),
-            Some(_) => " --data-binary @FILE",
-            None => "",
-        };
-        format!("curl {method}$OCTET{path}{data}")
+        // JSON can be written into the line.
+        let body = content.and_then(|c| c.get_key_value(JSON).or_else(|| c.iter().next()));
+        let mut line = "curl".to_owned();
+        // With `-T`, `-d` and `-F` curl chooses the method itself.
+        match (self.method, body.map(|(media, _)| media.as_str())) {
+            ("head", _) => line.push_str(" -I"),
+            ("get", _) | ("put", Some(BYTES)) | ("post", Some(JSON | FORM)) => {}
+            (method, _) => put(&mut line, format_args!(" -X {}", method.to_ascii_uppercase())),
+        }
+        for header in self.told["parameters"].as_array().into_iter().flatten() {
+            if let (Some(name), "header", true) = (
+                header["name"].as_str(),
+                header["in"].as_str().unwrap_or_default(),
+                header["required"] == true,
+            ) {
+                let value = &header["example"];
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                put(&mut line, format_args!(" -H '{name}: {value}'"));
+            }
+        }
+        match self.answer_media() {
+            Some(BYTES) => line.push_str(" -o FILE"),
+            Some("text/event-stream") => line.push_str(" -N"),
+            _ => {}
+        }
+        match body {
+            Some((media, _)) if media == BYTES && self.method == "put" => line.push_str(" -T FILE"),
+            Some((media, content)) if media == JSON => {
+                put(&mut line, format_args!(" -H 'Content-Type: {JSON}' -d '{}'", content["example"]));
+            }
+            Some((media, _)) if media == FORM => line.push_str(" -F name=NAME -F file=@FILE"),
+            Some((media, _)) => {
+                put(&mut line, format_args!(" -H 'Content-Type: {media}' --data-binary @FILE"));
+            }
+            None => {}
+        }
+        put(&mut line, format_args!(" $OCTET{path}"));
+        line
+    }
+
+    /// What an answer that is no refusal is.
+    fn answer_media(&self) -> Option<&str> {
+        let answers = self.told["responses"].as_object()?;
+        let (_, answer) = answers.iter().find(|(status, _)| status.starts_with('2'))?;
+        answer["content"].as_object()?.keys().next().map(String::as_str)
     }
 }
 
@@ -327,7 +374,7 @@ mod tests {
                 path = name;
             }
             let method = line.strip_prefix("    ").and_then(|l| l.strip_suffix(':')).unwrap_or_default();
-            if ["get", "put", "post", "delete"].contains(&method) && !path.is_empty() {
+            if METHODS.contains(&method) && !path.is_empty() {
                 let operation = Operation { method, path, told: &Value::Null };
                 let anchor = format!("<article class=\"op\" id=\"{}\">", operation.anchor());
                 assert!(html.contains(&anchor), "{method} /{path} is missing");
@@ -338,11 +385,37 @@ mod tests {
     }
 
     #[test]
+    fn commands_are_whole() {
+        let document = crate::api::http::router::as_json();
+        let all: Vec<String> = document["tags"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .flat_map(|tag| operations(&document, tag["name"].as_str().unwrap()))
+            .map(|operation| operation.command())
+            .collect();
+        for command in &all {
+            assert!(!command.contains("null'") && !command.contains('…'), "{command}");
+        }
+        for want in [
+            "curl -T FILE $OCTET/v1/models/NAME",
+            "curl -o FILE $OCTET/v1/artifacts/ID/download",
+            "curl -I $OCTET/v1/uploads/ID",
+            "curl -N $OCTET/v1/jobs/ID/events",
+            "curl -X PATCH -H 'Upload-Offset: 0' -H 'Content-Type: application/offset+octet-stream' --data-binary @FILE $OCTET/v1/uploads/ID",
+            "curl -X PUT -H 'Content-Type: application/json' -d '{\"model\":\"resnet8\"}' $OCTET/v1/endpoints/NAME",
+        ] {
+            assert!(all.iter().any(|command| command == want), "no {want} in {all:#?}");
+        }
+    }
+
+    #[test]
     fn what_a_schema_says_is_escaped_and_circles_end() {
         let document = serde_json::json!({
             "tags": [{"name": "a<b"}],
             "paths": {"/x/{id}": {"post": {"tags": ["a<b"], "summary": "<script>",
-                "requestBody": {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/T"}}}},
+                "requestBody": {"content": {"application/json":
+                    {"schema": {"$ref": "#/components/schemas/T"}, "example": {"t": null}}}},
                 "responses": {"200": {"description": "fine"}}}}},
             "components": {"schemas": {"T": {"type": "object", "properties": {"t": {"$ref": "#/components/schemas/T"}}}}},
         });
@@ -351,6 +424,8 @@ mod tests {
             html.contains("&lt;script&gt;") && html.contains("a&lt;b") && !html.contains("<script"),
             "{html}"
         );
-        assert!(html.contains("curl $OCTET/x/ID -d &#39;{…}&#39;"), "{html}");
+        let command =
+            "curl -H &#39;Content-Type: application/json&#39; -d &#39;{&quot;t&quot;:null}&#39; $OCTET/x/ID";
+        assert!(html.contains(command), "{html}");
     }
 }

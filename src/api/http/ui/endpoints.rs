@@ -56,7 +56,9 @@ pub(crate) fn table(html: &mut String, endpoints: &[Arc<Entry>]) {
             state.map_or_else(|| frame::chip("busy", "loading"), frame::state_chip),
             format!("{default}"),
             source.map_or_else(String::new, |s| frame::precision(s.precision()).to_owned()),
-            source.map_or_else(String::new, |s| escape(&s.model.to_string())),
+            source.map_or_else(String::new, |s| {
+                format!("<span class=\"long\">{}</span>", escape(&s.model.to_string()))
+            }),
             weights,
             answered,
             mean,
@@ -199,7 +201,7 @@ fn charts(html: &mut String, name: &Name, artifact: Option<&Artifact>) {
             );
             for (label, class, value) in [
                 ("Float", "one", accuracy.float),
-                ("INT8", "", accuracy.int8),
+                (artifact.numbers(), "", accuracy.int8),
                 ("Same decision", "", accuracy.agreement),
             ] {
                 put(
@@ -217,7 +219,7 @@ fn charts(html: &mut String, name: &Name, artifact: Option<&Artifact>) {
         ),
     }
     html.push_str(
-        "<div class=\"shadow\" data-shadow hidden><b>Live agreement with float</b> <span class=\"n\" data-now></span><div class=\"plot\" data-plot></div></div></figure></div><p class=\"unseen\" data-told></p>",
+        "<div class=\"shadow\" data-shadow hidden><b>Live agreement with float</b> <span class=\"n\" data-now></span><div class=\"plot\" data-plot></div></div></figure></div>",
     );
     put(
         html,

@@ -116,7 +116,7 @@ pub(crate) fn table(html: &mut String, label: &str, columns: &[Column], rows: &[
     put(
         html,
         format_args!(
-            "<div class=\"wrap\" role=\"region\" aria-label=\"{}\" tabindex=\"0\"><table><thead><tr>",
+            "<div class=\"wrap\" role=\"region\" aria-label=\"Table: {}\" tabindex=\"0\"><table><thead><tr>",
             escape(label)
         ),
     );

@@ -8,7 +8,7 @@ use crate::api::error::Problem;
 use crate::api::http::fields::Query;
 use crate::api::http::ui::frame::{self, Act};
 use crate::api::http::ui::result::{accuracy_line, figures, recipe, verdict};
-use crate::api::http::ui::{ago, counted, escape, lasting, put, short};
+use crate::api::http::ui::{ago, counted, escape, lasting, prose, put, short};
 use crate::api::http::{PageQuery, Shared, page as page_of};
 use crate::service::store::{ArtifactId, Job, JobFilter, JobId, JobState, Name, Page, Slice, Timestamp};
 
@@ -66,8 +66,8 @@ pub(crate) fn table(html: &mut String, jobs: &[Job], now: Timestamp) {
         vec![
             format!("<a class=\"name\" href=\"/jobs/{0}\">{1}</a>", job.id, short(&job.id.to_string())),
             format!("<span class=\"state\"{live}>{} {state}</span>", frame::job_chip(job.state)),
-            escape(&job.model.to_string()),
-            escape(&job.calibration.to_string()),
+            format!("<span class=\"long\">{}</span>", escape(&job.model.to_string())),
+            format!("<span class=\"long\">{}</span>", escape(&job.calibration.to_string())),
             came,
             ago(job.created_at, now),
         ]
@@ -78,7 +78,7 @@ pub(crate) fn table(html: &mut String, jobs: &[Job], now: Timestamp) {
         ("State", false),
         ("Model", false),
         ("Calibration", false),
-        ("Accuracy, float → INT8", false),
+        ("Accuracy, float → artifact", false),
         ("Asked for", false),
     ];
     frame::table(html, "Jobs", &columns, &rows);
@@ -283,10 +283,10 @@ async fn job_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
         put(
             &mut html,
             format_args!(
-                "<div class=\"fail\"><b>{}</b> <code>{}</code><p>{}</p></div>",
+                "<div class=\"fail\"><b>{}</b> <code>{}</code>{}</div>",
                 if job.state.is_final() { "Why it ended so" } else { "Why the last attempt failed" },
                 error.code.as_str(),
-                escape(&error.message)
+                prose(&error.message)
             ),
         );
     }

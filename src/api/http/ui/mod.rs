@@ -132,6 +132,7 @@ fn ago_words(seconds: f64) -> String {
 /// A duration: `4.2 s`, `3 min 5 s`.
 pub(crate) fn lasting(seconds: f64) -> String {
     match seconds {
+        s if s < 1.0 => millis(s * 1e3),
         s if s < 60.0 => format!("{s:.1} s"),
         s if s < 3_600.0 => format!("{} min {} s", (s / 60.0).floor(), (s % 60.0).floor()),
         s => format!("{} h {} min", (s / 3_600.0).floor(), (s % 3_600.0 / 60.0).floor()),

@@ -37,7 +37,7 @@ pub(crate) fn versions(
         ("State", false),
         ("Requests", false),
         ("Serves", false),
-        ("Accuracy, float → INT8", false),
+        ("Accuracy, float → artifact", false),
         ("Agreement, live", false),
         ("Out of range", true),
         ("Weights", true),
@@ -140,7 +140,7 @@ fn row(
             send.unwrap_or_default()
         ),
         format!(
-            "{} · {}<span class=\"second\">{artifact}</span>",
+            "<span class=\"long\">{}</span> · {}<span class=\"second\">{artifact}</span>",
             escape(&version.model.to_string()),
             precision(version.precision())
         ),

@@ -120,16 +120,19 @@ fn form(problem: &str, next: &str, status: StatusCode) -> Response {
     let text = "This server asks for a key; <code>octet key create</code> makes one. The browser keeps it until you sign \
                 out or close it.";
     frame::head(&mut main, "Sign in", text, "");
-    let hidden = if problem.is_empty() { " hidden" } else { "" };
+    let (hidden, wrong) = match problem {
+        "" => (" hidden", ""),
+        _ => ("", " aria-invalid=\"true\" aria-describedby=\"wrong\""),
+    };
     put(
         &mut main,
         format_args!(
-            "<form class=\"form\" method=\"post\" action=\"{PLACE}\">\
+            "<form class=\"panel\" method=\"post\" action=\"{PLACE}\">\
              <input type=\"hidden\" name=\"next\" value=\"{}\">\
-             <p><label for=\"key\">Key</label> <input id=\"key\" name=\"key\" type=\"password\" required \
-             autocomplete=\"current-password\" spellcheck=\"false\" size=\"48\" autofocus></p>\
-             <p class=\"problem\" role=\"alert\"{hidden}>{}</p>\
-             <p class=\"row\"><button class=\"button\" type=\"submit\">Sign in</button></p></form>",
+             <div class=\"fields one\"><div class=\"field\"><label for=\"key\">Key</label><input id=\"key\" name=\"key\" type=\"password\" required \
+             autocomplete=\"current-password\" spellcheck=\"false\" autofocus{wrong}></div></div>\
+             <p class=\"problem\" id=\"wrong\" role=\"alert\"{hidden}>{}</p>\
+             <div class=\"row\"><button class=\"button primary\" type=\"submit\">Sign in</button></div></form>",
             escape(next),
             escape(problem)
         ),

@@ -128,7 +128,7 @@ fn spread(layer: &LayerRow, layers: &[LayerRow], recipe: &Recipe) -> Option<(f64
     let of_result = unlike(layer.channel_spread, layer.channel_db);
     let of_weights = unlike(layer.weight_spread, layer.weight_channel_db);
     let ((spread, db), what) = match (of_weights, of_result) {
-        (Some(weights), _) => (weights, "the weights of output channel"),
+        (Some(weights), _) => (weights, "the largest weight of output channel"),
         (None, Some(result)) => (result, "channel"),
         (None, None) => return None,
     };

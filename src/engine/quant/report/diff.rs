@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::html::{self, bytes, decibels, millis, percent};
+
 /// Change, in dB or what is worth as much, from which on a layer is listed.
 const CHANGED_DB: f64 = 0.01;
 /// What another decision is worth, in dB: more than any change of figures.
@@ -125,20 +127,35 @@ pub struct GroupChange {
     pub delta: f64,
 }
 
-/// The figures that are compared: path, words, and whether more is better.
-const FIGURES: [(&str, &str, Option<bool>); 11] = [
-    ("evaluation.int8.value", "INT8 by the metric", Some(true)),
-    ("evaluation.float.value", "float by the metric", None),
-    ("evaluation.agreement.value", "agreement with float", Some(true)),
-    ("evaluation.sqnr_db", "output signal to noise, dB", Some(true)),
-    ("evaluation.cosine", "output cosine", Some(true)),
-    ("evaluation.samples", "samples", None),
-    ("size.int8_bytes", "bytes of the artifact", Some(false)),
-    ("latency.int8_ms", "one run in INT8, ms", Some(false)),
-    ("latency.float_ms", "one run in float, ms", None),
-    ("latency.speedup", "speedup", Some(true)),
-    ("coverage.integer", "integer nodes", Some(true)),
+/// What a figure counts, and so how it is written.
+#[derive(Clone, Copy)]
+enum Unit {
+    Share,
+    Decibels,
+    Cosine,
+    Count,
+    Bytes,
+    Millis,
+    Times,
+}
+
+/// The figures that are compared: path, words, what it counts, and whether more is better.
+const FIGURES: [(&str, &str, Unit, Option<bool>); 11] = [
+    ("evaluation.int8.value", "artifact, by the metric", Unit::Share, Some(true)),
+    ("evaluation.float.value", "float model, by the metric", Unit::Share, None),
+    ("evaluation.agreement.value", "agreement with float", Unit::Share, Some(true)),
+    ("evaluation.sqnr_db", "output signal to noise", Unit::Decibels, Some(true)),
+    ("evaluation.cosine", "output cosine", Unit::Cosine, Some(true)),
+    ("evaluation.samples", "samples", Unit::Count, None),
+    ("size.int8_bytes", "size of the artifact", Unit::Bytes, Some(false)),
+    ("latency.int8_ms", "one run of the artifact", Unit::Millis, Some(false)),
+    ("latency.float_ms", "one run of the float model", Unit::Millis, None),
+    ("latency.speedup", "speedup", Unit::Times, Some(true)),
+    ("coverage.integer", "integer nodes", Unit::Count, Some(true)),
 ];
+
+/// Times differ by this share from one measurement to the next: less is neither better nor worse.
+const TIME_NOISE: f64 = 0.05;
 
 /// Compares two reports or manifests.
 pub fn diff(a: &Value, b: &Value) -> Difference {
@@ -175,17 +192,34 @@ pub fn diff(a: &Value, b: &Value) -> Difference {
     }
 }
 
-/// A figure with the digits that matter: whole numbers as such, and no zero with a sign.
-pub fn figure(x: f64) -> String {
-    let text = if x.fract() == 0.0 && x.abs() < 1e15 { format!("{x:.0}") } else { format!("{x:.4}") };
-    let zero = text.chars().all(|c| matches!(c, '-' | '0' | '.'));
-    if zero { "0".to_owned() } else { text }
+fn unit(path: &str) -> Unit {
+    FIGURES.iter().find(|figure| figure.0 == path).map_or(Unit::Count, |figure| figure.2)
+}
+
+/// A figure, by its path, in its unit and with the digits that matter.
+pub fn figure(path: &str, x: f64) -> String {
+    // No zero with a sign.
+    let x = if x == 0.0 { 0.0 } else { x };
+    match unit(path) {
+        Unit::Share => percent(x),
+        Unit::Decibels => decibels(x),
+        Unit::Cosine => format!("{x:.5}"),
+        Unit::Count => html::grouped(x as u64),
+        Unit::Bytes => bytes(x as u64),
+        Unit::Millis => millis(x),
+        Unit::Times => format!("{x:.2}×"),
+    }
 }
 
 /// The change of a figure, with its sign; nothing where it shows none.
-pub fn change_of(delta: f64) -> Option<String> {
-    let text = figure(delta);
-    (text != "0").then(|| if delta > 0.0 { format!("+{text}") } else { text })
+pub fn change_of(path: &str, delta: f64) -> Option<String> {
+    let size = match unit(path) {
+        Unit::Share => format!("{:.2} points", 100.0 * delta.abs()),
+        Unit::Decibels => format!("{:.1} dB", delta.abs()),
+        _ => figure(path, delta.abs()),
+    };
+    let none = !size.contains(|c| matches!(c, '1'..='9'));
+    (!none).then(|| format!("{}{size}", if delta > 0.0 { '+' } else { '-' }))
 }
 
 /// What must be said of the data that two sides were judged on, where they are not the same.
@@ -234,15 +268,17 @@ fn fields(path: &str, a: &Value, b: &Value, found: &mut Vec<Field>) {
 }
 
 fn compared(
-    figure: &(&'static str, &'static str, Option<bool>),
+    figure: &(&'static str, &'static str, Unit, Option<bool>),
     a: &Value,
     b: &Value,
     same_data: Option<bool>,
 ) -> Option<Figure> {
-    let (path, name, more) = *figure;
+    let (path, name, unit, more) = *figure;
     let (a, b) = (number(a, path)?, number(b, path)?);
     let comparable = same_data != Some(false) || !path.starts_with("evaluation.");
-    let better = more.filter(|_| a != b && comparable).map(|more| more == (b > a));
+    let measured = matches!(unit, Unit::Millis | Unit::Times);
+    let same = a == b || measured && (b - a).abs() < TIME_NOISE * a.abs();
+    let better = more.filter(|_| !same && comparable).map(|more| more == (b > a));
     Some(Figure { figure: path, name, a, b, delta: b - a, better })
 }
 
@@ -432,15 +468,21 @@ mod tests {
 
     #[test]
     fn figures_have_the_digits_that_matter() {
-        for (x, want, change) in [
-            (500.0, "500", Some("+500")),
-            (125_285.0, "125285", Some("+125285")),
-            (-0.000_001, "0", None),
-            (-0.0, "0", None),
-            (0.908, "0.9080", Some("+0.9080")),
-            (-0.25, "-0.2500", Some("-0.2500")),
+        for (path, x, want, change) in [
+            ("evaluation.samples", 1500.0, "1\u{202f}500", Some("+1\u{202f}500")),
+            ("size.int8_bytes", 125_285.0, "125 kB", Some("+125 kB")),
+            ("evaluation.sqnr_db", -0.0, "0.0 dB", None),
+            ("evaluation.sqnr_db", -31.26, "-31.3 dB", Some("-31.3 dB")),
+            ("evaluation.cosine", 0.000_001, "0.00000", None),
+            ("evaluation.int8.value", 0.908, "90.80 %", Some("+90.80 points")),
+            ("latency.int8_ms", 0.0813, "81 µs", Some("+81 µs")),
+            ("latency.speedup", -0.25, "-0.25×", Some("-0.25×")),
         ] {
-            assert_eq!((figure(x).as_str(), change_of(x).as_deref()), (want, change), "{x}");
+            assert_eq!((figure(path, x).as_str(), change_of(path, x).as_deref()), (want, change), "{path}");
+        }
+        let run = |ms: f64| json!({ "latency": { "int8_ms": ms } });
+        for (after, better) in [(0.0645, None), (0.08, Some(false)), (0.05, Some(true))] {
+            assert_eq!(diff(&run(0.0643), &run(after)).figures[0].better, better, "{after} ms");
         }
     }
 

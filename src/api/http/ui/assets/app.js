@@ -2,13 +2,14 @@
 
 import { ask } from "./ask.js";
 import { copyButton } from "./net.js";
+import { find } from "./docs.js";
 import { forms as uploads } from "./upload.js";
 import { followed, forms as jobs, live } from "./jobs.js";
 import { figures, forms as endpoints } from "./endpoint.js";
 import { forms as rollout } from "./rollout.js";
 import { boxes } from "./tryit.js";
 
-const PARTS = [commands, acts, uploads, jobs, live, followed, endpoints, rollout, figures, boxes];
+const PARTS = [commands, acts, uploads, jobs, live, followed, endpoints, rollout, figures, boxes, find];
 
 /** Puts the address of this server into commands, and a button to copy beside each. */
 function commands(main) {

@@ -30,9 +30,11 @@ function wanted(form) {
     try {
       more = JSON.parse(value("recipe"));
     } catch (error) {
-      throw new Refusal(0, `Recipe: not JSON (${error.message})`);
+      throw new Refusal(0, `Recipe: not JSON (${error.message})`, form.elements.recipe);
     }
-    if (more === null || typeof more !== "object" || Array.isArray(more)) throw new Refusal(0, "Recipe: a JSON object is needed.");
+    if (more === null || typeof more !== "object" || Array.isArray(more)) {
+      throw new Refusal(0, "Recipe: a JSON object is needed.", form.elements.recipe);
+    }
     if (recipe.gate && more.gate && typeof more.gate === "object") more.gate = { ...recipe.gate, ...more.gate };
     Object.assign(recipe, more);
   }
@@ -64,7 +66,7 @@ async function ask(form, dry) {
     else location.assign(`/jobs/${made.id}`);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    complain(form, error.message);
+    complain(form, error.message, error.field);
   } finally {
     for (const button of buttons) button.disabled = false;
     tell(form, "");
@@ -93,8 +95,9 @@ function predicted(form, dry) {
 export function live(main) {
   const panel = main.querySelector("[data-live]");
   if (!panel) return;
-  const source = new EventSource(`/v1/jobs/${panel.dataset.live}/events`);
+  const path = `/v1/jobs/${panel.dataset.live}`;
   const began = {};
+  let source = null;
   const on = (event) => {
     if (!panel.isConnected) return source.close();
     const job = JSON.parse(event.data);
@@ -105,9 +108,35 @@ export function live(main) {
     }
     show(main, panel, job, began);
   };
-  source.addEventListener("progress", on);
-  source.addEventListener("state", on);
-  addEventListener("pagehide", () => source.close(), { once: true });
+  // A tab that nobody sees holds no connection: a browser has six for a server without TLS, and the seventh tab waits.
+  const listen = () => {
+    source?.close();
+    if (!panel.isConnected) return document.removeEventListener("visibilitychange", listen);
+    if (document.hidden) return;
+    source = new EventSource(`${path}/events`);
+    source.addEventListener("progress", on);
+    source.addEventListener("state", on);
+    source.addEventListener("error", lost);
+  };
+  const lost = () => {
+    panel.querySelector("[data-eta]").textContent = "The server cannot be reached; the page tries again …";
+    // After a cut the browser tries again by itself; after an answer that is no stream it does not.
+    if (source.readyState === EventSource.CLOSED) setTimeout(back, 2000);
+  };
+  const back = async () => {
+    try {
+      await send("GET", path);
+      listen();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      // The job is gone, or the key is taken no more: the page says so.
+      if ([401, 403, 404].includes(error.status)) return refresh();
+      setTimeout(back, 2000);
+    }
+  };
+  document.addEventListener("visibilitychange", listen);
+  addEventListener("pagehide", () => source?.close(), { once: true });
+  listen();
 }
 
 function show(main, panel, job, began) {
@@ -149,6 +178,7 @@ export async function followed(main) {
   for (;;) {
     await pause(2000);
     if (!rows[0].isConnected) return;
+    if (document.hidden) continue;
     try {
       for (const row of rows) {
         const job = await (await send("GET", `/v1/jobs/${row.dataset.follow}`)).json();

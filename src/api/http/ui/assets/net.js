@@ -1,10 +1,11 @@
 // Requests, refusals, elements, and telling what happens. Text from the server becomes text, never markup.
 
-/** A refusal of the server, with its sentence. */
+/** A refusal of the server, with its sentence; or one of the page itself (status 0), of a field perhaps. */
 export class Refusal extends Error {
-  constructor(status, detail) {
+  constructor(status, detail, field = null) {
     super(detail);
     this.status = status;
+    this.field = field;
   }
 }
 
@@ -48,11 +49,28 @@ export function announce(text) {
   document.getElementById("announce").textContent = text;
 }
 
-/** Shows a refusal beside its form, where it is read out; an empty text takes it away. */
-export function complain(form, text) {
+/** Shows a refusal beside its form, where it is read out; an empty text takes it away. With a field, goes there. */
+export function complain(form, text, field = null) {
   const place = form.querySelector(".problem");
+  place.id ||= `problem-${[...document.querySelectorAll(".problem")].indexOf(place)}`;
   place.textContent = text;
   place.hidden = !text;
+  for (const before of form.querySelectorAll("[aria-invalid]")) {
+    before.removeAttribute("aria-invalid");
+    describe(before, (ids) => ids.filter((id) => id !== place.id));
+  }
+  if (!field) return;
+  field.setAttribute("aria-invalid", "true");
+  // What is wrong is read with the field, also when one comes back to it.
+  describe(field, (ids) => [place.id, ...ids]);
+  field.closest("details")?.setAttribute("open", "");
+  field.focus();
+}
+
+function describe(field, change) {
+  const ids = change((field.getAttribute("aria-describedby") ?? "").split(" ").filter(Boolean));
+  if (ids.length) field.setAttribute("aria-describedby", ids.join(" "));
+  else field.removeAttribute("aria-describedby");
 }
 
 /** Says beside the buttons of a form what goes on. */
@@ -62,16 +80,13 @@ export function tell(form, text) {
 
 /** Marks the first field that the browser finds wrong, and says why; gives whether there is none. */
 export function checked(form) {
-  for (const field of form.querySelectorAll("[aria-invalid]")) field.removeAttribute("aria-invalid");
   for (const field of form.elements) {
     if (field.willValidate && !field.checkValidity()) {
       const label = field.labels?.[0]?.textContent ?? field.name;
       const why = field.validity.patternMismatch
         ? "letters, digits, dot, dash and underscore, the first a letter or digit."
         : field.validationMessage;
-      field.setAttribute("aria-invalid", "true");
-      complain(form, `${label}: ${why}`);
-      field.focus();
+      complain(form, `${label}: ${why}`, field);
       return false;
     }
   }

@@ -50,7 +50,7 @@ async function values(input, shape, count, dtype) {
       try {
         return JSON.parse(input.querySelector("[data-json]").value);
       } catch (error) {
-        throw new Refusal(0, `${name}: not JSON (${error.message})`);
+        throw new Refusal(0, `${name}: not JSON (${error.message})`, input.querySelector("[data-json]"));
       }
     }
     case "picture":
@@ -66,7 +66,7 @@ async function values(input, shape, count, dtype) {
 /** The pixels of a picture, scaled to the shape, 0 to 1, channels first or last as the shape has them. */
 async function picture(input, shape) {
   const [file] = input.querySelector("[data-picture]").files;
-  if (!file) throw new Refusal(0, `${input.dataset.input}: choose a picture first.`);
+  if (!file) throw new Refusal(0, `${input.dataset.input}: choose a picture first.`, input.querySelector("[data-picture]"));
   const first = shape[1] === 1 || shape[1] === 3;
   const [channels, height, width] = first ? shape.slice(1) : [shape[3], shape[1], shape[2]];
   let bitmap;
@@ -104,7 +104,7 @@ async function ask(form) {
     show(form, JSON.parse(got), answer.headers.get("server-timing") ?? "");
   } catch (error) {
     const known = error instanceof Refusal;
-    complain(form, known ? error.message : `The request could not be sent: ${error.message}`);
+    complain(form, known ? error.message : `The request could not be sent: ${error.message}`, error.field);
     if (!known || error.status === 0) tell(form, "");
     form.querySelector("[data-answer]").hidden = true;
   } finally {

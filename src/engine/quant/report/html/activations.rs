@@ -1,6 +1,6 @@
 //! The section on activations: what was seen in calibration, the range that was chosen, and what is beyond it.
 
-use super::{folded, heading, name, put, short};
+use super::{escape, folded, heading, name, put, short};
 use crate::engine::quant::report::Activation;
 
 /// Pictures that are shown from the start: the noisiest.
@@ -41,14 +41,14 @@ fn card(page: &mut String, row: &Activation) {
         page,
         format_args!(
             "<div class=\"act\"><b>{}</b>{}<div class=\"ends\"><span>{}</span><span>{}</span></div>\
-             <p>{} codes{wide} {} … {} · {sqnr}</p><p><span{clipped}>{:.3} % clipped</span> · {:.0} % zeros</p></div>",
+             <p>codes{wide} for {} … {} by {} · {sqnr}</p><p><span{clipped}>{:.3} % clipped</span> · {:.0} % zeros</p></div>",
             name(&row.value),
             picture(row),
             short(row.min.min(row.lo)),
             short(row.max.max(row.hi)),
-            row.method,
             short(row.lo),
             short(row.hi),
+            row.method,
             100.0 * row.clipped,
             100.0 * row.zeros
         ),
@@ -76,11 +76,16 @@ fn picture(row: &Activation) -> String {
     let (lo, hi) = (x(row.lo), x(row.hi));
     let zero = if least <= 0.0 && most >= 0.0 { x(0.0) } else { -1.0 };
     format!(
-        "<svg viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"histogram\">\
+        "<svg viewBox=\"0 0 {width} {height}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"Histogram of {}: {} to {}, codes from {} to {}\">\
          <rect x=\"{lo:.1}\" width=\"{:.1}\" height=\"{height}\" fill=\"var(--kept)\"/>\
          <path d=\"M{zero:.1} 0V{height}\" stroke=\"var(--line)\" vector-effect=\"non-scaling-stroke\"/>\
          <path d=\"{within}\" fill=\"var(--accent)\"/><path d=\"{beyond}\" fill=\"var(--bad)\"/>\
          <path d=\"M{lo:.1} 0V{height}M{hi:.1} 0V{height}\" stroke=\"var(--accent)\" stroke-dasharray=\"3 3\" vector-effect=\"non-scaling-stroke\"/></svg>",
+        escape(&row.value),
+        short(row.min),
+        short(row.max),
+        short(row.lo),
+        short(row.hi),
         (hi - lo).max(0.5)
     )
 }

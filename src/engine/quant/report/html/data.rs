@@ -1,6 +1,6 @@
 //! The section on the data: what is wrong with them, and whether there were enough.
 
-use super::{Plot, folded, heading, prose, put};
+use super::{Plot, folded, heading, put, sentence};
 use crate::engine::quant::checks::convergence::Convergence;
 use crate::engine::quant::checks::{Check, Severity};
 use crate::engine::quant::report::Findings;
@@ -47,8 +47,8 @@ fn boxed(page: &mut String, check: &Check) {
         format_args!(
             "<div class=\"box {severity}\"><span class=\"chip {severity}\">{}</span><p>{}</p><p class=\"dim\">{}</p></div>",
             check.code.replace('_', " "),
-            prose(&check.text),
-            prose(&check.remedy)
+            sentence(&check.text),
+            sentence(&check.remedy)
         ),
     );
 }

@@ -58,8 +58,8 @@ fn figures(page: &mut String, d: &Difference) {
             Some(false) => "poor",
             None => "dim",
         };
-        let (a, b) = (figure(f.a), figure(f.b));
-        let delta = change_of(f.delta).unwrap_or("–".to_owned());
+        let (a, b) = (figure(f.figure, f.a), figure(f.figure, f.b));
+        let delta = change_of(f.figure, f.delta).unwrap_or("–".to_owned());
         put(
             page,
             format_args!(
@@ -92,7 +92,10 @@ fn recipe(page: &mut String, d: &Difference) {
 }
 
 fn layers(page: &mut String, d: &Difference) {
-    let what = format!("{} changed, the most changed first; {} are the same.", d.layers.len(), d.layers_same);
+    let what = match d.layers.len() {
+        0 => format!("None changed: {} are the same.", d.layers_same),
+        n => format!("{n} changed, the most changed first; {} are the same.", d.layers_same),
+    };
     heading(page, "Layers", &what);
     let (first, rest) = d.layers.split_at(d.layers.len().min(SHOWN));
     if !first.is_empty() {

@@ -1,6 +1,9 @@
 //! The sections on layers: what would help, the noise along the graph, the table, what stays in float.
 
-use super::{Plot, ROWS_MAX, bar, counted, decibels, escape, folded, grade, heading, name, prose, put};
+use super::{
+    Plot, ROWS_MAX, bar, counted, decibels, escape, folded, grade, heading, name, put, sentence, short,
+};
+use crate::engine::quant::Scheme;
 use crate::engine::quant::report::{Advice, Findings, LayerRow};
 
 /// Rows up to which a table is open from the start.
@@ -32,7 +35,7 @@ fn boxed(page: &mut String, a: &Advice) {
              <div class=\"fix\"><span class=\"dim\">{}:</span><code class=\"best\">{}</code>{or}{others}</div></div>",
             name(&a.node),
             a.cause.name(),
-            prose(&a.finding),
+            sentence(&a.finding),
             escape(&a.remedy),
             escape(&a.recipe.to_string())
         ),
@@ -47,7 +50,14 @@ pub fn section(page: &mut String, f: &Findings) {
     heading(
         page,
         "Noise along the graph",
-        "Signal to noise of each integer layer against the float model, first to last. A line that falls at one layer is that layer's doing; a slow fall is noise that adds up.",
+        &format!(
+            "Signal to noise of each layer {} against the float model, first to last; below 20 dB (red) it may change decisions. A line that falls at one layer is that layer's doing; a slow fall is noise that adds up.",
+            match f.recipe.scheme {
+                Scheme::Float16 => "in float16",
+                Scheme::WeightOnly => "with weights of 8 bits",
+                Scheme::Auto | Scheme::Static | Scheme::Dynamic => "on integers",
+            }
+        ),
     );
     picture(page, f);
     table(page, f);
@@ -65,6 +75,13 @@ fn picture(page: &mut String, f: &Findings) {
         .filter_map(|(i, row)| Some((i as f64, row, row.noise.as_ref()?.sqnr_db)))
         .collect();
     let Some(least) = measured.iter().map(|m| m.2).reduce(f64::min) else { return };
+    let end = measured.last().map_or(least, |m| m.2);
+    let told = format!(
+        "Signal to noise of {}: {} at the noisiest, {} at the last",
+        counted(measured.len() as u64, "layer"),
+        decibels(least),
+        decibels(end)
+    );
     let bottom = (least / 10.0).floor().min(0.0) * 10.0;
     let bottom = bottom.max(-20.0);
     let mut plot = Plot::new((0.0, (rows.len() - 1) as f64), (bottom, SHOWN_DB));
@@ -97,7 +114,7 @@ fn picture(page: &mut String, f: &Findings) {
         format_args!(
             "<div class=\"box\"><div class=\"key\"><span><i class=\"main\"></i>result, with all noise before it</span>\
              <span><i class=\"one\"></i>its weights in codes</span><span><i class=\"two\"></i>its result in codes</span></div>{}</div>",
-            plot.finish("signal to noise of each layer")
+            plot.finish(&told)
         ),
     );
 }
@@ -105,21 +122,19 @@ fn picture(page: &mut String, f: &Findings) {
 fn table(page: &mut String, f: &Findings) {
     let rows = &f.layers;
     let spread = rows.iter().any(|r| r.channel_spread.is_some());
-    let mut body = "<div class=\"wrap\"><table><tr><th>Node<th class=\"wide\">Operator<th class=\"wide\">Weights<th>Result<th>Weight codes<th class=\"wide\">Result codes<th class=\"r wide\">Largest error"
+    let mut body = "<div class=\"wrap\"><table><tr><th>Node<th>Result<th>Weight codes<th class=\"wide\">Result codes<th class=\"r wide\">Largest error"
         .to_owned();
     if spread {
-        body.push_str("<th class=\"r wide\" title=\"largest channel over the median one\">Channels");
+        body.push_str("<th class=\"r wide\">Largest channel / median");
     }
     for row in rows {
-        let shape = row
-            .weight_shape
-            .as_ref()
-            .map_or(String::new(), |s| s.iter().map(usize::to_string).collect::<Vec<_>>().join("×"));
-        let error = row.noise.as_ref().map_or("–".to_owned(), |n| format!("{:.3}", n.max_abs_error));
+        let sides = |s: &Vec<usize>| s.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
+        let shape = row.weight_shape.as_ref().map_or(String::new(), |s| format!(" {}", sides(s)));
+        let error = row.noise.as_ref().map_or("–".to_owned(), |n| short(n.max_abs_error));
         put(
             &mut body,
             format_args!(
-                "<tr><td class=\"name\">{}<td class=\"wide\">{}<td class=\"wide\">{shape}<td class=\"db\">{}<td class=\"db\">{}<td class=\"db wide\">{}<td class=\"r wide\">{error}",
+                "<tr><td class=\"name\">{}<span class=\"of\">{}{shape}</span><td class=\"db\">{}<td class=\"db\">{}<td class=\"db wide\">{}<td class=\"r wide\">{error}",
                 name(&row.node),
                 row.op,
                 bar(row.noise.as_ref().map(|n| n.sqnr_db)),

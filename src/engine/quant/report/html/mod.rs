@@ -51,18 +51,38 @@ pub fn prose(text: &str) -> String {
     parts.into_iter().enumerate().map(code).collect()
 }
 
+/// Text of a check or a finding, which begins and ends as the JSON has it, as a sentence of its own.
+pub fn sentence(text: &str) -> String {
+    let mut letters = text.trim().chars();
+    let first = letters.next().map_or(String::new(), |c| c.to_uppercase().collect());
+    let end = if text.is_empty() || text.ends_with(['.', '!', '?', ':']) { "" } else { "." };
+    prose(&format!("{first}{}{end}", letters.as_str()))
+}
+
 /// A long name with places where a narrow page may break it.
 pub fn name(text: &str) -> String {
     escape(text).replace('/', "/<wbr>").replace('.', ".<wbr>").replace('_', "_<wbr>")
 }
 
 /// The page with what every table owes to readers who are told of it, or who have no mouse: headings that say which
-/// cells they are of, and a place in the order of the keys, since wide ones scroll. At the end, so that none forgets it.
-/// Nothing else begins so: what strangers wrote is escaped.
+/// cells they are of and stand on every printed page, a name, and a place in the order of the keys, since wide ones
+/// scroll. At the end, so that none forgets it. Nothing else begins so: what strangers wrote is escaped.
 pub fn finished(page: &str) -> String {
-    page.replace("<th>", "<th scope=\"col\">")
-        .replace("<th class=", "<th scope=\"col\" class=")
-        .replace("<div class=\"wrap\">", "<div class=\"wrap\" tabindex=\"0\">")
+    let page = page.replace("<th>", "<th scope=\"col\">").replace("<th class=", "<th scope=\"col\" class=");
+    let mut parts = page.split("<div class=\"wrap\"><table><tr>");
+    let mut done = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        // A table is called by what is over it.
+        let title =
+            ["<h2>", "<summary>"].map(|tag| done.rfind(tag).map(|at| at + tag.len())).into_iter().max();
+        let title = title.flatten().map_or("", |at| done[at..].split('<').next().unwrap_or_default());
+        let region = format!(
+            "<div class=\"wrap\" role=\"region\" aria-label=\"Table: {title}\" tabindex=\"0\"><table><thead><tr>"
+        );
+        done.push_str(&region);
+        done.push_str(&part.replacen("<tr>", "<tbody><tr>", 1));
+    }
+    done
 }
 
 /// How many, in words: `1 sample`, `2 samples`.
@@ -281,10 +301,28 @@ mod tests {
     }
 
     #[test]
-    fn tables_have_headings_of_columns_and_are_reached_by_keys() {
-        let table = "<div class=\"wrap\"><table><tr><th>a<th class=\"r\">b";
-        let want = "<div class=\"wrap\" tabindex=\"0\"><table><tr><th scope=\"col\">a<th scope=\"col\" class=\"r\">b";
-        assert_eq!(finished(table), want);
+    fn tables_have_headings_of_columns_a_name_and_are_reached_by_keys() {
+        let table = "<div class=\"wrap\"><table><tr><th>a<th class=\"r\">b<tr><td>1<td>2<tr><td>3<td>4";
+        let page = finished(&format!("<h2>One</h2>{table}<summary>Two</summary>{table}"));
+        for name in ["One", "Two"] {
+            let want = format!(
+                "<div class=\"wrap\" role=\"region\" aria-label=\"Table: {name}\" tabindex=\"0\"><table><thead><tr>\
+                 <th scope=\"col\">a<th scope=\"col\" class=\"r\">b<tbody><tr><td>1<td>2<tr><td>3<td>4"
+            );
+            assert!(page.contains(&want), "{page}");
+        }
+    }
+
+    #[test]
+    fn a_finding_is_a_sentence() {
+        for (text, want) in [
+            ("noise of `a` adds up", "Noise of <code>a</code> adds up."),
+            ("`x` is 3 %", "<code>x</code> is 3 %."),
+            ("Done.", "Done."),
+            ("", ""),
+        ] {
+            assert_eq!(sentence(text), want);
+        }
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use super::style::STYLE;
 use super::{
-    accuracy, activations, bytes, counted, data, escape, finished, grouped, layers, millis, percent, prose,
-    put, search,
+    accuracy, activations, bytes, counted, data, escape, finished, folded, grouped, layers, millis, percent,
+    put, search, sentence,
 };
 use crate::engine::quant::Gate;
 use crate::engine::quant::report::Findings;
+
+/// Letters of notes that are shown from the start.
+const NOTES_SHOWN: usize = 800;
 
 /// The page.
 pub fn page(f: &Findings) -> String {
@@ -33,13 +36,11 @@ pub fn page(f: &Findings) -> String {
         ),
     );
     if let Some(reason) = &f.gate_failure {
-        let what = format!("<b class=\"poor\">The gate is not kept.</b> {}", escape(reason));
+        let what = format!("<b class=\"poor\">The gate is not kept.</b> {}", sentence(reason));
         put(&mut page, format_args!("<div class=\"fail\">{what}</div>"));
     }
-    for note in &f.notes {
-        put(&mut page, format_args!("<p class=\"sub\">{}</p>", prose(note)));
-    }
     cards(&mut page, f);
+    notes(&mut page, &f.notes);
     data::section(&mut page, f);
     layers::advice(&mut page, f);
     layers::section(&mut page, f);
@@ -64,11 +65,24 @@ pub fn page(f: &Findings) -> String {
     finished(&page)
 }
 
+/// What was done on the way. Notes that name every layer of a deep model open at a click.
+fn notes(page: &mut String, notes: &[String]) {
+    let body: String = notes.iter().map(|note| format!("<p class=\"sub\">{}</p>", sentence(note))).collect();
+    if body.len() > NOTES_SHOWN {
+        let summary = format!("{} on how it was made", counted(notes.len() as u64, "note"));
+        folded(page, false, &summary, &body);
+    } else if !body.is_empty() {
+        put(page, format_args!("<div class=\"notes\">{body}</div>"));
+    }
+}
+
 /// What the data are called and when the job was begun, where that is known.
 fn named(f: &Findings) -> String {
     let mut text = String::new();
+    // The JSON has milliseconds.
+    let begun = f.begun_at.as_ref().map(|at| at.get(..16).unwrap_or(at).replace('T', " ") + " UTC");
     for (what, name) in
-        [("calibrated on", &f.calibration), ("evaluated on", &f.evaluated), ("begun at", &f.begun_at)]
+        [("calibrated on", &f.calibration), ("evaluated on", &f.evaluated), ("begun at", &begun)]
     {
         if let Some(name) = name {
             put(&mut text, format_args!(" · {what} {}", escape(name)));

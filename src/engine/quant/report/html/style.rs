@@ -3,15 +3,15 @@
 /// The style sheet.
 pub const STYLE: &str = "
 :root{color-scheme:light dark;--bg:#f5f6f8;--card:#fff;--ink:#17212c;--dim:#5f6c79;--line:#e2e6eb;--accent:#0b7285;--second:#7048e8;
---third:#d9730d;--good:#1d6b2d;--fair:#9a5200;--bad:#c92a2a;--track:#e9edf1;--kept:#0b728522;--tint-bad:#c92a2a12;--tint-fair:#e6770010;--on:#fff}
-@media(prefers-color-scheme:dark){:root{--bg:#0f1419;--card:#171e26;--ink:#e6ebf0;--dim:#98a6b4;--line:#28323d;--accent:#3bc9db;
---second:#b197fc;--third:#ffa94d;--good:#69db7c;--fair:#ffc078;--bad:#ff8787;--track:#25303b;--kept:#3bc9db22;--tint-bad:#ff878714;--tint-fair:#ffc07810;--on:#0f1419}}
+--third:#d9730d;--good:#1d6b2d;--fair:#9a5200;--bad:#c92a2a;--track:#e9edf1;--kept:#0b728522;--tint-bad:#c92a2a12;--tint-fair:#e6770010;--on:#fff;--fade:#17212c1f}
+@media screen and (prefers-color-scheme:dark){:root{--bg:#0f1419;--card:#171e26;--ink:#e6ebf0;--dim:#98a6b4;--line:#28323d;--accent:#3bc9db;
+--second:#b197fc;--third:#ffa94d;--good:#69db7c;--fair:#ffc078;--bad:#ff8787;--track:#25303b;--kept:#3bc9db22;--tint-bad:#ff878714;--tint-fair:#ffc07810;--on:#0f1419;--fade:#000c}}
 *{box-sizing:border-box}html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
 main{max-width:1120px;margin:0 auto;padding:32px 20px 64px}
 h1{font-size:26px;line-height:1.25;margin:0;letter-spacing:-.01em;overflow-wrap:anywhere}h2{font-size:18px;margin:44px 0 4px}
 h3{font-size:14px;margin:0 0 8px}.sub{color:var(--dim);margin:0 0 12px;overflow-wrap:anywhere;max-width:78ch}.dim{color:var(--dim)}
-.head{display:flex;gap:14px;align-items:flex-start;justify-content:space-between;flex-wrap:wrap}
+.head{margin-bottom:14px;display:flex;gap:14px;align-items:flex-start;justify-content:space-between;flex-wrap:wrap}
 .badge{border-radius:99px;padding:5px 14px;font-weight:600;color:var(--on);background:var(--good);white-space:nowrap}
 .badge.bad{background:var(--bad)}.badge.none{background:var(--dim)}
 .chip{display:inline-block;border-radius:6px;padding:0 8px;font-size:12px;font-weight:600;line-height:20px;background:var(--track);color:var(--dim);white-space:nowrap}
@@ -25,16 +25,18 @@ h3{font-size:14px;margin:0 0 8px}.sub{color:var(--dim);margin:0 0 12px;overflow-
 .fix{display:flex;flex-wrap:wrap;gap:6px;align-items:baseline;margin-top:8px}
 code{font:12.5px ui-monospace,SFMono-Regular,Menlo,monospace;background:var(--track);padding:2px 7px;border-radius:5px;overflow-wrap:anywhere}
 code.best{background:var(--kept);outline:1px solid var(--accent)}
-b.name,td.name,.act b,.row b{font:600 12.5px/1.4 ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}td.name{font-weight:400;min-width:110px;max-width:340px}
-.wrap{background:var(--card);border:1px solid var(--line);border-radius:12px;overflow-x:auto}
+b.name,td.name,.act b,.row b{font:600 12.5px/1.4 ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}td.name{font-weight:400;min-width:110px;max-width:340px}.of{display:block;color:var(--dim);font:12px/1.4 system-ui,sans-serif}
+.wrap{border:1px solid var(--line);border-radius:12px;overflow-x:auto;background:linear-gradient(90deg,var(--card) 40%,transparent) 0/48px 100% no-repeat local,
+linear-gradient(-90deg,var(--card) 40%,transparent) 100%/48px 100% no-repeat local,linear-gradient(90deg,var(--fade),transparent) 0/14px 100% no-repeat,
+linear-gradient(-90deg,var(--fade),transparent) 100%/14px 100% no-repeat,var(--card)}
 table{border-collapse:collapse;width:100%;font-size:14px}th,td{padding:7px 14px;text-align:left;border-top:1px solid var(--line);vertical-align:middle}
 tr:first-child th{border-top:0}th{font-weight:600;color:var(--dim);font-size:12.5px;white-space:nowrap}
-td.db{white-space:nowrap}td.db .bar{width:76px}td.r,th.r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+td.db{white-space:nowrap}td.db .bar{width:76px}:focus-visible{outline:2px solid var(--accent);outline-offset:2px;border-radius:4px}td.r,th.r{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 .bar{display:inline-block;width:110px;height:8px;border-radius:4px;background:var(--track);overflow:hidden;vertical-align:middle;margin-right:9px}
 .bar i{display:block;height:100%;border-radius:4px}td .n{white-space:nowrap;font-variant-numeric:tabular-nums}
 .good{color:var(--good)}.fair{color:var(--fair)}.poor{color:var(--bad)}i.good{background:var(--good)}i.fair{background:var(--fair)}i.poor{background:var(--bad)}
 i.one{background:var(--second)}i.two{background:var(--third)}
-details{margin-top:12px}summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}details>.wrap,details>.grid,details>.box{margin-top:8px}
+.notes{margin-top:16px}details{margin-top:12px}summary{cursor:pointer;color:var(--accent);font-size:14px;padding:4px 0}details>.wrap,details>.grid,details>.box{margin-top:8px}
 .plot{position:relative;height:230px;margin:6px 6px 26px 44px}.plot svg{position:absolute;inset:0;width:100%;height:100%;overflow:visible}
 .plot.low{height:120px}.plot span{position:absolute;font-size:11.5px;color:var(--dim);font-variant-numeric:tabular-nums;white-space:nowrap}
 .plot .y{right:calc(100% + 8px);transform:translateY(-50%)}.plot .x{top:calc(100% + 5px);transform:translateX(-50%)}
@@ -60,9 +62,10 @@ i.main{background:var(--accent)}i.hollow{background:none;border:2px solid var(--
 .matrix{display:block;width:100%;max-width:560px;margin:4px auto}.matrix text{font:9px system-ui,sans-serif;fill:var(--ink);text-anchor:middle;dominant-baseline:central}
 .matrix .k{fill:var(--dim)}.matrix rect{fill:var(--accent)}.matrix rect.off{fill:var(--bad)}
 footer{margin-top:52px;color:var(--dim);font-size:12.5px;overflow-wrap:anywhere}
-@media(max-width:700px){main{padding:20px 14px 48px}h1{font-size:22px}.wide{display:none}.bar{width:64px}th,td{padding:7px 10px}.plot{height:190px}
+@media(max-width:700px){main{padding:20px 14px 48px}h1{font-size:22px}.wide{display:none}.bar{width:64px}td.db .bar{width:36px;margin-right:6px}td.name{min-width:96px}th,td{padding:7px 9px}.axis em:first-child{transform:none}.axis em:last-child{transform:translateX(-100%)}.plot{height:190px}
 .cards{grid-template-columns:1fr 1fr;gap:10px}.card{padding:12px 13px}.card .v{font-size:21px}.row{grid-template-columns:1fr auto}.row .span,.row .pair{grid-column:1/-1;grid-row:2}.box{padding:12px 14px}}
-@media print{body{background:#fff}.box,.card,.act,.wrap{break-inside:avoid}}";
+@media print{:root{color-scheme:light}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}body{background:#fff}main{max-width:none;padding:0}
+.card,.act,.row,.plot,.matrix,tr{break-inside:avoid}h2,h3,.sub,summary{break-after:avoid}.wrap{overflow:visible;background:none}.box p,.fail{max-height:none}}";
 
 #[cfg(test)]
 mod tests {
