@@ -45,7 +45,7 @@ pub(crate) fn table(html: &mut String, artifacts: &[Artifact], now: Timestamp) {
             format!(
                 "<span class=\"long\">{}</span> <span class=\"dim\">in {}</span>",
                 escape(&artifact.model.to_string()),
-                artifact.numbers()
+                frame::precision(artifact.precision())
             ),
             accuracy_line(artifact.accuracy.float, artifact.accuracy.int8),
             format!("{:.0} %", artifact.size_ratio * 100.0),
@@ -141,7 +141,7 @@ async fn artifact_page(shared: &Shared, id: &str) -> Result<Response, Problem> {
                     "<li><a href=\"/v1/artifacts/{}/diff/{id}\">{}</a> <span>in {}</span> <span>{}</span> <span class=\"dim\">made {}</span></li>",
                     other.id,
                     short(&other.id.to_string()),
-                    other.numbers(),
+                    frame::precision(other.precision()),
                     accuracy_line(other.accuracy.float, other.accuracy.int8),
                     ago(other.created_at, now)
                 ),

@@ -201,7 +201,7 @@ fn charts(html: &mut String, name: &Name, artifact: Option<&Artifact>) {
             );
             for (label, class, value) in [
                 ("Float", "one", accuracy.float),
-                (artifact.numbers(), "", accuracy.int8),
+                (frame::precision(artifact.precision()), "", accuracy.int8),
                 ("Same decision", "", accuracy.agreement),
             ] {
                 put(
