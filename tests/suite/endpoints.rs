@@ -146,7 +146,7 @@ async fn a_version_answers_while_a_setting_has_it_loaded_again() {
         let changed = loop {
             tokio::select! {
                 biased;
-                answer = send(ask()) => _ = answer.expect(200),
+                answer = send(ask()) => { answer.expect(200); }
                 changed = &mut change => break changed,
             }
         };

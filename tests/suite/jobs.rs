@@ -417,10 +417,10 @@ async fn calibration_data_go_with_the_last_job_that_needs_them() {
 async fn data_stay_where_the_request_was_at_fault() {
     let app = TestApp::start().await;
     app.upload().await;
-    let id = app.submit(json!({ "recipe": { "keep_float": ["typo"] } })).await;
+    let id = app.submit(json!({ "recipe": { "gate": { "metric": "top1", "max_drop": 0.1 } } })).await;
     let job = app.wait(&id).await;
-    assert_eq!(job["error"]["code"], "bad_recipe", "{job:#}");
-    assert!(job["error"]["message"].as_str().unwrap().contains("typo"), "{job:#}");
+    assert_eq!(job["error"]["code"], "bad_data", "{job:#}");
+    assert!(job["error"]["message"].as_str().unwrap().contains("labels"), "{job:#}");
     assert_eq!(job["deleted"], json!([]));
     // Corrected, the same request finds them, and its end deletes them.
     let job = app.wait(&app.submit(json!({})).await).await;
