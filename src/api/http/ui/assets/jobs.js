@@ -87,7 +87,7 @@ function predicted(form, dry) {
     fact("Memory", dry.memory_bytes == null ? "not known" : `about ${bytes(dry.memory_bytes)}`),
   );
   const place = form.querySelector("[data-predicted]");
-  place.replaceChildren(el("h3", {}, "A job would do this"), list);
+  place.replaceChildren(el("h2", {}, "A job would do this"), list);
   place.hidden = false;
 }
 
