@@ -153,8 +153,9 @@ impl<'a> Reference<'a> {
     ) -> Result<(), Error> {
         let outputs = |_, batch: &Batch| {
             let bytes = [self.float, int8].map(|session| abreast::run_bytes(session, batch));
+            let float = self.output(batch)?;
             let int8 = first_output(int8, self.data, batch, int8.run(&batch.feeds()))?;
-            Ok((bytes[0].saturating_add(bytes[1]), (self.output(batch)?, int8)))
+            Ok((bytes[0].saturating_add(bytes[1]), (float, int8)))
         };
         abreast::batches(batches, outputs, |batch, (float, int8)| {
             judge.batch(batch, &float, &int8)?;

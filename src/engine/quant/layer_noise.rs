@@ -230,3 +230,70 @@ fn channel_axis(op: &str, rank: usize) -> Option<usize> {
         _ => Some(1),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::exec::Options;
+    use crate::engine::graph::op::{Op, Sliding, Unary};
+    use crate::engine::graph::passes::Passes;
+    use crate::engine::graph::{Dim, Graph, Node, Value};
+    use crate::engine::tensor::dataset::{Dataset, Port};
+    use crate::engine::tensor::npy;
+
+    /// `r = Relu(Conv(x, w))` of whole numbers, whose sums do not depend on their order.
+    fn session(passes: Passes) -> Session {
+        let mut graph = Graph::default();
+        let batch = || Dim::Symbol("batch".to_owned());
+        let [x, c, r] = [("x", 3), ("c", 8), ("r", 8)].map(|(name, channels)| {
+            let dims = vec![batch(), Dim::Known(channels), Dim::Known(5), Dim::Known(6)];
+            let (name, dtype) = (name.to_owned(), Some(DType::F32));
+            graph.add_value(Value { name, dtype, dims: Some(dims), ..Value::default() })
+        });
+        let weights: Vec<f32> = (0..8 * 3 * 9u16).map(|i| f32::from(i * 29 % 13) - 6.0).collect();
+        let w = graph.add_constant("w", Tensor::from_slice(&[8, 3, 3, 3], &weights));
+        let sliding = Sliding { pads: vec![1; 4], ..Sliding::default() };
+        let conv = Op::Conv { sliding, groups: 1 };
+        graph.nodes.push(Node::new("conv".to_owned(), conv, vec![Some(x), Some(w)], vec![c]));
+        graph.nodes.push(Node::new("relu".to_owned(), Op::Unary(Unary::Relu), vec![Some(c)], vec![r]));
+        (graph.inputs, graph.outputs) = (vec![x], vec![r]);
+        Session::new(graph, Options { passes, ..Options::default() }).unwrap()
+    }
+
+    #[test]
+    fn values_are_compared_whatever_their_order_in_memory() {
+        let values: Vec<f32> = (0..5 * 3 * 30u16).map(|i| f32::from(i * 37 % 64) - 20.0).collect();
+        let x = Tensor::from_slice(&[5, 3, 5, 6], &values);
+        let bytes = npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &x)]).unwrap().into_inner();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), bytes).unwrap();
+        let dims = vec![None, Some(3), Some(5), Some(6)];
+        let port = Port { name: "x".to_owned(), dtype: DType::F32, dims };
+        let data = Dataset::open(file.path(), &[port]).unwrap();
+        let value = || "r".to_owned();
+        let layer = Layer {
+            node: "conv".to_owned(),
+            op: "Conv",
+            float_value: value(),
+            int8_value: value(),
+            weights: None,
+            constants: None,
+        };
+        let sessions = [Passes::ALL, Passes::NONE].map(session);
+        let mut spreads = Vec::new();
+        for float in &sessions {
+            let reference = Reference::new(float, &data);
+            let plain = reference.evaluate(&sessions[0], usize::MAX, 2, &mut |_| true).unwrap();
+            for int8 in &sessions {
+                let compared = Compared { int8, float, layers: std::slice::from_ref(&layer) };
+                let (found, noise) = evaluate(&reference, compared, 3, 2, &mut |_| true).unwrap();
+                assert_eq!((&found, found.samples, found.sqnr_db), (&plain, 5, 200.0));
+                let noise = noise[0].as_ref().expect("it was seen");
+                assert_eq!((noise.sqnr_db, noise.max_abs_error), (200.0, 0.0));
+                spreads.push(noise.channels.spread().unwrap());
+            }
+        }
+        assert_eq!(spreads, [spreads[0]; 4]);
+        assert_eq!(spreads[0].channels, 8);
+    }
+}

@@ -673,7 +673,7 @@ mod tests {
         let place = |batch: Result<Batch, Error>| batch.map(|b| (b.first, b.samples)).unwrap();
         // Whole batches: the second begins before the third sample.
         assert_eq!(batches.before(3).map(place).collect::<Vec<_>>(), [(0, 2), (2, 2)]);
-        assert_eq!(batches.before(4).map(place).count(), 0);
+        assert!(batches.before(4).next().is_none());
         batches.at_most(9);
         assert_eq!(batches.map(place).collect::<Vec<_>>(), [(4, 3)]);
     }
