@@ -49,7 +49,10 @@ async fn an_artifact_is_found_downloaded_in_parts_reported_and_deleted() {
     assert!(report.json().is_object());
     let page = app.get(&format!("{base}/report.html")).await.expect(200);
     assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
-    assert!(page.header("content-security-policy").starts_with("default-src 'none'; style-src"), "it runs nothing");
+    assert!(
+        page.header("content-security-policy").starts_with("default-src 'none'; style-src"),
+        "it runs nothing"
+    );
     for said in [
         "<html",
         "<title>linear@1 in INT8</title>",

@@ -183,7 +183,7 @@ pub(crate) async fn delete(
 
 /// `PATCH` or `DELETE` for clients that can only send `POST`: `X-HTTP-Method-Override` has the method.
 #[utoipa::path(post, path = "/v1/uploads/{id}", operation_id = "override_upload_method", tag = "uploads",
-    params(("id" = String, Path), ("X-HTTP-Method-Override" = String, Header, description = "`PATCH` or `DELETE`")),
+    params(("id" = String, Path), ("X-HTTP-Method-Override" = String, Header, description = "`PATCH` or `DELETE`", example = "DELETE")),
     responses((status = 204, description = "As that method"),
         (status = 400, description = "Another method, or none", body = ProblemBody)))]
 pub(crate) async fn post_override(
