@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 
+import tritonclient.grpc as triton
+
 import support
 
 DOCKER = support.ROOT / "docker"
@@ -104,6 +106,8 @@ def check_refusals_are_counted(server):
 
 
 def check_dashboard_and_alerts_ask_for_what_there_is(server):
+    with triton.InferenceServerClient(server.grpc_address) as client:
+        assert client.is_server_live()
     live = {HISTOGRAM.sub("", k.split("{")[0]) for k in samples(server.get("/metrics").text())}
     live |= set(re.findall(r"^# TYPE (\S+)", server.get("/metrics").text(), re.M))
     missing = names_in_queries() - live

@@ -20,6 +20,7 @@ import urllib.parse
 import urllib.request
 
 import numpy as np
+import tritonclient.grpc as triton
 
 import support
 
@@ -169,8 +170,15 @@ def traffic(server, prometheus):
         while not stop.is_set():
             server.wait(server.submit(**again))
 
+    def calls():
+        with triton.InferenceServerClient(server.grpc_address) as client:
+            while not stop.is_set():
+                assert client.is_server_live()
+                time.sleep(0.05)
+
     threads = [threading.Thread(target=ask, args=(n * 1000,)) for n in range(2)]
-    threads += [threading.Thread(target=crowd) for _ in range(6)] + [threading.Thread(target=jobs)]
+    threads += [threading.Thread(target=crowd) for _ in range(6)]
+    threads += [threading.Thread(target=jobs), threading.Thread(target=calls)]
     for t in threads:
         t.start()
     time.sleep(TRAFFIC_SECONDS)
