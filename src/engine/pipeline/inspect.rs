@@ -226,23 +226,20 @@ fn macs(session: &Session) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
+    use crate::engine::tensor::dataset::tests::file;
 
     #[test]
     fn a_dataset_is_told_by_its_arrays() {
         let floats = |shape: &[usize]| Tensor::zeros(crate::engine::tensor::DType::F32, shape);
         let (x, mean, odd) = (floats(&[4, 3]), floats(&[]), floats(&[3]));
-        let file = tempfile::NamedTempFile::new().unwrap();
         for (arrays, want) in [
             (&[("x_u8", &x), ("x_mean", &mean), ("x_std", &mean)][..], Ok(4)),
             (&[("x", &x), ("y", &odd)], Err("`y` has 3 samples, `x` has 4")),
             (&[("x", &mean)], Err("no dimension")),
             (&[("x", &floats(&[0, 1]))], Err("no samples")),
         ] {
-            let bytes = npy::write_npz(Cursor::new(Vec::new()), arrays).unwrap().into_inner();
-            std::fs::write(file.path(), bytes).unwrap();
+            let file = file(arrays);
             match (inspect_dataset(file.path(), 1 << 20), want) {
                 (Ok(found), Ok(samples)) => {
                     assert_eq!(found["samples"], samples);
@@ -256,8 +253,7 @@ mod tests {
             }
         }
         // Two arrays of 48 bytes, however few they are in the file.
-        let bytes = npy::write_npz(Cursor::new(Vec::new()), &[("x", &x), ("y", &x)]).unwrap().into_inner();
-        std::fs::write(file.path(), bytes).unwrap();
+        let file = file(&[("x", &x), ("y", &x)]);
         assert!(inspect_dataset(file.path(), 96).is_ok());
         let refused = inspect_dataset(file.path(), 95).unwrap_err().to_string();
         assert!(refused.contains("96 bytes, more than the limit of 95"), "{refused}");

@@ -1,6 +1,5 @@
 //! Whole jobs on a small model: what a recipe makes, and whether a dry run foresaw it.
 
-use std::io::Cursor;
 use std::path::Path;
 
 use serde_json::{Value as Json, json};
@@ -14,7 +13,7 @@ use crate::engine::graph::op::{Op, Sliding, Unary};
 use crate::engine::graph::passes::casts::tests::named;
 use crate::engine::graph::{Dim, Graph, Node, Value, ValueId};
 use crate::engine::onnx::import::import;
-use crate::engine::tensor::{DType, Tensor, npy};
+use crate::engine::tensor::{DType, Tensor, dataset};
 
 /// A caller that waits.
 struct Patient;
@@ -95,7 +94,7 @@ impl Files {
         };
         let samples = |seed, size| {
             let x = Tensor::from_slice(&[96, 1, 8, 8], &numbers(96 * 64, seed, size));
-            file(&npy::write_npz(Cursor::new(Vec::new()), &[("x", &x)]).unwrap().into_inner())
+            dataset::tests::file(&[("x", &x)])
         };
         Files {
             model: file(&artifact::write(&g, &Json::Null)),

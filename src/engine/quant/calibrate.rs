@@ -279,7 +279,7 @@ mod tests {
     use crate::engine::exec::Options;
     use crate::engine::graph::op::{Op, Unary};
     use crate::engine::graph::{Graph, Node, Value, ValueId};
-    use crate::engine::tensor::npy;
+    use crate::engine::tensor::dataset::tests::samples_of;
 
     /// `t = Transpose(Gemm(x, w))`, `r = Relu(t)`: `x` is `[batch, 4]`, `r` `[3, batch]`, so that samples lie along the
     /// first axis of some values and along the second of others.
@@ -315,11 +315,7 @@ mod tests {
 
     fn statistics(session: &Session, samples: &[[f32; 4]], batch: usize) -> Statistics {
         let tensor = Tensor::from_slice(&[samples.len(), 4], samples.as_flattened());
-        let bytes = npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &tensor)]).unwrap().into_inner();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        let port = dataset::Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![None, Some(4)] };
-        let data = Dataset::open(file.path(), &[port]).unwrap();
+        let (_file, data) = samples_of(&tensor, &[None, Some(4)]);
         let wanted = ["x", "g", "t", "r", "nowhere"].map(str::to_owned);
         calibrate(session, &data, &wanted, [7; 32], batch, &mut SampleRanges::default(), &mut |_| true)
             .unwrap()
@@ -353,15 +349,7 @@ mod tests {
     #[test]
     fn the_sample_that_fails_is_named_and_others_clear_the_model() {
         let data = |samples: usize, length: usize, batch: Option<usize>| {
-            let tensor = Tensor::zeros(DType::F32, &[samples, length]);
-            let bytes =
-                npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &tensor)]).unwrap().into_inner();
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), bytes).unwrap();
-            let port =
-                dataset::Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![batch, Some(length)] };
-            let opened = Dataset::open(file.path(), &[port]).unwrap();
-            (file, opened)
+            samples_of(&Tensor::zeros(DType::F32, &[samples, length]), &[batch, Some(length)])
         };
         let source = || exec::Error::MissingInput { name: "x".to_owned(), expected: Vec::new() };
         for (first, bad, fixed, want) in [

@@ -238,8 +238,7 @@ mod tests {
     use crate::engine::graph::op::{Op, Sliding, Unary};
     use crate::engine::graph::passes::Passes;
     use crate::engine::graph::{Dim, Graph, Node, Value};
-    use crate::engine::tensor::dataset::{Dataset, Port};
-    use crate::engine::tensor::npy;
+    use crate::engine::tensor::dataset::tests::samples_of;
 
     /// `r = Relu(Conv(x, w))` of whole numbers, whose sums do not depend on their order.
     fn session(passes: Passes) -> Session {
@@ -264,12 +263,7 @@ mod tests {
     fn values_are_compared_whatever_their_order_in_memory() {
         let values: Vec<f32> = (0..5 * 3 * 30u16).map(|i| f32::from(i * 37 % 64) - 20.0).collect();
         let x = Tensor::from_slice(&[5, 3, 5, 6], &values);
-        let bytes = npy::write_npz(std::io::Cursor::new(Vec::new()), &[("x", &x)]).unwrap().into_inner();
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), bytes).unwrap();
-        let dims = vec![None, Some(3), Some(5), Some(6)];
-        let port = Port { name: "x".to_owned(), dtype: DType::F32, dims };
-        let data = Dataset::open(file.path(), &[port]).unwrap();
+        let (_file, data) = samples_of(&x, &[None, Some(3), Some(5), Some(6)]);
         let value = || "r".to_owned();
         let layer = Layer {
             node: "conv".to_owned(),

@@ -95,20 +95,11 @@ fn stack(units: &[Feeds]) -> Feeds {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use super::*;
-    use crate::engine::tensor::dataset::Port;
-    use crate::engine::tensor::{DType, npy};
+    use crate::engine::tensor::dataset::tests::samples_of;
 
     fn dataset(rows: &[[f32; 2]]) -> (tempfile::NamedTempFile, Dataset) {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let x = Tensor::from_slice(&[rows.len(), 2], rows.as_flattened());
-        let bytes = npy::write_npz(Cursor::new(Vec::new()), &[("x", &x)]).unwrap().into_inner();
-        std::fs::write(file.path(), bytes).unwrap();
-        let port = Port { name: "x".to_owned(), dtype: DType::F32, dims: vec![None, Some(2)] };
-        let data = Dataset::open(file.path(), &[port]).unwrap();
-        (file, data)
+        samples_of(&Tensor::from_slice(&[rows.len(), 2], rows.as_flattened()), &[None, Some(2)])
     }
 
     #[test]

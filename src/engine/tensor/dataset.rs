@@ -621,7 +621,7 @@ fn integers(archive: &mut Archive, index: usize, dtype: DType, samples: usize) -
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::engine) mod tests {
     use std::io::Cursor;
 
     use super::*;
@@ -630,11 +630,22 @@ mod tests {
         Port { name: name.to_owned(), dtype, dims: dims.to_vec() }
     }
 
-    fn file(arrays: &[(&str, &Tensor)]) -> tempfile::NamedTempFile {
+    /// An `.npz` of these arrays.
+    pub(in crate::engine) fn file(arrays: &[(&str, &Tensor)]) -> tempfile::NamedTempFile {
         let file = tempfile::NamedTempFile::new().unwrap();
         let bytes = npy::write_npz(Cursor::new(Vec::new()), arrays).unwrap().into_inner();
         std::fs::write(file.path(), bytes).unwrap();
         file
+    }
+
+    /// Data for a model with one input `x` of these dimensions, and the file that they are in.
+    pub(in crate::engine) fn samples_of(
+        x: &Tensor,
+        dims: &[Option<usize>],
+    ) -> (tempfile::NamedTempFile, Dataset) {
+        let file = file(&[("x", x)]);
+        let data = Dataset::open(file.path(), &[port("x", x.dtype(), dims)]).unwrap();
+        (file, data)
     }
 
     fn floats(shape: &[usize]) -> Tensor {
