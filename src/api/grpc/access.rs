@@ -10,51 +10,41 @@ pub(crate) fn scope_of(path: &str) -> Option<Scope> {
         ("grpc.reflection.v1.ServerReflection" | "grpc.reflection.v1alpha.ServerReflection", _) => {
             Some(Scope::Read)
         }
-        (crate::api::grpc::INFERENCE, call) => match call {
-            "ServerLive" | "ServerReady" => None,
-            "ModelInfer"
-            | "ModelStreamInfer"
-            | "SystemSharedMemoryRegister"
-            | "SystemSharedMemoryUnregister" => Some(Scope::Infer),
-            "ServerMetadata"
-            | "ModelReady"
-            | "ModelMetadata"
-            | "ModelConfig"
-            | "ModelStatistics"
-            | "RepositoryIndex"
-            | "SystemSharedMemoryStatus" => Some(Scope::Read),
-            // One call reads and changes settings.
-            _ => Some(Scope::Admin),
-        },
+        (crate::api::grpc::INFERENCE, call) => known(call).map_or(Some(Scope::Admin), |(_, scope)| scope),
         _ => Some(Scope::Admin),
     }
 }
 
-/// The calls of the inference protocol that there are here.
-const CALLS: [&str; 17] = [
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelInfer",
-    "ModelStreamInfer",
-    "ModelConfig",
-    "ModelStatistics",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
+/// The calls of the inference protocol that there are here, and the scope that each needs.
+const CALLS: [(&str, Option<Scope>); 17] = [
+    ("ServerLive", None),
+    ("ServerReady", None),
+    ("ModelReady", Some(Scope::Read)),
+    ("ServerMetadata", Some(Scope::Read)),
+    ("ModelMetadata", Some(Scope::Read)),
+    ("ModelInfer", Some(Scope::Infer)),
+    ("ModelStreamInfer", Some(Scope::Infer)),
+    ("ModelConfig", Some(Scope::Read)),
+    ("ModelStatistics", Some(Scope::Read)),
+    ("RepositoryIndex", Some(Scope::Read)),
+    ("RepositoryModelLoad", Some(Scope::Admin)),
+    ("RepositoryModelUnload", Some(Scope::Admin)),
+    ("SystemSharedMemoryStatus", Some(Scope::Read)),
+    ("SystemSharedMemoryRegister", Some(Scope::Infer)),
+    ("SystemSharedMemoryUnregister", Some(Scope::Infer)),
+    // One call reads and changes settings.
+    ("TraceSetting", Some(Scope::Admin)),
+    ("LogSettings", Some(Scope::Admin)),
 ];
+
+fn known(call: &str) -> Option<(&'static str, Option<Scope>)> {
+    CALLS.into_iter().find(|(known, _)| *known == call)
+}
 
 /// The call of the inference protocol that a path names.
 pub(crate) fn call_of(path: &str) -> Option<&'static str> {
     let call = path.trim_start_matches('/').strip_prefix(crate::api::grpc::INFERENCE)?.strip_prefix('/')?;
-    CALLS.into_iter().find(|&known| known == call)
+    known(call).map(|(name, _)| name)
 }
 
 #[cfg(test)]

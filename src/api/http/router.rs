@@ -231,10 +231,12 @@ fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Ro
     let in_time = from_fn_with_state(shared.limits.request_timeout, observe::in_time);
     let mut all = axum::Router::new();
     for Group { needs, kind, routes } in groups {
-        let (routes, _) = routes.split_for_parts();
-        let mut routes = routes.layer(from_fn_with_state(Arc::clone(shared), observe::with_reserve));
+        let (mut routes, _) = routes.split_for_parts();
+        // Inference deletes nothing, and each layer costs it a part of a small request.
         if kind != Kind::Inference {
-            routes = routes.layer(from_fn(observe::uncompressed));
+            routes = routes
+                .layer(from_fn_with_state(Arc::clone(shared), observe::with_reserve))
+                .layer(from_fn(observe::uncompressed));
         }
         if kind != Kind::Upload {
             routes = routes.layer(in_time.clone());

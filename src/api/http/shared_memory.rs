@@ -68,7 +68,7 @@ pub(crate) async fn status(
 
 /// Registers a part of an object in POSIX shared memory, for inputs and outputs.
 #[utoipa::path(post, path = "/v2/systemsharedmemory/region/{name}/register", operation_id = "register_shared_memory", tag = "shared memory",
-    params(("name" = String, Path)), 
+    params(("name" = String, Path)),
     request_body(content = RegisterRequest, example = json!({"key": "/NAME", "offset": 0, "byte_size": 4096})),
     responses((status = 200, description = "Requests may name it"),
         (status = 400, description = "No such object, or it is shorter", body = ErrorBody),
