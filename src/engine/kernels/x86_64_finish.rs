@@ -17,7 +17,7 @@ pub(super) trait Finish<const V: usize> {
     ///
     /// # Safety
     /// The processor has AVX2 and FMA, and the output holds the columns of `R` rows from `at` on.
-    unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize);
+    unsafe fn put<const R: usize>(&mut self, acc: &[[__m256i; V]; R], at: usize);
 }
 
 /// `pointer`, of which the compiler does not know what it leads to: pointers that it can derive from each other it would
@@ -109,7 +109,7 @@ unsafe fn tiles_to<const V: usize, S: Sums<V>>(
                     let sums: unsafe fn(&S, usize, [__m256i; V], &mut MaybeUninit<[[__m256i; V]; $rows]>) =
                         black_box(S::sums::<$rows>);
                     sums(product, row, bias, &mut acc);
-                    finish.put(acc.assume_init(), at)
+                    finish.put(acc.assume_init_ref(), at)
                 }};
             }
             match count {
@@ -135,19 +135,39 @@ pub(super) struct ToCodes<'a, const V: usize, const PLAIN: bool> {
 impl<const V: usize, const PLAIN: bool> Finish<V> for ToCodes<'_, V, PLAIN> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize) {
+    unsafe fn put<const R: usize>(&mut self, acc: &[[__m256i; V]; R], at: usize) {
         let (codes, factor, columns) = (&self.codes, &self.factor, self.place.columns);
+        // SAFETY: the caller promises the rows.
+        unsafe {
+            if self.place.columns == 16 {
+                self.rows::<R, true>(acc, at);
+            } else {
+                self.rows::<R, false>(acc, at);
+            }
+        }
+    }
+}
+
+impl<const V: usize, const PLAIN: bool> ToCodes<'_, V, PLAIN> {
+    /// [`Finish::put`] of `WHOLE` rows of sixteen columns, or of fewer.
+    ///
+    /// # Safety
+    /// Like it.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    unsafe fn rows<const R: usize, const WHOLE: bool>(&mut self, acc: &[[__m256i; V]; R], at: usize) {
+        let (codes, factor) = (&self.codes, &self.factor);
         let out = self.out.as_mut_ptr();
         let put = |r: usize, bytes: __m128i| {
             // SAFETY: the caller promises row `r` of the tile, `columns` elements.
             unsafe {
                 let to = out.add(at + r * self.place.stride);
-                if columns == 16 {
+                if WHOLE {
                     _mm_storeu_si128(to.cast(), bytes);
                 } else {
                     let mut row = [0u8; 16];
                     _mm_storeu_si128(row.as_mut_ptr().cast(), bytes);
-                    std::ptr::copy_nonoverlapping(row.as_ptr(), to, columns);
+                    std::ptr::copy_nonoverlapping(row.as_ptr(), to, self.place.columns);
                 }
             }
         };
@@ -179,7 +199,7 @@ pub(super) struct ToFloats<'a, const V: usize> {
 impl<const V: usize> Finish<V> for ToFloats<'_, V> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize) {
+    unsafe fn put<const R: usize>(&mut self, acc: &[[__m256i; V]; R], at: usize) {
         for (r, acc) in acc.iter().enumerate() {
             let mut y = [_mm256_setzero_ps(); V];
             for v in 0..V {
@@ -200,7 +220,7 @@ pub(super) struct ToSums<'a> {
 impl<const V: usize> Finish<V> for ToSums<'_> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
-    unsafe fn put<const R: usize>(&mut self, acc: [[__m256i; V]; R], at: usize) {
+    unsafe fn put<const R: usize>(&mut self, acc: &[[__m256i; V]; R], at: usize) {
         let out = bytemuck::cast_slice_mut(self.out);
         for (r, acc) in acc.iter().enumerate() {
             let sums = acc.map(|lanes| _mm256_castsi256_ps(lanes));

@@ -7,11 +7,9 @@ use super::schedule::Panel;
 use super::tiles::{Ahead, INT8_SCHEDULED, Place};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
+use super::x86_64_panel_tile::{Cursor, ROWS_MIN, add};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
-
-/// Steps of two quads that are done without a branch.
-const UNROLL: usize = 8;
 
 impl Avx2 {
     /// Rows of an integer product: `rows` rows of `a`, `lda` apart, times a scheduled panel, to `out` through its
@@ -78,26 +76,19 @@ impl<const V: usize> Sums<V> for Rows<'_> {
             // SAFETY: `Schedule::pack` wrote as many offsets and weights as the segments' steps take, and offsets of quads
             // within the depth; the caller promises `R` rows of it.
             unsafe {
-                acc = pairs(acc, &mut at, lda, segment.pairs);
-                acc = singles(acc, &mut at, lda, segment.singles);
-                acc = wides(acc, &mut at, lda, segment.wides);
+                if V == 2 && R >= ROWS_MIN {
+                    add(&mut acc, &mut at, lda, *segment);
+                } else {
+                    acc = pairs(acc, &mut at, lda, segment.pairs);
+                    acc = singles(acc, &mut at, lda, segment.singles);
+                    acc = wides(acc, &mut at, lda, segment.wides);
+                }
             }
             // Past the last segment there may be nothing to point at.
             at.a = at.a.wrapping_add(panel.segment_bytes());
         }
         out.write(acc);
     }
-}
-
-/// Where a tile is: its first row of the segment, the next offset and the next weights.
-#[derive(Clone, Copy)]
-struct Cursor {
-    a: *const u8,
-    quad: *const u16,
-    weights: *const i8,
-    /// Weights that are wanted next, and how far apart they are asked for.
-    next: *const i8,
-    pace: usize,
 }
 
 /// # Safety
@@ -112,7 +103,7 @@ unsafe fn pairs<const R: usize, const V: usize>(
 ) -> [[__m256i; V]; R] {
     let Cursor { a, mut quad, mut weights, mut next, pace } = *at;
     let one = _mm256_set1_epi16(1);
-    let mut step = || {
+    for _ in 0..steps {
         // SAFETY: the caller promises the step.
         unsafe {
             _mm_prefetch::<_MM_HINT_T0>(next);
@@ -129,16 +120,6 @@ unsafe fn pairs<const R: usize, const V: usize>(
             (quad, weights) = (quad.add(2), weights.add(V * 64));
             next = next.wrapping_add(pace);
         }
-    };
-    // A processor foresees the end of a short loop, so that the next tile begins before this one is done: unrolling
-    // gains 1 to 4 % at a depth of 256 (Xeon with AMX).
-    for _ in 0..steps / UNROLL {
-        for _ in 0..UNROLL {
-            step();
-        }
-    }
-    for _ in 0..steps % UNROLL {
-        step();
     }
     (at.quad, at.weights, at.next) = (quad, weights, next);
     acc

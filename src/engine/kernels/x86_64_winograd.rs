@@ -9,6 +9,7 @@ use super::winograd_tiles::NARROW;
 use super::winograd_transform::{NINTH, OUTPUTS_MAX, Transform, f4_input, f4_output};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Codes, Finish, ToCodes, ToFloats, ToSums, bias_lanes, factor_lanes};
+use super::x86_64_pair_tile::{PairTile, ROWS_MIN, Requests};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
@@ -229,27 +230,22 @@ unsafe fn product<const R: usize, const V: usize>(
     (mut next_lines, advance): (*const i16, usize),
 ) {
     let mut acc = [[_mm256_setzero_si256(); V]; R];
-    // SAFETY: the caller promises `R` rows; of those that there are not nothing is read.
-    let [first, fourth] = [0, 3].map(|r| unsafe { v.add(r.min(R - 1) * ld) }.cast::<i32>());
-    let (next, mut panel) = (ld / 2, panel);
-    // Two rows' pointers and a common index, and two steps at once: what computes addresses competes with the
-    // vectors for ports.
-    for pair in (0..depth / 2).step_by(2) {
-        for pair in [pair, pair + 1] {
-            // SAFETY: `pair < depth / 2`, and the caller promises `R` rows and a panel of that depth.
-            unsafe {
-                let mut columns = [_mm256_setzero_si256(); V];
-                for c in 0..V {
-                    columns[c] = _mm256_load_si256(panel.add(c * 16).cast());
-                }
-                panel = panel.add(V * 16);
-                _mm_prefetch::<_MM_HINT_T0>(next_lines.cast());
-                next_lines = next_lines.wrapping_byte_add(advance);
-                for r in 0..R {
-                    let row = if r < 3 { first.add(r * next) } else { fourth.add((r - 3) * next) };
-                    let values = _mm256_set1_epi32(row.add(pair).read_unaligned());
+    if V == 2 && R >= ROWS_MIN {
+        let next = next_lines.cast();
+        let tile = PairTile { a: v, row: ld, run: 0, runs: 1, depth, panel, next, pace: advance };
+        // SAFETY: the caller promises `R` rows and a panel of that depth.
+        unsafe { tile.add(Requests::InStep, &mut acc) };
+    } else {
+        for k in (0..depth).step_by(2) {
+            _mm_prefetch::<_MM_HINT_T0>(next_lines.cast());
+            next_lines = next_lines.wrapping_byte_add(advance);
+            for r in 0..R {
+                // SAFETY: `k + 1 < depth`, and the caller promises `R` rows and a panel of that depth.
+                unsafe {
+                    let values = _mm256_set1_epi32(v.add(r * ld + k).cast::<i32>().read_unaligned());
                     for c in 0..V {
-                        acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(values, columns[c]));
+                        let column = _mm256_load_si256(panel.add(k * V * 8 + c * 16).cast());
+                        acc[r][c] = _mm256_add_epi32(acc[r][c], _mm256_madd_epi16(values, column));
                     }
                 }
             }
@@ -361,10 +357,10 @@ unsafe fn finish_by<const S: usize, const O: usize, const V: usize>(
             // SAFETY: the caller promises the pixels of all lines.
             unsafe {
                 match O.min(pixels - first) {
-                    4 => finish.put([a, b, c, d], at),
-                    3 => finish.put([a, b, c], at),
-                    2 => finish.put([a, b], at),
-                    _ => finish.put([a], at),
+                    4 => finish.put(&[a, b, c, d], at),
+                    3 => finish.put(&[a, b, c], at),
+                    2 => finish.put(&[a, b], at),
+                    _ => finish.put(&[a], at),
                 }
             }
         }
