@@ -71,13 +71,13 @@ mod x86_64_depthwise_wide;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_finish;
 #[cfg(target_arch = "x86_64")]
-mod x86_64_pair_tile;
-#[cfg(target_arch = "x86_64")]
 mod x86_64_pairs;
 #[cfg(target_arch = "x86_64")]
-mod x86_64_panel_tile;
-#[cfg(target_arch = "x86_64")]
 mod x86_64_panels;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_tile;
+#[cfg(target_arch = "x86_64")]
+mod x86_64_tile_scheduled;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_vnni;
 #[cfg(target_arch = "x86_64")]

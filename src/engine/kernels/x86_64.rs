@@ -7,6 +7,7 @@ use super::Epilogue;
 use super::IntOutput;
 use super::tiles::{Part, Place};
 use super::x86_64_finish::{self, Codes, store_floats};
+use super::x86_64_tile::{ROWS_MIN, Tile};
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX2 and FMA: only [`Avx2::detect`] makes one.
@@ -204,17 +205,24 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
         }
     }
     let (a, b) = (a.as_ptr(), panel.as_ptr());
-    for k in 0..depth {
-        // SAFETY: `k < depth`, and the caller promises `R` rows and a panel of that depth.
-        unsafe {
-            let mut columns = [_mm256_setzero_ps(); V];
-            for v in 0..V {
-                columns[v] = _mm256_load_ps(b.add(k * V * 8 + v * 8));
-            }
-            for r in 0..R {
-                let value = _mm256_set1_ps(*a.add(r * lda + k));
+    if V == 2 && R >= ROWS_MIN {
+        let next = std::ptr::null();
+        let tile = Tile { a, row: lda, run: 0, runs: 1, steps: depth, panel: b, next, pace: 0 };
+        // SAFETY: the caller promises `R` rows and a panel of that depth.
+        unsafe { tile.fuse(&mut acc) };
+    } else {
+        for k in 0..depth {
+            // SAFETY: `k < depth`, and the caller promises `R` rows and a panel of that depth.
+            unsafe {
+                let mut columns = [_mm256_setzero_ps(); V];
                 for v in 0..V {
-                    acc[r][v] = _mm256_fmadd_ps(value, columns[v], acc[r][v]);
+                    columns[v] = _mm256_load_ps(b.add(k * V * 8 + v * 8));
+                }
+                for r in 0..R {
+                    let value = _mm256_set1_ps(*a.add(r * lda + k));
+                    for v in 0..V {
+                        acc[r][v] = _mm256_fmadd_ps(value, columns[v], acc[r][v]);
+                    }
                 }
             }
         }

@@ -136,7 +136,6 @@ impl<const V: usize, const PLAIN: bool> Finish<V> for ToCodes<'_, V, PLAIN> {
     #[target_feature(enable = "avx2,fma")]
     #[inline]
     unsafe fn put<const R: usize>(&mut self, acc: &[[__m256i; V]; R], at: usize) {
-        let (codes, factor, columns) = (&self.codes, &self.factor, self.place.columns);
         // SAFETY: the caller promises the rows.
         unsafe {
             if self.place.columns == 16 {

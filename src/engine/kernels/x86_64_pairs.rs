@@ -6,7 +6,7 @@ use super::IntOutput;
 use super::tiles::{Ahead, INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, opaque, tiles};
-use super::x86_64_pair_tile::{BLOCK, PairTile, ROWS_MIN, Requests};
+use super::x86_64_tile::{BLOCK, ROWS_MIN, Requests, Tile};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -32,7 +32,7 @@ impl Avx2 {
         assert!(panel.as_ptr().addr().is_multiple_of(16), "panels are aligned");
         assert!(place.columns <= width, "the columns of a panel");
         place.assert_within(rows, out.len());
-        let ahead = Ahead::new(ahead, rows, depth.div_ceil(BLOCK) * reach.runs);
+        let ahead = Ahead::new(ahead, rows, depth.div_ceil(2 * BLOCK) * reach.runs);
         let product = Pairs { a, reach, panel, depth, ahead };
         // SAFETY: `self` proves AVX2 and FMA; the lengths and the alignment were just checked.
         unsafe {
@@ -99,12 +99,12 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
         if V == 2 && R >= ROWS_MIN {
-            let tile = PairTile {
+            let tile = Tile {
                 a: self.a.as_ptr().wrapping_add(row * lda),
                 row: lda,
                 run,
                 runs,
-                depth,
+                steps: depth / 2,
                 panel: self.panel.as_ptr(),
                 next: self.ahead.of_row(row),
                 pace: self.ahead.pace * R,
@@ -120,7 +120,7 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
         let mut next = self.ahead.of_row(row);
         for _ in 0..runs {
             for k in (0..depth).step_by(2) {
-                if k % BLOCK == 0 {
+                if k % (2 * BLOCK) == 0 {
                     _mm_prefetch::<_MM_HINT_T0>(next);
                     next = next.wrapping_add(self.ahead.pace * R);
                 }

@@ -7,7 +7,7 @@ use super::schedule::Panel;
 use super::tiles::{Ahead, INT8_SCHEDULED, Place};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, tiles};
-use super::x86_64_panel_tile::{Cursor, ROWS_MIN, add};
+use super::x86_64_tile_scheduled::{Cursor, ROWS_MIN, add};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 

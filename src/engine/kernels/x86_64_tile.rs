@@ -1,50 +1,50 @@
-//! AVX2: sums of a register tile of products of pairs of 16-bit numbers, sixteen columns wide, in assembly. Knows no
-//! layout but rows and a panel.
+//! AVX2: sums of a register tile, sixteen columns wide, of products of floats or of pairs of 16-bit numbers, in assembly.
+//! Knows no layout but rows and a panel.
 //!
-//! A step is two loads, and for each row a broadcast, two `vpmaddwd` and two `vpaddd`: 32 instructions for six rows.
-//! Compiled loops had six more for addresses and counts, which cost 10 % where another thread of the core takes its share of
-//! the front end. And both multiplications of a row come before its additions: 5 % (Zen 3, where two of four
-//! vector ports multiply and all of them add).
+//! A step takes four bytes of each row: two loads, and for each row a broadcast and two multiplications, with additions if
+//! the numbers are whole. Compiled loops had six instructions more, of 26 or 38, for addresses and counts, which cost 10 % where
+//! another thread of the core takes its share of the front end. And both multiplications of a row come before its
+//! additions: 5 % (Zen 3, where two of four vector ports multiply and all of them add).
 #![expect(unsafe_code, reason = "instructions are given in their order")]
 
 use std::arch::asm;
-use std::arch::x86_64::__m256i;
+use std::arch::x86_64::{__m256, __m256i};
 
-/// Elements of a run that are multiplied between two counts.
-pub(super) const BLOCK: usize = 8;
+/// Steps between two counts.
+pub(super) const BLOCK: usize = 4;
 
 /// Fewest rows of a tile.
 pub(super) const ROWS_MIN: usize = 4;
 
-/// How often weights are asked for early.
+/// How often what is wanted next is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Requests {
-    /// Once in [`BLOCK`] elements.
+    /// Once in [`BLOCK`] steps.
     InBlock,
-    /// Once in two elements.
+    /// In every step.
     InStep,
 }
 
-/// Rows and a panel: `runs` runs of `depth` elements (even), and as much of the panel for each.
+/// Rows and a panel: `runs` runs of `steps` steps, and as much of the panel for each.
 #[derive(Clone, Copy)]
-pub(super) struct PairTile<W> {
+pub(super) struct Tile<A, W> {
     /// The first row.
-    pub(super) a: *const i16,
+    pub(super) a: *const A,
     /// Elements from one row to the next.
     pub(super) row: usize,
     /// Elements from one run to the next.
     pub(super) run: usize,
     pub(super) runs: usize,
-    pub(super) depth: usize,
-    /// `[runs, depth / 2, 16, 2]`.
+    pub(super) steps: usize,
+    /// `[runs, steps, 16]` floats, or twice as many whole numbers.
     pub(super) panel: *const W,
     /// What is wanted next, and bytes from one request for it to the next.
     pub(super) next: *const i8,
     pub(super) pace: usize,
 }
 
-/// One row of a step.
-macro_rules! row {
+/// One row of a step of pairs.
+macro_rules! pairs {
     ($at:literal, $k:literal, $low:ident, $high:ident) => {
         concat!(
             "vpbroadcastd {x}, dword ptr [",
@@ -68,10 +68,29 @@ macro_rules! row {
     };
 }
 
+/// One row of a step of floats, each a chain of fused operations.
+macro_rules! floats {
+    ($at:literal, $k:literal, $low:ident, $high:ident) => {
+        concat!(
+            "vbroadcastss {x}, dword ptr [",
+            $at,
+            "+",
+            $k,
+            "]\n",
+            "vfmadd231ps {",
+            stringify!($low),
+            "}, {x}, {left}\n",
+            "vfmadd231ps {",
+            stringify!($high),
+            "}, {x}, {right}\n",
+        )
+    };
+}
+
 /// All runs: `load` reads `bytes` of a register of weights, `block` and `step` are asked for in a block and in a step.
 macro_rules! tile {
     (
-        $tile:ident, $acc:ident, $load:literal, $bytes:literal, $block:expr, $step:expr;
+        $tile:ident, $acc:ident, $row:ident, $load:literal, $bytes:literal, $block:expr, $step:expr;
         $($r:literal $at:literal $low:ident $high:ident),*
     ) => {{
         macro_rules! step {
@@ -80,7 +99,7 @@ macro_rules! tile {
                     $step,
                     $load, " {left}, [{panel}+", $bytes, "*", $left, "]\n",
                     $load, " {right}, [{panel}+", $bytes, "*", $right, "]\n",
-                    $(row!($at, $k, $low, $high)),*
+                    $($row!($at, $k, $low, $high)),*
                 )
             };
         }
@@ -118,14 +137,15 @@ macro_rules! tile {
                 "add {q}, {skip}",
                 "dec {runs}",
                 "jnz 2b",
+                "/* not used by all: {y} {next} {pace} */",
                 // Rows 0 to 2 are reached from the first, the others from the fourth.
                 p = inout(reg) $tile.a => _,
                 q = inout(reg) $tile.a.wrapping_add(3 * $tile.row) => _,
-                row = in(reg) $tile.row * size_of::<i16>(),
-                skip = in(reg) $tile.run.wrapping_sub($tile.depth).wrapping_mul(size_of::<i16>()),
+                row = in(reg) $tile.row * bytes_of($tile.a),
+                skip = in(reg) ($tile.run * bytes_of($tile.a)).wrapping_sub($tile.steps * STEP),
                 runs = inout(reg) $tile.runs => _,
-                blocks = in(reg) $tile.depth / BLOCK,
-                rest = in(reg) $tile.depth % BLOCK / 2,
+                blocks = in(reg) $tile.steps / BLOCK,
+                rest = in(reg) $tile.steps % BLOCK,
                 n = out(reg) _,
                 panel = inout(reg) $tile.panel => _,
                 next = inout(reg) $tile.next => _,
@@ -151,23 +171,31 @@ macro_rules! request {
 
 /// The rows of a tile.
 macro_rules! rows {
-    ($rows:expr, $tile:ident, $acc:ident, $load:literal, $bytes:literal, $block:expr, $step:expr) => {
+    ($rows:expr, $tile:ident, $acc:ident, $row:ident, $load:literal, $bytes:literal, $block:expr, $step:expr) => {
         match $rows {
-            6 => tile!($tile, $acc, $load, $bytes, $block, $step;
+            6 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
                 0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1, 2 "{p}+2*{row}" c0 c1,
                 3 "{q}" d0 d1, 4 "{q}+{row}" e0 e1, 5 "{q}+2*{row}" f0 f1),
-            5 => tile!($tile, $acc, $load, $bytes, $block, $step;
+            5 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
                 0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1, 2 "{p}+2*{row}" c0 c1,
                 3 "{q}" d0 d1, 4 "{q}+{row}" e0 e1),
-            4 => tile!($tile, $acc, $load, $bytes, $block, $step;
+            4 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
                 0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1, 2 "{p}+2*{row}" c0 c1, 3 "{q}" d0 d1),
             _ => unreachable!("a tile of 4 to 6 rows"),
         }
     };
 }
 
-impl<W> PairTile<W> {
-    /// Adds the products of `R` rows, 4 to 6, to `acc`. `V` is 2, and weights are of 8 or 16 bits.
+/// Bytes that a step takes of a row.
+const STEP: usize = 4;
+
+fn bytes_of<T>(_: *const T) -> usize {
+    size_of::<T>()
+}
+
+impl<W> Tile<i16, W> {
+    /// Adds the products of `R` rows, 4 to 6, to `acc`: those of two numbers are added in 32 bits, which is exact for every `u8`
+    /// and `i8`. `V` is 2, and weights are of 8 or 16 bits.
     ///
     /// # Safety
     /// The processor has AVX2, there is at least one run, and the rows and the panel are there. Its registers are aligned.
@@ -180,10 +208,24 @@ impl<W> PairTile<W> {
     ) {
         assert!(V == 2, "a tile has sixteen columns");
         match (size_of::<W>(), requests) {
-            (2, Requests::InStep) => rows!(R, self, acc, "vmovdqa", "32", "", request!()),
-            (2, Requests::InBlock) => rows!(R, self, acc, "vmovdqa", "32", request!(), ""),
-            (1, Requests::InBlock) => rows!(R, self, acc, "vpmovsxbw", "16", request!(), ""),
+            (2, Requests::InStep) => rows!(R, self, acc, pairs, "vmovdqa", "32", "", request!()),
+            (2, Requests::InBlock) => rows!(R, self, acc, pairs, "vmovdqa", "32", request!(), ""),
+            (1, Requests::InBlock) => rows!(R, self, acc, pairs, "vpmovsxbw", "16", request!(), ""),
             _ => unreachable!("weights of 16 bits, or of 8"),
         }
+    }
+}
+
+impl Tile<f32, f32> {
+    /// Adds the products of `R` rows, 4 to 6, to `acc`, one after the other and fused. `V` is 2. Nothing is asked for early.
+    ///
+    /// # Safety
+    /// The processor has AVX2 and FMA, there is at least one run, and the rows and the panel are there. Its registers are
+    /// aligned.
+    #[target_feature(enable = "avx2,fma")]
+    #[inline]
+    pub(super) unsafe fn fuse<const R: usize, const V: usize>(self, acc: &mut [[__m256; V]; R]) {
+        assert!(V == 2, "a tile has sixteen columns");
+        rows!(R, self, acc, floats, "vmovaps", "32", "", "")
     }
 }

@@ -2,7 +2,7 @@
 //! lists of a panel.
 //!
 //! Five rows take ten of sixteen registers, so most weights are read where they are multiplied, and multiplications come
-//! before additions: see `x86_64_pair_tile.rs` for why that is not left to the compiler.
+//! before additions: see `x86_64_tile.rs` for why that is not left to the compiler.
 #![expect(unsafe_code, reason = "instructions are given in their order")]
 
 use super::schedule::Counts;
