@@ -44,45 +44,27 @@ pub(super) struct Tile<A, W> {
 }
 
 /// One row of a step of pairs.
+#[rustfmt::skip]
 macro_rules! pairs {
     ($at:literal, $k:literal, $low:ident, $high:ident) => {
         concat!(
-            "vpbroadcastd {x}, dword ptr [",
-            $at,
-            "+",
-            $k,
-            "]\n",
+            "vpbroadcastd {x}, dword ptr [", $at, "+", $k, "]\n",
             "vpmaddwd {y}, {x}, {left}\n",
             "vpmaddwd {x}, {x}, {right}\n",
-            "vpaddd {",
-            stringify!($low),
-            "}, {",
-            stringify!($low),
-            "}, {y}\n",
-            "vpaddd {",
-            stringify!($high),
-            "}, {",
-            stringify!($high),
-            "}, {x}\n",
+            "vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {y}\n",
+            "vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {x}\n",
         )
     };
 }
 
 /// One row of a step of floats, each a chain of fused operations.
+#[rustfmt::skip]
 macro_rules! floats {
     ($at:literal, $k:literal, $low:ident, $high:ident) => {
         concat!(
-            "vbroadcastss {x}, dword ptr [",
-            $at,
-            "+",
-            $k,
-            "]\n",
-            "vfmadd231ps {",
-            stringify!($low),
-            "}, {x}, {left}\n",
-            "vfmadd231ps {",
-            stringify!($high),
-            "}, {x}, {right}\n",
+            "vbroadcastss {x}, dword ptr [", $at, "+", $k, "]\n",
+            "vfmadd231ps {", stringify!($low), "}, {x}, {left}\n",
+            "vfmadd231ps {", stringify!($high), "}, {x}, {right}\n",
         )
     };
 }

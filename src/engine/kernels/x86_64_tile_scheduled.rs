@@ -24,15 +24,12 @@ pub(super) struct Cursor {
 }
 
 /// A row of a step of two quads at `x` and `y`, whose products add in 16 bits.
+#[rustfmt::skip]
 macro_rules! pair {
     ($x:literal, $y:literal, $low:ident, $high:ident) => {
         concat!(
-            "vpbroadcastd {s}, dword ptr [",
-            $x,
-            "]\n",
-            "vpbroadcastd {t}, dword ptr [",
-            $y,
-            "]\n",
+            "vpbroadcastd {s}, dword ptr [", $x, "]\n",
+            "vpbroadcastd {t}, dword ptr [", $y, "]\n",
             "vpmaddubsw {u}, {s}, {b}\n",
             "vpmaddubsw {v}, {t}, ymmword ptr [{weights}+64]\n",
             "vpmaddubsw {s}, {s}, ymmword ptr [{weights}+32]\n",
@@ -41,78 +38,44 @@ macro_rules! pair {
             "vpaddw {s}, {s}, {t}\n",
             "vpmaddwd {u}, {u}, {constant}\n",
             "vpmaddwd {s}, {s}, {constant}\n",
-            "vpaddd {",
-            stringify!($low),
-            "}, {",
-            stringify!($low),
-            "}, {u}\n",
-            "vpaddd {",
-            stringify!($high),
-            "}, {",
-            stringify!($high),
-            "}, {s}\n",
+            "vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {u}\n",
+            "vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {s}\n",
         )
     };
 }
 
 /// A row of a step of one quad, whose products add in 16 bits two by two.
+#[rustfmt::skip]
 macro_rules! single {
     ($x:literal, $y:literal, $low:ident, $high:ident) => {
         concat!(
-            "vpbroadcastd {s}, dword ptr [",
-            $x,
-            "]\n",
+            "vpbroadcastd {s}, dword ptr [", $x, "]\n",
             "vpmaddubsw {u}, {s}, {b}\n",
             "vpmaddubsw {s}, {s}, {v}\n",
             "vpmaddwd {u}, {u}, {constant}\n",
             "vpmaddwd {s}, {s}, {constant}\n",
-            "vpaddd {",
-            stringify!($low),
-            "}, {",
-            stringify!($low),
-            "}, {u}\n",
-            "vpaddd {",
-            stringify!($high),
-            "}, {",
-            stringify!($high),
-            "}, {s}\n",
+            "vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {u}\n",
+            "vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {s}\n",
         )
     };
 }
 
 /// A row of a step of one quad, whose elements are widened in place, by a mask and by a shift.
+#[rustfmt::skip]
 macro_rules! wide {
     ($x:literal, $y:literal, $low:ident, $high:ident) => {
         concat!(
-            "vpbroadcastd {s}, dword ptr [",
-            $x,
-            "]\n",
+            "vpbroadcastd {s}, dword ptr [", $x, "]\n",
             "vpsrlw {t}, {s}, 8\n",
             "vpand {s}, {s}, {constant}\n",
             "vpmaddwd {v}, {t}, ymmword ptr [{weights}+64]\n",
             "vpmaddwd {t}, {t}, ymmword ptr [{weights}+96]\n",
             "vpmaddwd {u}, {s}, {b}\n",
             "vpmaddwd {s}, {s}, ymmword ptr [{weights}+32]\n",
-            "vpaddd {",
-            stringify!($low),
-            "}, {",
-            stringify!($low),
-            "}, {v}\n",
-            "vpaddd {",
-            stringify!($high),
-            "}, {",
-            stringify!($high),
-            "}, {t}\n",
-            "vpaddd {",
-            stringify!($low),
-            "}, {",
-            stringify!($low),
-            "}, {u}\n",
-            "vpaddd {",
-            stringify!($high),
-            "}, {",
-            stringify!($high),
-            "}, {s}\n",
+            "vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {v}\n",
+            "vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {t}\n",
+            "vpaddd {", stringify!($low), "}, {", stringify!($low), "}, {u}\n",
+            "vpaddd {", stringify!($high), "}, {", stringify!($high), "}, {s}\n",
         )
     };
 }
