@@ -157,7 +157,7 @@ pub(in crate::engine) fn split_rows<O: Split>(
     row_len: usize,
     quantum: usize,
     parts: usize,
-    work: &(impl Fn(Range<usize>, O) + Sync),
+    work: &(dyn Fn(Range<usize>, O) + Sync),
 ) {
     let quanta = rows.len().div_ceil(quantum);
     let parts = parts.min(quanta);
@@ -178,9 +178,9 @@ pub(in crate::engine) fn split_rows<O: Split>(
 pub(in crate::engine) fn split_units<O: Split>(
     out: O,
     units: Range<usize>,
-    start: &(impl Fn(usize) -> usize + Sync),
+    start: &(dyn Fn(usize) -> usize + Sync),
     parts: usize,
-    work: &(impl Fn(Range<usize>, O) + Sync),
+    work: &(dyn Fn(Range<usize>, O) + Sync),
 ) {
     let parts = parts.min(units.len());
     if parts <= 1 {
