@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use axum::extract::Request;
-use axum::middleware::Next;
 use axum::response::Response;
 
 use crate::api::error::{Code, Problem};
@@ -17,9 +16,13 @@ pub(crate) struct Until(pub(crate) Instant);
 ///
 /// # Errors
 /// That it took too long.
-pub(crate) async fn in_time(limit: Duration, mut request: Request, next: Next) -> Result<Response, Problem> {
+pub(crate) async fn in_time<F: Future<Output = Response>>(
+    limit: Duration,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Result<Response, Problem> {
     let until = Instant::now() + limit;
     request.extensions_mut().insert(Until(until));
-    let answer = tokio::time::timeout_at(until.into(), next.run(request)).await;
+    let answer = tokio::time::timeout_at(until.into(), next(request)).await;
     answer.map_err(|_| Problem::new(Code::Deadline, format!("not answered within {} s", limit.as_secs_f64())))
 }

@@ -121,12 +121,17 @@ async fn start_with(settings: &Settings, outside: Outside) -> Result<Server, Err
         log_requests: log_requests(&settings.log),
     };
     let context = Arc::new(context);
-    let http = match settings.role {
-        Role::All | Role::Api => api::http::router::router(Arc::clone(&context)),
-        Role::Worker => api::http::router::of_worker(Arc::clone(&context)),
-    };
     let open = connection_limits(settings);
-    let http = tokio::spawn(connections::serve(listener, tls.clone(), http, open, stopping.clone()));
+    let http = match settings.role {
+        Role::All | Role::Api => {
+            let service = api::http::direct::Direct::new(&context);
+            tokio::spawn(connections::serve(listener, tls.clone(), service, open, stopping.clone()))
+        }
+        Role::Worker => {
+            let service = api::http::router::of_worker(Arc::clone(&context));
+            tokio::spawn(connections::serve(listener, tls.clone(), service, open, stopping.clone()))
+        }
+    };
     let grpc_address = grpc.as_ref().map(|(_, address)| *address);
     let grpc = tokio::spawn({
         let (tls, stopping) = (tls.clone(), stopping.clone());

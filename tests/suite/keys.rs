@@ -117,6 +117,29 @@ async fn every_route_of_the_document_asks_for_its_scope() {
     }
 }
 
+#[tokio::test]
+async fn inference_is_refused_alike_by_the_direct_way_and_by_the_routes() {
+    let app = guarded().await;
+    let (read, infer) = (key(&app, "read", None).await, key(&app, "infer", None).await);
+    for path in ["/v2/models/nothing/infer", "/v2/models/nothing/versions/1/infer"] {
+        // What must be decoded goes by the routes.
+        let routed = path.replace("nothing", "%6eothing");
+        for key in [None, Some(&read), Some(&infer)] {
+            let mut answers = Vec::new();
+            for path in [path, &routed] {
+                let request = app.request(Method::POST, path).body("{}");
+                let answer = send(if let Some(key) = key { with(request, key) } else { request }).await;
+                let mut body = answer.json();
+                assert_eq!(body["request_id"].take(), answer.header("x-request-id"), "{path}");
+                let mut names: Vec<String> = answer.headers.keys().map(ToString::to_string).collect();
+                names.sort();
+                answers.push((answer.status, body, names));
+            }
+            assert_eq!(answers[0], answers[1], "{path}");
+        }
+    }
+}
+
 #[track_caller]
 fn refused(answer: Answer, path: &str, status: u16, code: &str) {
     match path.starts_with("/v2") {

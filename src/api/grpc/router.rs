@@ -173,7 +173,9 @@ fn is_probe(path: &str) -> bool {
 }
 
 async fn in_time(limit: Duration, request: Request, next: Next) -> Response {
-    until::in_time(limit, request, next).await.unwrap_or_else(|late| Status::from(late).into_http())
+    until::in_time(limit, request, |request| next.run(request))
+        .await
+        .unwrap_or_else(|late| Status::from(late).into_http())
 }
 
 /// What tonic says, in the words and codes that clients of the protocol know.

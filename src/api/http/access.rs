@@ -29,8 +29,17 @@ pub(crate) struct Needs {
 }
 
 /// Lets a request in, or refuses it before anything of its body is read. Notes whose it is.
-pub(crate) async fn require(State(needs): State<Needs>, mut request: Request, next: Next) -> Response {
-    let admitted = match brought(&needs, &request) {
+pub(crate) async fn require(State(needs): State<Needs>, request: Request, next: Next) -> Response {
+    required(&needs, request, |request| next.run(request)).await
+}
+
+/// The same for whatever comes next.
+pub(crate) async fn required<F: Future<Output = Response>>(
+    needs: &Needs,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
+    let admitted = match brought(needs, &request) {
         Ok(given) => access::admit(&needs.shared, given, needs.scope).await,
         Err(refused) => Err(refused),
     };
@@ -43,14 +52,14 @@ pub(crate) async fn require(State(needs): State<Needs>, mut request: Request, ne
         request.extensions_mut().insert::<Caller>(caller.clone());
     }
     if !matches!(needs.scope, Scope::Write | Scope::Admin) || is_safe(request.method()) {
-        return next.run(request).await;
+        return next(request).await;
     }
     let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
     let path = request.uri().path();
     let route = request.extensions().get::<MatchedPath>().map_or(path, MatchedPath::as_str);
     let method = request.method().as_str();
     let noted = Noted::begin(&needs.shared, caller.as_ref(), &id, method, route, path);
-    let response = next.run(request).await;
+    let response = next(request).await;
     let outcome = response.status();
     let (record, is_step) = made(&response);
     if is_step {

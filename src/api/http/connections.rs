@@ -2,13 +2,16 @@
 //! stops.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::io::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use axum::Router;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -16,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, Id, JoinSet};
+use tower::Service;
 use tower::util::MapRequest;
 use tower_http::metrics::InFlightRequests;
 use tower_http::metrics::in_flight_requests::InFlightRequestsCounter;
@@ -40,6 +44,20 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// Time for the last bytes of a connection that is to end.
 const LAST_TIME: Duration = Duration::from_secs(1);
 
+/// What answers requests.
+pub trait Serving:
+    Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send> + Clone + Send + 'static
+{
+}
+
+impl<S> Serving for S where
+    S: Service<Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
 /// What a stranger may hold.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -52,10 +70,10 @@ pub struct Limits {
 /// Serves until `stopping` is `true`, then until the requests under way are answered.
 ///
 /// `axum::serve` sets no timer on its connections, so the time of a head would have no bound there.
-pub async fn serve(
+pub async fn serve<S: Serving>(
     listener: TcpListener,
     tls: Option<Arc<Tls>>,
-    router: Router,
+    service: S,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
@@ -93,14 +111,14 @@ pub async fn serve(
         // An answer is one or two small writes: waiting to fill a packet would cost 40 ms.
         let _ = stream.set_nodelay(true);
         let usage = Usage::new(Arc::clone(&open.requests));
-        let (builder, router, noted) = (builder.clone(), router.clone(), usage.clone());
+        let (builder, service, noted) = (builder.clone(), service.clone(), usage.clone());
         let (tls, head_time, stopping) = (tls.clone(), limits.head_time, stopping.clone());
         let task = tasks.spawn(async move {
             let Some(tls) = tls else {
-                return converse(builder, stream, router, noted, head_time, stopping).await;
+                return converse(builder, stream, service, noted, head_time, stopping).await;
             };
             match tokio::time::timeout(head_time, tls.accept(stream)).await {
-                Ok(Ok(stream)) => converse(builder, stream, router, noted, head_time, stopping).await,
+                Ok(Ok(stream)) => converse(builder, stream, service, noted, head_time, stopping).await,
                 // Scanners, and clients that do not trust the certificate.
                 Ok(Err(error)) => tracing::debug!(%error, "A connection did not come to TLS: {error}"),
                 Err(_) => tracing::debug!("A connection did not come to TLS in time"),
@@ -129,22 +147,20 @@ fn builder(head_time: Duration) -> Builder<TokioExecutor> {
 }
 
 /// Serves one connection to its end.
-async fn converse<S>(
+async fn converse<S: Serving>(
     builder: Builder<TokioExecutor>,
-    stream: S,
-    router: Router,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: S,
     usage: Usage,
     head_time: Duration,
     mut stopping: watch::Receiver<bool>,
-) where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+) {
     let noted = usage.clone();
-    let router = MapRequest::new(router, move |request| {
+    let service = MapRequest::new(service, move |request| {
         noted.note();
         request
     });
-    let service = TowerToHyperService::new(InFlightRequests::new(router, usage.in_flight.clone()));
+    let service = TowerToHyperService::new(InFlightRequests::new(service, usage.in_flight.clone()));
     let mut connection = pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
     let mut first = pin!(tokio::time::sleep(head_time));
     let (mut is_new, mut is_ending) = (true, false);
@@ -266,6 +282,7 @@ fn refuse(stream: TcpStream) {
 mod tests {
     use std::net::SocketAddr;
 
+    use axum::Router;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::sync::Notify;

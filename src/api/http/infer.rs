@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
+use crate::api::Context;
 use crate::api::answered::Trail;
 use crate::api::error::Problem;
 use crate::api::http::{ErrorBody, Received, Shared, compress, receive};
@@ -108,14 +109,9 @@ pub(crate) struct InferResponse {
 pub(crate) async fn infer(
     State(shared): State<Shared>,
     Path(name): Path<String>,
-    trail: Option<Extension<Trail>>,
-    until: Option<Extension<Until>>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let mut ticket = shared.registry.admit(&name, None, Protocol::Http).await?;
-    ticket.set_until(until.map(|until| until.0.0));
-    answer(&shared, ticket, trail, &headers, body).await
+    answer(&shared, &name, None, request).await
 }
 
 /// Runs a version of an endpoint.
@@ -128,29 +124,31 @@ pub(crate) async fn infer(
 pub(crate) async fn infer_version(
     State(shared): State<Shared>,
     Path((name, version)): Path<(String, String)>,
-    trail: Option<Extension<Trail>>,
-    until: Option<Extension<Until>>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let mut ticket = shared.registry.admit(&name, Some(&version), Protocol::Http).await?;
-    ticket.set_until(until.map(|until| until.0.0));
-    answer(&shared, ticket, trail, &headers, body).await
+    answer(&shared, &name, Some(&version), request).await
 }
 
-async fn answer(
-    shared: &Shared,
-    mut ticket: Ticket,
-    trail: Option<Extension<Trail>>,
-    headers: &HeaderMap,
-    body: Body,
+/// Runs a version of an endpoint, without one the default.
+///
+/// # Errors
+/// That there is no such version, that it does not answer now, or what is wrong with the request.
+pub(crate) async fn answer(
+    shared: &Context,
+    name: &str,
+    version: Option<&str>,
+    request: Request,
 ) -> Result<Response, Problem> {
-    let result = answer_ticket(shared, &mut ticket, trail.as_deref(), headers, body).await;
+    let mut ticket = shared.registry.admit(name, version, Protocol::Http).await?;
+    let (head, body) = request.into_parts();
+    ticket.set_until(head.extensions.get::<Until>().map(|until| until.0));
+    let trail = head.extensions.get::<Trail>();
+    let result = answer_ticket(shared, &mut ticket, trail, &head.headers, body).await;
     close(shared, ticket, result)
 }
 
 async fn answer_ticket(
-    shared: &Shared,
+    shared: &Context,
     ticket: &mut Ticket,
     trail: Option<&Trail>,
     headers: &HeaderMap,

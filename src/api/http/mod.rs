@@ -6,6 +6,7 @@ pub(crate) mod audit;
 pub(crate) mod compress;
 pub mod connections;
 pub(crate) mod datasets;
+pub mod direct;
 pub(crate) mod document;
 pub(crate) mod dry_run;
 pub(crate) mod endpoints;

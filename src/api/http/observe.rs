@@ -1,5 +1,6 @@
 //! Around every request: its id, its figures, the limit of requests at a time, and the body of a refusal.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -10,12 +11,13 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::FutureExt as _;
 
 use crate::api::answered::{self, Trail};
 use crate::api::error::{Code, Problem};
 use crate::api::http::ui::{ForPeople, frame};
 use crate::api::http::{ErrorBody, ProblemBody, Shared, header_text, linger, tus};
-use crate::api::{Answered, Call, until};
+use crate::api::{Answered, Call, Context, until};
 
 /// The id of a request: as it came, or ours.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -29,8 +31,19 @@ pub(crate) struct RequestId(pub(crate) String);
 
 /// Gives a request its id, counts and times it, and writes the body of its refusal.
 pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map(MatchedPath::as_str);
+    observed(&shared, route, request, |request| next.run(request)).await
+}
+
+/// The same of a request whose route is known.
+pub(crate) async fn observed<F: Future<Output = Response>>(
+    shared: &Context,
+    route: Option<&str>,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
     let start = Instant::now();
-    let mut request = request;
     let id = request_id(request.headers());
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
@@ -38,8 +51,8 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
         // It has a meaning with GET only (RFC 9110, section 14.2).
         request.headers_mut().remove(header::RANGE);
     }
-    let path = request.uri().path().to_owned();
-    let route = request.extensions().get::<MatchedPath>().map(|p| p.as_str().to_owned());
+    let uri = request.uri().clone();
+    let path = uri.path();
     let page = is_for_people(&request);
     let _counted = shared.metrics.http_begin();
     // Probes and scrapes must get through when nothing else does.
@@ -52,12 +65,15 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     }
     let mut response = match shared.in_flight.enter() {
         None if !exempt => Problem::overloaded(shared.in_flight.max()).into_response(),
-        _entered => next.run(request).await,
+        _entered => {
+            let answer = AssertUnwindSafe(next(request)).catch_unwind().await;
+            answer.unwrap_or_else(|panic| Problem::of_panic(&*panic).into_response())
+        }
     };
     let status = response.status();
     let for_people = response.extensions().get::<ForPeople>().is_some();
     if (status.is_client_error() || status.is_server_error()) && !for_people {
-        response = refusal(response, &path, &id, page);
+        response = refusal(response, path, &id, page);
     }
     if let Ok(value) = HeaderValue::try_from(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
@@ -65,19 +81,19 @@ pub(crate) async fn observe(State(shared): State<Shared>, request: Request, next
     let end = Instant::now();
     let seconds = (end - start).as_secs_f64();
     let status = response.status().as_u16();
-    shared.metrics.http_request(method.as_str(), route.as_deref().unwrap_or("_none"), status, seconds);
+    shared.metrics.http_request(method.as_str(), route.unwrap_or("_none"), status, seconds);
     let parents = trace.as_ref().map(|(parents, _)| parents);
     let answered = Answered {
         request_id: &id,
-        call: Call::Http { method: method.as_str(), route: route.as_deref(), path: &path, status },
-        endpoint: endpoint(route.as_deref(), &path),
+        call: Call::Http { method: method.as_str(), route, path, status },
+        endpoint: endpoint(route, path),
         parent: parents.and_then(|[parent, _]| parent.as_deref()),
         state: parents.and_then(|[_, state]| state.as_deref()),
         start,
         end,
         phases: trace.as_ref().and_then(|(_, trail)| trail.phases()),
     };
-    answered::note(&shared, &answered, exempt);
+    answered::note(shared, &answered, exempt);
     response
 }
 
@@ -101,7 +117,9 @@ pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
 pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    until::in_time(limit, request, next).await.unwrap_or_else(IntoResponse::into_response)
+    until::in_time(limit, request, |request| next.run(request))
+        .await
+        .unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Tries a deletion that a full disk has no room for once more, with the room that is put by for that.
@@ -118,11 +136,6 @@ pub(crate) async fn with_reserve(State(shared): State<Shared>, request: Request,
         return next.run(again).await;
     }
     response
-}
-
-/// The answer to a panic in a handler.
-pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
-    Problem::of_panic(&*panic).into_response()
 }
 
 /// The client's id where it is short and visible, else a new one.

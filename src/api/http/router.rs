@@ -5,7 +5,6 @@ use std::sync::Arc;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{any, get, post};
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -254,7 +253,6 @@ fn around(routes: axum::Router<Shared>, shared: Shared) -> axum::Router {
     routes
         // Every handler bounds its own body, uploads by their own setting.
         .layer(DefaultBodyLimit::disable())
-        .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(from_fn_with_state(Arc::clone(&shared), observe::observe))
         .with_state(shared)
 }
