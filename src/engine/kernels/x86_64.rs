@@ -7,7 +7,7 @@ use super::Epilogue;
 use super::IntOutput;
 use super::tiles::{Part, Place};
 use super::x86_64_finish::{self, Codes, store_floats};
-use super::x86_64_tile::{ROWS_MIN, Tile};
+use super::x86_64_tile::Tile;
 use std::arch::x86_64::*;
 
 /// Proof that this processor has AVX2 and FMA: only [`Avx2::detect`] makes one.
@@ -205,7 +205,7 @@ unsafe fn f32_tile<const R: usize, const V: usize>(
         }
     }
     let (a, b) = (a.as_ptr(), panel.as_ptr());
-    if V == 2 && R >= ROWS_MIN {
+    if V == 2 {
         let next = std::ptr::null();
         let tile = Tile { a, row: lda, run: 0, runs: 1, steps: depth, panel: b, next, pace: 0 };
         // SAFETY: the caller promises `R` rows and a panel of that depth.

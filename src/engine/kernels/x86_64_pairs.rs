@@ -6,7 +6,7 @@ use super::IntOutput;
 use super::tiles::{Ahead, INT8_PAIRS, Place, Reach};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Sums, opaque, tiles};
-use super::x86_64_tile::{BLOCK, ROWS_MIN, Requests, Tile};
+use super::x86_64_tile::{BLOCK, Requests, Tile};
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -98,7 +98,7 @@ impl<const V: usize, W: PairWeight> Sums<V> for Pairs<'_, W> {
     ) {
         let (Reach { row: lda, run, runs }, depth) = (self.reach, self.depth);
         let mut acc = [bias; R];
-        if V == 2 && R >= ROWS_MIN {
+        if V == 2 {
             let tile = Tile {
                 a: self.a.as_ptr().wrapping_add(row * lda),
                 row: lda,

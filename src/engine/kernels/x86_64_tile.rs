@@ -13,9 +13,6 @@ use std::arch::x86_64::{__m256, __m256i};
 /// Steps between two counts.
 pub(super) const BLOCK: usize = 4;
 
-/// Fewest rows of a tile.
-pub(super) const ROWS_MIN: usize = 4;
-
 /// How often what is wanted next is asked for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Requests {
@@ -119,7 +116,7 @@ macro_rules! tile {
                 "add {q}, {skip}",
                 "dec {runs}",
                 "jnz 2b",
-                "/* not used by all: {y} {next} {pace} */",
+                "/* not used by all: {y} {row} {next} {pace} */",
                 // Rows 0 to 2 are reached from the first, the others from the fourth.
                 p = inout(reg) $tile.a => _,
                 q = inout(reg) $tile.a.wrapping_add(3 * $tile.row) => _,
@@ -163,7 +160,12 @@ macro_rules! rows {
                 3 "{q}" d0 d1, 4 "{q}+{row}" e0 e1),
             4 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
                 0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1, 2 "{p}+2*{row}" c0 c1, 3 "{q}" d0 d1),
-            _ => unreachable!("a tile of 4 to 6 rows"),
+            3 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
+                0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1, 2 "{p}+2*{row}" c0 c1),
+            2 => tile!($tile, $acc, $row, $load, $bytes, $block, $step;
+                0 "{p}" a0 a1, 1 "{p}+{row}" b0 b1),
+            1 => tile!($tile, $acc, $row, $load, $bytes, $block, $step; 0 "{p}" a0 a1),
+            _ => unreachable!("a tile of 1 to 6 rows"),
         }
     };
 }
@@ -176,7 +178,7 @@ fn bytes_of<T>(_: *const T) -> usize {
 }
 
 impl<W> Tile<i16, W> {
-    /// Adds the products of `R` rows, 4 to 6, to `acc`: those of two numbers are added in 32 bits, which is exact for every `u8`
+    /// Adds the products of `R` rows, 1 to 6, to `acc`: those of two numbers are added in 32 bits, which is exact for every `u8`
     /// and `i8`. `V` is 2, and weights are of 8 or 16 bits.
     ///
     /// # Safety
@@ -199,7 +201,7 @@ impl<W> Tile<i16, W> {
 }
 
 impl Tile<f32, f32> {
-    /// Adds the products of `R` rows, 4 to 6, to `acc`, one after the other and fused. `V` is 2. Nothing is asked for early.
+    /// Adds the products of `R` rows, 1 to 6, to `acc`, one after the other and fused. `V` is 2. Nothing is asked for early.
     ///
     /// # Safety
     /// The processor has AVX2 and FMA, there is at least one run, and the rows and the panel are there. Its registers are

@@ -9,7 +9,7 @@ use super::winograd_tiles::NARROW;
 use super::winograd_transform::{NINTH, OUTPUTS_MAX, Transform, f4_input, f4_output};
 use super::x86_64::Avx2;
 use super::x86_64_finish::{Codes, Finish, ToCodes, ToFloats, ToSums, bias_lanes, factor_lanes};
-use super::x86_64_tile::{ROWS_MIN, Requests, Tile};
+use super::x86_64_tile::{Requests, Tile};
 use std::arch::x86_64::*;
 
 /// Channels of the input that are treated at once.
@@ -230,7 +230,7 @@ unsafe fn product<const R: usize, const V: usize>(
     (mut next_lines, advance): (*const i16, usize),
 ) {
     let mut acc = [[_mm256_setzero_si256(); V]; R];
-    if V == 2 && R >= ROWS_MIN {
+    if V == 2 {
         let next = next_lines.cast();
         let tile = Tile { a: v, row: ld, run: 0, runs: 1, steps: depth / 2, panel, next, pace: advance };
         // SAFETY: the caller promises `R` rows and a panel of that depth.
