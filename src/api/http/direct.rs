@@ -6,17 +6,17 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
 use tower::Service;
 
 use crate::api::Context;
 use crate::api::http::access::{Needs, required};
-use crate::api::http::observe::observed;
+use crate::api::http::observe::{observed, timed};
 use crate::api::http::{infer, router};
-use crate::api::until;
 use crate::service::store::Scope;
 
 /// The routes of a server, and what answers inference before they are asked. Both ways give the same answers: there is
@@ -36,11 +36,7 @@ impl Direct {
     }
 }
 
-impl<B> Service<Request<B>> for Direct
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<axum::BoxError>,
-{
+impl Service<Request<Incoming>> for Direct {
     type Response = Response;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -49,7 +45,7 @@ where
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<B>) -> Self::Future {
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let asked = if *request.method() == Method::POST { Asked::of(request.uri().path()) } else { None };
         let Some(asked) = asked else { return Box::pin(self.routes.call(request)) };
         let needs = Arc::clone(&self.needs);
@@ -91,10 +87,7 @@ async fn answer(needs: &Needs, asked: &Asked, request: Request) -> Response {
     let handler = |request| async move {
         infer::answer(shared, &asked.name, asked.version.as_deref(), request).await.into_response()
     };
-    let in_time = |request| async move {
-        let answer = until::in_time(shared.limits.request_timeout, request, handler).await;
-        answer.unwrap_or_else(IntoResponse::into_response)
-    };
+    let in_time = |request| timed(shared.limits.request_timeout, request, handler);
     observed(shared, Some(asked.route()), request, |request| required(needs, request, in_time)).await
 }
 

@@ -117,9 +117,16 @@ pub(crate) async fn uncompressed(request: Request, next: Next) -> Response {
 
 /// Refuses a request that takes too long. Not for uploads, whose time is that of the network.
 pub(crate) async fn in_time(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    until::in_time(limit, request, |request| next.run(request))
-        .await
-        .unwrap_or_else(IntoResponse::into_response)
+    timed(limit, request, |request| next.run(request)).await
+}
+
+/// The same for whatever comes next.
+pub(crate) async fn timed<F: Future<Output = Response>>(
+    limit: Duration,
+    request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
+    until::in_time(limit, request, next).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 /// Tries a deletion that a full disk has no room for once more, with the room that is put by for that.

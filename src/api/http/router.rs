@@ -231,7 +231,7 @@ fn guarded(groups: impl IntoIterator<Item = Group>, shared: &Shared) -> axum::Ro
     let mut all = axum::Router::new();
     for Group { needs, kind, routes } in groups {
         let (mut routes, _) = routes.split_for_parts();
-        // Inference deletes nothing, and each layer costs it a part of a small request.
+        // Bodies of inference may be compressed, and it deletes nothing.
         if kind != Kind::Inference {
             routes = routes
                 .layer(from_fn_with_state(Arc::clone(shared), observe::with_reserve))

@@ -151,6 +151,8 @@ pub(in crate::engine) fn parts(threads: usize, nanoseconds: usize) -> usize {
 ///
 /// A caller that is not on a rayon thread waits for one to take the work, some 10 us; run models inside
 /// `ThreadPool::install`.
+///
+/// `work` is behind a pointer, so that this is compiled once for each kind of buffer and not for hundreds of callers.
 pub(in crate::engine) fn split_rows<O: Split>(
     out: O,
     rows: Range<usize>,
