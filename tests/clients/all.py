@@ -9,8 +9,9 @@ import tempfile
 import support
 
 NAMES = sorted(p.stem for p in pathlib.Path(__file__).parent.glob("*.py") if p.stem not in ("all", "support", "cluster"))
-# They wait most of their time, for leases, timeouts and processes that start: they run beside the others.
-BESIDE = ("replicas", "tokens", "webhooks")
+# Half of the time of all, in a second process beside the others. Those that wait for leases, timeouts and processes that
+# start, and those that ask what is answered, not how soon.
+BESIDE = ("agreement", "frameworks", "quantized", "replicas", "schema", "tokens", "webhooks")
 
 
 def run(names, binary):

@@ -1,5 +1,6 @@
-//! Decimal text to floats, fast: the digits as one whole number, scaled once. Gives up where the result could be off in
-//! its last bit, or where the text is not the plain kind: then the caller takes the slow way, which is always right.
+//! Decimal text to numbers, fast: the digits as one whole number, which a float scales once. Gives up where the result
+//! could be off in its last bit, or where the text is not the plain kind: then the caller takes the slow way, which is
+//! always right.
 
 /// Powers of ten that an f64 holds exactly.
 const POWERS: [f64; 23] = [
@@ -19,6 +20,7 @@ struct Decimal {
 }
 
 /// The f32 that a number at the start of `text` means, and its length; `None` is for the slow way.
+#[inline(always)]
 pub(super) fn f32(text: &[u8]) -> Option<(f32, usize)> {
     let decimal = read(text)?;
     let value = scale(&decimal)?;
@@ -28,8 +30,9 @@ pub(super) fn f32(text: &[u8]) -> Option<(f32, usize)> {
     if below.abs_diff(0x1000_0000) <= 4 || value > f64::from(f32::MAX) {
         return None;
     }
-    let value = value as f32;
-    Some((if decimal.negative { -value } else { value }, decimal.end))
+    // The sign as a bit: a branch would be mistaken every other time.
+    let sign = u32::from(decimal.negative) << 31;
+    Some((f32::from_bits((value as f32).to_bits() | sign), decimal.end))
 }
 
 /// The same for f64.
@@ -43,13 +46,86 @@ pub(super) fn f64(text: &[u8]) -> Option<(f64, usize)> {
     Some((if decimal.negative { -value } else { value }, decimal.end))
 }
 
+/// The whole number at the start of `text`, and its length; `None` is for the slow way.
+#[inline(always)]
+pub(super) fn integer(text: &[u8]) -> Option<(i64, usize)> {
+    let negative = text.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let mut digits = 0;
+    let end = run(text, start, &mut digits);
+    let count = end - start;
+    // 18 digits fit an i64; a zero before others is no number of JSON, nor is one with a point or an exponent whole.
+    if count == 0 || count > 18 || (count > 1 && text[start] == b'0') {
+        return None;
+    }
+    if matches!(text.get(end), Some(b'.' | b'e' | b'E')) {
+        return None;
+    }
+    let value = digits as i64;
+    Some((if negative { -value } else { value }, end))
+}
+
+#[inline(always)]
 fn scale(decimal: &Decimal) -> Option<f64> {
     let power = *POWERS.get(usize::try_from(decimal.exponent.unsigned_abs()).ok()?)?;
     let digits = decimal.digits as f64;
     Some(if decimal.exponent < 0 { digits / power } else { digits * power })
 }
 
+#[inline(always)]
 fn read(text: &[u8]) -> Option<Decimal> {
+    let mut decimal = short(text).or_else(|| long(text))?;
+    let end = decimal.end;
+    if matches!(text.get(end), Some(b'e' | b'E')) {
+        let sign = text.get(end + 1);
+        let from = end + 1 + usize::from(matches!(sign, Some(b'+' | b'-')));
+        let mut power = 0u64;
+        decimal.end = run(text, from, &mut power);
+        if decimal.end == from || decimal.end - from > 4 {
+            return None;
+        }
+        let power = i32::try_from(power).ok()?;
+        decimal.exponent += if sign == Some(&b'-') { -power } else { power };
+    }
+    Some(decimal)
+}
+
+/// What nearly every number looks like, up to its exponent: one digit, a point, up to 18 digits, and more text behind,
+/// so that nothing has to be asked byte by byte.
+#[inline(always)]
+fn short(text: &[u8]) -> Option<Decimal> {
+    let negative = text.first() == Some(&b'-');
+    let start = usize::from(negative);
+    let text = text.get(start..)?.first_chunk::<26>()?;
+    let whole = u64::from(text[0].wrapping_sub(b'0'));
+    if whole > 9 || text[1] != b'.' {
+        return None;
+    }
+    let eight = |at: usize| digits(*text[at..].first_chunk().expect("26 bytes hold three eights"));
+    let (mut fraction, mut count) = eight(2);
+    if count == 8 {
+        let (more, places) = eight(10);
+        fraction = fraction * SHIFTS[places] + more;
+        count += places;
+        if places == 8 {
+            let (more, places) = eight(18);
+            // 19 digits at most; a zero before the point is none.
+            if places > 2 + usize::from(whole == 0) {
+                return None;
+            }
+            fraction = fraction * SHIFTS[places] + more;
+            count += places;
+        }
+    }
+    if count == 0 {
+        return None;
+    }
+    let digits = whole * SHIFTS[count] + fraction;
+    Some(Decimal { negative, digits, exponent: -(count as i32), end: start + 2 + count })
+}
+
+/// Any number, up to its exponent.
+fn long(text: &[u8]) -> Option<Decimal> {
     let negative = text.first() == Some(&b'-');
     let start = usize::from(negative);
     let mut digits = 0u64;
@@ -74,17 +150,6 @@ fn read(text: &[u8]) -> Option<Decimal> {
     if count > DIGITS_MAX && count - leading_zeros(&text[start..end]) > DIGITS_MAX {
         return None;
     }
-    if matches!(text.get(end), Some(b'e' | b'E')) {
-        let sign = text.get(end + 1);
-        let from = end + 1 + usize::from(matches!(sign, Some(b'+' | b'-')));
-        let mut power = 0u64;
-        end = run(text, from, &mut power);
-        if end == from || end - from > 4 {
-            return None;
-        }
-        let power = i32::try_from(power).ok()?;
-        exponent += if sign == Some(&b'-') { -power } else { power };
-    }
     Some(Decimal { negative, digits, exponent, end })
 }
 
@@ -105,10 +170,19 @@ fn run(text: &[u8], mut at: usize, number: &mut u64) -> usize {
     at
 }
 
-/// Powers of ten up to eight digits.
-const SHIFTS: [u64; 9] = [1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
+/// Powers of ten by digits.
+const SHIFTS: [u64; 20] = {
+    let mut powers = [1; 20];
+    let mut digits = 1;
+    while digits < powers.len() {
+        powers[digits] = powers[digits - 1] * 10;
+        digits += 1;
+    }
+    powers
+};
 
 /// The number that the digits make with which eight bytes begin, and how many they are: without a branch for each.
+#[inline(always)]
 fn digits(bytes: [u8; 8]) -> (u64, usize) {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let text = u64::from_le_bytes(bytes);
@@ -116,11 +190,8 @@ fn digits(bytes: [u8; 8]) -> (u64, usize) {
     let upper = (text & (ONES * 0xf0)) ^ (ONES * 0x30);
     let lower = ((text & (ONES * 0x0f)) + ONES * 6) & (ONES * 0xf0);
     let count = ((upper | lower).trailing_zeros() / 8) as usize;
-    if count == 0 {
-        return (0, 0);
-    }
     // The first digit is the lowest byte: those that are missing become zeros before it.
-    let digits = (text & (ONES * 0x0f)) << (64 - 8 * count);
+    let digits = (text & (ONES * 0x0f)).checked_shl(64 - 8 * count as u32).unwrap_or(0);
     // Pairs, then fours, then all.
     let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
@@ -134,24 +205,27 @@ fn leading_zeros(number: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
+    /// Whether a number is read as f32 and as f64, alone and with others behind it; what is read must be right.
     fn check(text: &str) -> (bool, bool) {
-        let single = super::f32(text.as_bytes());
-        let double = super::f64(text.as_bytes());
-        if let Some((value, end)) = single {
-            assert_eq!(
-                (value.to_bits(), end),
-                (text.parse::<f32>().unwrap().to_bits(), text.len()),
-                "{text}"
-            );
+        let followed = format!("{text}, -0.25, 17.0, 0.5, 1e3, 2.5]");
+        let single = [text, &followed].map(|t| super::f32(t.as_bytes()));
+        let double = [text, &followed].map(|t| super::f64(t.as_bytes()));
+        for (value, end) in single.into_iter().flatten() {
+            let want = text.parse::<f32>().unwrap().to_bits();
+            assert_eq!((value.to_bits(), end), (want, text.len()), "{text}");
         }
-        if let Some((value, end)) = double {
-            assert_eq!(
-                (value.to_bits(), end),
-                (text.parse::<f64>().unwrap().to_bits(), text.len()),
-                "{text}"
-            );
+        for (value, end) in double.into_iter().flatten() {
+            let want = text.parse::<f64>().unwrap().to_bits();
+            assert_eq!((value.to_bits(), end), (want, text.len()), "{text}");
         }
-        (single.is_some(), double.is_some())
+        let whole = [text, &followed].map(|t| super::integer(t.as_bytes()));
+        for (value, end) in whole.into_iter().flatten() {
+            assert_eq!((Ok(value), end), (text.parse::<i64>(), text.len()), "{text}");
+        }
+        assert_eq!(whole[0], whole[1], "{text}");
+        assert_eq!(single[0], single[1], "{text}");
+        assert_eq!(double[0], double[1], "{text}");
+        (single[0].is_some(), double[0].is_some())
     }
 
     #[test]
@@ -181,6 +255,11 @@ mod tests {
             count(&format!("{:?}", f64::from(x) * 1e-5));
             count(&format!("{x:.3}"));
             count(&format!("{}", next()));
+            count(&format!("{}", next() as i16 >> (next() % 16)));
+            // Every number of places, with zeros before and behind.
+            let places = (next() % 22) as usize;
+            count(&format!("{}.{:0places$}", next() % 10, next() >> (next() % 48)));
+            count(&format!("-0.{:0places$}", next() >> (next() % 48)));
         }
         assert!(single > total / 10 * 8, "{single} of {total}");
         assert!(double > total / 10 * 4, "{double} of {total}");
@@ -194,6 +273,16 @@ mod tests {
         {
             check(text);
             assert!(super::f32(text.as_bytes()).is_none(), "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_read_up_to_18_digits() {
+        assert_eq!(super::integer(b"-128,0"), Some((-128, 4)));
+        assert_eq!(super::integer(b"0]"), Some((0, 1)));
+        assert_eq!(super::integer(b"999999999999999999"), Some((999_999_999_999_999_999, 18)));
+        for text in ["", "-", "x", "01", "1.0", "1e2", "1000000000000000000"] {
+            assert_eq!(super::integer(text.as_bytes()), None, "{text}");
         }
     }
 

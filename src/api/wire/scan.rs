@@ -352,6 +352,12 @@ macro_rules! integers {
     ($($integer:ident),*) => { $(impl Number for $integer {
         fn read(scanner: &mut Scanner<'_>) -> Result<$integer, Error> {
             scanner.peek();
+            if let Some((value, length)) = decimal::integer(&scanner.text[scanner.at..])
+                && let Ok(value) = value.try_into()
+            {
+                scanner.at += length;
+                return Ok(value);
+            }
             let token = scanner.number_token()?;
             token.parse().map_err(|_| {
                 scanner.error(format!("`{token}` is not a whole number that fits {}", $integer::DTYPE))
