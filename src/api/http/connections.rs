@@ -24,6 +24,7 @@ use tower::util::MapRequest;
 use tower_http::metrics::InFlightRequests;
 use tower_http::metrics::in_flight_requests::InFlightRequestsCounter;
 
+use crate::api::http::at_once::AtOnce;
 use crate::api::tls::Tls;
 
 /// Requests of one HTTP/2 connection at a time: a gRPC client sends all of its calls over one.
@@ -113,7 +114,7 @@ pub async fn serve<S: Serving>(
         let usage = Usage::new(Arc::clone(&open.requests));
         let (builder, service, noted) = (builder.clone(), service.clone(), usage.clone());
         let (tls, head_time, stopping) = (tls.clone(), limits.head_time, stopping.clone());
-        let task = tasks.spawn(async move {
+        let task = tasks.spawn(AtOnce::new(async move {
             let Some(tls) = tls else {
                 return converse(builder, stream, service, noted, head_time, stopping).await;
             };
@@ -123,7 +124,7 @@ pub async fn serve<S: Serving>(
                 Ok(Err(error)) => tracing::debug!(%error, "A connection did not come to TLS: {error}"),
                 Err(_) => tracing::debug!("A connection did not come to TLS in time"),
             }
-        });
+        }));
         open.insert(task, usage);
     }
     drop(listener);

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod artifacts;
+mod at_once;
 pub(crate) mod audit;
 pub(crate) mod compress;
 pub mod connections;
