@@ -74,7 +74,10 @@ fn scale(decimal: &Decimal) -> Option<f64> {
 
 #[inline(always)]
 fn read(text: &[u8]) -> Option<Decimal> {
-    let mut decimal = short(text).or_else(|| long(text))?;
+    let mut decimal = match short(text) {
+        Some(decimal) => decimal,
+        None => long(text)?,
+    };
     let end = decimal.end;
     if matches!(text.get(end), Some(b'e' | b'E')) {
         let sign = text.get(end + 1);
@@ -125,6 +128,7 @@ fn short(text: &[u8]) -> Option<Decimal> {
 }
 
 /// Any number, up to its exponent.
+#[inline(never)]
 fn long(text: &[u8]) -> Option<Decimal> {
     let negative = text.first() == Some(&b'-');
     let start = usize::from(negative);

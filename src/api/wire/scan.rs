@@ -325,6 +325,7 @@ pub(super) trait Number: Element {
 
 macro_rules! floats {
     ($($float:ident),*) => { $(impl Number for $float {
+        #[inline(always)]
         fn read(scanner: &mut Scanner<'_>) -> Result<$float, Error> {
             scanner.peek();
             if let Some((value, length)) = decimal::$float(&scanner.text[scanner.at..]) {
@@ -350,6 +351,7 @@ floats!(f32, f64);
 
 macro_rules! integers {
     ($($integer:ident),*) => { $(impl Number for $integer {
+        #[inline(always)]
         fn read(scanner: &mut Scanner<'_>) -> Result<$integer, Error> {
             scanner.peek();
             if let Some((value, length)) = decimal::integer(&scanner.text[scanner.at..])
