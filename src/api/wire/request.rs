@@ -174,7 +174,7 @@ fn id(value: Value) -> Result<Option<String>, Error> {
 }
 
 fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
-    let value = s.value()?;
+    let value = parameters_text(s)?;
     if let Some(binary) = value.get("binary_data_output") {
         request.binary_output = binary
             .as_bool()
@@ -199,6 +199,14 @@ fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Err
     Ok(())
 }
 
+/// What stands behind a `parameters`: an object, or `null` for none.
+fn parameters_text(s: &mut Scanner<'_>) -> Result<Value, Error> {
+    match s.peek() {
+        Some(b'{' | b'n') => s.value(),
+        _ => Err(s.error("`parameters` must be an object")),
+    }
+}
+
 fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
     let mut all = Vec::new();
     s.array(|s| {
@@ -214,7 +222,7 @@ fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
                 // kserve's SDK writes `null` where a raw tensor is empty.
                 "data" if s.peek() == Some(b'n') => drop(s.skip()?),
                 "data" => input.data = Some(s.array_span()?),
-                "parameters" => input.parameters = input_parameters(&s.value()?)?,
+                "parameters" => input.parameters = input_parameters(&parameters_text(s)?)?,
                 _ => drop(s.skip()?),
             }
             Ok(())
@@ -274,7 +282,7 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
         s.object(|s, key| {
             match key {
                 "name" => name = Some(s.string()?.into_owned()),
-                "parameters" => parameters = s.value()?,
+                "parameters" => parameters = parameters_text(s)?,
                 _ => drop(s.skip()?),
             }
             Ok(())
@@ -558,6 +566,20 @@ mod tests {
         assert!(read(r#"{"inputs":[{"shape":[1]}]}"#).unwrap_err().contains("without `name`"));
         let twice = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
         assert!(read(&format!(r#"{{"inputs":[{twice},{twice}]}}"#)).unwrap_err().contains("given twice"));
+    }
+
+    #[test]
+    fn parameters_are_objects() {
+        let input = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
+        let with = |text: &str| text.replacen('}', r#","parameters":[]}"#, 1);
+        for body in [
+            format!(r#"{{"parameters":[],"inputs":[{input}]}}"#),
+            format!(r#"{{"inputs":[{}]}}"#, with(input)),
+            format!(r#"{{"inputs":[{input}],"outputs":[{}]}}"#, with(r#"{"name":"y"}"#)),
+        ] {
+            assert!(read(&body).unwrap_err().contains("`parameters` must be an object"), "{body}");
+            assert!(read(&body.replace(r#""parameters":[]"#, r#""parameters":null"#)).is_ok(), "{body}");
+        }
     }
 
     #[test]

@@ -65,7 +65,7 @@ footer{margin-top:52px;color:var(--dim);font-size:12.5px;overflow-wrap:anywhere}
 @media(max-width:700px){main{padding:20px 14px 48px}h1{font-size:22px}.wide{display:none}.bar{width:64px}td.db .bar{width:36px;margin-right:6px}td.name{min-width:96px}th,td{padding:7px 9px}.axis em:first-child{transform:none}.axis em:last-child{transform:translateX(-100%)}.plot{height:190px}
 .cards{grid-template-columns:1fr 1fr;gap:10px}.card{padding:12px 13px}.card .v{font-size:21px}.row{grid-template-columns:1fr auto}.row .span,.row .pair{grid-column:1/-1;grid-row:2}.box{padding:12px 14px}}
 @media print{:root{color-scheme:light}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}body{background:#fff}main{max-width:none;padding:0}
-.card,.act,.row,.plot,.matrix,tr{break-inside:avoid}h2,h3,.sub,summary{break-after:avoid}.wrap{overflow:visible;background:none}.box p,.fail{max-height:none}}";
+details::details-content{content-visibility:visible;block-size:auto}.card,.act,.row,.plot,.matrix,tr{break-inside:avoid}h2,h3,.sub,summary{break-after:avoid}.wrap{overflow:visible;background:none}.box p,.fail{max-height:none}}";
 
 #[cfg(test)]
 mod tests {
