@@ -166,25 +166,61 @@ fn read_config(name: &str, text: &str, depth_max: usize) -> Result<Map<String, V
     Ok(config)
 }
 
-/// Names and types of the inputs and outputs of a model.
+/// The inputs and outputs of a model, as far as a configuration can speak of them.
 struct Ports {
-    inputs: Vec<(String, String)>,
-    outputs: Vec<(String, String)>,
+    inputs: Vec<Known>,
+    outputs: Vec<Known>,
+}
+
+/// An input or output.
+struct Known {
+    name: String,
+    dtype: String,
+    /// Empty also where nobody knows.
+    shape: Vec<Option<usize>>,
 }
 
 impl Ports {
     fn of(inputs: &[Port], outputs: &[Port]) -> Ports {
-        let port = |port: &Port| (port.name.clone(), port.dtype.name().to_owned());
-        Ports { inputs: inputs.iter().map(port).collect(), outputs: outputs.iter().map(port).collect() }
+        let known = |port: &Port| Known {
+            name: port.name.clone(),
+            dtype: port.dtype.name().to_owned(),
+            shape: port.shape.clone(),
+        };
+        Ports { inputs: inputs.iter().map(known).collect(), outputs: outputs.iter().map(known).collect() }
     }
 
     fn of_info(info: &Value) -> Ports {
         let text = |port: &Value, key: &str| port[key].as_str().unwrap_or_default().to_owned();
-        let all = |key: &str| {
-            let ports = info[key].as_array().into_iter().flatten();
-            ports.map(|port| (text(port, "name"), text(port, "dtype"))).collect()
+        let length = |dim: &Value| dim.as_u64().and_then(|n| usize::try_from(n).ok());
+        let known = |port: &Value| Known {
+            name: text(port, "name"),
+            dtype: text(port, "dtype"),
+            shape: port["shape"].as_array().into_iter().flatten().map(length).collect(),
         };
+        let all = |key: &str| info[key].as_array().into_iter().flatten().map(known).collect();
         Ports { inputs: all("inputs"), outputs: all("outputs") }
+    }
+}
+
+impl Known {
+    /// Whether `dims` of a configuration may be the shape: whole, or without the dimension of the samples.
+    fn takes(&self, dims: &[Value]) -> bool {
+        let length = |dim: &Value| dim.as_i64().or_else(|| dim.as_str()?.parse().ok());
+        let dims: Option<Vec<i64>> = dims.iter().map(length).collect();
+        let fits = |shape: &[Option<usize>], dims: &[i64]| {
+            let same = |(dim, n): (&i64, &Option<usize>)| {
+                *dim == -1 || n.is_none_or(|n| i64::try_from(n).is_ok_and(|n| n == *dim))
+            };
+            dims.len() == shape.len() && dims.iter().zip(shape).all(same)
+        };
+        let Some((_, sample)) = self.shape.split_first() else { return dims.is_some() };
+        dims.is_some_and(|dims| fits(&self.shape, &dims) || fits(sample, &dims))
+    }
+
+    /// The shape as a configuration spells it.
+    fn dims(&self) -> Vec<i64> {
+        self.shape.iter().map(|n| n.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
     }
 }
 
@@ -193,15 +229,25 @@ fn check_ports(config: &Map<String, Value>, model: &Ports) -> Result<(), Problem
     for (key, ports) in [("input", &model.inputs), ("output", &model.outputs)] {
         for wanted in config.get(key).and_then(Value::as_array).into_iter().flatten() {
             let name = wanted["name"].as_str().unwrap_or_default();
-            let Some((_, dtype)) = ports.iter().find(|(known, _)| known == name) else {
-                let names: Vec<&str> = ports.iter().map(|(name, _)| name.as_str()).collect();
+            let Some(port) = ports.iter().find(|port| port.name == name) else {
+                let names: Vec<&str> = ports.iter().map(|port| port.name.as_str()).collect();
                 return Err(Problem::bad_request(format!(
                     "`config`: the model has no {key} `{name}`, only {names:?}"
                 )));
             };
-            let Some(kind) = wanted["data_type"].as_str() else { continue };
-            if kind.strip_prefix("TYPE_").and_then(datatype).is_none_or(|kind| kind.name() != dtype) {
+            if let Some(kind) = wanted["data_type"].as_str()
+                && kind.strip_prefix("TYPE_").and_then(datatype).is_none_or(|kind| kind.name() != port.dtype)
+            {
+                let dtype = &port.dtype;
                 return Err(Problem::bad_request(format!("`config`: {key} `{name}` is {dtype}, not {kind}")));
+            }
+            if let Some(dims) = wanted["dims"].as_array()
+                && !port.takes(dims)
+            {
+                let (known, dims) = (port.dims(), Value::from(dims.clone()));
+                let text =
+                    format!("`config`: {key} `{name}` has shape {known:?}, which `dims` {dims} does not fit");
+                return Err(Problem::bad_request(text));
             }
         }
     }
@@ -228,7 +274,10 @@ mod tests {
 
     #[test]
     fn a_configuration_is_held_against_the_model() {
-        let ports = |name: &str| vec![(name.to_owned(), "float32".to_owned())];
+        let ports = |name: &str| {
+            let shape = vec![None, Some(4)];
+            vec![Known { name: name.to_owned(), dtype: "float32".to_owned(), shape }]
+        };
         let model = Ports { inputs: ports("x"), outputs: ports("y") };
         let check = |text: &str| {
             let config = read_config("m", text, 32).map_err(|problem| problem.detail)?;
@@ -238,6 +287,7 @@ mod tests {
             "{}",
             r#"{"name": "m", "backend": "onnxruntime", "max_batch_size": 8, "input": [{"name": "x",
                 "data_type": "TYPE_FP32", "dims": [4]}], "output": [{"name": "y"}]}"#,
+            r#"{"input": [{"name": "x", "dims": [-1, "4"]}], "output": [{"name": "y", "dims": [8, 4]}]}"#,
             r#"{"optimization": {"priority": "PRIORITY_DEFAULT"}, "batch_input": [], "cc_model_filenames": {},
                 "model_transaction_policy": {"decoupled": false}, "model_warmup": [{"name": "w"}]}"#,
         ] {
@@ -255,6 +305,9 @@ mod tests {
                 r#"{"output": [{"name": "y", "data_type": "TYPE_INT64"}]}"#,
                 "output `y` is float32, not TYPE_INT64",
             ),
+            (r#"{"input": [{"name": "x", "dims": [5]}]}"#, "input `x` has shape [-1, 4], which `dims` [5]"),
+            (r#"{"input": [{"name": "x", "dims": [1, 1, 4]}]}"#, "`dims` [1,1,4] does not fit"),
+            (r#"{"output": [{"name": "y", "dims": ["n", 4]}]}"#, "`dims` [\"n\",4] does not fit"),
         ] {
             let error = check(text).unwrap_err();
             assert!(error.contains(want), "{error}");
