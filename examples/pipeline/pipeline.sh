@@ -4,7 +4,7 @@
 #   OCTET=http://127.0.0.1:8000 examples/pipeline/pipeline.sh ENDPOINT MODEL.onnx CALIBRATION.npz EVALUATION.npz [REQUEST.json]
 #
 # REQUEST.json is sent while nobody else asks. Exit status: 0 promoted, 1 something broke, 3 the gate was not kept,
-# 4 taken back. Understands GITHUB_STEP_SUMMARY.
+# 4 taken back. Understands GITHUB_STEP_SUMMARY. Where the server asks for a key, OCTET_KEY has one (read, write, infer).
 set -euo pipefail
 
 : "${OCTET:=http://127.0.0.1:8000}" "${MAX_DROP:=0.005}" "${WEIGHT:=5}" "${MIN_AGREEMENT:=0.98}" "${MIN_COMPARED:=200}"
@@ -21,11 +21,15 @@ fail() { # status, text
     printf '%s\n' "$2" >> "$GITHUB_STEP_SUMMARY"
     exit "$1"
 }
+# curl with the key, which does not go through its arguments: everybody on the machine can read those.
+call() {
+    curl --silent --config <([[ -z ${OCTET_KEY:-} ]] || printf 'header = "Authorization: Bearer %s"\n' "$OCTET_KEY") "$@"
+}
 # A request whose refusal ends the script, with what the server says.
 ask() {
     local answer
-    answer=$(curl --silent --show-error --fail-with-body --max-time 300 "$@") || fail 1 "refused: $answer"
-    printf '%s\n' "$answer"
+    answer=$(call --show-error --fail-with-body --max-time 300 "$@") || fail 1 "refused: $answer"
+    [[ -z $answer ]] || printf '%s\n' "$answer"
 }
 # The first string, number or word under a key.
 field() { # json, key
@@ -71,7 +75,7 @@ artifact=$(field "${job#*\"artifact\":}" id)
 
 echo "::group::Canary"
 # 404: there is no such endpoint yet, and the first version gets everything.
-status=$(curl --silent --output /dev/null --write-out '%{http_code}' "$OCTET/v1/endpoints/$name")
+status=$(call --output /dev/null --write-out '%{http_code}' "$OCTET/v1/endpoints/$name")
 if [[ $status == 404 ]]; then
     ask --request PUT "$OCTET/v1/endpoints/$name" -d "{\"artifact\": \"$artifact\"}"
     echo "::endgroup::"

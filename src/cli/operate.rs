@@ -71,7 +71,7 @@ impl Backup {
 pub(crate) struct Restore {
     /// The folder that `octet backup` has made.
     from: PathBuf,
-    /// The data folder to make [default: octet-data].
+    /// The data folder to make.
     #[arg(long, value_name = "DIR", default_value = "octet-data")]
     data_dir: PathBuf,
 }

@@ -27,7 +27,7 @@ pub(crate) struct Quantize {
     /// The recipe in JSON [default: the defaults].
     #[arg(long, value_name = "FILE")]
     recipe: Option<PathBuf>,
-    /// Where to write the QDQ ONNX file.
+    /// Where to write the QDQ ONNX file; also one that does not keep its gate, which exit status 3 tells.
     #[arg(short, long, value_name = "FILE", required_unless_present = "dry_run")]
     output: Option<PathBuf>,
     /// Only tell what the job would do: nodes, size, time and memory. No data are needed.

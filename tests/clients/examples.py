@@ -9,13 +9,15 @@ import sys
 import numpy as np
 
 import support
+from keys import Keys
 
 FOLDER = support.ROOT / "examples/pipeline"
-PROMOTED, GATE_NOT_KEPT, TAKEN_BACK = 0, 3, 4
+PROMOTED, BROKEN, GATE_NOT_KEPT, TAKEN_BACK = 0, 1, 3, 4
 REQUEST = support.ROOT / "examples/demo/request.json"
 
 
-def run(program, server, endpoint, model, calibration, max_drop="0.02", min_agreement="0.98", min_compared="50"):
+def run(program, server, endpoint, model, calibration, max_drop="0.02", min_agreement="0.98", min_compared="50",
+        key=""):
     """One rollout; gives its exit status and what it says."""
     if program == "pipeline.py":
         command = [sys.executable, FOLDER / program, "--server", server.url, "--endpoint", endpoint, "--model", model,
@@ -29,7 +31,7 @@ def run(program, server, endpoint, model, calibration, max_drop="0.02", min_agre
         environment = {"OCTET": server.url, "MAX_DROP": max_drop, "MIN_AGREEMENT": min_agreement,
                        "MIN_COMPARED": min_compared, "WEIGHT": "20"}
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600,
-                          env=os.environ | environment, stdin=subprocess.DEVNULL)
+                          env=os.environ | environment | {"OCTET_KEY": key}, stdin=subprocess.DEVNULL)
     return done.returncode, f"{done.stdout}\n{done.stderr}"
 
 
@@ -82,6 +84,18 @@ def check_pipeline_in_python(server):
 
 def check_pipeline_in_bash(server):
     roll("pipeline.sh", server)
+
+
+def check_both_with_a_key(binary):
+    with support.Server(binary, settings={"OCTET_AUTH__MODE": "keys"}) as server:
+        key = Keys(server).create("read,write,infer")
+        model, calibration = support.model_path("fm_lenet"), support.calibration_path("fm_lenet")
+        for program in ("pipeline.py", "pipeline.sh"):
+            rollout = [program, server, f"keyed-{program[-2:]}", model, calibration]
+            status, said = run(*rollout)
+            assert status == BROKEN and "401" in said, f"exit {status}\n{said}"
+            status, said = run(*rollout, key=key)
+            assert status == PROMOTED and key not in said, f"exit {status}\n{said}"
 
 
 def check_usage_of_both():

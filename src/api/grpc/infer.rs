@@ -23,7 +23,7 @@ use crate::api::grpc::proto::{
 };
 use crate::api::until::Until;
 use crate::api::v2::infer::{close, run};
-use crate::api::wire::request::{Described, RANK_MAX, TENSORS_MAX, described, raw_tensor};
+use crate::api::wire::request::{Described, NO_SEQUENCES, RANK_MAX, TENSORS_MAX, described, raw_tensor};
 use crate::api::wire::response::{choose, classes, raw_texts};
 use crate::api::wire::{Error, InferRequest, OutputRequest, Place, datatype_name};
 use crate::engine::tensor::{DType, Element, Tensor};
@@ -187,6 +187,11 @@ fn decode(message: &ModelInferRequest) -> Result<InferRequest, Error> {
         Some(ParameterChoice::StringParam(text)) => Some(text.clone()),
         Some(_) => return Err(Error::Field("`precision` must be a string".to_owned())),
     };
+    match choice(parameters, "sequence_id") {
+        None | Some(ParameterChoice::Int64Param(0) | ParameterChoice::Uint64Param(0)) => (),
+        Some(ParameterChoice::StringParam(text)) if text.is_empty() => (),
+        Some(_) => return Err(Error::Field(NO_SEQUENCES.to_owned())),
+    }
     let mut request = InferRequest {
         id: given(&message.id).map(str::to_owned),
         outputs: message.outputs.iter().map(output).collect::<Result<_, _>>()?,

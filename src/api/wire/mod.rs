@@ -45,6 +45,16 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// The same fault, inside the value of a key.
+    fn within(mut self, key: &str) -> Error {
+        if let Error::Json { reason, .. } = &mut self {
+            *reason = format!("`{key}`: {reason}");
+        }
+        self
+    }
+}
+
 /// How a body is laid out: what the header `Inference-Header-Content-Length` says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {

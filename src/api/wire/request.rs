@@ -12,6 +12,10 @@ use crate::engine::tensor::{DType, Incoming, Tensor, element_count};
 pub(crate) const RANK_MAX: usize = 16;
 pub(crate) const TENSORS_MAX: usize = 1024;
 
+/// Why a request of a sequence is refused: whoever sends one believes that its state is kept.
+pub(crate) const NO_SEQUENCES: &str =
+    "`sequence_id`: each request stands alone here, no state is kept between two";
+
 /// Reads the header `Inference-Header-Content-Length`.
 ///
 /// # Errors
@@ -179,6 +183,9 @@ fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Err
         request.binary_output = binary
             .as_bool()
             .ok_or_else(|| Error::Field("`binary_data_output` must be a boolean".to_owned()))?;
+    }
+    if value.get("sequence_id").is_some_and(|id| *id != 0 && *id != "" && !id.is_null()) {
+        return Err(Error::Field(NO_SEQUENCES.to_owned()));
     }
     if let Some(precision) = value.get("precision") {
         let text =
@@ -566,6 +573,35 @@ mod tests {
         assert!(read(r#"{"inputs":[{"shape":[1]}]}"#).unwrap_err().contains("without `name`"));
         let twice = r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#;
         assert!(read(&format!(r#"{{"inputs":[{twice},{twice}]}}"#)).unwrap_err().contains("given twice"));
+    }
+
+    #[test]
+    fn a_value_of_another_kind_is_told_with_its_field() {
+        for (body, want) in [
+            (
+                r#"{"inputs":[{"name":"x","datatype":7}]}"#,
+                "`inputs`: `datatype`: expected a string, found `7`",
+            ),
+            (r#"{"inputs":[{"name":"x","shape":"1,3"}]}"#, "`inputs`: `shape`: expected an array"),
+            (r#"{"inputs":{}}"#, "`inputs`: expected an array, found `{`"),
+            (r#"{"outputs":[{"name":null}],"inputs":[]}"#, "`outputs`: `name`: expected a string"),
+        ] {
+            let error = read(body).unwrap_err();
+            assert!(error.contains(want), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_is_refused_since_no_state_is_kept() {
+        let body = |id: &str| {
+            format!(r#"{{"parameters":{{"sequence_id":{id},"sequence_start":true}},"inputs":[]}}"#)
+        };
+        for id in ["0", "\"\"", "null"] {
+            assert!(read(&body(id)).is_ok(), "{id}");
+        }
+        for id in ["7", "\"a\"", "[]"] {
+            assert!(read(&body(id)).unwrap_err().contains("`sequence_id`"), "{id}");
+        }
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl<'a> Scanner<'a> {
             loop {
                 let key = self.string()?;
                 self.demand(b':', "`:` after a key")?;
-                field(self, &key)?;
+                field(self, &key).map_err(|error| error.within(&key))?;
                 if self.take(b'}') {
                     break;
                 }
@@ -183,11 +183,12 @@ impl<'a> Scanner<'a> {
         match self.peek() {
             Some(b't') => self.word("true").map(|()| 1),
             Some(b'f') => self.word("false").map(|()| 0),
-            _ => match self.number_token()? {
+            Some(b'0'..=b'9' | b'-') => match self.number_token()? {
                 "0" => Ok(0),
                 "1" => Ok(1),
                 token => Err(self.error(format!("`{token}` is not a BOOL"))),
             },
+            _ => Err(self.unexpected("`true` or `false`")),
         }
     }
 
@@ -218,7 +219,7 @@ impl<'a> Scanner<'a> {
         if text.get(at) == Some(&b'.') {
             let end = digits(at + 1);
             if end == at + 1 {
-                return Err(self.unexpected("a number"));
+                return Err(self.broken_off(end));
             }
             at = end;
         }
@@ -226,7 +227,7 @@ impl<'a> Scanner<'a> {
             let sign = usize::from(matches!(text.get(at + 1), Some(b'+' | b'-')));
             let end = digits(at + 1 + sign);
             if end == at + 1 + sign {
-                return Err(self.unexpected("a number"));
+                return Err(self.broken_off(end));
             }
             at = end;
         }
@@ -236,6 +237,12 @@ impl<'a> Scanner<'a> {
         }
         self.at = at;
         Ok(token)
+    }
+
+    /// A number that begins here and has no digits where it must, at `end`.
+    fn broken_off(&self, end: usize) -> Error {
+        let token = String::from_utf8_lossy(&self.text[self.at..end]);
+        self.error(format!("`{token}` is no number: a digit must follow"))
     }
 
     fn string_span(&mut self) -> Result<&'a [u8], Error> {
@@ -362,7 +369,12 @@ macro_rules! integers {
             }
             let token = scanner.number_token()?;
             token.parse().map_err(|_| {
-                scanner.error(format!("`{token}` is not a whole number that fits {}", $integer::DTYPE))
+                let dtype = $integer::DTYPE;
+                scanner.error(if token.contains(['.', 'e', 'E']) {
+                    format!("`{token}`: numbers of type {dtype} are written without point and exponent")
+                } else {
+                    format!("`{token}` is not a whole number that fits {dtype}")
+                })
             })
         }
     })* };
@@ -444,6 +456,25 @@ mod tests {
             let error = floats(text).expect_err(text);
             assert!(error.contains(place), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_fault_says_what_is_wanted() {
+        for (text, want) in [
+            ("[5.]", "`5.` is no number: a digit must follow"),
+            ("[1e+]", "`1e+` is no number: a digit must follow"),
+            ("[-x]", "expected a number, found `-`"),
+        ] {
+            assert!(floats(text).unwrap_err().contains(want), "{text}");
+        }
+        let whole = |text: &str| Scanner::new(text.as_bytes()).numbers::<i64>(9).unwrap_err().to_string();
+        assert!(
+            whole("[1.0]").contains("`1.0`: numbers of type int64 are written without point and exponent")
+        );
+        assert!(whole("[1e2]").contains("without point"));
+        assert!(whole("[9223372036854775808]").contains("is not a whole number that fits int64"));
+        let truth = bool_tensor(b"[true, \"yes\"]", &[2], 2).unwrap_err().to_string();
+        assert!(truth.contains("expected `true` or `false`, found `\"`"), "{truth}");
     }
 
     #[test]

@@ -7,8 +7,8 @@ use bytes::Bytes;
 
 use super::{Error, Request};
 use crate::engine::artifact;
+use crate::engine::exec::Port;
 use crate::engine::exec::session::Session;
-use crate::engine::exec::{self, Port};
 use crate::engine::graph::{Dim, Graph};
 use crate::engine::onnx::{external, import};
 use crate::engine::quant::calibrate::{self, batch_size};
@@ -119,13 +119,11 @@ pub(super) fn data_error(error: dataset::Error, path: &Path, which: &'static str
     }
 }
 
-/// A run that failed: where the inputs do not fit, or others run, it is the data; where a node fails it is the model.
+/// A run that failed. Of a model that was taken it is the data, also where a node cannot do with their shapes or values.
 pub(super) fn run_error(error: calibrate::Error, which: &'static str) -> Error {
     match error {
         calibrate::Error::Cancelled => Error::Cancelled,
-        calibrate::Error::Run { source: exec::Error::Node { .. }, .. } | calibrate::Error::Unseen(_) => {
-            Error::Model(format!("on the {which} data: {error}"))
-        }
+        calibrate::Error::Unseen(_) => Error::Model(format!("on the {which} data: {error}")),
         other => Error::Data { which, reason: other.to_string() },
     }
 }

@@ -51,7 +51,7 @@ pub fn section(page: &mut String, f: &Findings) {
         page,
         "Noise along the graph",
         &format!(
-            "Signal to noise of each layer {} against the float model, first to last; below 20 dB (red) it may change decisions. A line that falls at one layer is that layer's doing; a slow fall is noise that adds up.",
+            "Signal to noise of each layer {} against the float model, first to last: from 30 dB on (green) it rarely matters, below 20 dB (red) it may change decisions. A line that falls at one layer is that layer's doing; a slow fall is noise that adds up.",
             match f.recipe.scheme {
                 Scheme::Float16 => "in float16",
                 Scheme::WeightOnly => "with weights of 8 bits",
