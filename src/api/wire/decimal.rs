@@ -54,8 +54,9 @@ pub(super) fn integer(text: &[u8]) -> Option<(i64, usize)> {
     let mut digits = 0;
     let end = run(text, start, &mut digits);
     let count = end - start;
-    // 18 digits fit an i64; a zero before others is no number of JSON, nor is one with a point or an exponent whole.
-    if count == 0 || count > 18 || (count > 1 && text[start] == b'0') {
+    // 18 digits fit an i64; a zero before others is no number of JSON, nor is one with a point or an exponent whole. Not
+    // every type has a zero below zero.
+    if count == 0 || count > 18 || (count > 1 && text[start] == b'0') || (negative && digits == 0) {
         return None;
     }
     if matches!(text.get(end), Some(b'.' | b'e' | b'E')) {
@@ -285,7 +286,7 @@ mod tests {
         assert_eq!(super::integer(b"-128,0"), Some((-128, 4)));
         assert_eq!(super::integer(b"0]"), Some((0, 1)));
         assert_eq!(super::integer(b"999999999999999999"), Some((999_999_999_999_999_999, 18)));
-        for text in ["", "-", "x", "01", "1.0", "1e2", "1000000000000000000"] {
+        for text in ["", "-", "x", "01", "-0", "1.0", "1e2", "1000000000000000000"] {
             assert_eq!(super::integer(text.as_bytes()), None, "{text}");
         }
     }
