@@ -49,7 +49,10 @@ class Octet:
         kind = http.client.HTTPSConnection if self.https else http.client.HTTPConnection
         connection = kind(self.address, timeout=300)
         try:
-            connection.request(method, self.prefix + path, body, headers)
+            try:
+                connection.request(method, self.prefix + path, body, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # Refused before all was sent: the answer says why.
             answer = connection.getresponse()
             text = answer.read()
         finally:
