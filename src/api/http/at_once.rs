@@ -40,10 +40,8 @@ impl Wake for Wakes {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let state = self
-            .state
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |state| (state == POLLED).then_some(AGAIN));
-        if state == Err(RESTS) {
+        let marked = self.state.compare_exchange(POLLED, AGAIN, Ordering::AcqRel, Ordering::Acquire);
+        if marked == Err(RESTS) {
             self.task.wake();
         }
     }

@@ -77,7 +77,7 @@ pub(crate) fn metadata(
     let view = |port: &Port| PortView {
         name: port.name.clone(),
         datatype: datatype_name(port.dtype),
-        shape: dims(port),
+        shape: dims(&port.shape),
     };
     Ok(ModelMetadata {
         name: served.name.to_string(),
@@ -88,8 +88,9 @@ pub(crate) fn metadata(
     })
 }
 
-fn dims(port: &Port) -> Vec<i64> {
-    port.shape.iter().map(|d| d.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
+/// A shape as the protocol spells it: −1 is free.
+pub(super) fn dims(shape: &[Option<usize>]) -> Vec<i64> {
+    shape.iter().map(|d| d.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
 }
 
 /// The configuration of a version of an endpoint, in Triton's words.
@@ -137,7 +138,7 @@ pub(crate) fn configuration(
     let port = |port: &Port| ConfiguredPort {
         name: port.name.clone(),
         dtype: port.dtype,
-        dims: dims(port)[skip..].to_vec(),
+        dims: dims(&port.shape[skip..]),
     };
     let delay = || u64::try_from(limits.batch_delay.as_micros()).unwrap_or(u64::MAX);
     Ok(Configuration {

@@ -10,6 +10,7 @@ use crate::api::Context;
 use crate::api::access::By;
 use crate::api::error::Problem;
 use crate::api::http::{models, parse_json, uploads};
+use crate::api::v2::describe;
 use crate::api::wire::datatype;
 use crate::service::infer::Port;
 use crate::service::infer::registry::State as Loaded;
@@ -217,11 +218,6 @@ impl Known {
         let Some((_, sample)) = self.shape.split_first() else { return dims.is_some() };
         dims.is_some_and(|dims| fits(&self.shape, &dims) || fits(sample, &dims))
     }
-
-    /// The shape as a configuration spells it.
-    fn dims(&self) -> Vec<i64> {
-        self.shape.iter().map(|n| n.map_or(-1, |n| i64::try_from(n).unwrap_or(i64::MAX))).collect()
-    }
 }
 
 /// Whether the tensors that a configuration names are those of the model.
@@ -244,7 +240,7 @@ fn check_ports(config: &Map<String, Value>, model: &Ports) -> Result<(), Problem
             if let Some(dims) = wanted["dims"].as_array()
                 && !port.takes(dims)
             {
-                let (known, dims) = (port.dims(), Value::from(dims.clone()));
+                let (known, dims) = (describe::dims(&port.shape), Value::from(dims.clone()));
                 let text =
                     format!("`config`: {key} `{name}` has shape {known:?}, which `dims` {dims} does not fit");
                 return Err(Problem::bad_request(text));

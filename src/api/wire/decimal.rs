@@ -94,7 +94,7 @@ fn read(text: &[u8]) -> Option<Decimal> {
     Some(decimal)
 }
 
-/// What nearly every number looks like, up to its exponent: one digit, a point, up to 18 digits, and more text behind,
+/// What nearly every number looks like, up to its exponent: one digit, a point, up to 19 digits, and more text behind,
 /// so that nothing has to be asked byte by byte.
 #[inline(always)]
 fn short(text: &[u8]) -> Option<Decimal> {

@@ -178,7 +178,7 @@ fn id(value: Value) -> Result<Option<String>, Error> {
 }
 
 fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Error> {
-    let value = parameters_text(s)?;
+    let value = parameters_value(s)?;
     if let Some(binary) = value.get("binary_data_output") {
         request.binary_output = binary
             .as_bool()
@@ -206,8 +206,8 @@ fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Err
     Ok(())
 }
 
-/// What stands behind a `parameters`: an object, or `null` for none.
-fn parameters_text(s: &mut Scanner<'_>) -> Result<Value, Error> {
+/// The value of a `parameters`: an object, or `null` for none.
+fn parameters_value(s: &mut Scanner<'_>) -> Result<Value, Error> {
     match s.peek() {
         Some(b'{' | b'n') => s.value(),
         _ => Err(s.error("`parameters` must be an object")),
@@ -229,7 +229,7 @@ fn inputs<'a>(s: &mut Scanner<'a>) -> Result<Vec<InputText<'a>>, Error> {
                 // kserve's SDK writes `null` where a raw tensor is empty.
                 "data" if s.peek() == Some(b'n') => drop(s.skip()?),
                 "data" => input.data = Some(s.array_span()?),
-                "parameters" => input.parameters = input_parameters(&parameters_text(s)?)?,
+                "parameters" => input.parameters = input_parameters(&parameters_value(s)?)?,
                 _ => drop(s.skip()?),
             }
             Ok(())
@@ -289,7 +289,7 @@ fn outputs(s: &mut Scanner<'_>) -> Result<Vec<OutputRequest>, Error> {
         s.object(|s, key| {
             match key {
                 "name" => name = Some(s.string()?.into_owned()),
-                "parameters" => parameters = parameters_text(s)?,
+                "parameters" => parameters = parameters_value(s)?,
                 _ => drop(s.skip()?),
             }
             Ok(())
