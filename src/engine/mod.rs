@@ -2,6 +2,7 @@
 //! a tensor in, a tensor out. It knows no HTTP, no SQL, no async runtime, no environment, no clock.
 
 pub mod artifact;
+pub mod buffer;
 pub mod exec;
 pub mod graph;
 pub mod kernels;

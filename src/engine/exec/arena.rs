@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::engine::tensor::Buffer;
+use crate::engine::buffer::Buffer;
 
 use super::step::Scratch;
 

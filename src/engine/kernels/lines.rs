@@ -1,6 +1,7 @@
 //! Memory in whole cache lines: packed weights that live long, and scratch that a thread keeps between calls.
 //! Knows nothing of what is stored.
 
+use crate::engine::buffer::Buffer;
 use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 
@@ -12,21 +13,19 @@ struct Line([u8; 64]);
 /// Elements that start on a cache line; at first all zero.
 #[derive(Clone)]
 pub(super) struct Aligned<T> {
-    lines: Vec<Line>,
-    len: usize,
+    buffer: Buffer,
     element: std::marker::PhantomData<T>,
 }
 
 impl<T: Pod> Aligned<T> {
     /// `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        let lines = vec![Line::zeroed(); lines_for::<T>(len)];
-        Aligned { lines, len, element: std::marker::PhantomData }
+        Aligned { buffer: Buffer::zeroed(len * size_of::<T>()), element: std::marker::PhantomData }
     }
 
     /// Size in memory.
     pub(super) fn bytes(&self) -> usize {
-        self.lines.len() * size_of::<Line>()
+        self.buffer.bytes().len()
     }
 }
 
@@ -34,15 +33,13 @@ impl<T: Pod> std::ops::Deref for Aligned<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let bytes: &[u8] = bytemuck::cast_slice(&self.lines);
-        bytemuck::cast_slice(&bytes[..self.len * size_of::<T>()])
+        bytemuck::cast_slice(self.buffer.bytes())
     }
 }
 
 impl<T: Pod> std::ops::DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.lines);
-        bytemuck::cast_slice_mut(&mut bytes[..self.len * size_of::<T>()])
+        bytemuck::cast_slice_mut(self.buffer.bytes_mut())
     }
 }
 
@@ -80,7 +77,7 @@ mod tests {
         with_scratch::<[u64; 32], _>(1, |wide| assert_eq!(wide.len(), 1));
         let mut odd = Aligned::<[u64; 3]>::zeros(3);
         odd[2] = [1, 2, 3];
-        assert_eq!((odd.len(), odd[2]), (3, [1, 2, 3]));
+        assert_eq!((odd.len(), odd[2], odd.bytes()), (3, [1, 2, 3], 72));
     }
 
     #[test]

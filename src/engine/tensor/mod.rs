@@ -12,6 +12,8 @@ use std::fmt;
 
 use ndarray::{ArrayViewD, IxDyn};
 
+use crate::engine::buffer::{ALIGN, Buffer, room};
+
 /// What one element is. Names follow ONNX `TensorProto.DataType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[allow(missing_docs, reason = "the variants are the ONNX names")]
@@ -113,53 +115,6 @@ fn readable_as<T: Element>(dtype: DType) -> bool {
     dtype == T::DTYPE || (dtype == DType::Bool && T::DTYPE == DType::U8)
 }
 
-/// Buffers start on such a boundary: a cache line, and the widest vector register.
-const ALIGN: usize = 64;
-
-/// Owned bytes whose address is a multiple of 64.
-///
-/// The bytes are a part of a longer `Vec<u8>`. A vector of aligned elements would be written with zeros when it is made;
-/// of plain bytes, the system hands out zeros that take no memory until they are written.
-pub struct Buffer {
-    bytes: Vec<u8>,
-    start: usize,
-}
-
-impl Buffer {
-    /// `len` zero bytes.
-    pub fn zeroed(len: usize) -> Buffer {
-        let mut bytes = vec![0u8; len + ALIGN - 1];
-        let start = bytes.as_ptr().align_offset(ALIGN);
-        bytes.truncate(start + len);
-        Buffer { bytes, start }
-    }
-
-    /// Copies of `parts`, one behind the other; each byte is written once.
-    fn copied(parts: &[&[u8]]) -> Buffer {
-        let mut incoming = Incoming::with_room(parts.iter().map(|part| part.len()).sum(), 0);
-        parts.iter().for_each(|part| incoming.extend(part));
-        let Incoming { bytes, start } = incoming;
-        Buffer { bytes, start }
-    }
-
-    /// The bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes[self.start..]
-    }
-
-    /// The bytes, to be written.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[self.start..]
-    }
-}
-
-impl Clone for Buffer {
-    // A copied vector may start elsewhere.
-    fn clone(&self) -> Buffer {
-        Buffer::copied(&[self.bytes()])
-    }
-}
-
 /// Bytes that come in parts and end with those of a tensor: they are written where the tensor needs them, and become it
 /// without a copy.
 pub struct Incoming {
@@ -170,9 +125,7 @@ pub struct Incoming {
 impl Incoming {
     /// Room for `len` bytes, of which those from `head` on are the tensor's. More may come: then they are moved.
     pub fn with_room(len: usize, head: usize) -> Incoming {
-        let mut bytes: Vec<u8> = Vec::with_capacity(len + ALIGN - 1);
-        let start = bytes.as_ptr().wrapping_add(head).align_offset(ALIGN);
-        bytes.resize(start, 0);
+        let (bytes, start) = room(len, head);
         Incoming { bytes, start }
     }
 
@@ -206,7 +159,7 @@ impl Incoming {
         if !fits || tail.as_ptr().align_offset(ALIGN) != 0 {
             return Tensor::from_bytes(dtype, shape, tail);
         }
-        let buffer = Buffer { bytes: self.bytes, start: self.start + head };
+        let buffer = Buffer::of(self.bytes, self.start + head)?;
         Some(Tensor { dtype, shape: shape.to_vec(), buffer })
     }
 }
