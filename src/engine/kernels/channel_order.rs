@@ -33,7 +33,11 @@ const CHUNK: usize = 64;
 /// First channels that have their unsafe quads in common become a panel, so that few quads of it are unsafe; then those
 /// of a panel become quads of the products that take them, the heavy ones beside ones that they fit a lane with.
 pub fn best_order(isa: Isa, channels: usize, matrices: &[Matrix<'_>]) -> Vec<u32> {
-    let mut order = panels(channels, matrices);
+    // Compiled for an instruction that counts bits, which the baseline does not have.
+    let mut order = isa.vectorize(
+        #[inline(always)]
+        || panels(channels, matrices),
+    );
     let taken = taken(channels, matrices);
     if let Some(rows) = taken.len().checked_div(channels).filter(|rows| *rows > 0) {
         let column = |c: u32| &taken[c as usize * rows..][..rows];
@@ -50,6 +54,7 @@ pub fn best_order(isa: Isa, channels: usize, matrices: &[Matrix<'_>]) -> Vec<u32
 }
 
 /// Channels by panels.
+#[inline(always)]
 fn panels(channels: usize, matrices: &[Matrix<'_>]) -> Vec<u32> {
     let unsafe_quads = UnsafeQuads::of(channels, matrices);
     let mut left: Vec<u32> = (0..channels as u32).collect();

@@ -300,9 +300,10 @@ impl Packer {
         }
         for &quad in &self.wides {
             offsets.push(quad * QUAD as u16);
+            let pairs = self.weights[usize::from(quad)].as_chunks::<2>().0;
             for odd in 0..2 {
-                let halves = self.weights[usize::from(quad)][..bytes].chunks_exact(2);
-                weights.extend(halves.flat_map(|w| i16::from(w[odd]).to_ne_bytes().map(|b| b as i8)));
+                let halves: [i16; 2 * COLUMNS] = std::array::from_fn(|lane| i16::from(pairs[lane][odd]));
+                weights.extend_from_slice(&bytemuck::cast_slice(&halves)[..bytes]);
             }
         }
         Counts { pairs: self.pairs.len(), singles: self.singles.len(), wides: self.wides.len() }

@@ -95,8 +95,8 @@ impl Transform {
         let most = ((1i64 << (bits - 1)) - 1) / 255;
         // Inputs are not negative, so a sum is largest where they are 255 at all codes of one sign, and 0 elsewhere.
         codes.chunks_exact(TAPS * inputs).all(|kernel| {
-            let sum = |sign: i64| kernel.iter().map(|&code| (i64::from(code) * sign).max(0)).sum::<i64>();
-            sum(1) <= most && sum(-1) <= most
+            let [positive, negative] = signed_sums(kernel);
+            positive <= most && negative <= most
         })
     }
 
@@ -151,6 +151,24 @@ impl Transform {
     }
 }
 
+/// Codes whose sum 16 bits hold, so that the baseline adds eight of them at once.
+const SUMMED: usize = 128;
+
+/// Sum of the positive codes, and of the others without their sign.
+fn signed_sums(codes: &[i8]) -> [i64; 2] {
+    let mut all = [0; 2];
+    for codes in codes.chunks(SUMMED) {
+        let mut sums = [0i16; 2];
+        for &code in codes {
+            let code = i16::from(code);
+            sums[0] += code.max(0);
+            sums[1] -= code.min(0);
+        }
+        all.iter_mut().zip(sums).for_each(|(all, sum)| *all += i64::from(sum));
+    }
+    all
+}
+
 /// What 9 is multiplied by to become 1 modulo 2^32: with it a multiple of nine is divided.
 pub(super) const NINTH: i32 = 0x38E3_8E39;
 
@@ -168,6 +186,15 @@ mod tests {
     fn line(transform: Transform, kernel: [i16; 3], input: [i16; SIDE_MAX]) -> [i32; OUTPUTS_MAX] {
         let (u, v) = (transform.kernel(kernel), transform.input(input));
         transform.output(std::array::from_fn(|i| i32::from(u[i]) * i32::from(v[i])))
+    }
+
+    #[test]
+    fn codes_are_summed_by_sign() {
+        assert_eq!(signed_sums(&[]), [0, 0]);
+        assert_eq!(signed_sums(&[-128; 300]), [0, 300 * 128]);
+        let codes: Vec<i8> = (0..1000).map(|i| (i * 89 % 256) as u8 as i8).collect();
+        let sum = |sign: i64| codes.iter().map(|&code| (i64::from(code) * sign).max(0)).sum::<i64>();
+        assert_eq!(signed_sums(&codes), [sum(1), sum(-1)]);
     }
 
     #[test]
