@@ -3,17 +3,18 @@
 //! together, so that no result changes.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::engine::graph::op::{Op, Sliding};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::channel_order::{Matrix, best_order};
 use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::parallel::map_each;
 use crate::engine::tensor::{DType, Tensor};
 
 use super::layout::Layout;
-use super::ops_product::{is_depthwise, taps_first};
+use super::ops_product::{is_depthwise, taps_first, turned};
 
 /// Where the channels of a value are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +60,9 @@ enum Role {
     Keeps,
 }
 
-/// Orders channels where nothing but products of codes sees them: how, for each value that has them.
-pub(super) fn order_channels(graph: &mut Graph, isa: Isa) -> HashMap<ValueId, Order> {
+/// Orders channels where nothing but products of codes sees them, with up to `threads` threads: how, for each value that
+/// has them.
+pub(super) fn order_channels(graph: &mut Graph, isa: Isa, threads: usize) -> HashMap<ValueId, Order> {
     let mut bundles = Bundles::of(graph);
     let mut members: HashMap<usize, Vec<(usize, Role)>> = HashMap::new();
     for (node, value, role) in std::mem::take(&mut bundles.roles) {
@@ -69,38 +71,88 @@ pub(super) fn order_channels(graph: &mut Graph, isa: Isa) -> HashMap<ValueId, Or
     let mut readers = graph.consumers();
     let mut made: HashMap<usize, Order> = HashMap::new();
     // In execution order: what a product takes is in order when it is asked for what it gives.
-    let mut roots: Vec<usize> = members.keys().copied().collect();
-    roots.sort_by_key(|root| members[root].iter().map(|(node, _)| *node).min());
-    for root in roots {
-        let (bundle, members) = (&bundles.all[root], &members[&root]);
-        let (Some(channels), Some(axis), false) = (bundle.channels, bundle.axis, bundle.fixed) else {
-            continue;
-        };
-        let products: Vec<(Role, Arc<Tensor>)> = members
-            .iter()
-            .filter(|(node, role)| suits(&graph.nodes[*node], *role))
-            .map(|(node, role)| (*role, weights(graph, &graph.nodes[*node]).expect("seen before").clone()))
-            .collect();
-        let rows: Vec<(Role, Cow<'_, [i8]>)> =
-            products.iter().map(|(role, tensor)| (*role, rows_of(tensor, *role))).collect();
-        let matrices: Vec<Matrix<'_>> = rows
-            .iter()
-            .map(|(role, codes)| match role {
-                Role::Takes(_) => Matrix::Takes(codes),
-                Role::Gives(_) | Role::Keeps => Matrix::Gives(codes),
-            })
-            .collect();
-        if matrices.is_empty() {
-            continue;
+    let open = |root: &&usize| {
+        let bundle = &bundles.all[**root];
+        bundle.channels.is_some() && bundle.axis.is_some() && !bundle.fixed
+    };
+    let mut roots: Vec<usize> = members.keys().filter(open).copied().collect();
+    roots.sort_by_key(|root| (members[root].iter().map(|(node, _)| *node).min(), *root));
+    for roots in groups(&roots, |root| products(graph, &members[&root]).map(|(node, _)| node)) {
+        let orders = map_each(threads, roots.to_vec(), |root| {
+            let channels = bundles.all[root].channels.expect("of those that are open");
+            order_of(graph, isa, channels, products(graph, &members[&root]))
+        });
+        let mut changes: BTreeMap<(usize, usize), Vec<(usize, Arc<[u32]>)>> = BTreeMap::new();
+        for (&root, order) in roots.iter().zip(orders) {
+            let Some(order) = order else { continue };
+            for &(node, role) in &members[&root] {
+                for (operand, axis) in operands(&graph.nodes[node], role) {
+                    changes.entry((node, operand)).or_default().push((axis, order.clone()));
+                }
+            }
+            let axis = bundles.all[root].axis.expect("of those that are open");
+            made.insert(root, Order { axis, channels: order });
         }
-        let order: Arc<[u32]> = best_order(isa, channels, &matrices).into();
-        for &(node, role) in members {
-            apply(graph, &mut readers, node, role, &order);
+        let changed = map_each(threads, changes.into_iter().collect(), |((node, operand), orders)| {
+            let id = graph.nodes[node].input(operand).expect("a constant operand");
+            let mut tensor = graph.constant(id).expect("a constant operand").clone();
+            for (axis, order) in &orders {
+                tensor = Arc::new(reordered(&tensor, *axis, order));
+            }
+            (node, operand, orders, tensor)
+        });
+        for (node, operand, orders, tensor) in changed {
+            install(graph, &mut readers, (node, operand), &orders, tensor);
         }
-        made.insert(root, Order { axis, channels: order });
     }
     let ids = (0..bundles.parents.len() as u32).map(ValueId);
     ids.filter_map(|id| Some((id, made.get(&bundles.root(id))?.clone()))).collect()
+}
+
+/// Runs of `roots` in which none has a product with another one, so that their orders do not wait for each other.
+fn groups<N: Iterator<Item = usize>>(roots: &[usize], nodes: impl Fn(usize) -> N) -> Vec<&[usize]> {
+    let mut seen: HashSet<usize> = HashSet::new();
+    let (mut all, mut first) = (Vec::new(), 0);
+    for (at, &root) in roots.iter().enumerate() {
+        if nodes(root).any(|node| seen.contains(&node)) {
+            all.push(&roots[first..at]);
+            first = at;
+            seen.clear();
+        }
+        seen.extend(nodes(root));
+    }
+    all.push(&roots[first..]);
+    all
+}
+
+/// The products among nodes for which the order matters.
+fn products<'g>(
+    graph: &'g Graph,
+    members: &'g [(usize, Role)],
+) -> impl Iterator<Item = (usize, Role)> + use<'g> {
+    members.iter().copied().filter(|(node, role)| suits(&graph.nodes[*node], *role))
+}
+
+/// The best order of the channels of a bundle, where a product has them.
+fn order_of(
+    graph: &Graph,
+    isa: Isa,
+    channels: usize,
+    products: impl Iterator<Item = (usize, Role)>,
+) -> Option<Arc<[u32]>> {
+    let rows: Vec<(Role, Cow<'_, [i8]>)> = products
+        .map(|(node, role)| {
+            (role, rows_of(isa, weights(graph, &graph.nodes[node]).expect("seen before"), role))
+        })
+        .collect();
+    let matrices: Vec<Matrix<'_>> = rows
+        .iter()
+        .map(|(role, codes)| match role {
+            Role::Takes(_) => Matrix::Takes(codes),
+            Role::Gives(_) | Role::Keeps => Matrix::Gives(codes),
+        })
+        .collect();
+    (!matrices.is_empty()).then(|| best_order(isa, channels, &matrices).into())
 }
 
 /// The constant weights of a product or convolution of codes.
@@ -130,38 +182,34 @@ fn suits(node: &Node, role: Role) -> bool {
 }
 
 /// Weights as they are packed: `[outputs, taps, inputs]`.
-fn rows_of(weights: &Tensor, role: Role) -> Cow<'_, [i8]> {
+fn rows_of(isa: Isa, weights: &Tensor, role: Role) -> Cow<'_, [i8]> {
     let (shape, codes) = (weights.shape(), weights.slice::<i8>());
     match (shape, role) {
-        (&[k, n], Role::Gives(1) | Role::Takes(0)) => {
-            (0..n * k).map(|i| codes[(i % k) * n + i / k]).collect()
-        }
+        (&[k, n], Role::Gives(1) | Role::Takes(0)) => turned(isa, true, codes, [k, n]),
         (&[_, _], _) => codes.into(),
-        _ => taps_first(codes, shape),
+        _ => taps_first(isa, codes, shape),
     }
 }
 
-/// Brings what a node has for each channel to an order.
-fn apply(graph: &mut Graph, readers: &mut Vec<Vec<usize>>, node: usize, role: Role, order: &[u32]) {
+/// The constant operands of a node that have something for each channel, and the axis along which.
+fn operands(node: &Node, role: Role) -> impl Iterator<Item = (usize, usize)> {
     let (axis, gives) = match role {
         Role::Gives(axis) => (axis, true),
         Role::Takes(axis) => (axis, false),
         Role::Keeps => (0, true),
     };
-    change(graph, readers, node, 1, axis, order);
-    if gives && graph.nodes[node].input(2).is_some() {
-        change(graph, readers, node, 2, 0, order);
-    }
+    let bias = gives && node.input(2).is_some();
+    [(1, axis)].into_iter().chain(bias.then_some((2, 0)))
 }
 
-/// Brings a constant operand of a node to an order along an axis, with its scales where they go along that.
-fn change(
+/// Puts `tensor` in the place of a constant operand of a node: the same in other orders along some axes, as its scales are
+/// then where they go along these.
+fn install(
     graph: &mut Graph,
     readers: &mut Vec<Vec<usize>>,
-    node: usize,
-    operand: usize,
-    axis: usize,
-    order: &[u32],
+    (node, operand): (usize, usize),
+    orders: &[(usize, Arc<[u32]>)],
+    tensor: Arc<Tensor>,
 ) {
     let mut id = graph.nodes[node].input(operand).expect("a constant operand");
     if readers[id.0 as usize].len() > 1 || graph.outputs.contains(&id) {
@@ -175,12 +223,13 @@ fn change(
         graph.nodes[node].inputs[operand] = Some(id);
     }
     let value = graph.value_mut(id);
-    let tensor = value.constant.take().expect("a constant operand");
-    value.constant = Some(Arc::new(reordered(&tensor, axis, order)));
-    if let Some(params) = value.qparams.as_mut().filter(|params| params.axis == Some(axis)) {
-        let (scale, zero_point) = (params.scale.clone(), params.zero_point.clone());
-        params.scale = order.iter().map(|&c| scale[c as usize]).collect();
-        params.zero_point = order.iter().map(|&c| zero_point[c as usize]).collect();
+    value.constant = Some(tensor);
+    for (axis, order) in orders {
+        if let Some(params) = value.qparams.as_mut().filter(|params| params.axis == Some(*axis)) {
+            let (scale, zero_point) = (params.scale.clone(), params.zero_point.clone());
+            params.scale = order.iter().map(|&c| scale[c as usize]).collect();
+            params.zero_point = order.iter().map(|&c| zero_point[c as usize]).collect();
+        }
     }
 }
 
@@ -414,7 +463,7 @@ mod tests {
         let y = convolution(&mut graph, each, [8, 40], 1, "y");
         graph.outputs = vec![y];
         let before = graph.clone();
-        let orders = order_channels(&mut graph, Isa::best());
+        let orders = order_channels(&mut graph, Isa::best(), 1);
         let mut ids: Vec<ValueId> = orders.keys().copied().collect();
         ids.sort_unstable();
         assert_eq!(ids, [wide, each], "what a caller sees stays");
@@ -444,6 +493,36 @@ mod tests {
             }
         }
         assert_eq!(constant(&graph, 2, 2), constant(&before, 2, 2));
+    }
+
+    #[test]
+    fn orders_are_the_same_whatever_the_threads() {
+        let mut graph = Graph::default();
+        let x = input(&mut graph);
+        let ends = [12, 40].map(|channels| {
+            let wide = convolution(&mut graph, x, [40, 12], 1, &format!("wide{channels}"));
+            let narrow = convolution(&mut graph, wide, [channels, 40], 1, &format!("narrow{channels}"));
+            convolution(&mut graph, narrow, [8, channels], 1, &format!("y{channels}"))
+        });
+        graph.outputs = ends.to_vec();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let ordered = |threads| {
+            let mut graph = graph.clone();
+            let orders = pool.install(|| order_channels(&mut graph, Isa::best(), threads));
+            let mut orders: Vec<_> = orders.into_iter().map(|(id, order)| (id, order.channels)).collect();
+            orders.sort_unstable();
+            (orders, constants(&graph))
+        };
+        let alone = ordered(1);
+        assert_eq!(alone.0.len(), 4);
+        assert_eq!(ordered(3), alone);
+    }
+
+    #[test]
+    fn bundles_with_a_product_in_common_wait_for_each_other() {
+        let nodes = |root: usize| [&[0, 1][..], &[5, 6], &[1, 2], &[7], &[2, 8]][root].iter().copied();
+        assert_eq!(groups(&[0, 1, 2, 3, 4], nodes), [&[0, 1][..], &[2, 3], &[4]]);
+        assert_eq!(groups(&[3], nodes), [[3]]);
     }
 
     #[test]
@@ -479,7 +558,7 @@ mod tests {
             let others = more(&mut graph, wide);
             graph.outputs.extend(others);
             let before = constants(&graph);
-            assert!(order_channels(&mut graph, Isa::best()).is_empty());
+            assert!(order_channels(&mut graph, Isa::best(), 1).is_empty());
             assert_eq!(constants(&graph), before);
         }
     }
@@ -499,7 +578,7 @@ mod tests {
             let [weights, bias] = [1, 2].map(|i| graph.nodes[0].input(i).unwrap());
             fault(&mut graph, weights, bias);
             let before = constants(&graph);
-            assert!(order_channels(&mut graph, Isa::best()).is_empty());
+            assert!(order_channels(&mut graph, Isa::best(), 1).is_empty());
             assert_eq!(constants(&graph), before);
         }
     }
@@ -513,7 +592,7 @@ mod tests {
         let constants =
             |graph: &Graph| -> Vec<_> { seen.iter().map(|&id| graph.constant(id).cloned()).collect() };
         let before = constants(&graph);
-        assert_eq!(order_channels(&mut graph, Isa::best()).len(), 1);
+        assert_eq!(order_channels(&mut graph, Isa::best(), 1).len(), 1);
         assert_eq!(constants(&graph), before);
         assert_ne!(graph.nodes[0].input(1), Some(seen[0]));
     }
@@ -537,7 +616,7 @@ mod tests {
         let y = convolution(&mut graph, first, [8, 24], 1, "y");
         graph.outputs.push(y);
         let before = graph.constant(shared.unwrap()).unwrap().clone();
-        let orders = order_channels(&mut graph, Isa::best());
+        let orders = order_channels(&mut graph, Isa::best(), 1);
         assert_eq!(orders.len(), 1);
         assert_eq!(*graph.constant(graph.nodes[1].input(1).unwrap()).unwrap(), before);
         let now = graph.constant(graph.nodes[0].input(1).unwrap()).unwrap();

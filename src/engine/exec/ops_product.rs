@@ -9,12 +9,14 @@ use crate::engine::graph::shapes;
 use crate::engine::kernels::Epilogue;
 use crate::engine::kernels::depthwise_f32::PackedDepthwiseF32;
 use crate::engine::kernels::gemm_f32::{PackedF32, matmul_f32};
+use crate::engine::kernels::isa::Isa;
+use crate::engine::kernels::layout::transpose;
 use crate::engine::kernels::{Window, pool};
 use crate::engine::tensor::{DType, Element, Tensor, TensorView};
 
 use super::fuse::Fused;
 use super::step::{Context, Kernel, Operands};
-use super::strided::{Walk, copy};
+use super::strided::Walk;
 use super::weights::{Packed, Weights};
 use super::{products, windows};
 
@@ -49,15 +51,24 @@ pub(super) fn window_of(sliding: &Sliding, x: &[usize], kernel: &[usize]) -> Res
 }
 
 /// Weights `[O, I, taps…]` as `[O, taps, I]`.
-pub(super) fn taps_first<'w, T: Element>(weight: &'w [T], shape: &[usize]) -> Cow<'w, [T]> {
+pub(super) fn taps_first<'w, T: Element>(isa: Isa, weight: &'w [T], shape: &[usize]) -> Cow<'w, [T]> {
     let (out, inputs, taps) = (shape[0], shape[1], shape[2..].iter().product::<usize>());
     if taps == 1 || inputs == 1 {
         return Cow::Borrowed(weight);
     }
-    let walk = Walk::new(&[out, taps, inputs], [vec![(inputs * taps) as isize, 1, taps as isize]]);
-    let mut moved = weight.to_vec();
-    copy(&walk, 0, weight, &mut moved);
-    Cow::Owned(moved)
+    Cow::Owned(transposed(isa, weight, [out, inputs, taps]))
+}
+
+/// A matrix, transposed where `turn` says so.
+pub(super) fn turned<T: Element>(isa: Isa, turn: bool, x: &[T], [rows, columns]: [usize; 2]) -> Cow<'_, [T]> {
+    if turn { transposed(isa, x, [1, rows, columns]).into() } else { x.into() }
+}
+
+/// `x`, `[batch, rows, columns]`, as `[batch, columns, rows]`.
+pub(super) fn transposed<T: Element>(isa: Isa, x: &[T], [batch, rows, columns]: [usize; 3]) -> Vec<T> {
+    let mut out = bytemuck::zeroed_vec(x.len());
+    transpose(isa, x, batch, rows, columns, &mut out, 1);
+    out
 }
 
 /// Whether each input channel makes one output channel of its own.
@@ -68,7 +79,7 @@ pub(super) fn is_depthwise(groups: usize, weight: &[usize]) -> bool {
 fn pack_conv(context: Context, weight: &TensorView<'_>, groups: usize) -> Packed {
     let shape = weight.shape;
     let taps: usize = shape[2..].iter().product();
-    let moved = taps_first(weight.slice::<f32>(), shape);
+    let moved = taps_first(context.isa, weight.slice::<f32>(), shape);
     if is_depthwise(groups, shape) {
         return Packed::DepthwiseFloat(PackedDepthwiseF32::pack(context.isa, &moved, groups, taps));
     }
@@ -241,13 +252,6 @@ fn product_of(
     })
 }
 
-/// `a` with its two axes exchanged.
-fn transposed(x: &[f32], rows: usize, columns: usize, out: &mut Vec<f32>) {
-    out.resize(x.len(), 0.0);
-    let walk = Walk::new(&[columns, rows], [vec![1, columns as isize]]);
-    copy(&walk, 0, x, out);
-}
-
 /// Whether a Gemm over constant weights is a product with packed weights and a bias along its columns.
 fn gemm_packs(op: &Op, weight: &Fact, c: Option<&Fact>) -> bool {
     let Op::Gemm { alpha: 1.0, beta, trans_a: false, trans_b } = *op else { return false };
@@ -275,13 +279,8 @@ pub(super) fn gemm(
     let threads = context.threads;
     let c = inputs.get(2).copied().flatten().filter(|_| fused.residual != Some(2));
     let pack = |b: &Tensor| {
-        let data = b.slice::<f32>();
-        let mut turned = Vec::new();
-        if trans_b {
-            transposed(data, n, k, &mut turned);
-        }
-        let matrix = if trans_b { &turned } else { data };
-        Packed::Float(vec![PackedF32::pack_matrix(context.isa, matrix, k, n)])
+        let matrix = turned(context.isa, trans_b, b.slice::<f32>(), [n, k]);
+        Packed::Float(vec![PackedF32::pack_matrix(context.isa, &matrix, k, n)])
     };
     if gemm_packs(op, b, c)
         && let Some(packed) = weights.get(node, b, pack)
@@ -293,17 +292,9 @@ pub(super) fn gemm(
     let isa = context.isa;
     Ok(Box::new(move |operands, mut out, _| {
         let (a, b) = (operands.need(0).slice::<f32>(), operands.need(1).slice::<f32>());
-        let (mut turned_a, mut turned_b) = (Vec::new(), Vec::new());
-        if trans_a {
-            transposed(a, k, m, &mut turned_a);
-        }
-        if trans_b {
-            transposed(b, n, k, &mut turned_b);
-        }
-        let a = if trans_a { &turned_a } else { a };
-        let b = if trans_b { &turned_b } else { b };
+        let (a, b) = (turned(isa, trans_a, a, [k, m]), turned(isa, trans_b, b, [n, k]));
         let out = out.slice_mut::<f32>();
-        matmul_f32(isa, a, b, (1, m, k, n), &|_| (0, 0), out, threads);
+        matmul_f32(isa, &a, &b, (1, m, k, n), &|_| (0, 0), out, threads);
         out.iter_mut().for_each(|y| *y *= alpha);
         if let Some(walk) = &walk {
             let c = operands.need(2).slice::<f32>();

@@ -2,7 +2,6 @@
 //!
 //! The numeric contract: `q = saturate(round_half_even(acc · m) + zero_point)` with `m = (s_x · s_w) / s_y` in f32.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::engine::graph::fact::{Fact, broadcast};
@@ -20,7 +19,7 @@ use crate::engine::tensor::qparams::QuantParams;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::fuse::{Fused, FusedCodes};
-use super::ops_product::{is_depthwise, matrix, taps_first, window_of};
+use super::ops_product::{is_depthwise, matrix, taps_first, transposed, turned, window_of};
 use super::step::{Context, Kernel, Operands};
 use super::strided::Walk;
 use super::weights::{Packed, Weights};
@@ -273,7 +272,7 @@ fn convolution(
 fn pack_conv(context: Context, weight: &Tensor, groups: usize, window: &Window) -> Packed {
     let shape = weight.shape();
     let taps: usize = shape[2..].iter().product();
-    let moved = taps_first(weight.slice::<i8>(), shape);
+    let moved = taps_first(context.isa, weight.slice::<i8>(), shape);
     if is_depthwise(groups, shape) {
         return Packed::DepthwiseInt8(PackedDepthwise::pack(
             context.isa,
@@ -311,11 +310,7 @@ fn by_matrix(
     };
     let rows = x.shape.iter().product::<usize>().checked_div(k).unwrap_or(0);
     let packed = weights.get(index, weight, |weight| {
-        let codes = weight.slice::<i8>();
-        let rows_of_b: Cow<'_, [i8]> = match trans_b {
-            true => codes.into(),
-            false => (0..n * k).map(|i| codes[(i % k) * n + i / k]).collect(),
-        };
+        let rows_of_b = turned(context.isa, !trans_b, weight.slice::<i8>(), [k, n]);
         Packed::Int8(vec![PackedInt8::pack_as(context.isa, &rows_of_b, n, 1, k, context.small)])
     });
     let packed = packed.ok_or(NOT_CONSTANT)?;
@@ -483,8 +478,10 @@ pub(super) fn product(
             for i in 0..length {
                 let (ia, ib) = ((a0 + da * i as isize) as usize, (b0 + db * i as isize) as usize);
                 let (a, b) = (&a[ia * m * k..(ia + 1) * m * k], &b[ib * k * n..(ib + 1) * k * n]);
-                let codes: Vec<i8> = (0..n * k).map(|i| (b[(i % k) * n + i / k] ^ 0x80) as i8).collect();
-                let packed = Packed::Int8(vec![PackedInt8::pack(context.isa, &codes, n, 1, k)]);
+                let mut codes = transposed(context.isa, b, [1, k, n]);
+                codes.iter_mut().for_each(|code| *code ^= 0x80);
+                let codes = bytemuck::cast_slice(&codes);
+                let packed = Packed::Int8(vec![PackedInt8::pack(context.isa, codes, n, 1, k)]);
                 let zero_points = vec![w_zero_point; n];
                 let window = Window::of_rows(m);
                 let product = Product::new(context, Arc::new(packed), zero_points, window, [n, k, 1], 1);

@@ -13,6 +13,7 @@ use crate::engine::graph::passes::{Pass, Passes};
 use crate::engine::graph::shapes::{self, infer};
 use crate::engine::graph::{Graph, Node, ValueId};
 use crate::engine::kernels::SumForm;
+use crate::engine::kernels::parallel::map_each;
 use crate::engine::tensor::{DType, Tensor, TensorViewMut};
 
 use super::compile::Request;
@@ -84,6 +85,8 @@ pub(super) struct Blueprint<'a> {
     pub(super) passes: Passes,
     /// Values that must not be fused away, because a tap wants to see them.
     pub(super) wanted: &'a HashSet<ValueId>,
+    /// Most threads that pack weights, each those of a step.
+    pub(super) packers: usize,
 }
 
 /// Where a form of a value lies while the plan is made.
@@ -116,16 +119,20 @@ pub(super) struct State {
     pub(super) channels_last: Option<Form>,
 }
 
-pub(super) struct Draft {
+pub(super) struct Draft<'a> {
     pub(super) node: usize,
     pub(super) what: &'static str,
     pub(super) macs: u64,
-    pub(super) kernel: Kernel,
+    pub(super) kernel: Making<'a>,
     pub(super) operands: Vec<Option<(Form, DType)>>,
     pub(super) buffer: usize,
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
 }
+
+/// What makes the kernel of a step, where it does not stand there yet. To pack its weights takes most of the time that a
+/// plan takes, and nothing else of the plan waits for it.
+pub(super) type Making<'a> = Box<dyn FnOnce() -> Result<Kernel, String> + Send + 'a>;
 
 pub(super) struct DraftSight {
     pub(super) after_steps: usize,
@@ -139,7 +146,7 @@ pub(super) struct DraftSight {
 pub(super) struct Builder<'a> {
     pub(super) source: &'a Blueprint<'a>,
     pub(super) states: Vec<Option<State>>,
-    pub(super) drafts: Vec<Draft>,
+    pub(super) drafts: Vec<Draft<'a>>,
     pub(super) buffers: Vec<Lifetime>,
     pub(super) sights: Vec<DraftSight>,
     /// Nodes that the step of another does.
@@ -230,11 +237,22 @@ pub(super) fn constant_state(tensor: Arc<Tensor>) -> State {
     State { fact: Fact::constant(tensor), row_major: Some(form), channels_last: None }
 }
 
-impl Builder<'_> {
+impl<'a> Builder<'a> {
     pub(super) fn emit(
         &mut self,
-        (node, what, macs): (usize, &'static str, u64),
+        step: (usize, &'static str, u64),
         kernel: Kernel,
+        operands: Vec<Option<(Form, DType)>>,
+        dtype: DType,
+        shape: Vec<usize>,
+    ) -> Form {
+        self.emit_later(step, Box::new(|| Ok(kernel)), operands, dtype, shape)
+    }
+
+    fn emit_later(
+        &mut self,
+        (node, what, macs): (usize, &'static str, u64),
+        kernel: Making<'a>,
         operands: Vec<Option<(Form, DType)>>,
         dtype: DType,
         shape: Vec<usize>,
@@ -383,13 +401,13 @@ impl Builder<'_> {
         true
     }
 
-    fn request<'r>(&'r self, index: usize, node: &'r Node, layout: Layout) -> Request<'r> {
+    fn request(&self, index: usize, layout: Layout) -> Request<'a> {
         Request {
             graph: self.source.graph,
             weights: self.source.weights,
             context: self.source.context,
             index,
-            node,
+            node: &self.source.graph.nodes[index],
             layout,
             fused: Fused::NONE,
             fused_codes: FusedCodes::default(),
@@ -416,7 +434,7 @@ impl Builder<'_> {
         }
         let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
         let shape = needs.shape(&result.1);
-        let kernel = compile(&self.request(index, node, needs), &refs, result.0, &shape)?;
+        let kernel = compile(&self.request(index, needs), &refs, result.0, &shape)?;
         let operand = |fact: &Option<Fact>| {
             fact.as_ref().and_then(|f| f.constant.clone().map(|t| constant_operand(t, &f.shape)))
         };
@@ -518,13 +536,16 @@ impl Builder<'_> {
                 })
             })
             .collect();
-        let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
         let out_shape = layout.shape(&shape);
-        let request = Request { fused, fused_codes, ..self.request(index, node, layout) };
-        let kernel = compile(&request, &refs, dtype, &out_shape)?;
+        let request = Request { fused, fused_codes, ..self.request(index, layout) };
+        let made_shape = out_shape.clone();
+        let kernel = Box::new(move || {
+            let refs: Vec<Option<&Fact>> = physical.iter().map(Option::as_ref).collect();
+            compile(&request, &refs, dtype, &made_shape)
+        });
         self.fused.extend(tail.nodes.iter().chain(&codes.nodes));
         let macs = macs(&node.op, facts, &shape);
-        let form = self.emit((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
+        let form = self.emit_later((index, node.op.name(), macs), kernel, operands, dtype, out_shape);
         self.set_in(output, Fact::computed(dtype, shape), form, layout);
         if !self.source.passes.has(Pass::ChannelsLast) && layout == Layout::ChannelsLast {
             self.form(index, output, Layout::RowMajor)?;
@@ -643,17 +664,21 @@ impl Builder<'_> {
             shape: s.shape.clone(),
         });
         let sights = sights.collect();
-        let steps = self.drafts.into_iter().map(|d| Step {
-            operands: d.operands.iter().map(|o| o.as_ref().and_then(operand)).collect(),
-            node: d.node,
-            what: d.what,
-            macs: d.macs,
-            kernel: d.kernel,
-            out: places[d.buffer].clone(),
-            dtype: d.dtype,
-            shape: d.shape,
-        });
-        Ok(Plan { steps: steps.collect(), arena_bytes, made, known, outputs, sights, rest })
+        let step = |d: Draft<'_>| {
+            Ok(Step {
+                operands: d.operands.iter().map(|o| o.as_ref().and_then(operand)).collect(),
+                node: d.node,
+                what: d.what,
+                macs: d.macs,
+                kernel: (d.kernel)().map_err(|reason| at(&graph.nodes[d.node], reason))?,
+                out: places[d.buffer].clone(),
+                dtype: d.dtype,
+                shape: d.shape,
+            })
+        };
+        let steps = map_each(self.source.packers, self.drafts, step);
+        let steps = steps.into_iter().collect::<Result<_, _>>()?;
+        Ok(Plan { steps, arena_bytes, made, known, outputs, sights, rest })
     }
 }
 

@@ -48,6 +48,9 @@ pub struct Session {
     arenas: Arenas,
     /// Plans made so far; each gets a number.
     made: AtomicU64,
+    /// Whether nobody else has it yet. Then a plan may share out work: a thread that waits for others is given what the
+    /// pool has to do, and a run of this session among that would wait for the plan.
+    is_new: bool,
 }
 
 /// What a plan was made for.
@@ -118,7 +121,7 @@ impl Session {
             fold_weights(&mut graph);
         }
         let orders = match options.passes.has(Pass::OrderChannels) && options.isa.prefers_an_order() {
-            true => order_channels(&mut graph, options.isa),
+            true => order_channels(&mut graph, options.isa, options.threads),
             false => HashMap::new(),
         };
         let mut bodies = HashMap::new();
@@ -142,6 +145,7 @@ impl Session {
             plans: Mutex::new(Vec::new()),
             arenas: Arenas::default(),
             made: AtomicU64::new(0),
+            is_new: true,
         };
         // A model with fixed shapes tells now whether it can run.
         let declared =
@@ -159,6 +163,7 @@ impl Session {
                 }
             }
         }
+        session.is_new = false;
         Ok(session)
     }
 
@@ -444,6 +449,7 @@ impl Session {
             memory_bytes_max: self.options.memory_bytes_max,
             passes: self.options.passes,
             wanted,
+            packers: if self.is_new { self.options.threads } else { 1 },
         }
     }
 

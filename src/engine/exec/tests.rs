@@ -357,6 +357,38 @@ fn a_node_that_does_not_fit_is_named() {
 }
 
 #[test]
+fn many_threads_may_make_one_session() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    for quantized in [false, true] {
+        let mut graph = Maker::new(quantized).network();
+        let x = graph.inputs[0];
+        // Its plan is made with the session.
+        graph.value_mut(x).dims = Some([3, 3, 9, 11].map(Dim::Known).to_vec());
+        let result = |threads| {
+            let options = Options { threads, ..Options::default() };
+            pool.install(|| run(&graph, options, &image(3)))
+        };
+        assert_eq!(result(3), result(1));
+    }
+}
+
+#[test]
+fn a_node_that_does_not_fit_is_named_by_many_threads_too() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    let mut maker = Maker::new(false);
+    let x = maker.input([3, 4, 4]);
+    maker.graph.value_mut(x).dims = Some([1, 3, 4, 4].map(Dim::Known).to_vec());
+    let indices = maker.constant(Tensor::from_slice(&[1], &[0.0f32]));
+    for _ in 0..9 {
+        let y = maker.node(Op::Gather { axis: 2 }, &[x, indices], DType::F32);
+        maker.graph.outputs.push(y);
+    }
+    let options = Options { threads: 3, ..Options::default() };
+    let error = pool.install(|| Session::new(maker.graph, options).err()).expect("indices are integers");
+    assert!(matches!(&error, Error::Node { node, op: "Gather", .. } if node == "n0"), "{error}");
+}
+
+#[test]
 fn many_threads_may_run_one_session() {
     let graph = Maker::new(true).network();
     let session = Arc::new(Session::new(graph, Options::default()).unwrap());

@@ -112,12 +112,14 @@ impl Weights {
         weight: &Fact,
         pack: impl FnOnce(&Tensor) -> Packed,
     ) -> Option<Arc<Packed>> {
-        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(packed) = forms.packed.get(&node) {
+        // Other nodes pack theirs meanwhile; of one node no two plans are made at once.
+        let forms = || self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(packed) = forms().packed.get(&node) {
             return Some(packed.clone());
         }
-        let packed = Arc::new(pack(&*forms.plain.remove(&node).or_else(|| weight.constant.clone())?));
-        forms.packed.insert(node, packed.clone());
+        let plain = forms().plain.remove(&node).or_else(|| weight.constant.clone())?;
+        let packed = Arc::new(pack(&plain));
+        forms().packed.insert(node, packed.clone());
         Some(packed)
     }
 

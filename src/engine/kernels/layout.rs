@@ -1,4 +1,4 @@
-//! Between channels-first (ONNX) and channels-last (these kernels). Knows slices only.
+//! Between channels-first (ONNX) and channels-last (these kernels), for images and for weights. Knows slices only.
 
 use super::isa::Isa;
 use super::parallel::{parts, split_rows};
@@ -35,8 +35,9 @@ pub fn nhwc_to_nchw<T: Copy + Send + Sync>(
     transpose(isa, x, batch, pixels, channels, out, threads);
 }
 
-/// `x`, `[batch, rows, columns]`, to `out`, `[batch, columns, rows]`.
-fn transpose<T: Copy + Send + Sync>(
+/// `x`, `[batch, rows, columns]`, to `out`, `[batch, columns, rows]`, with up to `threads` threads. The same on every
+/// instruction set.
+pub(in crate::engine) fn transpose<T: Copy + Send + Sync>(
     isa: Isa,
     x: &[T],
     batch: usize,
@@ -46,7 +47,7 @@ fn transpose<T: Copy + Send + Sync>(
     threads: usize,
 ) {
     let len = batch * rows * columns;
-    assert_eq!((x.len(), out.len()), (len, len), "both [batch, channels, pixels] in some order");
+    assert_eq!((x.len(), out.len()), (len, len), "both [batch, rows, columns] in some order");
     if len == 0 {
         return;
     }

@@ -2,6 +2,7 @@
 //! Knows nothing of what is computed.
 
 use super::IntOutput;
+use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -138,6 +139,21 @@ pub(super) fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
     );
 }
 
+/// What `work` makes of each item, in their order, with up to `threads` threads: for work of milliseconds, of which each
+/// thread takes what it comes to.
+///
+/// Who waits for the others is given whatever the pool has to do, so the caller must hold nothing that this may ask for.
+pub(in crate::engine) fn map_each<T: Send, R: Send>(
+    threads: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> R + Send + Sync,
+) -> Vec<R> {
+    match threads.min(self::threads()) {
+        0 | 1 => items.into_iter().map(work).collect(),
+        _ => items.into_par_iter().with_max_len(1).map(work).collect(),
+    }
+}
+
 /// How many parts work of about `nanoseconds` is worth, at most `threads`.
 ///
 /// Handing a part to another thread and waiting for it costs some microseconds, so work under 20 us stays here
@@ -200,7 +216,6 @@ pub(in crate::engine) fn split_units<O: Split>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rayon::prelude::*;
 
     #[test]
     fn every_row_is_visited_once_with_its_own_output() {
@@ -215,6 +230,16 @@ mod tests {
             });
             let want: Vec<usize> = (0..rows * row_len).map(|i| i / row_len + 1).collect();
             assert_eq!(out, want, "{rows} rows in {parts} parts");
+        }
+    }
+
+    #[test]
+    fn results_are_in_the_order_of_the_items() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let want: Vec<usize> = (0..100).map(|i| i * i).collect();
+        for threads in [0, 1, 2, 3] {
+            let squares = || map_each(threads, (0..100).collect(), |i: usize| i * i);
+            assert_eq!((squares(), pool.install(squares)), (want.clone(), want.clone()), "{threads}");
         }
     }
 
