@@ -74,6 +74,29 @@ async fn a_length_that_is_too_large_is_refused_before_anything_is_sent() {
     }
 }
 
+/// A client that sends all before it looks for an answer, as most libraries do.
+#[tokio::test]
+async fn a_client_that_is_refused_while_it_sends_reads_why() {
+    let app = TestApp::start().await;
+    let bytes: usize = 64 << 20;
+    for path in ["/v1/nothing", "/v2/models/nobody/infer"] {
+        let method = if path.starts_with("/v1") { "PUT" } else { "POST" };
+        let mut stream = TcpStream::connect(app.address()).await.unwrap();
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {bytes}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b'x'; bytes]).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 404", "{path}");
+        // The connection serves on.
+        stream.write_all(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        while !String::from_utf8_lossy(&rest).contains("HTTP/1.1 200") {
+            assert_ne!(stream.read_buf(&mut rest).await.unwrap(), 0, "{path}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_upload_that_breaks_off_leaves_nothing() {
     let app = TestApp::start().await;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 
 use axum::Router;
-use axum::body::Body;
 use axum::extract::Request;
 use axum::http::Method;
 use axum::response::{IntoResponse, Response};
@@ -16,7 +15,7 @@ use tower::Service;
 use crate::api::Context;
 use crate::api::http::access::{Needs, required};
 use crate::api::http::observe::{observed, timed};
-use crate::api::http::{infer, router};
+use crate::api::http::{infer, router, unread};
 use crate::service::store::Scope;
 
 /// The routes of a server, and what answers inference before they are asked. Both ways give the same answers: there is
@@ -46,10 +45,11 @@ impl Service<Request<Incoming>> for Direct {
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let request = unread::watched(request);
         let asked = if *request.method() == Method::POST { Asked::of(request.uri().path()) } else { None };
         let Some(asked) = asked else { return Box::pin(self.routes.call(request)) };
         let needs = Arc::clone(&self.needs);
-        Box::pin(async move { Ok(answer(&needs, &asked, request.map(Body::new)).await) })
+        Box::pin(async move { Ok(answer(&needs, &asked, request).await) })
     }
 }
 

@@ -25,6 +25,7 @@ pub(crate) mod shared_memory;
 pub(crate) mod system;
 pub(crate) mod tus;
 pub(crate) mod ui;
+pub(crate) mod unread;
 pub(crate) mod uploads;
 
 use std::sync::Arc;

@@ -210,7 +210,7 @@ fn parameters(s: &mut Scanner<'_>, request: &mut InferRequest) -> Result<(), Err
 fn parameters_value(s: &mut Scanner<'_>) -> Result<Value, Error> {
     match s.peek() {
         Some(b'{' | b'n') => s.value(),
-        _ => Err(s.error("`parameters` must be an object")),
+        _ => Err(s.error("it must be an object")),
     }
 }
 
@@ -613,7 +613,7 @@ mod tests {
             format!(r#"{{"inputs":[{}]}}"#, with(input)),
             format!(r#"{{"inputs":[{input}],"outputs":[{}]}}"#, with(r#"{"name":"y"}"#)),
         ] {
-            assert!(read(&body).unwrap_err().contains("`parameters` must be an object"), "{body}");
+            assert!(read(&body).unwrap_err().contains("`parameters`: it must be an object"), "{body}");
             assert!(read(&body.replace(r#""parameters":[]"#, r#""parameters":null"#)).is_ok(), "{body}");
         }
     }
