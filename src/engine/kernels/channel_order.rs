@@ -65,17 +65,21 @@ fn panels(channels: usize, matrices: &[Matrix<'_>]) -> Vec<u32> {
         let mut panel = unsafe_quads.of_channel(first).to_vec();
         order.push(first);
         for _ in 1..COLUMNS.min(left.len() + 1) {
-            // The fewest quads more, and of these the most that are there already: others may do without them.
-            let cost = |&c: &u32| {
+            // The fewest quads more, and of these the most that are there already: others may do without them. A loop,
+            // since an iterator's would not be compiled with what is around it.
+            let (mut choice, mut least) = (0, None);
+            for (at, &c) in left.iter().take(CHOICE).enumerate() {
                 let (mut more, mut common) = (0, 0);
                 for (&own, &panel) in unsafe_quads.of_channel(c).iter().zip(&panel) {
                     more += (own & !panel).count_ones();
                     common += (own & panel).count_ones();
                 }
-                (more, std::cmp::Reverse(common))
-            };
-            let choice = left.iter().take(CHOICE).enumerate().min_by_key(|(_, c)| cost(c));
-            let next = left.remove(choice.expect("a channel is left").0);
+                let cost = (more, std::cmp::Reverse(common));
+                if least.is_none_or(|least| cost < least) {
+                    (choice, least) = (at, Some(cost));
+                }
+            }
+            let next = left.remove(choice);
             panel.iter_mut().zip(unsafe_quads.of_channel(next)).for_each(|(all, own)| *all |= own);
             order.push(next);
         }
@@ -90,6 +94,7 @@ struct UnsafeQuads {
 }
 
 impl UnsafeQuads {
+    #[inline(always)]
     fn of(channels: usize, matrices: &[Matrix<'_>]) -> UnsafeQuads {
         let given = || {
             matrices.iter().filter_map(|matrix| match matrix {
@@ -103,13 +108,15 @@ impl UnsafeQuads {
         let mut first = 0;
         for (codes, depth) in given() {
             for (codes, bits) in codes.chunks_exact(depth).zip(bits.chunks_exact_mut(words)) {
-                let (quads, tail) = codes.as_chunks::<QUAD>();
-                let fits =
-                    |quad: &[i8]| quad.as_chunks::<2>().0.iter().fold(true, |all, &[a, b]| all & fit(a, b));
-                let of_quads =
-                    quads.iter().map(|quad| fits(quad)).chain((!tail.is_empty()).then(|| fits(tail)));
-                for (quad, fits) in (first..).zip(of_quads) {
-                    bits[quad / 64] |= u64::from(!fits) << (quad % 64);
+                let mut at = first;
+                for codes in codes.chunks(8 * QUAD) {
+                    let unsafe_quads = u64::from(unsafe_of_eight(codes));
+                    bits[at / 64] |= unsafe_quads << (at % 64);
+                    // Those of the next word, if this one is filled in between.
+                    if at % 64 > 56 && at / 64 + 1 < words {
+                        bits[at / 64 + 1] |= unsafe_quads >> (64 - at % 64);
+                    }
+                    at += codes.len().div_ceil(QUAD);
                 }
             }
             first += depth.div_ceil(QUAD);
@@ -124,6 +131,24 @@ impl UnsafeQuads {
     fn count(&self, channel: u32) -> u32 {
         self.of_channel(channel).iter().map(|word| word.count_ones()).sum()
     }
+}
+
+/// Which of up to eight quads a lane does not hold: bits.
+#[inline(always)]
+fn unsafe_of_eight(codes: &[i8]) -> u8 {
+    let mut whole = [0; 8 * QUAD];
+    let codes = match codes.first_chunk() {
+        Some(codes) => codes,
+        None => {
+            whole[..codes.len()].copy_from_slice(codes);
+            &whole
+        }
+    };
+    let mut bits = 0;
+    for (quad, &[a, b, c, d]) in codes.as_chunks::<QUAD>().0.iter().enumerate() {
+        bits |= u8::from(!(fit(a, b) & fit(c, d))) << quad;
+    }
+    bits
 }
 
 /// `[channels, rows]`: the codes of all products that take the channels.
@@ -275,6 +300,27 @@ mod tests {
         for (before, after, depth) in [(&given, &given_now, depth), (&taken, &taken_now, channels)] {
             let (before, after) = (unsafe_quads(before, depth), unsafe_quads(after, depth));
             assert!(after * 4 < before * 3, "{before} unsafe quads before, {after} after");
+        }
+    }
+
+    #[test]
+    fn every_unsafe_quad_has_its_bit() {
+        let (mut random, channels) = (Random::new(3), 5);
+        for depths in [[4, 4], [244, 281], [1, 263], [236, 3], [256, 256], [227, 35]] {
+            let codes = depths.map(|depth| random.i8s(channels * depth));
+            let all = UnsafeQuads::of(channels, &[Matrix::Gives(&codes[0]), Matrix::Gives(&codes[1])]);
+            for channel in 0..channels {
+                let quads = codes
+                    .iter()
+                    .zip(depths)
+                    .flat_map(|(codes, depth)| codes[channel * depth..][..depth].chunks(QUAD));
+                let mut want = vec![0u64; all.words];
+                for (at, quad) in quads.enumerate() {
+                    let holds = quad.chunks_exact(2).all(|pair| fit(pair[0], pair[1]));
+                    want[at / 64] |= u64::from(!holds) << (at % 64);
+                }
+                assert_eq!(all.of_channel(channel as u32), want, "{depths:?}");
+            }
         }
     }
 

@@ -67,11 +67,10 @@ pub(in crate::engine) fn transpose<T: Copy + Send + Sync>(
             let first = start - image * columns;
             let out = &mut out[(start - range.start) * rows..(end - range.start) * rows];
             for row in (0..rows).step_by(BLOCK) {
-                let block = row..(row + BLOCK).min(rows);
+                let x = &x[row * columns..(row + BLOCK).min(rows) * columns];
                 for (j, out) in out.chunks_exact_mut(rows).enumerate() {
-                    for (y, i) in out[block.clone()].iter_mut().zip(block.clone()) {
-                        *y = x[i * columns + first + j];
-                    }
+                    let column = x.chunks_exact(columns).map(|row| row[first + j]);
+                    out[row..].iter_mut().zip(column).for_each(|(y, x)| *y = x);
                 }
             }
             start = end;
