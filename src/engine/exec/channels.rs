@@ -45,7 +45,9 @@ impl Order {
             Axis::Second => 1,
             Axis::Last => rank - 1,
         };
-        reordered(tensor, layout.axis(axis, rank), &back)
+        let mut tensor = tensor.clone();
+        reorder(&mut tensor, layout.axis(axis, rank), &back);
+        tensor
     }
 }
 
@@ -93,16 +95,19 @@ pub(super) fn order_channels(graph: &mut Graph, isa: Isa, threads: usize) -> Has
             let axis = bundles.all[root].axis.expect("of those that are open");
             made.insert(root, Order { axis, channels: order });
         }
-        let changed = map_each(threads, changes.into_iter().collect(), |((node, operand), orders)| {
-            let id = graph.nodes[node].input(operand).expect("a constant operand");
-            let mut tensor = graph.constant(id).expect("a constant operand").clone();
-            for (axis, order) in &orders {
-                tensor = Arc::new(reordered(&tensor, *axis, order));
-            }
+        let taken = changes.into_iter().map(|((node, operand), orders)| {
+            let tensor = take(graph, &mut readers, (node, operand));
             (node, operand, orders, tensor)
         });
+        let changed = map_each(threads, taken.collect(), |(node, operand, orders, tensor)| {
+            let mut tensor = Arc::unwrap_or_clone(tensor);
+            for (axis, order) in &orders {
+                reorder(&mut tensor, *axis, order);
+            }
+            (node, operand, orders, Arc::new(tensor))
+        });
         for (node, operand, orders, tensor) in changed {
-            install(graph, &mut readers, (node, operand), &orders, tensor);
+            install(graph, (node, operand), &orders, tensor);
         }
     }
     let ids = (0..bundles.parents.len() as u32).map(ValueId);
@@ -202,18 +207,10 @@ fn operands(node: &Node, role: Role) -> impl Iterator<Item = (usize, usize)> {
     [(1, axis)].into_iter().chain(bias.then_some((2, 0)))
 }
 
-/// Puts `tensor` in the place of a constant operand of a node: the same in other orders along some axes, as its scales are
-/// then where they go along these.
-fn install(
-    graph: &mut Graph,
-    readers: &mut Vec<Vec<usize>>,
-    (node, operand): (usize, usize),
-    orders: &[(usize, Arc<[u32]>)],
-    tensor: Arc<Tensor>,
-) {
+/// Takes a constant operand of a node out of the graph; where others read it as it is, the node gets a value of its own.
+fn take(graph: &mut Graph, readers: &mut Vec<Vec<usize>>, (node, operand): (usize, usize)) -> Arc<Tensor> {
     let mut id = graph.nodes[node].input(operand).expect("a constant operand");
     if readers[id.0 as usize].len() > 1 || graph.outputs.contains(&id) {
-        // Others read it as it is.
         let at = readers[id.0 as usize].iter().position(|reader| *reader == node).expect("it reads this");
         readers[id.0 as usize].remove(at);
         let mut value = graph.value(id).clone();
@@ -222,7 +219,17 @@ fn install(
         readers.push(vec![node]);
         graph.nodes[node].inputs[operand] = Some(id);
     }
-    let value = graph.value_mut(id);
+    graph.value_mut(id).constant.take().expect("a constant operand")
+}
+
+/// Puts a constant operand of a node back, in other orders along some axes, and its scales where they go along these.
+fn install(
+    graph: &mut Graph,
+    (node, operand): (usize, usize),
+    orders: &[(usize, Arc<[u32]>)],
+    tensor: Arc<Tensor>,
+) {
+    let value = graph.value_mut(graph.nodes[node].input(operand).expect("a constant operand"));
     value.constant = Some(tensor);
     for (axis, order) in orders {
         if let Some(params) = value.qparams.as_mut().filter(|params| params.axis == Some(*axis)) {
@@ -233,33 +240,56 @@ fn install(
     }
 }
 
-/// A tensor with the slices along an axis in another order.
-fn reordered(tensor: &Tensor, axis: usize, order: &[u32]) -> Tensor {
+/// Brings the slices of a tensor along an axis to another order. Where they lie, since weights in two places are memory
+/// that nobody gives back.
+fn reorder(tensor: &mut Tensor, axis: usize, order: &[u32]) {
     let slice: usize = tensor.shape()[axis + 1..].iter().product::<usize>() * tensor.dtype().size();
-    let mut to = Tensor::zeros(tensor.dtype(), tensor.shape());
-    let (from, view) = (tensor.view().bytes, to.view_mut());
     let whole = slice * order.len();
-    if whole > 0 {
-        for (from, to) in from.chunks_exact(whole).zip(view.bytes.chunks_exact_mut(whole)) {
-            match slice {
-                // Most weights are of 1x1 and 3x3 windows: a call for each would take several times as long.
-                1 => in_order::<1>(from, order, to),
-                9 => in_order::<9>(from, order, to),
-                _ => {
-                    for (&channel, to) in order.iter().zip(to.chunks_exact_mut(slice)) {
-                        to.copy_from_slice(&from[channel as usize * slice..][..slice]);
-                    }
-                }
-            }
+    if whole == 0 {
+        return;
+    }
+    let mut room = Vec::new();
+    for block in tensor.view_mut().bytes.chunks_exact_mut(whole) {
+        match slice {
+            // Most weights are of 1x1 and 3x3 windows: a call for each would take several times as long.
+            1 => reorder_short::<1>(block, order, &mut room),
+            9 => reorder_short::<9>(block, order, &mut room),
+            _ => reorder_long(block, order, slice, &mut room),
         }
     }
-    to
 }
 
-/// Slices of `N` bytes in another order.
-fn in_order<const N: usize>(from: &[u8], order: &[u32], to: &mut [u8]) {
-    let from = from.as_chunks::<N>().0;
-    to.as_chunks_mut::<N>().0.iter_mut().zip(order).for_each(|(to, &channel)| *to = from[channel as usize]);
+/// Slices of `N` bytes.
+fn reorder_short<const N: usize>(bytes: &mut [u8], order: &[u32], room: &mut Vec<u8>) {
+    room.clear();
+    room.extend_from_slice(bytes);
+    let from = room.as_chunks::<N>().0;
+    bytes
+        .as_chunks_mut::<N>()
+        .0
+        .iter_mut()
+        .zip(order)
+        .for_each(|(to, &channel)| *to = from[channel as usize]);
+}
+
+/// Slices of `len` bytes: what goes to a place comes from another, until that is the first one again.
+fn reorder_long(bytes: &mut [u8], order: &[u32], len: usize, room: &mut Vec<u8>) {
+    let mut done = vec![false; order.len()];
+    for first in 0..order.len() {
+        if std::mem::replace(&mut done[first], true) {
+            continue;
+        }
+        room.clear();
+        room.extend_from_slice(&bytes[first * len..][..len]);
+        let mut to = first;
+        while order[to] as usize != first {
+            let from = order[to] as usize;
+            bytes.copy_within(from * len..(from + 1) * len, to * len);
+            done[from] = true;
+            to = from;
+        }
+        bytes[to * len..][..len].copy_from_slice(room);
+    }
 }
 
 /// Values whose channels stand for each other.
@@ -603,6 +633,43 @@ mod tests {
         assert_eq!(order_channels(&mut graph, Isa::best(), 1).len(), 1);
         assert_eq!(constants(&graph), before);
         assert_ne!(graph.nodes[0].input(1), Some(seen[0]));
+    }
+
+    fn reordered(tensor: &Tensor, axis: usize, order: &[u32]) -> Tensor {
+        let mut tensor = tensor.clone();
+        reorder(&mut tensor, axis, order);
+        tensor
+    }
+
+    #[test]
+    fn slices_of_every_length_are_brought_to_an_order() {
+        let order = [3, 0, 2, 5, 4, 1, 6];
+        for (shape, axis) in [
+            ([7, 1, 1], 0),
+            ([1, 7, 1], 1),
+            ([2, 7, 9], 1),
+            ([7, 2, 9], 0),
+            ([3, 7, 5], 1),
+            ([2, 3, 7], 2),
+            ([7, 0, 3], 0),
+        ] {
+            let values: Vec<i16> = (0..shape.iter().product::<usize>() as i16).collect();
+            let bytes: Vec<u8> = values.iter().map(|&v| v as u8).collect();
+            let slice: usize = shape[axis + 1..].iter().product();
+            let from = |i: usize| {
+                let (before, channel, within) = (i / slice / 7, i / slice % 7, i % slice);
+                (before * 7 + order[channel] as usize) * slice + within
+            };
+            let want: Vec<i16> = (0..values.len()).map(|i| values[from(i)]).collect();
+            let got = reordered(&Tensor::from_slice(&shape, &values), axis, &order);
+            assert_eq!(got.slice::<i16>(), want, "{shape:?} {axis}");
+            let got = reordered(&Tensor::from_slice(&shape, &bytes), axis, &order);
+            assert_eq!(
+                got.slice::<u8>(),
+                want.iter().map(|&v| v as u8).collect::<Vec<_>>(),
+                "{shape:?} {axis}"
+            );
+        }
     }
 
     /// Of weights `[24, 12, 1, 1]`, as `[12, 24]`.
