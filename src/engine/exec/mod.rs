@@ -26,6 +26,7 @@ mod ops_typed;
 mod others;
 mod plan;
 mod products;
+mod reorder;
 pub mod runner;
 pub mod session;
 mod step;

@@ -139,8 +139,8 @@ pub(super) fn join(first: impl FnOnce() + Send, second: impl FnOnce() + Send) {
     );
 }
 
-/// What `work` makes of each item, in their order, with up to `threads` threads: for work of milliseconds, of which each
-/// thread takes what it comes to.
+/// What `work` makes of each item, in their order, with the threads of the pool where `threads` allows more than one: for
+/// work of milliseconds, of which each takes what it comes to.
 ///
 /// Who waits for the others is given whatever the pool has to do, so the caller must hold nothing that this may ask for.
 pub(in crate::engine) fn map_each<T: Send, R: Send>(
