@@ -18,9 +18,8 @@ pub(crate) fn watched(request: Request<Incoming>) -> Request {
     // Nothing comes before it is asked for, and to read asks for it.
     let waits = request.headers().contains_key(header::EXPECT);
     match request.version() {
-        Version::HTTP_10 | Version::HTTP_11 => {
-            request.map(|body| Body::new(Watched { body: Some(body), is_asked_for: !waits }))
-        }
+        Version::HTTP_10 | Version::HTTP_11 => request
+            .map(|body| Body::new(Watched { body: Some(body), is_asked_for: !waits, patience: PATIENCE })),
         _ => request.map(Body::new),
     }
 }
@@ -30,6 +29,7 @@ struct Watched<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> {
     body: Option<B>,
     /// Whether the client sends it.
     is_asked_for: bool,
+    patience: Duration,
 }
 
 impl<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> HttpBody for Watched<B> {
@@ -70,7 +70,7 @@ impl<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> Drop for Watched<B> {
         let to_its_end = async move {
             while let Some(Ok(_)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {}
         };
-        runtime.spawn(tokio::time::timeout(PATIENCE, to_its_end));
+        runtime.spawn(tokio::time::timeout(self.patience, to_its_end));
     }
 }
 
@@ -116,28 +116,36 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    async fn until(is_so: impl Fn() -> bool) {
+        let in_time = tokio::time::timeout(Duration::from_secs(10), async {
+            while !is_so() {
+                tokio::task::yield_now().await;
+            }
+        });
+        in_time.await.expect("in time");
+    }
+
+    #[tokio::test]
     async fn what_is_left_is_read_where_the_client_sends_it() {
-        let parts = || Parts::of(&[Some(b"a"), Some(b"b"), Some(b"c")]);
         for (is_asked_for, reads, left) in [(true, 0, 0), (true, 1, 0), (false, 0, 3), (false, 1, 0)] {
-            let parts = parts();
-            let mut body = Watched { body: Some(parts.clone()), is_asked_for };
+            let parts = Parts::of(&[Some(b"a"), Some(b"b"), Some(b"c")]);
+            let mut body = Watched { body: Some(parts.clone()), is_asked_for, patience: PATIENCE };
             for _ in 0..reads {
                 std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.unwrap().unwrap();
             }
             drop(body);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            until(|| Arc::strong_count(&parts.0) == 1).await;
             assert_eq!(parts.left(), left, "{is_asked_for} {reads}");
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_goes_on_for_ever_is_left() {
         let parts = Parts::of(&[Some(b"a"), None]);
-        drop(Watched { body: Some(parts.clone()), is_asked_for: true });
-        tokio::time::sleep(PATIENCE - Duration::from_millis(10)).await;
-        assert_eq!(Arc::strong_count(&parts.0), 2, "it is waited for");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        assert_eq!(Arc::strong_count(&parts.0), 1);
+        let patience = Duration::from_millis(30);
+        drop(Watched { body: Some(parts.clone()), is_asked_for: true, patience });
+        until(|| parts.left() == 0).await;
+        assert_eq!(Arc::strong_count(&parts.0), 2, "more is waited for");
+        until(|| Arc::strong_count(&parts.0) == 1).await;
     }
 }
