@@ -52,6 +52,9 @@ impl Order {
     }
 }
 
+/// An axis of a tensor, and which slice along it stands where.
+type Along = (usize, Arc<[u32]>);
+
 /// What a node with constant weights does with the channels of a value.
 #[derive(Clone, Copy)]
 enum Role {
@@ -85,7 +88,7 @@ pub(super) fn order_channels(graph: &mut Graph, isa: Isa, threads: usize) -> Has
             let channels = bundles.all[root].channels.expect("of those that are open");
             order_of(graph, isa, channels, products(graph, &members[&root]))
         });
-        let mut changes: BTreeMap<(usize, usize), Vec<(usize, Arc<[u32]>)>> = BTreeMap::new();
+        let mut changes: BTreeMap<(usize, usize), Vec<Along>> = BTreeMap::new();
         for (&root, order) in roots.iter().zip(orders) {
             let Some(order) = order else { continue };
             for &(node, role) in &members[&root] {
@@ -224,12 +227,7 @@ fn take(graph: &mut Graph, readers: &mut Vec<Vec<usize>>, (node, operand): (usiz
 }
 
 /// Puts a constant operand of a node back, in other orders along some axes, and its scales where they go along these.
-fn install(
-    graph: &mut Graph,
-    (node, operand): (usize, usize),
-    orders: &[(usize, Arc<[u32]>)],
-    tensor: Arc<Tensor>,
-) {
+fn install(graph: &mut Graph, (node, operand): (usize, usize), orders: &[Along], tensor: Arc<Tensor>) {
     let value = graph.value_mut(graph.nodes[node].input(operand).expect("a constant operand"));
     value.constant = Some(tensor);
     for (axis, order) in orders {

@@ -301,9 +301,11 @@ impl Packer {
         for &quad in &self.wides {
             offsets.push(quad * QUAD as u16);
             let pairs = self.weights[usize::from(quad)].as_chunks::<2>().0;
-            for odd in 0..2 {
-                let halves: [i16; 2 * COLUMNS] = std::array::from_fn(|lane| i16::from(pairs[lane][odd]));
-                weights.extend_from_slice(&bytemuck::cast_slice(&halves)[..bytes]);
+            let half = |odd: usize| -> [i16; 2 * COLUMNS] {
+                std::array::from_fn(|lane| i16::from(pairs[lane][odd]))
+            };
+            for half in [half(0), half(1)] {
+                weights.extend_from_slice(&bytemuck::cast_slice(&half)[..bytes]);
             }
         }
         Counts { pairs: self.pairs.len(), singles: self.singles.len(), wides: self.wides.len() }
